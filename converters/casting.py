@@ -1,0 +1,72 @@
+"""Changing the dtype of tensors while they are written or loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vit_hub.converters.tensors import Array, LazyTensor
+from vit_hub.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["cast", "to_torch", "torch_dtype"]
+
+_TORCH_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a safetensors dtype name or of torch's own name (``BF16``, ``bfloat16``).
+
+    Raises:
+        ConfigError: there is no such dtype.
+    """
+    import torch
+
+    found = getattr(torch, _TORCH_NAMES.get(name, name), None)
+    if not isinstance(found, torch.dtype):
+        raise ConfigError(f"dtype {name!r} is not known", hint=f"known: {', '.join(_TORCH_NAMES[f] for f in _FLOATS)}")
+    return found
+
+
+def to_torch(tensor: LazyTensor) -> torch.Tensor:
+    """Reads a tensor, sharing the file's memory where it is contiguous there."""
+    import numpy as np
+    import torch
+
+    found = torch.from_numpy(np.require(tensor.read(), requirements=["C", "A"]).reshape(tensor.shape))
+    return found.view(torch.bfloat16) if tensor.dtype == "BF16" else found
+
+
+def cast(tensor: LazyTensor, dtype: str) -> LazyTensor:
+    """The same tensor in another floating-point dtype, rounded to nearest even when read.
+
+    Raises:
+        ConfigError: ``dtype`` is not a floating-point dtype.
+    """
+    names = {**{name: name for name in _FLOATS}, **{_TORCH_NAMES[name]: name for name in _FLOATS}}
+    if dtype not in names:
+        raise ConfigError(f"dtype {dtype!r} is not a floating-point dtype", hint=f"known: {', '.join(names)}")
+    target = names[dtype]
+    if tensor.dtype == target or tensor.dtype not in _FLOATS:
+        return tensor
+
+    def read() -> Array:
+        import torch
+
+        values = to_torch(tensor).to(torch_dtype(target))
+        return (values.view(torch.uint16) if target == "BF16" else values).numpy()
+
+    return LazyTensor(target, tensor.shape, read)

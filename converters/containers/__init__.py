@@ -1,0 +1,159 @@
+"""Files of tensors: safetensors, npz and PyTorch, opened by content, read lazily and written one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vit_hub.converters.containers.atomic import atomic_path
+from vit_hub.converters.containers.folder import find_weights, read_index, read_sidecars
+from vit_hub.converters.containers.mapped import chunks
+from vit_hub.converters.containers.npz import read_npz, write_npz
+from vit_hub.converters.containers.safetensors_file import read_safetensors, write_safetensors
+from vit_hub.converters.containers.sniff import sniff
+from vit_hub.converters.containers.torch_file import read_torch, write_torch
+from vit_hub.converters.tensors import DTYPES, LazyTensor
+from vit_hub.errors import CheckpointError
+
+__all__ = ["CONTAINER_SUFFIXES", "Source", "atomic_path", "open_source", "write_tensors"]
+
+# How files are customarily named when they are written; reading never looks at the name.
+CONTAINER_SUFFIXES: dict[str, str] = {
+    ".safetensors": "safetensors",
+    ".npz": "npz",
+    ".pth": "torch",
+    ".pt": "torch",
+    ".bin": "torch",
+    ".tar": "torch",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened checkpoint: everything known from headers, no values read yet.
+
+    Attributes:
+        path: as given, a file or a folder.
+        container: ``safetensors``, ``npz`` or ``torch``.
+        tensors: name -> tensor in the file's order; names of nested dicts are joined by ``/``. The arrays are
+            writable without changing the file, and those of an npz are often not aligned to their item size.
+        metadata: what a safetensors file says about itself; empty for the others.
+        sidecars: JSON files beside the weights, file name -> contents.
+        files: the files that hold the weights.
+    """
+
+    path: Path
+    container: str
+    tensors: dict[str, LazyTensor]
+    metadata: dict[str, str]
+    sidecars: dict[str, dict[str, Any]]
+    files: tuple[Path, ...]
+
+
+def open_source(path: str | Path) -> Source:
+    """Open a weight file, the index of a sharded one, or a folder that holds either. The content decides what it is.
+
+    Raises:
+        CheckpointError: missing, damaged, incomplete or ambiguous.
+        UnknownFormatError: not a checkpoint of a known container.
+        UnsafeCheckpointError: a checkpoint that could run code when read.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            weights = find_weights(path)
+        elif path.is_file():
+            weights = path
+        else:
+            what = "not a regular file" if path.exists() else "no such file or folder"
+            raise CheckpointError(f"{path}: {what}", hint="check the path")
+        container = sniff(weights)
+        if container == "index":
+            container, tensors, metadata, files = _read_shards(weights)
+        else:
+            (tensors, metadata), files = _read(weights, container), (weights,)
+        return Source(path, container, tensors, metadata, read_sidecars(path, weights), files)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}", hint="check the file and its permissions") from error
+
+
+def _read(path: Path, container: str) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+    if container == "safetensors":
+        return read_safetensors(path)
+    return (read_npz if container == "npz" else read_torch)(path), {}
+
+
+def _read_shards(index: Path) -> tuple[str, dict[str, LazyTensor], dict[str, str], tuple[Path, ...]]:
+    shards = read_index(index)
+    containers = {shard: sniff(shard) for shard in shards}
+    kinds = set(containers.values())
+    if len(kinds) > 1 or "index" in kinds:
+        raise CheckpointError(f"{index}: its files are of several kinds: {', '.join(sorted(kinds))}")
+    tensors: dict[str, LazyTensor] = {}
+    metadata: dict[str, str] = {}
+    for shard, names in shards.items():
+        held, about = _read(shard, containers[shard])
+        missing = [name for name in names if name not in held]
+        if missing:
+            raise CheckpointError(
+                f"{shard}: tensor {missing[0]!r} is not in this file, where {index.name} says it is",
+                hint="the files are of different versions: fetch them all again",
+            )
+        twice = tensors.keys() & held.keys()
+        if twice:
+            raise CheckpointError(f"{shard}: tensor {min(twice)!r} is also in another file of {index.name}")
+        tensors |= held
+        metadata |= about
+    return kinds.pop(), tensors, metadata, tuple(shards)
+
+
+def write_tensors(
+    path: Path,
+    container: str,
+    tensors: Mapping[str, LazyTensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write tensors one at a time to a file that appears whole or not at all; equal input gives equal bytes.
+
+    Args:
+        path: the file; its folder is made if missing.
+        container: ``safetensors``, ``npz``, or ``torch``, where a ``/`` in a name opens a nested dict.
+        tensors: name -> tensor, in the order to be written.
+        metadata: text for the header of a safetensors file; the others have no place for it.
+        progress: called with the number of bytes of values written since the last call.
+
+    Raises:
+        CheckpointError: the file cannot be written, or a tensor's values are not what its header says.
+        ValueError: an unknown container.
+    """
+    if container not in CONTAINER_SUFFIXES.values():
+        raise ValueError(f"there is no container {container!r}")
+    pieces = partial(_pieces, tensors, progress)
+    with atomic_path(path) as temporary:
+        if container == "safetensors":
+            write_safetensors(temporary, tensors, metadata or {}, pieces)
+        elif container == "npz":
+            write_npz(temporary, tensors, pieces)
+        else:
+            write_torch(temporary, tensors, pieces)
+
+
+def _pieces(
+    tensors: Mapping[str, LazyTensor], progress: Callable[[int], None] | None, name: str
+) -> Iterator[memoryview]:
+    tensor = tensors[name]
+    array = tensor.read()
+    if array.shape != tensor.shape or array.dtype != DTYPES[tensor.dtype]:
+        raise CheckpointError(
+            f"tensor {name!r}: {tensor.dtype} {tensor.shape} expected, {array.dtype} {array.shape} read",
+            hint="the file was changed while it was read",
+        )
+    for piece in chunks(array):
+        yield piece
+        if progress:
+            progress(piece.nbytes)

@@ -1,0 +1,192 @@
+"""Zip archives of numpy and torch: checked before anything is unpacked, and written with stored, aligned members."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from vit_hub.converters.containers.mapped import MappedFile
+from vit_hub.errors import CheckpointError
+
+__all__ = ["Member", "StoredZip", "check_expansion", "read_directory", "read_member", "read_members", "stored_zip"]
+
+# PKWARE APPNOTE.TXT 4.3.7: signature, ..., file name length, extra field length.
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_ENCRYPTED = 0x1
+_BOMB_BYTES = 64 << 20
+_BOMB_RATIO = 100
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of a checked archive.
+
+    Attributes:
+        name: as in the archive.
+        offset: of the (compressed) data in the file.
+        stored: bytes in the file.
+        size: bytes of the contents.
+        crc: CRC-32 of the contents.
+        compressed: deflated rather than stored as it is.
+    """
+
+    name: str
+    offset: int
+    stored: int
+    size: int
+    crc: int
+    compressed: bool
+
+
+def check_expansion(path: Path, what: str, size: int, stored: int) -> None:
+    """Refuse what would take far more memory or disk than it has in the file.
+
+    Raises:
+        CheckpointError: more than 64 MiB and more than 100 times the stored size.
+    """
+    if size > _BOMB_BYTES and size > _BOMB_RATIO * stored:
+        raise CheckpointError(
+            f"{path}: {what} would expand from {stored:,} to {size:,} bytes: refused as a decompression bomb",
+            hint=f"files over {_BOMB_BYTES >> 20} MiB may expand at most {_BOMB_RATIO} times; "
+            "if you trust this one, save it again uncompressed",
+        )
+
+
+def read_directory(path: Path) -> tuple[list[zipfile.ZipInfo], int]:
+    """What an archive says it holds, and where its directory begins.
+
+    Raises:
+        CheckpointError: damaged or truncated archive.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.infolist(), archive.start_dir
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error) as error:
+        raise CheckpointError(
+            f"{path}: damaged or truncated zip archive of {path.stat().st_size:,} bytes: {error}",
+            hint="fetch the file again",
+        ) from error
+
+
+def read_members(file: MappedFile) -> dict[str, Member]:
+    """The members of a zip archive in the order of its directory, all checks done, nothing unpacked.
+
+    Raises:
+        CheckpointError: damaged, truncated or encrypted archive, an unknown compression, duplicated names,
+            overlapping members, or a decompression bomb.
+    """
+    path = file.path
+    infos, end = read_directory(path)
+    members: dict[str, Member] = {}
+    for info in infos:
+        if info.filename in members:
+            raise CheckpointError(f"{path}: the archive holds {info.filename!r} twice", hint="save the file again")
+        members[info.filename] = _member(file, info)
+    _check_layout(path, infos, members, end)
+    check_expansion(
+        path,
+        "the archive",
+        sum(member.size for member in members.values()),
+        sum(member.stored for member in members.values()),
+    )
+    return members
+
+
+def _member(file: MappedFile, info: zipfile.ZipInfo) -> Member:
+    where = f"{file.path}: member {info.filename!r}"
+    if info.flag_bits & _ENCRYPTED:
+        raise CheckpointError(f"{where} is encrypted", hint="save the file again without a password")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise CheckpointError(
+            f"{where} is compressed by method {info.compress_type}", hint="only stored and deflated members are read"
+        )
+    compressed = info.compress_type == zipfile.ZIP_DEFLATED
+    if not compressed and info.compress_size != info.file_size:
+        raise CheckpointError(
+            f"{where}: {info.compress_size:,} bytes stored, {info.file_size:,} declared", hint="the archive is damaged"
+        )
+    header = file.bytes(info.header_offset, _LOCAL_HEADER.size)
+    if len(header) < _LOCAL_HEADER.size:
+        raise CheckpointError(f"{where} begins beyond the end of the file", hint="the archive is damaged")
+    signature, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+    if signature != b"PK\x03\x04":
+        raise CheckpointError(f"{where}: no member begins at byte {info.header_offset:,}", hint="the file is damaged")
+    offset = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+    return Member(info.filename, offset, info.compress_size, info.file_size, info.CRC, compressed)
+
+
+def _check_layout(path: Path, infos: list[zipfile.ZipInfo], members: dict[str, Member], end: int) -> None:
+    ordered = sorted(infos, key=lambda info: info.header_offset)
+    for info, limit in zip(ordered, [*(info.header_offset for info in ordered[1:]), end], strict=True):
+        member = members[info.filename]
+        if member.offset + member.stored > limit:
+            raise CheckpointError(
+                f"{path}: member {info.filename!r} ends at byte {member.offset + member.stored:,}, "
+                f"beyond {limit:,} where the next part of the archive begins",
+                hint="the archive is damaged or made to deceive",
+            )
+
+
+def read_member(file: MappedFile, member: Member, limit: int | None = None) -> bytearray:
+    """The contents of a member, unpacked; only the first ``limit`` bytes where that is given.
+
+    Raises:
+        CheckpointError: the contents are not those that the archive declares.
+    """
+    size = member.size if limit is None else min(limit, member.size)
+    if member.compressed:
+        # One byte more than allowed tells a member that is longer than it says.
+        stored = file.bytes(member.offset, member.stored if limit is None else min(member.stored, 2 * limit + 1024))
+        try:
+            data = bytearray(zlib.decompressobj(-zlib.MAX_WBITS).decompress(stored, size + 1))
+        except zlib.error as error:
+            raise CheckpointError(f"{file.path}: member {member.name!r} cannot be unpacked: {error}") from error
+        if limit is not None:
+            del data[size:]
+    else:
+        data = bytearray(file.bytes(member.offset, size))
+    if len(data) != size or (limit is None and zlib.crc32(data) != member.crc):
+        raise CheckpointError(
+            f"{file.path}: member {member.name!r} does not hold the {member.size:,} bytes that the archive declares",
+            hint="the file is damaged: fetch it again",
+        )
+    return data
+
+
+class StoredZip:
+    """Writes members one after the other, uncompressed, dated 1980: the same input gives the same bytes."""
+
+    def __init__(self, archive: zipfile.ZipFile, file: BinaryIO) -> None:
+        self._archive = archive
+        self._file = file
+
+    def add(self, name: str, parts: Iterable[bytes | memoryview]) -> None:
+        """Write one member, its data at a multiple of 64 bytes of the file so that it can be mapped."""
+        info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+        info.create_system = 3
+        info.external_attr = 0o644 << 16
+        # The local header is followed by the name, this padding field (id "FB", as torch's own) and 20 bytes of zip64.
+        start = self._file.tell() + _LOCAL_HEADER.size + len(name.encode()) + 4 + 20
+        padding = -start % _ALIGNMENT
+        info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+        with self._archive.open(info, "w", force_zip64=True) as member:
+            for part in parts:
+                member.write(part)
+
+
+@contextmanager
+def stored_zip(path: Path) -> Iterator[StoredZip]:
+    """Open a new archive for writing.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with path.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        yield StoredZip(archive, file)

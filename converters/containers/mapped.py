@@ -1,0 +1,115 @@
+"""Values read straight from files: mapped memory that is given back, and copying without a second copy in memory."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Generic, TypeVar
+from weakref import finalize
+
+import numpy as np
+
+from vit_hub.converters.tensors import Array
+from vit_hub.errors import CheckpointError
+
+__all__ = ["MappedFile", "Renewed", "chunks"]
+
+T = TypeVar("T")
+
+# Pages of a mapped file count as the process's memory once touched, until their mapping goes. So a new mapping is made
+# after this many bytes; the old one lives as long as somebody holds an array of it. Each mapping costs a file handle,
+# hence at most 128 of them for one file.
+_GENERATION_BYTES = 32 << 20
+_MOST_GENERATIONS = 128
+_CHUNK_BYTES = 2 << 20
+_TILE = 128
+
+
+class Renewed(Generic[T]):
+    """A resource over mapped memory that is opened anew whenever enough of it was read."""
+
+    def __init__(self, opener: Callable[[], T], size: int) -> None:
+        self._opener = opener
+        self._budget = max(_GENERATION_BYTES, size // _MOST_GENERATIONS)
+        self._current: T | None = None
+        self._read = 0
+
+    def take(self, nbytes: int) -> T:
+        """The resource, of which the caller is going to read ``nbytes``."""
+        if self._current is None or self._read + nbytes > self._budget:
+            self._current = None
+            self._current = self._opener()
+            self._read = 0
+        self._read += nbytes
+        return self._current
+
+
+class MappedFile:
+    """A file whose arrays are copy-on-write views of mapped memory.
+
+    The file stays open, so that later reads see the same bytes even when another file took its name meanwhile.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("rb")
+        finalize(self, self._file.close)
+        self.size = self._file.seek(0, 2)
+        self._mapping = Renewed(self._map, self.size)
+
+    def _map(self) -> mmap.mmap:
+        try:
+            return mmap.mmap(self._file.fileno(), self.size, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path}: cannot be mapped into memory: {error}", hint="was the file changed while it was read?"
+            ) from error
+
+    def bytes(self, offset: int, size: int) -> bytes:
+        """A copy of ``size`` bytes from ``offset``; fewer where the file ends before."""
+        self._file.seek(offset)
+        return self._file.read(size)
+
+    def array(
+        self, offset: int, dtype: np.dtype[np.generic], shape: tuple[int, ...], *, fortran: bool = False
+    ) -> Array:
+        """The values at ``offset``, which need not be a multiple of the item size (see ``ndarray.flags.aligned``)."""
+        mapping = self._mapping.take(math.prod(shape) * dtype.itemsize)
+        array: Array = np.ndarray(shape, dtype, buffer=mapping, offset=offset, order="F" if fortran else "C")
+        return array
+
+
+def chunks(array: Array) -> Iterator[memoryview]:
+    """The bytes of an array in row-major order, in pieces of some megabytes.
+
+    A contiguous array is not copied; of any other only a piece at a time is.
+    """
+    array = np.atleast_1d(np.squeeze(array))
+    if array.flags.c_contiguous:
+        flat = array.reshape(-1).view(np.uint8).data
+        for start in range(0, flat.nbytes, _CHUNK_BYTES):
+            yield flat[start : start + _CHUNK_BYTES]
+        return
+    rows = max(1, _CHUNK_BYTES * array.shape[0] // array.nbytes)
+    for start in range(0, array.shape[0], rows):
+        yield _contiguous(array[start : start + rows]).reshape(-1).view(np.uint8).data
+
+
+def _contiguous(array: Array) -> Array:
+    """A row-major copy, made tile by tile: numpy's own of a transposed matrix misses the cache at every element."""
+    fastest = int(np.argmin(np.abs(array.strides)))
+    if fastest == array.ndim - 1:
+        return np.ascontiguousarray(array)
+    copy: Array = np.empty(array.shape, array.dtype)
+    for start in range(0, array.shape[fastest], _TILE):
+        for column in range(0, array.shape[-1], _TILE):
+            tile = [slice(None)] * array.ndim
+            tile[-1] = slice(column, column + _TILE)
+            tile[fastest] = slice(start, start + _TILE)
+            copy[tuple(tile)] = array[tuple(tile)]
+    return copy

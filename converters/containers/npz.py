@@ -1,0 +1,122 @@
+"""numpy's npz: a zip archive of npy files (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html)."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from vit_hub.converters.containers.archive import Member, read_member, read_members, stored_zip
+from vit_hub.converters.containers.mapped import MappedFile
+from vit_hub.converters.tensors import DTYPES, Array, LazyTensor
+from vit_hub.errors import CheckpointError, UnsafeCheckpointError
+
+__all__ = ["read_npz", "write_npz"]
+
+_SUFFIX = ".npy"
+# Longer headers are not of plain arrays; numpy itself refuses those above 10,000 bytes.
+_HEADER_BYTES = 12_000
+# numpy has no bfloat16: such arrays are saved as two bytes of no known type.
+_VOID = np.dtype("V2")
+_NAMES = {carrier: name for name, carrier in DTYPES.items() if name != "BF16"} | {_VOID: "BF16"}
+
+
+def read_npz(path: Path) -> dict[str, LazyTensor]:
+    """The arrays of an npz file, name without ``.npy`` -> tensor, in the file's order.
+
+    Stored members are views of the mapped file (often not aligned to their item size); compressed ones are unpacked
+    whole at each read.
+
+    Raises:
+        CheckpointError: damaged archive, or a member that is not a plain array.
+        UnsafeCheckpointError: a member that holds pickled objects.
+    """
+    file = MappedFile(path)
+    tensors: dict[str, LazyTensor] = {}
+    for member in read_members(file).values():
+        if not member.name.endswith(_SUFFIX):
+            raise CheckpointError(
+                f"{path}: member {member.name!r} of the npz archive is not an array", hint="expected only .npy members"
+            )
+        tensors[member.name[: -len(_SUFFIX)]] = _tensor(file, member)
+    return tensors
+
+
+def _tensor(file: MappedFile, member: Member) -> LazyTensor:
+    where = f"{file.path}: member {member.name!r}"
+    header = io.BytesIO(read_member(file, member, _HEADER_BYTES))
+    try:
+        version = np.lib.format.read_magic(header)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
+        elif version == (2, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(header)
+        else:
+            raise ValueError(f"npy version {version}")
+    # The header is a Python literal: parsing a malformed one raises nearly anything.
+    except Exception as error:
+        raise CheckpointError(
+            f"{where} is not an array: {str(error).splitlines()[0]}", hint="the file is damaged or not an npz of arrays"
+        ) from error
+    if dtype.hasobject:
+        raise UnsafeCheckpointError(
+            f"{where} holds pickled Python objects, which could run any code when read",
+            hint="save it again as plain arrays on a machine you trust",
+        )
+    name = _NAMES.get(dtype)
+    if name is None:
+        raise CheckpointError(f"{where} has dtype {dtype.str!r}", hint=f"read are {', '.join(DTYPES)}")
+    if any(axis < 0 for axis in shape):
+        raise CheckpointError(f"{where} has shape {shape}", hint="the file is damaged")
+    start, expected = header.tell(), math.prod(shape) * dtype.itemsize
+    if member.size - start != expected:
+        raise CheckpointError(
+            f"{where}: {expected:,} bytes expected for shape {shape} and dtype {dtype.str!r}, "
+            f"{member.size - start:,} declared",
+            hint="the file is damaged: fetch it again",
+        )
+    reader = _unpack if member.compressed else _map
+    return LazyTensor(name, tuple(shape), partial(reader, file, member, start, DTYPES[name], tuple(shape), fortran))
+
+
+def _map(
+    file: MappedFile, member: Member, start: int, dtype: np.dtype[np.generic], shape: tuple[int, ...], fortran: bool
+) -> Array:
+    return file.array(member.offset + start, dtype, shape, fortran=fortran)
+
+
+def _unpack(
+    file: MappedFile, member: Member, start: int, dtype: np.dtype[np.generic], shape: tuple[int, ...], fortran: bool
+) -> Array:
+    data = read_member(file, member)
+    array: Array = np.ndarray(shape, dtype, buffer=data, offset=start, order="F" if fortran else "C")
+    return array
+
+
+def write_npz(path: Path, tensors: Mapping[str, LazyTensor], pieces: Callable[[str], Iterator[memoryview]]) -> None:
+    """Write as ``np.savez`` does, one tensor at a time.
+
+    Args:
+        path: new file.
+        tensors: name -> tensor; the member's name gets ``.npy`` appended.
+        pieces: gives a tensor's bytes.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with stored_zip(path) as archive:
+        for name, tensor in tensors.items():
+            archive.add(name + _SUFFIX, _npy(tensor, partial(pieces, name)))
+
+
+def _npy(tensor: LazyTensor, pieces: Callable[[], Iterator[memoryview]]) -> Iterator[bytes | memoryview]:
+    dtype = _VOID if tensor.dtype == "BF16" else DTYPES[tensor.dtype]
+    header = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": tensor.shape})
+    yield header.getvalue()
+    yield from pieces()

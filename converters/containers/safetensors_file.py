@@ -1,0 +1,141 @@
+"""safetensors files (https://github.com/huggingface/safetensors#format): a JSON header, then the values.
+
+The package validates a file; reading and writing are done here, because its reader gives no writable mapped arrays
+and its writer wants every tensor in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from vit_hub.converters.containers.mapped import MappedFile
+from vit_hub.converters.tensors import DTYPES, Array, LazyTensor
+from vit_hub.errors import CheckpointError
+
+__all__ = ["MAX_HEADER_BYTES", "read_safetensors", "write_safetensors"]
+
+MAX_HEADER_BYTES = 100_000_000  # the package's own limit
+_LENGTH = struct.Struct("<Q")
+_METADATA = "__metadata__"
+_ALIGNMENT = 64
+_AGAIN = "the file is damaged or incomplete: fetch it again"
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+    """The tensors in the header's order, as views of the mapped file, and the metadata.
+
+    Raises:
+        CheckpointError: truncated or malformed file, duplicated names, or a dtype that no model here uses.
+    """
+    file = MappedFile(path)
+    header, start = _read_header(file)
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except (SafetensorError, ValueError) as error:
+        end = _data_end(header)
+        if end is not None and start + end != file.size:
+            raise CheckpointError(
+                f"{path}: {start + end:,} bytes expected, {file.size:,} found", hint=_AGAIN
+            ) from error
+        raise CheckpointError(f"{path}: not a valid safetensors file: {error}", hint=_AGAIN) from error
+    metadata = header.pop(_METADATA, None) or {}
+    return {name: _tensor(file, name, entry, start) for name, entry in header.items()}, metadata
+
+
+def _read_header(file: MappedFile) -> tuple[dict[str, Any], int]:
+    """The parsed header and the offset of the data."""
+    (length,) = _LENGTH.unpack(file.bytes(0, _LENGTH.size))
+    start = _LENGTH.size + length
+    if start > file.size:
+        raise CheckpointError(
+            f"{file.path}: a header of {length:,} bytes is announced, the file has {file.size:,} bytes", hint=_AGAIN
+        )
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"{file.path}: a header of {length:,} bytes is announced", hint=f"at most {MAX_HEADER_BYTES:,} are read"
+        )
+    try:
+        header = json.loads(file.bytes(_LENGTH.size, length), object_pairs_hook=partial(_without_duplicates, file.path))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file.path}: the safetensors header is not JSON: {error}", hint=_AGAIN) from error
+    return header, start
+
+
+def _without_duplicates(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in members:
+            raise CheckpointError(f"{path}: the safetensors header names {name!r} twice", hint="save the file again")
+        members[name] = value
+    return members
+
+
+def _data_end(header: dict[str, Any]) -> int | None:
+    """Where the data of a possibly malformed header ends, if it says so."""
+    try:
+        return max(int(entry["data_offsets"][1]) for name, entry in header.items() if name != _METADATA)
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None
+
+
+def _tensor(file: MappedFile, name: str, entry: dict[str, Any], start: int) -> LazyTensor:
+    dtype, shape = entry["dtype"], tuple(entry["shape"])
+    if dtype not in DTYPES:
+        raise CheckpointError(f"{file.path}: tensor {name!r} has dtype {dtype}", hint=f"read are {', '.join(DTYPES)}")
+    return LazyTensor(dtype, shape, partial(_read, file, start + entry["data_offsets"][0], DTYPES[dtype], shape))
+
+
+def _read(file: MappedFile, offset: int, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Array:
+    # Copies only where a writer did not align the data, which the format allows.
+    return np.require(file.array(offset, dtype, shape), requirements="A")
+
+
+def write_safetensors(
+    path: Path,
+    tensors: Mapping[str, LazyTensor],
+    metadata: Mapping[str, str],
+    pieces: Callable[[str], Iterator[memoryview]],
+) -> None:
+    """Write the header in the given order with the metadata's keys sorted, then one tensor at a time.
+
+    The format allows no gaps between tensors, and readers want each at a multiple of its item size; so the values of
+    the widest dtype come first, within a dtype in the given order. The data begins at a multiple of 64 bytes.
+
+    Args:
+        path: new file.
+        tensors: name -> tensor.
+        metadata: text to keep in the header.
+        pieces: gives a tensor's bytes.
+
+    Raises:
+        CheckpointError: a tensor has the name that the format reserves for the metadata.
+        OSError: it cannot be written.
+    """
+    if _METADATA in tensors:
+        raise CheckpointError(f"{path}: no tensor of a safetensors file can be named {_METADATA!r}")
+    stored = sorted(tensors, key=lambda name: -DTYPES[tensors[name].dtype].itemsize)
+    offsets: dict[str, tuple[int, int]] = {}
+    end = 0
+    for name in stored:
+        offsets[name] = (end, end + tensors[name].nbytes)
+        end += tensors[name].nbytes
+    header: dict[str, Any] = {_METADATA: dict(sorted(metadata.items()))} if metadata else {}
+    for name, tensor in tensors.items():
+        header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": offsets[name]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(_LENGTH.size + len(text)) % _ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(_LENGTH.pack(len(text)))
+        file.write(text)
+        for name in stored:
+            for piece in pieces(name):
+                file.write(piece)

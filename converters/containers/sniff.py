@@ -1,0 +1,86 @@
+"""What kind of file something is, by its first bytes and never by its name."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+
+from vit_hub.converters.containers.archive import read_directory
+from vit_hub.errors import CheckpointError, UnknownFormatError
+
+__all__ = ["sniff"]
+
+_HEAD_BYTES = 1024
+_READ = "read are safetensors, npz and PyTorch files, and folders of them"
+_LFS = b"version https://git-lfs"
+_KNOWN = (
+    (b"GGUF", "a GGUF file"),
+    (b"\x89HDF", "an HDF5 file (Keras weights?)"),
+    (b"\x93NUMPY", "a single npy array, not an npz archive"),
+    (b"\x1f\x8b", "gzip-compressed"),
+    (b"BZh", "bzip2-compressed"),
+    (b"\xfd7zXZ", "xz-compressed"),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed"),
+    (b"7z\xbc\xaf", "a 7-Zip archive"),
+    (b"\x89PNG", "an image"),
+    (b"\xff\xd8\xff", "an image"),
+    (b"%PDF", "a PDF"),
+    (b"\x7fELF", "a program"),
+)
+
+
+def sniff(path: Path) -> str:
+    """``"safetensors"``, ``"npz"``, ``"torch"``, or ``"index"`` for the JSON index of a sharded checkpoint.
+
+    Raises:
+        CheckpointError: an empty file or a git-LFS pointer.
+        UnknownFormatError: anything else, saying what it looks like.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    if not head:
+        raise CheckpointError(f"{path}: the file is empty", hint="fetch it again")
+    if head.startswith(_LFS):
+        raise CheckpointError(
+            f"{path}: a git-LFS pointer, not the weights themselves", hint="run `git lfs pull` in its repository"
+        )
+    if head.startswith(b"PK\x03\x04"):
+        return _sniff_zip(path)
+    text = _is_text(head)
+    if not text and head[8:9] == b"{":
+        return "safetensors"
+    if not text and (head[:1] == b"\x80" or head[257:262] == b"ustar"):
+        return "torch"
+    if text and head.lstrip().startswith(b"{") and b'"weight_map"' in path.read_bytes():
+        return "index"
+    raise UnknownFormatError(f"{path}: looks like {_describe(head, text)}, not a checkpoint", hint=_READ)
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return all(character.isprintable() or character.isspace() for character in text)
+
+
+def _sniff_zip(path: Path) -> str:
+    names = [info.filename for info in read_directory(path)[0]]
+    if any(name.endswith(".npy") for name in names):
+        return "npz"
+    if any(name.rpartition("/")[2] == "data.pkl" for name in names):
+        return "torch"
+    raise UnknownFormatError(
+        f"{path}: a zip archive of neither numpy nor PyTorch, holding {', '.join(names[:3]) or 'nothing'}", hint=_READ
+    )
+
+
+def _describe(head: bytes, text: bool) -> str:
+    if not text:
+        return next((what for magic, what in _KNOWN if head.startswith(magic)), "unknown binary data")
+    start = head.lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page (a login or error page saved in place of the file?)"
+    if start.startswith(b"<?xml"):
+        return "an XML page (an error message of the server?)"
+    return "JSON" if start.startswith((b"{", b"[")) else "a text file"

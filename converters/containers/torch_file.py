@@ -1,0 +1,298 @@
+"""PyTorch's ``torch.save`` files, read without executing anything they hold and written one tensor at a time."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import pickle
+import pickletools
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from vit_hub.converters.containers.archive import Member, check_expansion, read_member, read_members, stored_zip
+from vit_hub.converters.containers.mapped import MappedFile, Renewed
+from vit_hub.converters.tensors import DTYPES, Array, LazyTensor
+from vit_hub.errors import CheckpointError, UnsafeCheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["read_torch", "write_torch"]
+
+_RESAVE = "save the weights again as safetensors on a machine you trust"
+# safetensors' dtype name -> (torch's, the storage class that stands for it in the file).
+_DTYPES = {
+    "F64": ("float64", "DoubleStorage"),
+    "F32": ("float32", "FloatStorage"),
+    "F16": ("float16", "HalfStorage"),
+    "BF16": ("bfloat16", "BFloat16Storage"),
+    "I64": ("int64", "LongStorage"),
+    "I32": ("int32", "IntStorage"),
+    "I16": ("int16", "ShortStorage"),
+    "I8": ("int8", "CharStorage"),
+    "U8": ("uint8", "ByteStorage"),
+    "BOOL": ("bool", "BoolStorage"),
+}
+_NAMES = {torch_name: name for name, (torch_name, _) in _DTYPES.items()}
+# Real checkpoints nest three or four levels; these bounds end the walk through a pickle that refers to itself.
+_MAX_DEPTH = 32
+_MAX_LEAVES = 1_000_000
+# A file of the time before the zip format begins with pickles of: magic number, protocol, system, object, keys.
+_OLD_PICKLES = 5
+_HARMLESS = re.compile(
+    r"torch\.|collections\.|argparse\.Namespace$|_codecs\.encode$|builtins\.(set|bytearray|complex)$"
+)
+
+
+def read_torch(path: Path) -> dict[str, LazyTensor]:
+    """The tensors of a ``torch.save`` file, names of nested dicts, lists and tuples joined by ``/``.
+
+    Values of the zip format are views of the mapped file; older files and compressed ones are read whole.
+
+    Raises:
+        CheckpointError: damaged, or holding no tensors by name.
+        UnsafeCheckpointError: the contents can only be had by letting the file run code.
+    """
+    file = MappedFile(path)
+    members: dict[str, Member] = {}
+    if file.bytes(0, 2) == b"PK":
+        members = read_members(file)
+        _refuse_torchscript(path, members)
+    elif file.bytes(257, 5) == b"ustar":
+        raise UnsafeCheckpointError(f"{path}: PyTorch's tar format of before 2017 cannot be read safely", hint=_RESAVE)
+    # torch.load takes any path with this suffix for a safetensors file, and maps only what it opens by path.
+    mapped = bool(members) and not any(m.compressed for m in members.values()) and path.suffix != ".safetensors"
+    stamp = _stamp(path)
+
+    def load() -> dict[str, torch.Tensor]:
+        if _stamp(path) != stamp:
+            raise CheckpointError(f"{path}: the file was changed while it was read", hint="open it again")
+        return _flatten(path, _load(file, members, mapped))
+
+    state = load()
+    largest = sum(member.size for member in members.values()) or file.size
+    tensors: dict[str, LazyTensor] = {}
+    take = Renewed(load, file.size).take if mapped else partial(_keep, state)
+    for name, tensor in state.items():
+        tensors[name] = _describe(path, name, tensor, largest, take)
+    return tensors
+
+
+def _keep(state: dict[str, torch.Tensor], nbytes: int) -> dict[str, torch.Tensor]:
+    return state
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _refuse_torchscript(path: Path, members: Mapping[str, Member]) -> None:
+    if any(name.endswith("/constants.pkl") or "/code/" in name for name in members):
+        raise UnsafeCheckpointError(
+            f"{path}: a TorchScript archive, which holds a program and not only weights",
+            hint="load it with torch.jit.load on a machine you trust and save its state_dict() as safetensors",
+        )
+
+
+def _load(file: MappedFile, members: Mapping[str, Member], mapped: bool) -> object:
+    import torch
+
+    try:
+        # Training checkpoints hold their command line's arguments: plain attributes, without behaviour.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            if mapped:
+                return torch.load(file.path, map_location="cpu", mmap=True, weights_only=True)
+            with file.path.open("rb") as stream:
+                return torch.load(stream, map_location="cpu", mmap=False, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _refusal(file, members, str(error)) from error
+    # A damaged pickle makes the unpickler and torch's constructors fail in every way.
+    except Exception as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise CheckpointError(
+            f"{file.path}: not a readable PyTorch file: {reason}", hint="the file is damaged: fetch it again"
+        ) from error
+
+
+def _refusal(file: MappedFile, members: Mapping[str, Member], message: str) -> CheckpointError:
+    """The error for a pickle that torch's safe unpickler refused."""
+    pickled = next((member for name, member in members.items() if name.rpartition("/")[2] == "data.pkl"), None)
+    if pickled:
+        scanned = _globals(io.BytesIO(read_member(file, pickled)), 1)
+    else:
+        with file.path.open("rb") as stream:
+            scanned = _globals(stream, _OLD_PICKLES)
+    refused = re.findall(r"GLOBAL ([\w.]+\w)", message) + [name for name in scanned if not _HARMLESS.match(name)]
+    if refused:
+        return UnsafeCheckpointError(
+            f"{file.path}: refused, because reading it would run {', '.join(dict.fromkeys(refused))}", hint=_RESAVE
+        )
+    reason = re.search(r"WeightsUnpickler error: (.*)", message)
+    return CheckpointError(
+        f"{file.path}: its pickle is damaged or uses what the safe reader does not know: "
+        f"{reason[1] if reason else message.splitlines()[0]}",
+        hint=f"fetch the file again, or {_RESAVE}",
+    )
+
+
+def _globals(stream: BinaryIO, pickles: int) -> list[str]:
+    """Names of the Python objects that pickles ask for, found without executing them."""
+    found: list[str] = []
+    try:
+        for _ in range(pickles):
+            strings: list[str] = []
+            memo: dict[int, str] = {}
+            for opcode, argument, _position in pickletools.genops(stream):
+                if opcode.name in ("GLOBAL", "INST"):
+                    found.append(str(argument).replace(" ", "."))
+                elif opcode.name == "STACK_GLOBAL":
+                    found.append(".".join(strings[-2:]))
+                elif opcode.name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
+                    memo[len(memo) if argument is None else argument] = strings[-1] if strings else ""
+                elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
+                    strings.append(memo.get(int(argument or 0), ""))
+                elif isinstance(argument, str):
+                    strings.append(argument)
+    # The scan only words an error: whatever stops it, the file is refused.
+    except Exception:
+        pass
+    return found
+
+
+def _flatten(path: Path, root: object) -> dict[str, torch.Tensor]:
+    import torch
+
+    if not isinstance(root, dict):
+        raise CheckpointError(
+            f"{path}: holds a bare {type(root).__name__}, not tensors by name", hint="save a state_dict()"
+        )
+    flat: dict[str, torch.Tensor] = {}
+    leaves = 0
+
+    def walk(value: object, names: tuple[str, ...]) -> None:
+        nonlocal leaves
+        leaves += 1
+        if len(names) > _MAX_DEPTH or leaves > _MAX_LEAVES:
+            raise CheckpointError(
+                f"{path}: nested deeper than {_MAX_DEPTH} levels or holding more than {_MAX_LEAVES:,} objects",
+                hint=_RESAVE,
+            )
+        if isinstance(value, torch.Tensor):
+            name = "/".join(names)
+            if name in flat:
+                raise CheckpointError(f"{path}: two tensors are named {name!r}", hint="rename one and save again")
+            flat[name] = value
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                walk(item, (*names, str(key)))
+        elif isinstance(value, (list, tuple)):
+            for index, item in enumerate(value):
+                walk(item, (*names, str(index)))
+
+    walk(root, ())
+    if not flat:
+        raise CheckpointError(f"{path}: holds no tensors", hint="save a state_dict()")
+    return flat
+
+
+def _describe(
+    path: Path, name: str, tensor: torch.Tensor, largest: int, take: Callable[[int], dict[str, torch.Tensor]]
+) -> LazyTensor:
+    import torch
+
+    where = f"{path}: tensor {name!r}"
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu":
+        raise CheckpointError(f"{where} is sparse, nested or without values", hint="only plain tensors are read")
+    dtype = _NAMES.get(str(tensor.dtype).removeprefix("torch."))
+    if dtype is None:
+        raise CheckpointError(f"{where} has dtype {tensor.dtype}", hint=f"read are {', '.join(DTYPES)}")
+    if tensor.untyped_storage().nbytes() > largest:
+        raise CheckpointError(f"{where} is larger than the file", hint="the file is damaged: fetch it again")
+    check_expansion(path, f"tensor {name!r}", tensor.nbytes, largest)
+    return LazyTensor(dtype, tuple(tensor.shape), partial(_read, take, name, dtype, tensor.nbytes))
+
+
+def _read(take: Callable[[int], dict[str, torch.Tensor]], name: str, dtype: str, nbytes: int) -> Array:
+    import torch
+
+    tensor = take(nbytes)[name]
+    # numpy has no bfloat16.
+    array: Array = (tensor.view(torch.int16) if dtype == "BF16" else tensor).numpy(force=True)
+    return array.view(np.uint16) if dtype == "BF16" else array
+
+
+class _Storage:
+    """Stands for one tensor's values, which lie in the member ``data/<key>``."""
+
+    def __init__(self, key: int, tensor: LazyTensor) -> None:
+        self.key = str(key)
+        self.class_name = _DTYPES[tensor.dtype][1]
+        self.size = math.prod(tensor.shape)
+
+
+class _Tensor:
+    """Pickled exactly as torch pickles a contiguous tensor of its own."""
+
+    def __init__(self, key: int, tensor: LazyTensor) -> None:
+        self.storage = _Storage(key, tensor)
+        self.shape = tensor.shape
+        self.strides = tuple(
+            math.prod(max(1, size) for size in tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape))
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from torch._utils import _rebuild_tensor_v2
+
+        return _rebuild_tensor_v2, (self.storage, 0, self.shape, self.strides, False, OrderedDict())
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, obj: object) -> tuple[object, ...] | None:
+        if not isinstance(obj, _Storage):
+            return None
+        import torch
+
+        return "storage", getattr(torch, obj.class_name), obj.key, "cpu", obj.size
+
+
+def write_torch(path: Path, tensors: Mapping[str, LazyTensor], pieces: Callable[[str], Iterator[memoryview]]) -> None:
+    """Write what ``torch.save`` writes for plain tensors; a ``/`` in a name opens a nested dict.
+
+    ``torch.save`` itself wants every tensor in memory at once.
+
+    Args:
+        path: new file.
+        tensors: name -> tensor.
+        pieces: gives a tensor's bytes.
+
+    Raises:
+        CheckpointError: one name is both a tensor and a dict of tensors.
+        OSError: it cannot be written.
+    """
+    root: dict[str, Any] = {}
+    for key, (name, tensor) in enumerate(tensors.items()):
+        *parents, last = name.split("/")
+        level = root
+        for parent in parents:
+            level = level.setdefault(parent, {})
+            if not isinstance(level, dict):
+                break
+        if not isinstance(level, dict) or last in level:
+            raise CheckpointError(f"{path}: {name!r} would be both a tensor and a dict of tensors")
+        level[last] = _Tensor(key, tensor)
+    pickled = io.BytesIO()
+    _Pickler(pickled, protocol=2).dump(root)
+    with stored_zip(path) as archive:
+        archive.add("archive/data.pkl", [pickled.getvalue()])
+        archive.add("archive/byteorder", [b"little"])
+        for key, name in enumerate(tensors):
+            archive.add(f"archive/data/{key}", pieces(name))
+        archive.add("archive/version", [b"3\n"])

@@ -1,0 +1,75 @@
+"""Where weights come from and how to write them back: the record a canonical file carries in its metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vit_hub.errors import CheckpointError
+
+__all__ = ["Passport"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passport:
+    """Provenance, and everything the way back needs that the canonical tensors do not say.
+
+    Attributes:
+        format: name of the source format, dialect included where it is not the format's first (``hf-v5``).
+        variables: what the ``$variables`` of the dialect stood for.
+        prefix: what stood before every name in the source (``model/``, ``params/``).
+        container: what held the tensors (``npz``, ``safetensors``, ``torch``).
+        shapes: shapes of source tensors that differ from what the format writes by default.
+        carried: canonical names of tensors that the model does not use.
+        overrides: what the caller had to say because the source could not.
+        sidecars: config files found beside the weights, by file name.
+        source: file name, sha256 and size in bytes of the source file(s).
+        converter: version of vit-hub that made the record.
+        weights_id: registry id of the weights, where known.
+        license: licence of the weights, where known.
+        preprocess: evaluation preprocessing of the checkpoint, as :class:`vit_hub.preprocessing.Preprocessing` data.
+        labels: names of the classes: a list, or the name of a list that vit-hub ships.
+    """
+
+    format: str
+    variables: dict[str, str] = field(default_factory=dict)
+    prefix: str = ""
+    container: str = ""
+    shapes: dict[str, list[int]] = field(default_factory=dict)
+    carried: list[str] = field(default_factory=list)
+    overrides: dict[str, Any] = field(default_factory=dict)
+    sidecars: dict[str, dict[str, Any]] = field(default_factory=dict)
+    source: list[dict[str, Any]] = field(default_factory=list)
+    converter: str = ""
+    weights_id: str = ""
+    license: str = ""
+    preprocess: dict[str, Any] | None = None
+    labels: str | list[str] | None = None
+
+    def to_json(self) -> str:
+        """Deterministic JSON: sorted keys, empty fields left out."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; empty fields left out."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if value or key == "format"}
+
+    @classmethod
+    def from_json(cls, text: str, file: str) -> Passport:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            CheckpointError: the record is damaged; ``file`` is named.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"{file}: the passport in the metadata is not JSON: {error}") from error
+        known = {item.name for item in dataclasses.fields(cls)}
+        if not isinstance(data, Mapping) or "format" not in data:
+            raise CheckpointError(f"{file}: the passport in the metadata has no field 'format'")
+        # Fields of later versions are not needed to read the tensors.
+        return cls(**{key: value for key, value in data.items() if key in known})

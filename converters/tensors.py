@@ -1,0 +1,130 @@
+"""Tensors that are described before they are read.
+
+A :class:`LazyTensor` knows its dtype and shape from a file's header; its values are read only when asked for. The
+array operations here give new lazy tensors, so a conversion is planned from headers alone and then runs one tensor at
+a time. They are all permutations of bytes: nothing is ever computed on the values, so bf16 is carried as uint16.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["DTYPES", "Array", "LazyTensor", "concat", "from_array", "split", "stack", "unstack"]
+
+Array = npt.NDArray[np.generic]
+
+# safetensors' dtype names -> the numpy dtype that carries the bytes (little-endian on every supported machine).
+DTYPES: dict[str, np.dtype[np.generic]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """One tensor of a file: header known, values read on demand.
+
+    Attributes:
+        dtype: safetensors' name, a key of :data:`DTYPES`.
+        shape: sizes of the axes.
+        read: gives the values as an array of ``shape`` in the carrier dtype; may be a view of a memory-mapped file.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[], Array]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    def permute(self, axes: Sequence[int]) -> LazyTensor:
+        """The axes in another order, as ``numpy.transpose``."""
+        order = tuple(axes)
+        if order == tuple(range(len(self.shape))):
+            return self
+        return LazyTensor(self.dtype, tuple(self.shape[axis] for axis in order), lambda: self.read().transpose(order))
+
+    def reshape(self, shape: Sequence[int]) -> LazyTensor:
+        """The same values in row-major order under another shape of equal size.
+
+        Raises:
+            ValueError: the sizes differ.
+        """
+        target = tuple(shape)
+        if target == self.shape:
+            return self
+        if math.prod(target) != math.prod(self.shape):
+            raise ValueError(f"cannot reshape {self.shape} to {target}")
+        return LazyTensor(self.dtype, target, lambda: self.read().reshape(target))
+
+
+def from_array(array: Array, dtype: str | None = None) -> LazyTensor:
+    """A lazy tensor over values already in memory; ``dtype`` names what the carrier holds (needed for BF16)."""
+    name = dtype or next(name for name, carrier in DTYPES.items() if carrier == array.dtype and name != "BF16")
+    return LazyTensor(name, array.shape, lambda: array)
+
+
+def concat(parts: Sequence[LazyTensor]) -> LazyTensor:
+    """Joined along the first axis.
+
+    Raises:
+        ValueError: dtypes or trailing shapes differ.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if any(part.dtype != first.dtype or part.shape[1:] != first.shape[1:] for part in parts):
+        raise ValueError(f"cannot join {[(part.dtype, part.shape) for part in parts]}")
+    shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
+    return LazyTensor(first.dtype, shape, lambda: np.concatenate([part.read() for part in parts]))
+
+
+def split(tensor: LazyTensor, weights: Sequence[int]) -> list[LazyTensor]:
+    """Cut along the first axis in proportion to ``weights``.
+
+    Raises:
+        ValueError: the axis cannot be cut so.
+    """
+    if len(weights) == 1:
+        return [tensor]
+    unit, rest = divmod(tensor.shape[0] if tensor.shape else 0, sum(weights))
+    if rest or not unit:
+        raise ValueError(f"cannot cut {tensor.shape} in the proportion {tuple(weights)}")
+    parts, start = [], 0
+    for weight in weights:
+        parts.append(_slice(tensor, start, start + weight * unit))
+        start += weight * unit
+    return parts
+
+
+def _slice(tensor: LazyTensor, start: int, stop: int) -> LazyTensor:
+    return LazyTensor(tensor.dtype, (stop - start, *tensor.shape[1:]), lambda: tensor.read()[start:stop])
+
+
+def stack(parts: Sequence[LazyTensor]) -> LazyTensor:
+    """Joined along a new first axis.
+
+    Raises:
+        ValueError: dtypes or shapes differ.
+    """
+    return concat([part.reshape((1, *part.shape)) for part in parts]).reshape((len(parts), *parts[0].shape))
+
+
+def unstack(tensor: LazyTensor) -> list[LazyTensor]:
+    """The inverse of :func:`stack`: one tensor per index of the first axis."""
+    return [_slice(tensor, i, i + 1).reshape(tensor.shape[1:]) for i in range(tensor.shape[0])]

@@ -1,0 +1,68 @@
+"""The one error hierarchy of vit-hub.
+
+Every message names the file or field at fault and, in ``hint``, what to do about it. The command prints
+``message`` and ``hint`` on one line each and never a traceback (unless ``--debug``).
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DownloadError",
+    "IntegrityError",
+    "ModelNotFoundError",
+    "UnknownFormatError",
+    "UnsafeCheckpointError",
+    "UnsupportedByFormatError",
+    "VitHubError",
+]
+
+
+class VitHubError(Exception):
+    """Base of every error raised on purpose by vit-hub.
+
+    Args:
+        message: what is wrong, naming the file and the field.
+        hint: what the caller can do about it; appended to the message by ``str()``.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ConfigError(VitHubError, ValueError):
+    """A :class:`~vit_hub.config.ViTConfig` that contradicts itself or cannot fit the tensors."""
+
+
+class UnsupportedByFormatError(VitHubError):
+    """A target format that cannot express the model."""
+
+
+class CheckpointError(VitHubError):
+    """A checkpoint that is damaged, incomplete or not what it says it is."""
+
+
+class UnknownFormatError(CheckpointError):
+    """A checkpoint whose format is not recognised."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A checkpoint that can only be read by executing code from the file."""
+
+
+class IntegrityError(VitHubError):
+    """A file whose hash or size is not the pinned one."""
+
+
+class DownloadError(VitHubError):
+    """A file that no source could deliver."""
+
+
+class ModelNotFoundError(VitHubError):
+    """A name that is neither in the registry nor a path, a repository id or a URL."""

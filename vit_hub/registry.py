@@ -1,0 +1,213 @@
+"""Names of published weights and what is known about them: no torch, no network.
+
+The data is in :mod:`vit_hub.weights_manifest`; here are the names that lead to it and the types that it comes in.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from vit_hub.config import ViTConfig
+from vit_hub.errors import ModelNotFoundError
+from vit_hub.weights_manifest import Outline, outlines, record
+
+__all__ = ["Entry", "Metric", "WeightSource", "get_config", "get_entry", "list_models"]
+
+_SUGGESTIONS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSource:
+    """One place that serves a model's weights.
+
+    A hash, size or revision is there only where a public source documents it.
+
+    Attributes:
+        kind: ``hf`` (``repo``, ``file``, ``revision``), ``https`` (``url``) or ``bundled`` (``file``).
+        format: the checkpoint format: ``vit_jax``, ``timm``, ``hf`` and so on.
+        repo: Hugging Face repository.
+        file: file in the repository, or in the package's own folder ``vit_hub/data``.
+        file_assumed: the file's name is the repository's convention, nobody documents it.
+        revision: commit of the repository, 40 hex digits.
+        url: address of the file.
+        sha256: of the file, 64 hex digits.
+        sha256_prefix: the first digits, where only they are documented.
+        size: bytes.
+        evidence: who documents hash, size and revision.
+        relation: how the file's tensors relate to the weight set: the ``same``, a ``subset`` (no head, no layer before
+            the head) or ``derived`` (values changed).
+        config: fields in which this file's config differs from the entry's.
+        params: documented parameter count of this file, where it differs from the entry's.
+        note: what a user of this source should know.
+    """
+
+    kind: str
+    format: str
+    repo: str | None = None
+    file: str | None = None
+    file_assumed: bool = False
+    revision: str | None = None
+    url: str | None = None
+    sha256: str | None = None
+    sha256_prefix: str | None = None
+    size: int | None = None
+    evidence: str = ""
+    relation: str = "same"
+    config: dict[str, Any] = field(default_factory=dict)
+    params: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One published result: ``value`` in percent at ``image_size`` pixels (None: not stated), says ``evidence``."""
+
+    name: str
+    value: float
+    image_size: int | None = None
+    evidence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One set of weights.
+
+    Attributes:
+        id: its own name, such as ``vit-b16.augreg2-in21k-ft-in1k-224``.
+        aliases: its other names: short ones, timm's, Hugging Face repositories, the stems of original files.
+        family: the manifest file it is in.
+        config: with the conventions (activation, norm epsilon, resizing) of the first source's project.
+        sources: in order of preference.
+        license: SPDX identifier in lower case, or the licence's own name.
+        data: data sets of the stages ``pretrain`` and ``finetune``.
+        preprocess: evaluation preprocessing of the first source's project: fields of
+            :class:`vit_hub.preprocessing.Preprocessing`.
+        labels: what the head's outputs mean, for :func:`vit_hub.labels.label_names`; None: no head or not known.
+        metrics: published results.
+        params: documented parameter count of the first source.
+        notes: what a user should know.
+    """
+
+    id: str
+    aliases: tuple[str, ...]
+    family: str
+    config: ViTConfig
+    sources: tuple[WeightSource, ...]
+    license: str
+    data: dict[str, str]
+    preprocess: dict[str, Any]
+    labels: str | None = None
+    metrics: tuple[Metric, ...] = ()
+    params: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def list_models(pattern: str | None = None) -> list[str]:
+    """Ids in the manifest's order: family by family, small models first.
+
+    Args:
+        pattern: keeps the models of which any name matches, as in a shell (``*b16*``, ``google/*``); case is ignored.
+    """
+    if pattern is None:
+        return list(outlines())
+    matches = re.compile(fnmatch.translate(pattern.lower())).match
+    found = {model_id for name, ids in _names().items() if matches(name) for model_id in ids}
+    return [model_id for model_id in outlines() if model_id in found]
+
+
+def get_entry(name: str) -> Entry:
+    """The entry with this id, alias, timm name, Hugging Face repository id or original file's stem.
+
+    Case is ignored, and ``_`` stands for ``-`` and the other way round where that leaves one model.
+
+    Raises:
+        ModelNotFoundError: no model or more than one has the name; the hint names the nearest ones.
+    """
+    ids = _names().get(name.lower()) or _loose_names().get(_loose(name)) or ()
+    if len(ids) > 1:
+        raise ModelNotFoundError(f"{name!r} names {len(ids)} models", hint=f"say which: {', '.join(ids)}")
+    if not ids:
+        raise ModelNotFoundError(f"no model is called {name!r}", hint=_suggestion(name))
+    return _entry(ids[0])
+
+
+def get_config(name: str) -> ViTConfig:
+    """The config of :func:`get_entry`'s entry.
+
+    Raises:
+        ModelNotFoundError: as :func:`get_entry`.
+    """
+    return get_entry(name).config
+
+
+def _entry(model_id: str) -> Entry:
+    data, outline = record(model_id), outlines()[model_id]
+    config = ViTConfig.from_dict(data["config"])
+    preprocess = {key: tuple(value) if isinstance(value, list) else value for key, value in data["preprocess"].items()}
+    return Entry(
+        **{
+            **data,
+            "config": config,
+            "aliases": (*outline.aliases, *_derived_names(outline)),
+            "preprocess": {"image_size": config.image_size, **preprocess},
+            "sources": tuple(WeightSource(**source) for source in data["sources"]),
+            "metrics": tuple(Metric(**metric) for metric in data.get("metrics", ())),
+            "notes": tuple(data.get("notes", ())),
+        }
+    )
+
+
+def _derived_names(outline: Outline) -> Iterator[str]:
+    """Names that follow from a model's sources: repositories, timm's name, stems of files."""
+    for repo in outline.repos:
+        yield repo
+        if repo.startswith("timm/"):
+            yield repo.removeprefix("timm/")
+    for url in outline.urls:
+        yield PurePosixPath(url).stem
+
+
+@functools.cache
+def _names() -> dict[str, tuple[str, ...]]:
+    """Every name in lower case and the ids it stands for; a name that the manifest gives outright has one."""
+    derived: dict[str, dict[str, None]] = {}
+    given: dict[str, tuple[str, ...]] = {}
+    for outline in outlines().values():
+        for name in _derived_names(outline):
+            derived.setdefault(name.lower(), {})[outline.id] = None
+        for name in (outline.id, *outline.aliases):
+            given[name.lower()] = (outline.id,)
+    return {**{name: tuple(ids) for name, ids in derived.items()}, **given}
+
+
+@functools.cache
+def _loose_names() -> dict[str, tuple[str, ...]]:
+    loose: dict[str, dict[str, None]] = {}
+    for name, ids in _names().items():
+        loose.setdefault(_loose(name), {}).update(dict.fromkeys(ids))
+    return {name: tuple(ids) for name, ids in loose.items()}
+
+
+def _loose(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def _suggestion(name: str) -> str:
+    """A hint with the names nearest to a mistyped one: names that continue it first, one name a model."""
+    import difflib
+
+    wanted = _loose(name)
+    known = {_loose(known): known for known, ids in _names().items() if len(ids) == 1}
+    longer = sorted((loose for loose in known if wanted and wanted in loose), key=len)
+    nearest: dict[tuple[str, ...], str] = {}
+    for loose in [*longer, *difflib.get_close_matches(wanted, known, n=4 * _SUGGESTIONS)]:
+        nearest.setdefault(_names()[known[loose]], known[loose])
+    if not nearest:
+        return "`vit-hub list` shows all names"
+    return f"did you mean {', '.join(list(nearest.values())[:_SUGGESTIONS])}?"
