@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from vit_hub.converters.tensors import Array, LazyTensor
 from vit_hub.errors import ConfigError
@@ -10,7 +13,7 @@ from vit_hub.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["cast", "to_torch", "torch_dtype"]
+__all__ = ["cast", "floats", "to_torch", "torch_dtype"]
 
 _TORCH_NAMES = {
     "F64": "float64",
@@ -25,6 +28,14 @@ _TORCH_NAMES = {
     "BOOL": "bool",
 }
 _FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def floats(tensor: LazyTensor) -> npt.NDArray[Any]:
+    """Reads a tensor's values as numbers, in float32 or, where they are, in float64."""
+    values = tensor.read()
+    if tensor.dtype == "BF16":  # the upper half of a float32
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values if tensor.dtype == "F64" else values.astype(np.float32, copy=False)
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -43,7 +54,6 @@ def torch_dtype(name: str) -> torch.dtype:
 
 def to_torch(tensor: LazyTensor) -> torch.Tensor:
     """Reads a tensor, sharing the file's memory where it is contiguous there."""
-    import numpy as np
     import torch
 
     found = torch.from_numpy(np.require(tensor.read(), requirements=["C", "A"]).reshape(tensor.shape))

@@ -98,11 +98,19 @@ def read_source(
     if CONFIG_KEY in source.metadata and format in (None, "canonical"):
         return _read_canonical(source, given)
     if format == "canonical":
-        raise CheckpointError(f"{source.path}: not a canonical file: its metadata has no {CONFIG_KEY!r}")
+        raise CheckpointError(
+            f"{source.path}: not a canonical file: its metadata has no {CONFIG_KEY!r}",
+            hint="leave out format= (--format): the content says what it is",
+        )
     match = recognise(source, format)
-    reading = match.form.table(match.dialect).read(match.tensors, _axis_sizes(given))
+    sizes = {**match.form.axes(source, match.tensors), **_axis_sizes(given)}
+    try:
+        reading = match.form.table(match.dialect).read(match.tensors, sizes)
+    except CheckpointError as error:
+        hint = "the file is damaged, or an override does not fit it"
+        raise CheckpointError(f"{source.path}: {error.message}", hint=hint) from error
     dropped = {match.prefix + name: reason for name, reason in reading.dropped.items()}
-    unknown = list(reading.unknown)
+    unknown = [match.prefix + name for name in reading.unknown]
     for name in source.tensors:
         if not name.startswith(match.prefix):
             reason = next((drop.reason for drop in match.form.outside if re.fullmatch(drop.pattern, name)), None)
@@ -124,12 +132,20 @@ def read_source(
         )
     except ConfigError as error:
         raise ConfigError(f"{source.path}: {error.message}", hint=error.hint) from error
+    warnings = list(stated.warnings)
+    if match.alike:
+        inferred["format"] = f"container, wrapper and tensors; {', '.join(match.alike)} names its tensors alike"
+        warnings.append(
+            f"read as {match.label}; {', '.join(match.alike)} checkpoints have the same tensor names: "
+            f"give format= (--format) if it is one, for they may run or resize differently"
+        )
     passport = Passport(
         format=match.label,
         variables=dict(match.dialect.variables),
         prefix=match.prefix,
         container=source.container,
         shapes={match.prefix + name: list(shape) for name, shape in reading.shapes.items()},
+        names={match.prefix + name: match.prefix + found for name, found in reading.names.items()},
         carried=sorted(reading.carried),
         overrides={key: list(value) if isinstance(value, tuple) else value for key, value in given.items()},
         sidecars=dict(source.sidecars),
@@ -143,7 +159,7 @@ def read_source(
         passport=passport,
         dropped=dropped,
         inferred=inferred,
-        warnings=stated.warnings,
+        warnings=tuple(warnings),
         source=source,
         origin={name: tuple(match.prefix + part for part in parts) for name, parts in reading.origin.items()},
     )
@@ -163,6 +179,8 @@ def _read_canonical(source: Source, overrides: Mapping[str, Any]) -> Checkpoint:
         stored = json.loads(source.metadata[CONFIG_KEY])
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{source.path}: {CONFIG_KEY} in the metadata is not JSON: {error}") from error
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{source.path}: {CONFIG_KEY} in the metadata is not a JSON object")
     try:
         config = ViTConfig.from_dict({**stored, **overrides})
     except ConfigError as error:
@@ -176,7 +194,7 @@ def _read_canonical(source: Source, overrides: Mapping[str, Any]) -> Checkpoint:
         config=config,
         tensors=_ordered(source, config, source.tensors, passport.carried, None, None),
         passport=passport,
-        inferred=dict.fromkeys(stored, "metadata of the file"),
+        inferred={name: "metadata of the file" for name in stored if name not in overrides},
         source=source,
         origin={name: (name,) for name in source.tensors},
     )
@@ -209,9 +227,10 @@ def _ordered(
                 f"{source.path}: tensor {name}{origin} has shape {found.shape}, the config says {shape}",
                 hint="the file is damaged, or an override or its config.json does not fit it",
             )
-        if found.dtype not in _FLOATS:
+        if found.dtype not in _FLOATS and not name.endswith("num_batches_tracked"):
             raise CheckpointError(
-                f"{source.path}: tensor {name} has dtype {found.dtype}; weights must be floating point"
+                f"{source.path}: tensor {name} has dtype {found.dtype}; weights must be floating point",
+                hint="a quantised or damaged checkpoint: take one in float32, float16 or bfloat16",
             )
     return {**{name: tensors[name] for name in expected}, **{name: tensors[name] for name in carried}}
 

@@ -66,7 +66,7 @@ def compare_checkpoints(
         for name in fields
         if getattr(a.config, name) != getattr(b.config, name)
     }
-    identical = same_weights and not set(config) - {"resize"}
+    identical = same_weights and not set(config) - {"resize", "resize_by_count"}
     difference = 0.0 if identical else outputs_differ(a, b)
     return Comparison(same_weights, difference is not None and difference <= TOLERANCE, rows, config, difference)
 

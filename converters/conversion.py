@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,19 @@ from vit_hub.config import ViTConfig
 from vit_hub.converters.checkpoint import CONFIG_KEY, PASSPORT_KEY, Checkpoint, read_source
 from vit_hub.converters.containers import CONTAINER_SUFFIXES, Source, open_source, write_tensors
 from vit_hub.converters.containers.atomic import atomic_path
+from vit_hub.converters.folding import FOLDS, Fold
 from vit_hub.converters.format import Dialect, Format, Sidecars, all_formats, format_names, formats_named
-from vit_hub.converters.tensors import LazyTensor
+from vit_hub.converters.passport import Passport
+from vit_hub.converters.tensors import LazyTensor, zeros
 from vit_hub.errors import UnknownFormatError, UnsupportedByFormatError, VitHubError
 from vit_hub.layout import field_of
 
-__all__ = ["Report", "convert_checkpoint", "foreign_tensors", "write_canonical"]
+__all__ = ["Report", "convert_checkpoint", "foreign_tensors", "prospects", "write_canonical"]
 
 # What a bare file never says and every loader of it is told: no reason to refuse, but to say so.
 _TOLD_BY_CALLER = ("num_heads", "image_size")
 # How a table is resized later does not change the numbers at the stored size.
-_NOT_NUMERIC = ("resize",)
+_NOT_NUMERIC = ("resize", "resize_by_count")
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,29 @@ class Report:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Everything about to be written, still unread."""
+    """Everything about to be written, still unread; the checkpoint is the one given, or that folded."""
 
+    ckpt: Checkpoint
     form: Format
     dialect: Dialect
     tensors: dict[str, LazyTensor]
     sidecars: Sidecars
     left_out: tuple[str, ...]
     problems: tuple[tuple[str, str], ...]
-    warnings: tuple[str, ...]
+    # Whether the source was in this dialect of this format, and how far else this is from what it was in.
+    home: bool
+    distance: tuple[int, ...]
+    folds: tuple[Fold, ...] = ()
+
+    @property
+    def cost(self) -> int:
+        """How much had to be folded."""
+        return sum(fold.cost for fold in self.folds)
+
+    @property
+    def fields(self) -> set[str]:
+        """The config fields that speak against it."""
+        return {name for name, _ in self.problems}
 
 
 def convert_checkpoint(
@@ -97,7 +113,10 @@ def convert_checkpoint(
     if to == "canonical":
         file = target if container else target / "model.safetensors"
         if container not in (None, "safetensors"):
-            raise UnsupportedByFormatError(f"{target}: a canonical file is a .safetensors file")
+            raise UnsupportedByFormatError(
+                f"{target}: a canonical file is a .safetensors file",
+                hint='name it so, or say which format to write: to="vit_jax", on the command line --to vit_jax',
+            )
         write_canonical(file, ckpt, dtype=dtype, progress=progress)
         report = Report(file, to, ckpt.config, dict(ckpt.dropped), dict(ckpt.inferred), list(ckpt.warnings))
     else:
@@ -108,22 +127,38 @@ def convert_checkpoint(
     return report
 
 
-def foreign_tensors(ckpt: Checkpoint, to: str) -> tuple[dict[str, LazyTensor], Sidecars]:
-    """The tensors and config files of another format, in memory: nothing is written.
+def foreign_tensors(ckpt: Checkpoint, to: str) -> tuple[dict[str, LazyTensor], Sidecars, list[str]]:
+    """The tensors and config files of another format, in memory, and what was folded: nothing is written.
 
     Raises:
         UnknownFormatError, UnsupportedByFormatError: as for :func:`convert_checkpoint`.
     """
     plan = _plan(ckpt, to, with_sidecars=True, lossy=False)
-    return plan.tensors, plan.sidecars
+    return plan.tensors, plan.sidecars, _folded(plan)
+
+
+def prospects(ckpt: Checkpoint, to: str) -> tuple[dict[str, str], list[str]]:
+    """Whether a format can express a model, from headers alone.
+
+    Returns:
+        What speaks against it, by config field, and what would be folded.
+
+    Raises:
+        UnknownFormatError: there is no format ``to``.
+    """
+    if to == "canonical":
+        return {}, []
+    plan = _plan(ckpt, to, with_sidecars=True, lossy=True)
+    return dict(plan.problems), _folded(plan)
 
 
 def _plan(ckpt: Checkpoint, to: str, *, with_sidecars: bool, lossy: bool) -> _Plan:
     named = formats_named(to)
     if not named:
         raise UnknownFormatError(f"there is no format {to!r}", hint=f"formats: {', '.join(format_names())}")
-    plans = [_plan_for(ckpt, form, list(dialects), with_sidecars) for form, dialects in named]
-    best = min(plans, key=lambda plan: len(plan.problems))
+    open_to_all = [(form, dialects) for form, dialects in named if not form.returned_only or ckpt.passport.format == to]
+    plans = [_plan_for(ckpt, form, dialects, to, with_sidecars) for form, dialects in open_to_all or named]
+    best = min(plans, key=lambda plan: (len(plan.problems), plan.cost, not plan.home, plan.distance))
     if best.problems and not lossy:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in best.problems)
         able = [name for name in _able(ckpt, with_sidecars) if name != to]
@@ -138,62 +173,105 @@ def _able(ckpt: Checkpoint, with_sidecars: bool) -> list[str]:
     """The formats that can express a model."""
     able = ["canonical"]
     for form in all_formats():
-        if form.name not in able and not _plan_for(ckpt, form, list(form.dialects), with_sidecars).problems:
+        if form.name not in able and not _plan_for(ckpt, form, form.dialects, form.name, with_sidecars).problems:
             able.append(form.name)
     return able
 
 
-def _plan_for(ckpt: Checkpoint, form: Format, dialects: list[Dialect], with_sidecars: bool) -> _Plan:
+def _plan_for(ckpt: Checkpoint, form: Format, dialects: Sequence[Dialect], label: str, with_sidecars: bool) -> _Plan:
+    """What writing in one format would give, with what the format needs folded."""
+    plan = _plain_plan(ckpt, form, dialects, label, with_sidecars)
+    for fold in FOLDS:
+        wanted = plan.fields & {*fold.fields}
+        folded = fold.apply(plan.ckpt.config, plan.ckpt.tensors) if wanted else None
+        if folded is not None:
+            changed = dataclasses.replace(plan.ckpt, config=folded[0], tensors=folded[1])
+            candidate = _plain_plan(changed, form, dialects, label, with_sidecars)
+            if not wanted & candidate.fields:
+                plan = dataclasses.replace(candidate, folds=(*plan.folds, fold))
+    return plan
+
+
+def _folded(plan: _Plan) -> list[str]:
+    return [f"irreversible: {fold.text}" for fold in plan.folds]
+
+
+def _plain_plan(ckpt: Checkpoint, form: Format, dialects: Sequence[Dialect], label: str, with_sidecars: bool) -> _Plan:
     """What writing in one format would give, and everything that speaks against it."""
     config, passport = ckpt.config, ckpt.passport
-    home = passport.format in {form.label(dialect) for dialect in dialects}
-    named = [dialect for dialect in dialects if dialect.name == dialects[0].name]
-    dialect = form.dialect_for(config, named)
-    if home:
-        dialect = next((item for item in dialects if dict(item.variables) == passport.variables), dialect)
-    # What a source of this very format held, its project could do.
-    problems = [] if home else [(need.field, need.message) for need in form.requires if not need.holds(config)]
+    own = [d for d in dialects if form.label(d) == passport.format == label and dict(d.variables) == passport.variables]
+    home = bool(own)
+    dialect = own[0] if home else form.dialect_for(config, dialects)
+    # What a source of this very format held, its project could do, if not at every size.
+    problems = [need for need in form.obstacles(config) if not home or need[0] in passport.resized_from]
     foreign, left = form.table(dialect).write(ckpt.tensors, _axis_sizes(config))
+    if not home:
+        dtype = next(iter(ckpt.tensors.values())).dtype
+        filled = form.zeros(config, dialect).items()
+        foreign |= {name: zeros(dtype, shape) for name, shape in filled if name not in foreign}
     carried = tuple(name for name in left if name in passport.carried)
     for name in left:
         if name not in carried and field_of(name) not in {field for field, _ in problems}:
             problems.append((field_of(name), f"it has no place for {name}"))
-    sidecars = form.sidecars(config, passport) if with_sidecars else {}
-    warnings: list[str] = []
-    if not problems:
-        changed, warnings = _read_back(ckpt, form, dialect, foreign, sidecars, home)
-        problems += changed
-    prefix = passport.prefix if home else ""
+    prefix = passport.prefix if home else form.prefixes[0]
     tensors = {prefix + name: tensor for name, tensor in foreign.items()}
     if home:
+        tensors = {passport.names.get(name, name): tensor for name, tensor in tensors.items()}
         shapes = passport.shapes
         tensors = {name: tensor.reshape(shapes[name]) if name in shapes else tensor for name, tensor in tensors.items()}
-    return _Plan(form, dialect, tensors, sidecars, carried, tuple(problems), tuple(warnings))
+    sidecars = form.sidecars(config, passport) if with_sidecars else {}
+    if not problems:
+        problems += _read_back(ckpt, form, dialect, tensors, sidecars, home)
+    distance = (int(form.label(dialect) != passport.format), *_unlikeness(form, config, passport, sidecars))
+    return _Plan(ckpt, form, dialect, tensors, sidecars, carried, tuple(problems), home, distance)
+
+
+def _unlikeness(form: Format, config: ViTConfig, passport: Passport, sidecars: Sidecars) -> tuple[int, int]:
+    """What tells apart formats of one name that can all express a model: lower is closer to what it was.
+
+    First come the config files it had, then how many conventions of the format it follows.
+    """
+    kept = sum(
+        sidecars.get(name, {}).get(key) == value
+        for name, content in passport.sidecars.items()
+        for key, value in content.items()
+    )
+    return -kept, -sum(getattr(config, name) == value for name, value in form.conventions.items())
 
 
 def _axis_sizes(config: ViTConfig) -> dict[str, int]:
-    return {"h": config.num_heads, "p": config.patch_size[0], "q": config.patch_size[1], "c": config.in_chans}
+    heads = {"h": config.num_heads, "m": config.pool_heads or config.num_heads}
+    return {**heads, "p": config.patch_size[0], "q": config.patch_size[1], "c": config.patch_chans}
 
 
 def _read_back(
     ckpt: Checkpoint, form: Format, dialect: Dialect, foreign: Mapping[str, LazyTensor], sidecars: Sidecars, home: bool
-) -> tuple[list[tuple[str, str]], list[str]]:
-    """Fields that the written file would not give back, and what its readers will have to be told."""
+) -> list[tuple[str, str]]:
+    """Fields that the written file would not give back."""
     config = ckpt.config
-    told = {name: getattr(config, name) for name in _TOLD_BY_CALLER}
-    again = {**(ckpt.passport.overrides if home else {}), **told}
+    again = {**(ckpt.passport.overrides if home else {}), **_told(config)}
     source = Source(Path("planned"), form.container, dict(foreign), {}, sidecars, ())
-    label = form.label(dialect)
     try:
-        result = read_source(source, format=label, overrides=again).config
+        result = read_source(source, format=form.label(dialect), overrides=again).config
     except VitHubError as error:
-        return [("config", error.message)], []
-    changed = [
+        return [("config", error.message)]
+    return [
         (item.name, f"{getattr(config, item.name)!r} would be read back as {getattr(result, item.name)!r}")
         for item in dataclasses.fields(ViTConfig)
         if item.name not in _NOT_NUMERIC and getattr(config, item.name) != getattr(result, item.name)
     ]
-    untold = []
+
+
+def _told(config: ViTConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in _TOLD_BY_CALLER}
+
+
+def _untold(plan: _Plan) -> list[str]:
+    """What readers of the written file will have to be told."""
+    ckpt, told = plan.ckpt, _told(plan.ckpt.config)
+    again = {**(ckpt.passport.overrides if plan.home else {}), **told}
+    source = Source(Path("planned"), plan.form.container, plan.tensors, {}, plan.sidecars, ())
+    label, untold = plan.form.label(plan.dialect), []
     for name, value in told.items():
         try:
             alone = read_source(source, format=label, overrides={k: v for k, v in again.items() if k != name}).config
@@ -202,7 +280,7 @@ def _read_back(
             known = False
         if not known:
             untold.append(f"the file does not say {name}={value}: whoever loads it must be told")
-    return changed, untold
+    return untold
 
 
 def _write(
@@ -215,23 +293,27 @@ def _write(
     progress: Callable[[int], None] | None,
 ) -> Report:
     tensors = dict(plan.tensors)
-    if keep_rest:
-        tensors |= _read_rest(ckpt)
+    rest = _read_rest(ckpt) if keep_rest else {}
+    tensors |= rest
+    sidecars = dict(plan.sidecars)
+    if rest and plan.home:
+        # The whole model is together again, and the source's own config files describe it.
+        sidecars |= {name: content for name, content in ckpt.passport.sidecars.items() if name in sidecars}
     file = target if container else target / plan.form.filename
     write_tensors(
         file, container or plan.form.container, _cast_all(tensors, dtype), plan.form.metadata, progress=progress
     )
-    for name, content in plan.sidecars.items():
+    for name, content in sidecars.items():
         with atomic_path(target / name) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     dropped = dict(ckpt.dropped)
     for name in plan.left_out:
         for source_name in ckpt.origin.get(name, (name,)):
             dropped[source_name] = f"unused by the model, and {plan.form.name} has no place for it"
-    warnings = [*ckpt.warnings, *plan.warnings]
+    warnings = [*ckpt.warnings, *_folded(plan), *([] if plan.problems else _untold(plan))]
     warnings += [f"lossy: {name}: {reason}" for name, reason in plan.problems]
     label = plan.form.label(plan.dialect)
-    return Report(target, label, ckpt.config, dropped, dict(ckpt.inferred), warnings)
+    return Report(target, label, plan.ckpt.config, dropped, dict(ckpt.inferred), warnings)
 
 
 def write_canonical(
@@ -239,7 +321,7 @@ def write_canonical(
 ) -> None:
     """Writes the canonical file: tensors in canonical order; config and passport as metadata, keys sorted."""
     passport = ckpt.passport
-    if ckpt.format != "canonical":
+    if any("sha256" not in item for item in passport.source):
         passport = dataclasses.replace(passport, source=[_hashed(path) for path in ckpt.source.files])
     metadata = {
         "format": "pt",

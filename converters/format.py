@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from vit_hub.config import ViTConfig
@@ -26,7 +26,7 @@ Sidecars = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Dialect:
-    """One spelling of a format's names: the values of its ``$variables``."""
+    """One spelling of a format's names: the values of its ``${variables}``; the default one has no name."""
 
     name: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -50,8 +50,27 @@ class Stated:
     warnings: tuple[str, ...] = ()
 
 
+# What tensors show by their shapes only, so that tables cannot refuse it.
+_USUAL = (
+    Requirement("ffn", lambda c: c.ffn == "mlp", "it has a plain MLP"),
+    Requirement("head_input", lambda c: c.head_input == "pooled", "its head reads the pooled embedding"),
+)
+
+
 def _states_nothing(source: Source, tensors: Mapping[str, LazyTensor], table: Dialect) -> Stated:
     return Stated()
+
+
+def _no_axes(source: Source, tensors: Mapping[str, LazyTensor]) -> Mapping[str, int]:
+    return {}
+
+
+def _no_zeros(config: ViTConfig, dialect: Dialect) -> Mapping[str, tuple[int, ...]]:
+    return {}
+
+
+def _no_evidence(source: Source, prefix: str) -> int:
+    return 0
 
 
 def _no_sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
@@ -74,12 +93,19 @@ class Format:
         drops: tensors left out on purpose; patterns match names without the prefix.
         outside: what may stand beside the prefix and is left out; patterns match the whole name.
         dialects: spellings, the one written by default first.
-        prefixes: what may stand before every name, in order of precedence.
+        prefixes: what may stand before every name, in order of precedence; the first is written.
         conventions: config fields that files of the format never say.
-        requires: what the original class cannot do.
+        requires: what the original class cannot do; of ``ffn`` and ``head_input`` it has the usual ones unless one of
+            these is about them.
+        axes: sizes of layout axes that a shape alone does not tell, ``(source, tensors without prefix)``.
+        evidence: how much else speaks for the format, ``(source, prefix)``, where several explain the names equally
+            well: wrapper, container, missing head, neighbouring files; below zero where that speaks against it.
         state: reads config files and original shapes, ``(source, tensors without prefix, dialect)``.
+        zeros: names and shapes of tensors that the original class always has though nothing depends on them; where the
+            source had none they are written as zeros, ``(config, dialect)``.
         sidecars: config files to write beside the weights.
-        dialect_for: which of the dialects of one name fits a config.
+        dialect_for: which of the dialects left open fits a config.
+        returned_only: written only to give back what was read in it.
         container: what the format's own project stores tensors in.
         filename: customary name of the weight file in a folder.
         metadata: safetensors metadata that the project's loaders expect.
@@ -94,20 +120,34 @@ class Format:
     prefixes: tuple[str, ...] = ("",)
     conventions: Mapping[str, Any] = field(default_factory=dict)
     requires: tuple[Requirement, ...] = ()
+    axes: Callable[[Source, Mapping[str, LazyTensor]], Mapping[str, int]] = _no_axes
+    evidence: Callable[[Source, str], int] = _no_evidence
     state: Callable[[Source, Mapping[str, LazyTensor], Dialect], Stated] = _states_nothing
+    zeros: Callable[[ViTConfig, Dialect], Mapping[str, tuple[int, ...]]] = _no_zeros
     sidecars: Callable[[ViTConfig, Passport | None], Sidecars] = _no_sidecars
     dialect_for: Callable[[ViTConfig, Sequence[Dialect]], Dialect] = _first_dialect
+    returned_only: bool = False
     container: str = "safetensors"
     filename: str = "model.safetensors"
     metadata: Mapping[str, str] = field(default_factory=lambda: {"format": "pt"})
 
+    def obstacles(self, config: ViTConfig) -> list[tuple[str, str]]:
+        """Fields of a config that the original class cannot do, and why."""
+        spoken_of = {need.field for need in self.requires}
+        needs = (*self.requires, *(need for need in _USUAL if need.field not in spoken_of))
+        return [(need.field, need.message) for need in needs if not need.holds(config)]
+
     def label(self, dialect: Dialect) -> str:
-        """The name with the dialect, where it is not the default one."""
-        return self.name if dialect.name == self.dialects[0].name else f"{self.name}-{dialect.name}"
+        """The name with the dialect, where that has one."""
+        return f"{self.name}-{dialect.name}" if dialect.name else self.name
 
     def table(self, dialect: Dialect) -> Table:
         """The rules under one dialect."""
-        return Table(self.rules, self.drops, dialect.variables)
+        return self._tables[self.dialects.index(dialect)]
+
+    @cached_property
+    def _tables(self) -> tuple[Table, ...]:
+        return tuple(Table(self.rules, self.drops, dialect.variables) for dialect in self.dialects)
 
 
 @cache
@@ -122,15 +162,19 @@ def all_formats() -> tuple[Format, ...]:
 
 def format_names() -> list[str]:
     """What ``to=`` and ``format=`` accept: every format and dialect, and ``canonical``."""
-    labels = [form.label(dialect) for form in all_formats() for dialect in form.dialects]
+    labels = [label for form in all_formats() for label in (form.name, *map(form.label, form.dialects))]
     return ["canonical", *dict.fromkeys(labels)]
 
 
-def formats_named(label: str) -> list[tuple[Format, list[Dialect]]]:
-    """The formats of a name, each with its dialects of that name (``hf`` or ``hf-v5``); empty if there is none."""
+def formats_named(label: str) -> list[tuple[Format, tuple[Dialect, ...]]]:
+    """The formats that a label means, each with the dialects it leaves open; empty if there is none.
+
+    A format's own name leaves all its dialects open; ``hf-v5`` leaves those spelled so.
+    """
     found = []
     for form in all_formats():
-        dialects = [dialect for dialect in form.dialects if form.label(dialect) == label]
+        named = tuple(dialect for dialect in form.dialects if form.label(dialect) == label)
+        dialects = form.dialects if form.name == label else named
         if dialects:
             found.append((form, dialects))
     return found

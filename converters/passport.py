@@ -23,8 +23,10 @@ class Passport:
         prefix: what stood before every name in the source (``model/``, ``params/``).
         container: what held the tensors (``npz``, ``safetensors``, ``torch``).
         shapes: shapes of source tensors that differ from what the format writes by default.
+        names: foreign names that the format writes by default -> the names found in the source, where they differ.
         carried: canonical names of tensors that the model does not use.
         overrides: what the caller had to say because the source could not.
+        resized_from: ``image_size`` and ``patch_size`` of the source, where the model was resized.
         sidecars: config files found beside the weights, by file name.
         source: file name, sha256 and size in bytes of the source file(s).
         converter: version of vit-hub that made the record.
@@ -39,8 +41,10 @@ class Passport:
     prefix: str = ""
     container: str = ""
     shapes: dict[str, list[int]] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
     carried: list[str] = field(default_factory=list)
     overrides: dict[str, Any] = field(default_factory=dict)
+    resized_from: dict[str, list[int]] = field(default_factory=dict)
     sidecars: dict[str, dict[str, Any]] = field(default_factory=dict)
     source: list[dict[str, Any]] = field(default_factory=list)
     converter: str = ""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +13,11 @@ from vit_hub.converters.format import Dialect, Format, all_formats, format_names
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import CheckpointError, UnknownFormatError
 
-__all__ = ["Match", "recognise"]
+__all__ = ["Match", "recognise", "unexplained"]
+
+Candidates = Sequence[tuple[Format, Sequence[Dialect]]]
+# What names are made of: levels of modules and of nested dicts.
+_LEVEL = re.compile(r"[./]")
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,7 @@ class Match:
         tensors: the tensors under the prefix, without it.
         ruled: how many of them a rule explains.
         unknown: names under the prefix that neither a rule nor a drop explains.
+        alike: other formats that explain the tensors just as well.
     """
 
     form: Format
@@ -29,6 +37,7 @@ class Match:
     tensors: Mapping[str, LazyTensor]
     ruled: int
     unknown: tuple[str, ...]
+    alike: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -44,8 +53,31 @@ def _match(source: Source, form: Format, dialect: Dialect, prefix: str) -> Match
     return Match(form, dialect, prefix, inside, sum(verdict == "rule" for verdict in verdicts.values()), unknown)
 
 
+def _matches(source: Source, candidates: Candidates) -> list[Match]:
+    return [
+        _match(source, form, dialect, prefix)
+        for form, dialects in candidates
+        for dialect in dialects
+        for prefix in form.prefixes
+        if any(name.startswith(prefix) for name in source.tensors)
+    ]
+
+
+def _best(source: Source, matches: Sequence[Match]) -> Match | None:
+    return max(
+        matches,
+        key=lambda match: (
+            match.ruled > 0 and not match.unknown,
+            match.ruled,
+            -len(match.unknown),
+            match.form.evidence(source, match.prefix),
+        ),
+        default=None,
+    )
+
+
 def recognise(source: Source, label: str | None = None) -> Match:
-    """The best match: most tensors explained by rules, then fewest unknown, then the order of the formats.
+    """The best match: none unknown, most explained by rules, fewest unknown, most evidence, the order of the formats.
 
     Args:
         source: an opened file or folder.
@@ -54,40 +86,52 @@ def recognise(source: Source, label: str | None = None) -> Match:
     Raises:
         UnknownFormatError: no table explains at least half of the tensors, or there is no such format.
     """
-    candidates: Sequence[tuple[Format, Sequence[Dialect]]] = [(form, form.dialects) for form in all_formats()]
+    candidates: Candidates = [(form, form.dialects) for form in all_formats()]
     if label is not None:
-        candidates = _insisted(label)
-    matches = [
-        _match(source, form, dialect, prefix)
-        for form, dialects in candidates
-        for dialect in dialects
-        for prefix in form.prefixes
-        if any(name.startswith(prefix) for name in source.tensors)
-    ]
-    best = max(matches, key=lambda match: (match.ruled, -len(match.unknown)), default=None)
-    if best is None or 2 * best.ruled < len(best.tensors) or not best.ruled:
+        candidates = formats_named(label)
+        if not candidates:
+            raise UnknownFormatError(f"there is no format {label!r}", hint=f"formats: {', '.join(format_names())}")
+    matches = _matches(source, candidates)
+    best = _best(source, matches)
+    if best is None or not best.ruled or 2 * len(best.unknown) > len(best.tensors):
+        names = [name for name in format_names() if "-" not in name]
         raise UnknownFormatError(
             f"{source.path}: not a Vision Transformer checkpoint of a known format; {_near_miss(source, best)}",
-            hint=f"formats: {', '.join(format_names())}; name one with format=, on the command line --format",
+            hint=f"formats: {', '.join(names)}; name one with format=, on the command line --format",
         )
-    return best
-
-
-def _insisted(label: str) -> list[tuple[Format, Sequence[Dialect]]]:
-    """The formats of a name; a bare format name leaves the dialect to the content."""
-    named = formats_named(label)
-    if not named:
-        raise UnknownFormatError(f"there is no format {label!r}", hint=f"formats: {', '.join(format_names())}")
-    if label in {form.name for form, _ in named}:
-        return [(form, form.dialects) for form, _ in named]
-    return [(form, dialects) for form, dialects in named]
+    equal = [match for match in matches if (match.ruled, match.unknown) == (best.ruled, best.unknown)]
+    possible = [match for match in equal if match.form.evidence(source, match.prefix) >= 0]
+    ways = best.form.conventions
+    alike = dict.fromkeys(m.label for m in possible if m.form.conventions != ways and m.label != best.label)
+    return dataclasses.replace(best, alike=tuple(alike))
 
 
 def _near_miss(source: Source, best: Match | None) -> str:
+    """What the file might be: the best match, without an unknown prefix if that explains more."""
     total = len(source.tensors)
+    if best is not None and not best.ruled and not best.unknown and best.tensors:
+        reasons = best.form.table(best.dialect).read(best.tensors, {}).dropped.values()
+        return f"as {best.label} it holds only: {', '.join(dict.fromkeys(reasons))}"
+    for prefix, count in _common_prefixes(source):
+        inside = {name[len(prefix) :]: item for name, item in source.tensors.items() if name.startswith(prefix)}
+        shorter = dataclasses.replace(source, tensors=inside)
+        found = _best(shorter, _matches(shorter, [(form, form.dialects) for form in all_formats()]))
+        if found is not None and found.ruled > max(count // 2, best.ruled if best else 0):
+            return (
+                f"{found.ruled} of its {total} tensors would be {found.label}'s without {prefix!r} before their names: "
+                f"save them without it"
+            )
     if best is None or not best.ruled:
         return f"none of its {total} tensors is known, the first is {next(iter(source.tensors), '(none)')!r}"
-    return f"{best.label} matches best, with {best.ruled} of {total} tensors"
+    shown = ", ".join(best.unknown[:3]) + (", ..." if len(best.unknown) > 3 else "")
+    return f"{best.label} matches best, with {best.ruled} of {total} tensors, but not {shown}"
+
+
+def _common_prefixes(source: Source) -> list[tuple[str, int]]:
+    """What at least a third of the names begin with, up to three levels, and how many do; the longest first."""
+    counts = Counter(name[: level.end()] for name in source.tensors for level in list(_LEVEL.finditer(name))[:3])
+    common = [item for item in counts.items() if 3 * item[1] >= len(source.tensors)]
+    return sorted(common, key=lambda item: (-len(item[0]), item[0]))
 
 
 def unexplained(match: Match, source: Source, unknown: Sequence[str]) -> CheckpointError:
@@ -97,8 +141,8 @@ def unexplained(match: Match, source: Source, unknown: Sequence[str]) -> Checkpo
     patterns = match.form.table(match.dialect).foreign_names()
     lines = []
     for name in unknown[:8]:
-        near = difflib.get_close_matches(name, patterns, n=1, cutoff=0.4)
-        lines.append(f"{match.prefix}{name}" + (f" (nearest: {near[0]})" if near else ""))
+        near = difflib.get_close_matches(name.removeprefix(match.prefix), patterns, n=1, cutoff=0.4)
+        lines.append(name + (f" (nearest: {near[0]})" if near else ""))
     more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
     return CheckpointError(
         f"{source.path}: {match.ruled} of {len(source.tensors)} tensors are {match.label}'s, but not "

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DTYPES", "Array", "LazyTensor", "concat", "from_array", "split", "stack", "unstack"]
+__all__ = ["DTYPES", "Array", "LazyTensor", "concat", "from_array", "split", "stack", "unstack", "zeros"]
 
 Array = npt.NDArray[np.generic]
 
@@ -79,6 +79,11 @@ def from_array(array: Array, dtype: str | None = None) -> LazyTensor:
     return LazyTensor(name, array.shape, lambda: array)
 
 
+def zeros(dtype: str, shape: tuple[int, ...]) -> LazyTensor:
+    """Nothing but zeros."""
+    return LazyTensor(dtype, shape, lambda: np.zeros(shape, DTYPES[dtype]))
+
+
 def concat(parts: Sequence[LazyTensor]) -> LazyTensor:
     """Joined along the first axis.
 
@@ -127,4 +132,6 @@ def stack(parts: Sequence[LazyTensor]) -> LazyTensor:
 
 def unstack(tensor: LazyTensor) -> list[LazyTensor]:
     """The inverse of :func:`stack`: one tensor per index of the first axis."""
+    if not tensor.shape:
+        raise ValueError("shape () cannot be cut into layers")
     return [_slice(tensor, i, i + 1).reshape(tensor.shape[1:]) for i in range(tensor.shape[0])]

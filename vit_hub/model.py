@@ -16,16 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit_hub.config import ViTConfig
+from vit_hub.config import ViTConfig, size_pair
 from vit_hub.errors import ConfigError
+from vit_hub.geometry import Geometry, computed_tables, relative_bias, relative_rows
 from vit_hub.layers import AttentionPool, Block, PatchEmbed
-from vit_hub.positions import sincos2d
+from vit_hub.resizing import resize_tensor, resized_config, resized_passport, table_method
+from vit_hub.rope import expand_angles, mixed_angles
 
 if TYPE_CHECKING:
     from vit_hub.converters.passport import Passport
 
 __all__ = ["VisionTransformer"]
 
+# Sizes whose tables a dynamic model keeps.
+_KEPT_SIZES = 8
 # Pools that read only the first tokens: the last block then computes nothing else.
 _LEADING_TOKENS = {"cls": 1, "cls_dist": 2}
 
@@ -35,14 +39,30 @@ class VisionTransformer(nn.Module):
 
     Attributes:
         config: what the model is.
+        input_size: (height, width) of the images it takes; less than ``config.image_size`` where they are padded.
+        dynamic: take images of any size; the position information is resized for each, as ``set_image_size`` does.
+            From the start True for models without a table that would be resized.
+        pad: pad images of a dynamic model to whole patches instead of refusing them.
+        resize: how a dynamic model resizes: ``source`` or a method's name.
         passport: where the weights come from and how to write them back; None for a model built from scratch.
         carried: tensors of the source that the model does not use but that writing back needs.
     """
+
+    pos_table: Tensor | None
+    rope_cos: Tensor | None
+    rope_sin: Tensor | None
+    rel_pos_index: Tensor | None
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         dim, eps = config.embed_dim, config.norm_eps
         self.config = config
+        self.input_size = config.image_size
+        # Where nothing learned depends on the grid (RoPE alone, sincos tables), any size is as native as another.
+        self.dynamic = config.pos_embed != "learned" and config.rel_pos == "none"
+        self.pad = False
+        self.resize = "source"
+        self._sizes: dict[tuple[object, ...], Geometry] = {}
         self.passport: Passport | None = None
         self.carried: dict[str, Tensor] = {}
 
@@ -52,11 +72,37 @@ class VisionTransformer(nn.Module):
         self.pos_embed: Tensor | None = None
         if config.pos_embed == "learned":
             self.pos_embed = _token(config.num_prefix_rows + config.num_patches, dim)
-        self.register_buffer("pos_table", None, persistent=False)
+        axial = config.rope is not None and not config.rope.mixed
+        tables = {
+            "pos_table": config.pos_embed == "sincos2d",
+            "rope_cos": axial,
+            "rope_sin": axial,
+            "rel_pos_index": config.rel_pos != "none",
+        }
+        for name, needed in tables.items():
+            if needed:
+                self.register_buffer(name, torch.empty(0), persistent=False)
+            else:
+                setattr(self, name, None)
+        self.rope_embed: nn.Module | None = None
+        if config.rope and config.rope.stored_periods:
+            quarter = config.head_dim // 4
+            self.rope_embed = nn.Module()
+            self.rope_embed.register_buffer("periods", config.rope.theta ** (torch.arange(quarter) / quarter))
+        self.rope: nn.Module | None = None
+        if config.rope and config.rope.mixed:
+            self.rope = nn.Module()
+            self.rope.freqs = nn.Parameter(torch.zeros(2, config.depth, config.num_heads, config.head_dim // 2))
+        self.rel_pos_bias: nn.Module | None = None
+        if config.rel_pos == "shared":
+            self.rel_pos_bias = nn.Module()
+            table = torch.zeros(relative_rows(config), config.num_heads)
+            self.rel_pos_bias.relative_position_bias_table = nn.Parameter(table)
         self.patch_embed = PatchEmbed(config)
         self.norm_pre = nn.LayerNorm(dim, eps=eps) if config.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(dim, eps=eps) if config.final_norm == "before" else nn.Identity()
+        self.cls_norm = nn.LayerNorm(dim, eps=eps) if config.prefix_norm else None
         self.attn_pool = AttentionPool(config) if config.pool == "map" else None
         self.fc_norm = nn.LayerNorm(dim, eps=eps) if config.final_norm == "after" else nn.Identity()
 
@@ -66,6 +112,11 @@ class VisionTransformer(nn.Module):
             features = config.representation_dim
             self.pre_logits = nn.Sequential(OrderedDict(fc=nn.Linear(dim, features), act=nn.Tanh()))
         self.projection = nn.Linear(dim, config.projection_dim, bias=False) if config.projection_dim else nn.Identity()
+        features = config.projection_dim or features
+        self.head_norm: nn.Module = nn.Identity()
+        if config.head_norm:
+            self.head_norm = nn.BatchNorm1d(features, eps=1e-6, affine=False)
+        features *= 2 if config.head_input == "cls_avg" else 1
         self.head = nn.Linear(features, config.num_classes) if config.num_classes else nn.Identity()
         self.head_dist: nn.Module | None = None
         if config.pool == "cls_dist":
@@ -75,30 +126,129 @@ class VisionTransformer(nn.Module):
 
     def reset_tables(self) -> None:
         """Computes the tables that are not parameters, on the device and in the dtype of the parameters."""
-        if self.config.pos_embed == "sincos2d":
-            weight = self.patch_embed.proj.weight
-            table = torch.as_tensor(sincos2d(self.config.grid_size, self.config.embed_dim))
-            self.pos_table = table.to(weight).unsqueeze(0)
+        for name, table in self._computed_tables(self.config).items():
+            setattr(self, name, table)
 
-    def _tokens(self, images: Tensor) -> Tensor:
-        """What enters the first block: z_0 of eq. 1, [B, T, D]."""
-        expected = (self.config.in_chans, *self.config.image_size)
-        if tuple(images.shape[1:]) != expected:
+    def _computed_tables(self, config: ViTConfig) -> dict[str, Tensor]:
+        periods = None if self.rope_embed is None else self.rope_embed.periods
+        return computed_tables(config, self.patch_embed.proj.weight, periods)  # type: ignore[arg-type]
+
+    def _relative_tables(self) -> dict[str, Tensor]:
+        return {name: p for name, p in self.named_parameters() if name.endswith("relative_position_bias_table")}
+
+    def _geometry(self, images: Tensor) -> Geometry:
+        """The tables for a batch of images: the model's own, or those of another size if it is dynamic."""
+        size = (images.shape[-2], images.shape[-1])
+        if (
+            images.dim() != 4
+            or images.shape[1] != self.config.in_chans
+            or (size != self.input_size and not self.dynamic)
+        ):
+            expected = (self.config.in_chans, *self.input_size)
             raise ConfigError(
                 f"images have shape {tuple(images.shape)}, the model takes [batch, {', '.join(map(str, expected))}]",
-                hint="resize the images (vit_hub.preprocess) or load the model for their size",
+                hint="resize the images (vit_hub.preprocess), or load the model with image_size= or dynamic=True",
             )
+        if size == self.input_size:
+            positions = self.pos_table if self.pos_embed is None else self.pos_embed
+            rope = None if self.rope_cos is None or self.rope_sin is None else (self.rope_cos, self.rope_sin)
+            tables = list(self._relative_tables().values()) if self.config.rel_pos != "none" else []
+            return Geometry(self.config, positions, rope, self.rel_pos_index, tables)
+        return self._other_geometry(size)
+
+    def _other_geometry(self, size: tuple[int, int]) -> Geometry:
+        learned = {**self._relative_tables(), **({} if self.pos_embed is None else {"pos_embed": self.pos_embed})}
+        weight = self.patch_embed.proj.weight
+        # A table that gradients flow through belongs to one pass, one made in inference mode to others such.
+        kept = not (torch.is_grad_enabled() and any(table.requires_grad for table in learned.values()))
+        state = tuple((id(table), 0 if table.is_inference() else table._version) for table in learned.values())
+        key = (size, weight.device, weight.dtype, self.resize, torch.is_inference_mode_enabled(), state)
+        if kept and key in self._sizes:
+            return self._sizes[key]
+        config = resized_config(self.config, size, pad=self.pad)
+        resized = {
+            name: resize_tensor(name, table, self.config, config, self.resize) for name, table in learned.items()
+        }
+        computed = self._computed_tables(config)
+        rope = (computed["rope_cos"], computed["rope_sin"]) if "rope_cos" in computed else None
+        positions = resized.pop("pos_embed", computed.get("pos_table"))
+        made = Geometry(config, positions, rope, computed.get("rel_pos_index"), list(resized.values()))
+        if kept:
+            while len(self._sizes) >= _KEPT_SIZES:
+                del self._sizes[next(iter(self._sizes))]
+            self._sizes[key] = made
+        return made
+
+    def _positions(self, index: int, geometry: Geometry) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
+        """What the attention of one block gets to know of positions: rotations and a bias, each if there is one."""
+        rope, bias = geometry.rope, None
+        if self.rope is not None and geometry.config.rope is not None:
+            freqs: Tensor = self.rope.freqs  # type: ignore[assignment]
+            angles = mixed_angles(geometry.config.rope, geometry.config.grid_size, freqs[:, index])
+            rope = expand_angles(geometry.config.rope, angles, geometry.config.num_prefix_tokens)
+        if geometry.pairs is not None:
+            bias = relative_bias(geometry.tables[index if len(geometry.tables) > 1 else 0], geometry.pairs)
+        return rope, bias
+
+    def _block(self, index: int, x: Tensor, geometry: Geometry, queries: int | None = None) -> Tensor:
+        return self.blocks[index](x, queries, *self._positions(index, geometry))  # type: ignore[no-any-return]
+
+    def _norm(self, x: Tensor) -> Tensor:
+        """The final norm of all tokens, or of the first ones."""
+        if self.cls_norm is None:
+            return self.norm(x)  # type: ignore[no-any-return]
+        prefix = self.config.num_prefix_tokens
+        return torch.cat((self.cls_norm(x[:, :prefix]), self.norm(x[:, prefix:])), dim=1)
+
+    def set_image_size(
+        self, size: int | tuple[int, int], *, resize: str = "source", pad: bool = False
+    ) -> VisionTransformer:
+        """Changes the image size for good: position tables are resized, everything computed is computed again.
+
+        Args:
+            size: (height, width) in pixels, or one number for both.
+            resize: ``source``: as the checkpoint's own project does, or a method of ``vit_hub.config.RESIZE_METHODS``.
+            pad: accept sizes that are not whole patches; images are padded with zeros to the right and below.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ConfigError: the size is not a whole number of patches and ``pad`` is False, or no such method.
+        """
+        old, new = self.config, resized_config(self.config, size, pad=pad)
+        table_method(old, resize)
+        with torch.no_grad():
+            for name, parameter in list(self.named_parameters()):
+                changed = resize_tensor(name, parameter, old, new, resize)
+                if changed is not parameter:
+                    owner = self.get_submodule(name.rpartition(".")[0])
+                    setattr(owner, name.rpartition(".")[2], nn.Parameter(changed, parameter.requires_grad))
+        if self.passport is not None and new != old:
+            self.passport = resized_passport(self.passport, old, new)
+        self.config = new
+        self.input_size = size_pair("image_size", size)
+        self._sizes.clear()
+        self.reset_tables()
+        return self
+
+    def _tokens(self, images: Tensor, geometry: Geometry) -> Tensor:
+        """What enters the first block: z_0 of eq. 1, [B, T, D]."""
+        height, width = geometry.config.image_size
+        if (height, width) != tuple(images.shape[-2:]):
+            images = F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
         x = self.patch_embed(images)
-        prefix: list[Tensor] = [token for token in (self.cls_token, self.dist_token, self.reg_token) if token is not None]
-        positions = self.pos_table if self.pos_embed is None else self.pos_embed
-        rows = self.config.num_prefix_rows
+        prefix: list[Tensor] = [
+            token for token in (self.cls_token, self.dist_token, self.reg_token) if token is not None
+        ]
+        positions, rows = geometry.positions, geometry.config.num_prefix_rows
         if positions is not None:
             x = x + positions[:, rows:]
         if prefix:
             leading = torch.cat(prefix, dim=1)
             if positions is not None and rows:
                 leading = torch.cat((leading[:, :rows] + positions[:, :rows], leading[:, rows:]), dim=1)
-            x = torch.cat((leading.expand(len(x), -1, -1), x), dim=1)
+            x = torch.cat((leading.expand(x.shape[0], -1, -1), x), dim=1)
         return self.norm_pre(x)  # type: ignore[no-any-return]
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -113,21 +263,24 @@ class VisionTransformer(nn.Module):
         Raises:
             ConfigError: the images are not of the model's size.
         """
-        x = self._tokens(images)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)  # type: ignore[no-any-return]
+        geometry = self._geometry(images)
+        x = self._tokens(images, geometry)
+        for index in range(self.config.depth):
+            x = self._block(index, x, geometry)
+        return self._norm(x)
 
     def _pooled(self, images: Tensor) -> Tensor:
         """The pooled tokens, y of eq. 4: [B, D], or [B, 2, D] for ``cls_dist``."""
-        x = self._tokens(images)
-        for block in self.blocks[:-1]:
-            x = block(x)
+        geometry = self._geometry(images)
+        x = self._tokens(images, geometry)
+        last = self.config.depth - 1
+        for index in range(last):
+            x = self._block(index, x, geometry)
         pool = self.config.pool
-        x = self.norm(self.blocks[-1](x, _LEADING_TOKENS.get(pool)))
+        x = self._norm(self._block(last, x, geometry, _LEADING_TOKENS.get(pool)))
         prefix = self.config.num_prefix_tokens
         if self.attn_pool is not None:
-            x = self.attn_pool(x)
+            x = self.attn_pool(x if self.config.pool_prefix else x[:, prefix:])
         elif pool == "avg":
             x = x[:, prefix:].mean(dim=1)
         elif pool != "cls_dist":
@@ -166,10 +319,14 @@ class VisionTransformer(nn.Module):
         """
         if self.config.pool == "none":
             return self.forward_features(images)
+        if self.config.head_input == "cls_avg":
+            x = self.forward_features(images)
+            x = torch.cat((x[:, 0], x[:, self.config.num_prefix_tokens :].mean(dim=1)), dim=1)
+            return self.head(x)  # type: ignore[no-any-return]
         x = self._pooled(images)
         if self.head_dist is not None:
             return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2  # type: ignore[no-any-return]
-        return self.head(self.projection(self.pre_logits(x)))  # type: ignore[no-any-return]
+        return self.head(self.head_norm(self.projection(self.pre_logits(x))))  # type: ignore[no-any-return]
 
     def forward_intermediates(
         self, images: Tensor, indices: int | Sequence[int] = 1, reshape: bool = True
@@ -187,15 +344,17 @@ class VisionTransformer(nn.Module):
         depth = self.config.depth
         chosen = range(depth - indices, depth) if isinstance(indices, int) else indices
         wanted = [index + depth if index < 0 else index for index in chosen]
-        if not wanted or any(not 0 <= index < depth for index in wanted):
+        too_many = isinstance(indices, int) and indices > depth
+        if too_many or not wanted or any(not 0 <= index < depth for index in wanted):
             raise ConfigError(f"indices={indices}: the model has blocks 0 to {depth - 1}")
         outputs: dict[int, Tensor] = {}
-        x = self._tokens(images)
-        for index, block in enumerate(self.blocks[: max(wanted) + 1]):
-            x = block(x)
+        geometry = self._geometry(images)
+        x = self._tokens(images, geometry)
+        for index in range(max(wanted) + 1):
+            x = self._block(index, x, geometry)
             if index in wanted:
                 patches = x[:, self.config.num_prefix_tokens :]
-                maps = patches.transpose(1, 2).reshape(len(x), -1, *self.config.grid_size)
+                maps = patches.transpose(1, 2).reshape(x.shape[0], -1, *geometry.config.grid_size)
                 outputs[index] = maps.contiguous() if reshape else patches
         return [outputs[index] for index in wanted]
 
@@ -212,11 +371,14 @@ class VisionTransformer(nn.Module):
             ConfigError: the images are not of the model's size.
         """
         maps: list[Tensor] = []
-        x = self._tokens(images)
-        for block in self.blocks:
-            q, k, _ = block.attn.qkv_heads(block.norm1(x))  # type: ignore[union-attr, operator]
-            maps.append(F.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1))
-            x = block(x)
+        geometry = self._geometry(images)
+        x = self._tokens(images, geometry)
+        for index, block in enumerate(self.blocks):
+            rope, bias = self._positions(index, geometry)
+            q, k, _ = block.attn.qkv_heads(block.norm1(x), None, rope)  # type: ignore[union-attr, operator]
+            logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+            maps.append(F.softmax(logits if bias is None else logits + bias, dim=-1))
+            x = self._block(index, x, geometry)
         return maps
 
     def save(self, path: str | Path) -> Path:

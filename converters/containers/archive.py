@@ -168,8 +168,14 @@ class StoredZip:
         self._file = file
 
     def add(self, name: str, parts: Iterable[bytes | memoryview]) -> None:
-        """Write one member, its data at a multiple of 64 bytes of the file so that it can be mapped."""
+        """Write one member, its data at a multiple of 64 bytes of the file so that it can be mapped.
+
+        Raises:
+            CheckpointError: the format cannot hold the name.
+        """
         info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+        if info.filename != name:
+            raise CheckpointError(f"{name!r} cannot be the name of a member of a zip archive")
         info.create_system = 3
         info.external_attr = 0o644 << 16
         # The local header is followed by the name, this padding field (id "FB", as torch's own) and 20 bytes of zip64.

@@ -67,7 +67,7 @@ def read_index(path: Path) -> dict[Path, list[str]]:
         raise CheckpointError(f"{path}: no 'weight_map' in this index", hint="fetch the file again")
     shards: dict[Path, list[str]] = {}
     for tensor, name in weight_map.items():
-        if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+        if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
             raise CheckpointError(
                 f"{path}: the file of tensor {tensor!r} is {name!r}, which is not a name in this folder",
                 hint="the index is damaged or made to deceive",

@@ -38,12 +38,13 @@ class Renewed(Generic[T]):
 
     def take(self, nbytes: int) -> T:
         """The resource, of which the caller is going to read ``nbytes``."""
-        if self._current is None or self._read + nbytes > self._budget:
-            self._current = None
-            self._current = self._opener()
+        current = self._current
+        if current is None or self._read + nbytes > self._budget:
+            current = self._current = None
+            current = self._current = self._opener()
             self._read = 0
         self._read += nbytes
-        return self._current
+        return current
 
 
 class MappedFile:
@@ -72,8 +73,7 @@ class MappedFile:
 
     def bytes(self, offset: int, size: int) -> bytes:
         """A copy of ``size`` bytes from ``offset``; fewer where the file ends before."""
-        self._file.seek(offset)
-        return self._file.read(size)
+        return self._mapping.take(size)[offset : offset + size]
 
     def array(
         self, offset: int, dtype: np.dtype[np.generic], shape: tuple[int, ...], *, fortran: bool = False

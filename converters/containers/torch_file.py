@@ -8,8 +8,9 @@ import math
 import pickle
 import pickletools
 import re
+import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -18,6 +19,7 @@ import numpy as np
 
 from vit_hub.converters.containers.archive import Member, check_expansion, read_member, read_members, stored_zip
 from vit_hub.converters.containers.mapped import MappedFile, Renewed
+from vit_hub.converters.containers.torchscript import is_torchscript, read_torchscript
 from vit_hub.converters.tensors import DTYPES, Array, LazyTensor
 from vit_hub.errors import CheckpointError, UnsafeCheckpointError
 
@@ -43,7 +45,7 @@ _DTYPES = {
 _NAMES = {torch_name: name for name, (torch_name, _) in _DTYPES.items()}
 # Real checkpoints nest three or four levels; these bounds end the walk through a pickle that refers to itself.
 _MAX_DEPTH = 32
-_MAX_LEAVES = 1_000_000
+_MAX_OBJECTS = 1_000_000
 # A file of the time before the zip format begins with pickles of: magic number, protocol, system, object, keys.
 _OLD_PICKLES = 5
 _HARMLESS = re.compile(
@@ -52,7 +54,7 @@ _HARMLESS = re.compile(
 
 
 def read_torch(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of a ``torch.save`` file, names of nested dicts, lists and tuples joined by ``/``.
+    """The tensors of a ``torch.save`` file, names of nested dicts, lists and tuples joined by ``/``; or of TorchScript.
 
     Values of the zip format are views of the mapped file; older files and compressed ones are read whole.
 
@@ -64,7 +66,8 @@ def read_torch(path: Path) -> dict[str, LazyTensor]:
     members: dict[str, Member] = {}
     if file.bytes(0, 2) == b"PK":
         members = read_members(file)
-        _refuse_torchscript(path, members)
+        if is_torchscript(members):
+            return read_torchscript(file, members)
     elif file.bytes(257, 5) == b"ustar":
         raise UnsafeCheckpointError(f"{path}: PyTorch's tar format of before 2017 cannot be read safely", hint=_RESAVE)
     # torch.load takes any path with this suffix for a safetensors file, and maps only what it opens by path.
@@ -94,20 +97,13 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _refuse_torchscript(path: Path, members: Mapping[str, Member]) -> None:
-    if any(name.endswith("/constants.pkl") or "/code/" in name for name in members):
-        raise UnsafeCheckpointError(
-            f"{path}: a TorchScript archive, which holds a program and not only weights",
-            hint="load it with torch.jit.load on a machine you trust and save its state_dict() as safetensors",
-        )
-
-
 def _load(file: MappedFile, members: Mapping[str, Member], mapped: bool) -> object:
     import torch
 
     try:
         # Training checkpoints hold their command line's arguments: plain attributes, without behaviour.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")
             if mapped:
                 return torch.load(file.path, map_location="cpu", mmap=True, weights_only=True)
             with file.path.open("rb") as stream:
@@ -175,14 +171,10 @@ def _flatten(path: Path, root: object) -> dict[str, torch.Tensor]:
             f"{path}: holds a bare {type(root).__name__}, not tensors by name", hint="save a state_dict()"
         )
     flat: dict[str, torch.Tensor] = {}
-    leaves = 0
-
-    def walk(value: object, names: tuple[str, ...]) -> None:
-        nonlocal leaves
-        leaves += 1
-        if len(names) > _MAX_DEPTH or leaves > _MAX_LEAVES:
+    for count, (names, value) in enumerate(_walk(root, ())):
+        if len(names) > _MAX_DEPTH or count > _MAX_OBJECTS:
             raise CheckpointError(
-                f"{path}: nested deeper than {_MAX_DEPTH} levels or holding more than {_MAX_LEAVES:,} objects",
+                f"{path}: nested deeper than {_MAX_DEPTH} levels or holding more than {_MAX_OBJECTS:,} objects",
                 hint=_RESAVE,
             )
         if isinstance(value, torch.Tensor):
@@ -190,17 +182,21 @@ def _flatten(path: Path, root: object) -> dict[str, torch.Tensor]:
             if name in flat:
                 raise CheckpointError(f"{path}: two tensors are named {name!r}", hint="rename one and save again")
             flat[name] = value
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                walk(item, (*names, str(key)))
-        elif isinstance(value, (list, tuple)):
-            for index, item in enumerate(value):
-                walk(item, (*names, str(index)))
-
-    walk(root, ())
     if not flat:
         raise CheckpointError(f"{path}: holds no tensors", hint="save a state_dict()")
     return flat
+
+
+def _walk(value: object, names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Everything below ``value``, containers included, so that the caller can count and stop."""
+    yield names, value
+    items: Iterable[tuple[object, object]] = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    for key, item in items:
+        yield from _walk(item, (*names, str(key)))
 
 
 def _describe(

@@ -6,6 +6,7 @@ Canonical names are timm's, so the table is a list of names. Source: timm/models
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,16 +17,16 @@ from vit_hub.converters.passport import Passport
 from vit_hub.converters.processors import timm_data_config
 from vit_hub.converters.rules import Drop, rule
 from vit_hub.converters.tensors import LazyTensor
+from vit_hub.errors import ConfigError
 
-_BLOCK_LAYERS = ("norm1", "attn.qkv", "attn.q_norm", "attn.k_norm", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+_ATTENTION = ("attn.qkv", "attn.q_norm", "attn.k_norm", "attn.norm", "attn.proj")
+_BLOCK_LAYERS = ("norm1", *_ATTENTION, "norm2", "mlp.fc1", "mlp.norm", "mlp.fc2")
 _MAP_LAYERS = ("q", "kv", "proj", "norm", "mlp.fc1", "mlp.fc2")
-_NAMES = (
+NAMES = (
     "cls_token",
     "dist_token",
     "reg_token",
     "pos_embed",
-    "blocks.{i}.ls1.gamma",
-    "blocks.{i}.ls2.gamma",
     "attn_pool.latent",
     *(
         f"{layer}.{part}"
@@ -44,6 +45,19 @@ _NAMES = (
     ),
 )
 
+_LAYER_SCALE = ("blocks.{i}.ls1.gamma", "blocks.{i}.ls2.gamma")
+# The ResNet of the hybrids; a root alone has no name of its own.
+_STEM_LAYERS = (
+    ("stem.conv", "stem.norm"),
+    *((f"stages.{{s}}.blocks.{{u}}.conv{n}", f"stages.{{s}}.blocks.{{u}}.norm{n}") for n in (1, 2, 3)),
+    ("stages.{s}.blocks.{u}.downsample.conv", "stages.{s}.blocks.{u}.downsample.norm"),
+)
+_STEM = tuple(
+    rule(f"patch_embed.backbone.{name}", f"patch_embed.backbone.{name.replace('stem.', '${root}')}")
+    for conv, norm in _STEM_LAYERS
+    for name in (f"{conv}.weight", f"{norm}.weight", f"{norm}.bias")
+)
+
 _WRAPPERS = ("state_dict_ema/", "model_ema/", "state_dict/", "model/")
 _ACTIVATIONS = {
     "gelu": "gelu",
@@ -54,34 +68,46 @@ _ACTIVATIONS = {
     "swish": "silu",
     "relu": "relu",
 }
-_POOLS = {"token": "cls", "avg": "avg", "map": "map", "": "none"}
+POOLS = {"token": "cls", "avg": "avg", "map": "map", "": "none"}
+PREFIXES = tuple(wrapper + module for wrapper in ("", *_WRAPPERS) for module in ("", "module."))
+OUTSIDE = (
+    Drop(r"(state_dict|model)/.*", "student copy: the exponential moving average beside it is used"),
+    Drop(r"optimizer/.*", "optimiser state"),
+)
 
 
-def _architecture(name: str) -> dict[str, Any]:
-    """What the architecture functions of timm fix that model_args may leave out."""
-    found: dict[str, Any] = {}
-    if "_clip_" in name:
-        found["norm_eps"] = 1e-5
-    if "_quickgelu_" in name:
-        found["act"] = "quick_gelu"
-    return found
+# timm standardises the hybrids' kernels by sqrt(var + 1e-8) and norms their groups with 1e-5.
+_HYBRID = {"stem_standardize": "var", "stem_norm_eps": 1e-5}
+# What the architecture functions of timm fix that model_args may leave out, by parts of their names.
+_FIXED: tuple[tuple[str, dict[str, Any]], ...] = (
+    (r"_clip_|^beit3_", {"norm_eps": 1e-5}),
+    (r"_quickgelu_", {"act": "quick_gelu"}),
+    (r"_patch32_siglip_|_giantopt_|_so400m_patch16_siglip_|_large_patch16_siglip_(gap_)?512", {"act": "gelu_tanh"}),
+    (r"_r26_|_r50_|_r_s16_", _HYBRID),
+    # The other published models of these widths have others.
+    (r"^vit_base_patch16_gap_224", {"num_heads": 16}),
+    (r"^vit_giant_patch16_radio", {"num_heads": 24}),
+)
+# Blocks that norm after their layers, with the names of those that norm before.
+_NORMED_AFTER = ("_rpn_", "eva02_enormous_")
 
 
-def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
-    """Reads timm's config.json: architecture, model_args, pooling."""
-    distilled = {"pool": "cls_dist"} if "dist_token" in tensors else {}
-    file = source.sidecars.get("config.json", {})
-    if "architecture" not in file:
-        epsilon = {"norm_eps": 1e-5} if "norm_pre.weight" in tensors else {}
-        return Stated({**distilled, **epsilon}, "what timm's architectures with these tensors do")
-    args = {**file.get("model_args", {})}
-    fields = _architecture(str(file["architecture"]))
-    warnings = []
-    if "act_layer" in args:
-        act = _ACTIVATIONS.get(str(args["act_layer"]).lower())
-        fields |= {"act": act} if act else {}
-        warnings += [] if act else [f"config.json: act_layer {args['act_layer']!r} is not known"]
-    pool = _POOLS.get(str(args.get("global_pool", file.get("global_pool"))))
+def architecture_of(source: Source) -> str:
+    """timm's name of the model, where its config.json is there.
+
+    Raises:
+        ConfigError: a model that computes otherwise than its tensors' names suggest.
+    """
+    name = str(source.sidecars.get("config.json", {}).get("architecture", ""))
+    if any(part in name for part in _NORMED_AFTER):
+        raise ConfigError(f"{source.path}: architecture {name}: blocks that norm after their layers are not supported")
+    return name
+
+
+def stated_everywhere(file: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
+    """What timm's config.json says of every model: pooling, heads, sizes."""
+    args, fields = file.get("model_args", {}), dict[str, Any]()
+    pool = POOLS.get(str(args.get("global_pool", file.get("global_pool"))))
     if pool and (pool != "cls" or "cls_token" in tensors):
         fields["pool"] = pool
     for key, field in (("num_heads", "num_heads"), ("img_size", "image_size"), ("patch_size", "patch_size")):
@@ -90,9 +116,35 @@ def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) 
     size = file.get("pretrained_cfg", {}).get("input_size")
     if "image_size" not in fields and isinstance(size, (list, tuple)) and len(size) == 3:
         fields["image_size"] = tuple(size[1:])
+    return fields
+
+
+def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+    """Reads timm's config.json: architecture, model_args, pooling."""
+    distilled = {"pool": "cls_dist"} if "dist_token" in tensors else {}
+    architecture, file = architecture_of(source), source.sidecars.get("config.json", {})
+    if not architecture:
+        shown = {**distilled, **({"norm_eps": 1e-5} if "norm_pre.weight" in tensors else {})}
+        if any(name.startswith("patch_embed.backbone.") for name in tensors):
+            shown |= _HYBRID
+        return Stated(shown, "what timm's architectures with these tensors do")
+    args, warnings = file.get("model_args", {}), []
+    fields = {key: value for part, found in _FIXED if re.search(part, architecture) for key, value in found.items()}
+    if args.get("act_layer") is not None:
+        act = _ACTIVATIONS.get(str(args["act_layer"]).lower())
+        fields |= {"act": act} if act else {}
+        warnings += [] if act else [f"config.json: act_layer {args['act_layer']!r} is not known"]
+    fields |= stated_everywhere(file, tensors)
     return Stated({**fields, **distilled}, "config.json", tuple(warnings))
 
 
+# The hybrids' ResNets, by units a stage.
+_RESNETS = {
+    (): "vit_tiny_r_s16_p8_224",
+    (2, 2, 2, 2): "vit_small_r26_s32_224",
+    (3, 4, 9): "vit_base_r50_s16_224",
+    (3, 4, 6, 3): "vit_large_r50_s32_224",
+}
 # timm's functions fix what model_args cannot say: the class, the norm's epsilon, a packed SwiGLU.
 _ARCHITECTURES: tuple[tuple[Callable[[ViTConfig], bool], str], ...] = (
     (lambda c: c.pool == "cls_dist", "deit_base_distilled_patch16_224"),
@@ -102,17 +154,18 @@ _ARCHITECTURES: tuple[tuple[Callable[[ViTConfig], bool], str], ...] = (
 )
 
 
-def _mlp_ratio(config: ViTConfig) -> float:
+def mlp_ratio(dim: int, hidden: int) -> float:
     """A ratio from which timm's ``int(dim * ratio)`` gives the hidden width back exactly."""
-    hidden = config.mlp_dim * (2 if config.ffn == "swiglu_packed" else 1)
-    ratio = hidden / config.embed_dim
-    return ratio if int(config.embed_dim * ratio) == hidden else math.nextafter(ratio, math.inf)
+    ratio = hidden / dim
+    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
     """timm's hub config.json; create_model("local-dir:FOLDER") builds the model from it."""
     architecture = next(name for holds, name in _ARCHITECTURES if holds(config))
-    pools = {pool: name for name, pool in _POOLS.items()} | {"cls_dist": "token"}
+    if config.stem == "resnet":
+        architecture = _RESNETS.get(config.stem_stages, architecture)
+    pools = {pool: name for name, pool in POOLS.items()} | {"cls_dist": "token"}
     args: dict[str, Any] = {
         "img_size": list(config.image_size),
         "patch_size": list(config.patch_size),
@@ -120,9 +173,11 @@ def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
         "embed_dim": config.embed_dim,
         "depth": config.depth,
         "num_heads": config.num_heads,
-        "mlp_ratio": _mlp_ratio(config),
+        "mlp_ratio": mlp_ratio(config.embed_dim, config.mlp_dim * (2 if config.ffn == "swiglu_packed" else 1)),
         "qkv_bias": config.qkv_bias,
         "qk_norm": config.qk_norm,
+        "scale_attn_norm": config.attn_norm,
+        "scale_mlp_norm": config.mlp_norm,
         "init_values": 1e-5 if config.layer_scale else None,
         "class_token": config.class_token,
         "no_embed_class": not config.pos_embed_prefix,
@@ -137,34 +192,55 @@ def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
     if config.pool == "cls_dist":  # fixed by timm's distilled class
         for name in ("class_token", "no_embed_class", "reg_tokens", "global_pool", "fc_norm", "final_norm"):
             del args[name]
+    return {"config.json": hub_config(architecture, args, config, passport)}
+
+
+def hub_config(
+    architecture: str, args: Mapping[str, Any], config: ViTConfig, passport: Passport | None
+) -> dict[str, Any]:
+    """timm's config.json around the arguments of a model."""
     size = [config.in_chans, *config.image_size]
     pretrained = {"input_size": size, "fixed_input_size": True, "num_classes": config.num_classes, "pool_size": None}
     if passport and passport.preprocess:
         pretrained |= timm_data_config(passport.preprocess)
     return {
-        "config.json": {
-            "architecture": architecture,
-            "num_classes": config.num_classes,
-            "num_features": config.embed_dim,
-            "global_pool": pools.get(config.pool, ""),
-            "model_args": args,
-            "pretrained_cfg": {**pretrained, "first_conv": "patch_embed.proj", "classifier": "head"},
-        }
+        "architecture": architecture,
+        "num_classes": config.num_classes,
+        "num_features": config.embed_dim,
+        "global_pool": args.get("global_pool", "token"),
+        "model_args": dict(args),
+        "pretrained_cfg": {**pretrained, "first_conv": "patch_embed.proj", "classifier": "head"},
     }
 
+
+def _distilled(field: str, has: Callable[[ViTConfig], bool], text: str) -> Requirement:
+    return Requirement(field, lambda c: c.pool != "cls_dist" or has(c), f"its distilled class {text}")
+
+
+_DISTILLED = (
+    _distilled("num_registers", lambda c: not c.num_registers, "has no registers"),
+    _distilled("final_norm", lambda c: c.final_norm == "before", "norms all tokens"),
+    _distilled("pos_embed", lambda c: c.pos_embed == "learned", "has a position table"),
+    _distilled("pos_embed_prefix", lambda c: c.pos_embed_prefix, "has a position table with rows for both tokens"),
+)
 
 FORMATS = (
     Format(
         name="timm",
         project="timm",
-        rules=tuple(rule(name, name) for name in _NAMES),
-        outside=(
-            Drop(r"(state_dict|model)/.*", "student copy: the exponential moving average beside it is used"),
-            Drop(r"optimizer/.*", "optimiser state"),
-        ),
-        prefixes=tuple(wrapper + module for wrapper in ("", *_WRAPPERS) for module in ("", "module.")),
+        rules=(*(rule(name, name) for name in (*NAMES, *_LAYER_SCALE)), *_STEM),
+        outside=OUTSIDE,
+        dialects=(Dialect("", {"root": "stem."}), Dialect("", {"root": ""})),
+        prefixes=PREFIXES,
         conventions={"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic-antialias"},
         requires=(
+            Requirement(
+                "stem",
+                lambda c: (
+                    c.stem == "patch" or (c.stem == "resnet" and c.stem_stages in _RESNETS and c.stem_width == 64)
+                ),
+                "its hybrids have one of four ResNets",
+            ),
             Requirement(
                 "patch_bias", lambda c: c.patch_bias != c.pre_norm, "a pre-norm model has no patch bias, others do"
             ),
@@ -180,6 +256,17 @@ FORMATS = (
                 lambda c: c.distilled == (c.pool == "cls_dist"),
                 "a model with a distillation token reads it for its output",
             ),
+            *_DISTILLED,
+            Requirement(
+                "ffn",
+                lambda c: c.pool != "map" or c.ffn == "mlp" or c.pool_mlp_dim == 2 * c.mlp_dim,
+                "it pools with an MLP as wide as the first layer of its blocks'",
+            ),
+            Requirement(
+                "pool_mlp_dim",
+                lambda c: c.ffn != "mlp" or c.pool_mlp_dim in (0, c.mlp_dim),
+                "it pools with an MLP as wide as its blocks'",
+            ),
             Requirement(
                 "pos_embed_registers",
                 lambda c: not c.num_registers or c.pos_embed_prefix == c.pos_embed_registers,
@@ -188,5 +275,6 @@ FORMATS = (
         ),
         state=_state,
         sidecars=_sidecars,
+        dialect_for=lambda config, dialects: dialects[config.stem == "resnet" and not config.stem_stages],
     ),
 )

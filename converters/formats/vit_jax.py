@@ -1,25 +1,57 @@
-"""google-research/vision_transformer: the original JAX checkpoints, ``.npz`` with flax parameter names.
+"""google-research/vision_transformer: the original JAX checkpoints and hybrids, ``.npz`` with flax parameter names.
 
 Two spellings: the public files keep the names of the pre-linen code, files saved by today's code have linen's.
-Source: vit_jax/models_vit.py and vit_jax/checkpoint.py.
+Source: vit_jax/models_vit.py, models_resnet.py and vit_jax/checkpoint.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from vit_hub.converters.containers import Source
 from vit_hub.converters.format import Dialect, Format, Requirement, Stated
-from vit_hub.converters.rules import rule
+from vit_hub.converters.rules import Drop, Rule, rule
 from vit_hub.converters.tensors import LazyTensor
 
 _BLOCK = "Transformer/encoderblock_{i}"
 _QKV = tuple(f"{_BLOCK}/${{attn}}/{part}" for part in ("query", "key", "value"))
 
+_CONV = "k l i o -> o i k l"
+# The public files keep group-norm parameters as [1, 1, 1, C].
+_GROUP_NORM = ("n -> n", "1 1 1 n -> n")
+_STEM = "patch_embed.backbone"
+
+
+def _conv_norm(canonical: tuple[str, str], foreign: tuple[str, str]) -> tuple[Rule, ...]:
+    """A convolution of the ResNet stem and its group norm."""
+    return (
+        rule(f"{_STEM}.{canonical[0]}.weight", f"{foreign[0]}/kernel", _CONV),
+        rule(f"{_STEM}.{canonical[1]}.weight", f"{foreign[1]}/scale", *_GROUP_NORM),
+        rule(f"{_STEM}.{canonical[1]}.bias", f"{foreign[1]}/bias", *_GROUP_NORM),
+    )
+
+
+_UNIT, _FOREIGN_UNIT = "stages.{s}.blocks.{u}", "block{s+1}/unit{u+1}"
+STEM_RULES = (
+    *_conv_norm(("stem.conv", "stem.norm"), ("conv_root", "gn_root")),
+    *(
+        one
+        for n in (1, 2, 3)
+        for one in _conv_norm(
+            (f"{_UNIT}.conv{n}", f"{_UNIT}.norm{n}"), (f"{_FOREIGN_UNIT}/conv{n}", f"{_FOREIGN_UNIT}/gn{n}")
+        )
+    ),
+    *_conv_norm(
+        (f"{_UNIT}.downsample.conv", f"{_UNIT}.downsample.norm"),
+        (f"{_FOREIGN_UNIT}/conv_proj", f"{_FOREIGN_UNIT}/gn_proj"),
+    ),
+)
+
 RULES = (
     rule("cls_token", "cls"),
     rule("pos_embed", "Transformer/posembed_input/pos_embedding"),
-    rule("patch_embed.proj.weight", "embedding/kernel", "p q c d -> d c p q"),
+    rule("patch_embed.proj.weight", "embedding/kernel", _CONV),
     rule("patch_embed.proj.bias", "embedding/bias"),
     rule("blocks.{i}.norm1.weight", f"{_BLOCK}/LayerNorm_0/scale"),
     rule("blocks.{i}.norm1.bias", f"{_BLOCK}/LayerNorm_0/bias"),
@@ -42,27 +74,42 @@ RULES = (
 )
 
 
+def _axes(source: Source, tensors: Mapping[str, LazyTensor]) -> dict[str, int]:
+    """Every block has as many heads as the first."""
+    names = (f"Transformer/encoderblock_0/MultiHeadDotProductAttention_{n}/query/kernel" for n in (0, 1))
+    query = next((tensors[name] for name in names if name in tensors), None)
+    return {} if query is None or len(query.shape) != 3 else {"h": query.shape[1]}
+
+
+def _evidence(source: Source, prefix: str) -> int:
+    """It always stores a table. Early big_vision files have it in the same place; the numbers are the same."""
+    return 1 if f"{prefix}Transformer/posembed_input/pos_embedding" in source.tensors else -1
+
+
 def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
-    """The attention kernels [D, heads, D/heads] say how many heads there are."""
+    """The attention kernels [D, heads, D/heads] say how many heads there are.
+
+    Names of before linen are vit_jax's alone, whose table has a row for the class token; linen's may be big_vision's.
+    """
+    fields: dict[str, Any] = {"pos_embed_prefix": True} if "cls" in tensors and not dialect.name else {}
     query = tensors.get(f"Transformer/encoderblock_0/{dialect.variables['attn']}/query/kernel")
-    if query is None or len(query.shape) != 3:
-        return Stated()
-    return Stated({"num_heads": query.shape[1]}, "shape of the query kernel")
+    if query is not None and len(query.shape) == 3:
+        fields["num_heads"] = query.shape[1]
+    return Stated(fields, "names and shapes of the original tensors")
 
 
 FORMATS = (
     Format(
         name="vit_jax",
         project="google-research/vision_transformer",
-        rules=RULES,
+        rules=(*RULES, *STEM_RULES),
+        outside=(Drop(r"(opt|optimizer)/(?!target/).*", "optimiser state"),),
         dialects=(
-            Dialect(
-                "prelinen", {"attn": "MultiHeadDotProductAttention_1", "norm2": "LayerNorm_2", "mlp": "MlpBlock_3"}
-            ),
+            Dialect("", {"attn": "MultiHeadDotProductAttention_1", "norm2": "LayerNorm_2", "mlp": "MlpBlock_3"}),
             Dialect("linen", {"attn": "MultiHeadDotProductAttention_0", "norm2": "LayerNorm_1", "mlp": "MlpBlock_0"}),
         ),
         prefixes=("", "params/", "opt/target/", "optimizer/target/"),
-        conventions={"act": "gelu_tanh", "norm_eps": 1e-6, "resize": "bilinear-align-corners"},
+        conventions={"act": "gelu_tanh", "norm_eps": 1e-6, "resize": "bilinear-align-corners", "resize_by_count": True},
         requires=(
             Requirement("qkv_bias", lambda c: c.qkv_bias is True, "its attention layers always have all biases"),
             Requirement("patch_bias", lambda c: c.patch_bias, "its patch embedding always has a bias"),
@@ -74,6 +121,8 @@ FORMATS = (
             ),
             Requirement("final_norm", lambda c: c.final_norm == "before", "it always norms all tokens before pooling"),
         ),
+        axes=_axes,
+        evidence=_evidence,
         state=_state,
         container="npz",
         filename="model.npz",

@@ -1,0 +1,232 @@
+"""Rewriting a model as another one with the same outputs, for formats that cannot express it as it is.
+
+Nothing is folded when a checkpoint is read: a class row of a position table stays a row. When one is written and the
+format has a problem with a field, the folds of that field are tried, and the report says what was done. Values that
+are computed are kept in float32 (or float64), so that outputs agree to its rounding whatever the weights are in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from vit_hub.config import ViTConfig
+from vit_hub.converters.casting import cast, floats
+from vit_hub.converters.tensors import DTYPES, Array, LazyTensor, concat, from_array, split, zeros
+from vit_hub.positions import sincos2d
+
+__all__ = ["FOLDS", "Fold"]
+
+Tensors = Mapping[str, LazyTensor]
+Folded = tuple[ViTConfig, dict[str, LazyTensor]]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One rewriting.
+
+    Attributes:
+        fields: the config fields that a format may have a problem with; it has to solve one.
+        text: what is done, for the report.
+        apply: the model rewritten; None where the model is not one that this can rewrite exactly.
+        cost: of several ways to write a model the one is taken whose folds cost least.
+    """
+
+    fields: tuple[str, ...]
+    text: str
+    apply: Callable[[ViTConfig, Tensors], Folded | None]
+    cost: int = 1
+
+
+def _computed(like: LazyTensor, shape: tuple[int, ...], values: Callable[[], Array]) -> LazyTensor:
+    dtype = "F64" if like.dtype == "F64" else "F32"
+    return LazyTensor(dtype, shape, lambda: values().astype(DTYPES[dtype]))
+
+
+def _is_zero(tensor: LazyTensor) -> bool:
+    with np.errstate(invalid="ignore"):  # a signalling NaN is not zero either
+        return not floats(tensor).any()
+
+
+def _biases(config: ViTConfig, tensors: Tensors, name: str) -> list[LazyTensor] | None:
+    """What queries, keys and values of a layer have added, each [D]; None for a mask of other values than 0 and 1."""
+    nothing = zeros(tensors[f"{name}.qkv.weight"].dtype, (config.embed_dim,))
+    if config.qkv_bias == "qv":
+        return [tensors[f"{name}.q_bias"], nothing, tensors[f"{name}.v_bias"]]
+    if not config.qkv_bias:
+        return [nothing] * 3
+    bias = tensors[f"{name}.qkv.bias"]
+    if config.qkv_bias == "masked":
+        mask = floats(tensors[f"{name}.qkv.bias_mask"])
+        if not np.isin(mask, (0, 1)).all():
+            return None
+        bias = from_array(np.where(mask == 1, bias.read(), 0).astype(DTYPES[bias.dtype]), bias.dtype)
+    return split(bias, (1, 1, 1))
+
+
+def _to_qkv_bias(target: bool | str, *, without_keys: bool = False) -> Callable[[ViTConfig, Tensors], Folded | None]:
+    """Biases of queries, keys and values in another of the ways to keep them.
+
+    A key's bias adds the same to all logits of a query, so that the softmax leaves no trace of it, unless keys are
+    normed or rotated after it was added: then it can be left out.
+    """
+
+    def apply(config: ViTConfig, tensors: Tensors) -> Folded | None:
+        if config.qkv_bias == target:
+            return None
+        changed = dict(tensors)
+        cancels = without_keys and config.rope is None and not config.qk_norm
+        for index in range(config.depth):
+            name = f"blocks.{index}.attn"
+            parts = _biases(config, tensors, name)
+            if parts is None or not (target is True or cancels or _is_zero(parts[1])):
+                return None
+            for old in ("qkv.bias", "qkv.bias_mask", "q_bias", "v_bias"):
+                changed.pop(f"{name}.{old}", None)
+            if target == "qv":
+                changed |= {f"{name}.q_bias": parts[0], f"{name}.v_bias": parts[2]}
+            else:
+                changed[f"{name}.qkv.bias"] = concat(parts)
+            if target == "masked":
+                ones = np.ones((3, config.embed_dim), np.float32)
+                ones[1] = 0
+                changed[f"{name}.qkv.bias_mask"] = cast(from_array(ones.reshape(-1)), parts[0].dtype)
+        return config.replace(qkv_bias=target), changed
+
+    return apply
+
+
+def _patch_bias(config: ViTConfig, tensors: Tensors) -> Folded | None:
+    """A patch embedding without a bias is one with a bias of zeros."""
+    name, changed = "patch_embed.proj.bias", dict(tensors)
+    if not config.patch_bias:
+        changed[name] = zeros(tensors["patch_embed.proj.weight"].dtype, (config.embed_dim,))
+    elif not _is_zero(changed.pop(name)):
+        return None
+    return config.replace(patch_bias=not config.patch_bias), changed
+
+
+def _computed_table(config: ViTConfig, tensors: Tensors) -> Folded | None:
+    """A sine-cosine table is a learned one that happens to have its values."""
+    if config.pos_embed != "sincos2d":
+        return None
+    shape = (1, config.num_patches, config.embed_dim)
+    grid, width = config.grid_size, config.embed_dim
+    table = _computed(
+        tensors["patch_embed.proj.weight"], shape, lambda: np.asarray(sincos2d(grid, width).reshape(shape))
+    )
+    changed = config.replace(pos_embed="learned", pos_embed_prefix=False, pos_embed_registers=False)
+    return changed, {**tensors, "pos_embed": table}
+
+
+def _add_rows(config: ViTConfig, tensors: Tensors) -> Folded | None:
+    """Tokens without a row of the position table are tokens with a row of zeros."""
+    tokens = int(config.class_token) + int(config.distilled)
+    if config.pos_embed != "learned" or config.num_prefix_rows or not tokens:
+        return None
+    table = tensors["pos_embed"]
+    rows = concat([zeros(table.dtype, (tokens, config.embed_dim)), table.reshape(table.shape[1:])])
+    return config.replace(pos_embed_prefix=True), {**tensors, "pos_embed": rows.reshape((1, *rows.shape))}
+
+
+def _merge_rows(config: ViTConfig, tensors: Tensors, kept: int) -> dict[str, LazyTensor]:
+    """Rows of the position table after the first ``kept`` are added to the tokens they belong to."""
+    table, changed, row = tensors["pos_embed"], dict(tensors), 0
+    for name in ("cls_token", "dist_token", "reg_token"):
+        count = tensors[name].shape[1] if name in tensors else 0
+        if count and kept <= row < config.num_prefix_rows:
+            changed[name] = _added(tensors[name], table, slice(row, row + count))
+        row += count
+    merged = slice(kept, config.num_prefix_rows)
+    shape = (1, kept + config.num_patches, config.embed_dim)
+    changed["pos_embed"] = LazyTensor(table.dtype, shape, lambda: np.delete(table.read(), merged, axis=1))
+    return changed
+
+
+def _added(token: LazyTensor, table: LazyTensor, rows: slice) -> LazyTensor:
+    return _computed(token, token.shape, lambda: np.asarray(floats(token) + floats(table)[:, rows]))
+
+
+def _merge_register_rows(config: ViTConfig, tensors: Tensors) -> Folded | None:
+    if not config.pos_embed_registers:
+        return None
+    kept = int(config.class_token) + int(config.distilled)
+    return config.replace(pos_embed_registers=False), _merge_rows(config, tensors, kept)
+
+
+def _merge_all_rows(config: ViTConfig, tensors: Tensors) -> Folded | None:
+    if not config.num_prefix_rows:
+        return None
+    changed = config.replace(pos_embed_prefix=False, pos_embed_registers=False)
+    return changed, _merge_rows(config, tensors, 0)
+
+
+def _layer_scale(config: ViTConfig, tensors: Tensors) -> Folded | None:
+    """Layer scale is a diagonal matrix after a linear layer; without it, it is the identity."""
+    changed = dict(tensors)
+    for index in range(config.depth):
+        for scale, layer in (("ls1", "attn.proj"), ("ls2", "mlp.fc2")):
+            gamma, name = f"blocks.{index}.{scale}.gamma", f"blocks.{index}.{layer}"
+            if config.layer_scale:
+                factor = changed.pop(gamma)
+                changed |= {key: _scaled(tensors[key], factor) for key in (f"{name}.weight", f"{name}.bias")}
+            else:
+                ones = from_array(np.ones(config.embed_dim, np.float32))
+                changed[gamma] = cast(ones, tensors[f"{name}.weight"].dtype)
+    return config.replace(layer_scale=not config.layer_scale), changed
+
+
+def _scaled(tensor: LazyTensor, factor: LazyTensor) -> LazyTensor:
+    rows = (-1, *(1 for _ in tensor.shape[1:]))
+    return _computed(tensor, tensor.shape, lambda: np.asarray(floats(tensor) * floats(factor).reshape(rows)))
+
+
+def _projection(config: ViTConfig, tensors: Tensors) -> Folded | None:
+    """CLIP's projection is a classification head with a bias of zeros."""
+    changed = dict(tensors)
+    if config.projection_dim and not config.num_classes:
+        weight = changed["head.weight"] = changed.pop("projection.weight")
+        changed["head.bias"] = zeros(weight.dtype, (config.projection_dim,))
+        return config.replace(projection_dim=0, num_classes=config.projection_dim), changed
+    plain = config.pool != "cls_dist" and config.head_input == "pooled"
+    if not config.num_classes or not plain or config.head_norm or config.representation_dim or config.projection_dim:
+        return None
+    if not _is_zero(changed.pop("head.bias")):
+        return None
+    changed["projection.weight"] = changed.pop("head.weight")
+    return config.replace(projection_dim=config.num_classes, num_classes=0), changed
+
+
+def _rope_periods(config: ViTConfig, tensors: Tensors) -> Folded | None:
+    """Stored periods of rotary embeddings, where they are those that all other projects compute."""
+    rope, name = config.rope, "rope_embed.periods"
+    if rope is None or rope.mixed or rope.coordinates != "centered":
+        return None
+    changed, quarter = dict(tensors), config.head_dim // 4
+    periods = rope.theta ** (np.arange(quarter) / quarter)
+    if not rope.stored_periods:
+        changed[name] = from_array(periods.astype(np.float32))
+    elif not np.allclose(floats(changed.pop(name)), periods, rtol=1e-6, atol=0):
+        return None
+    return config.replace(rope=dataclasses.replace(rope, stored_periods=not rope.stored_periods)), changed
+
+
+_WITHOUT_KEYS = _to_qkv_bias("qv", without_keys=True)
+_ROWS = ("pos_embed_prefix", "pos_embed_registers")
+FOLDS = (
+    Fold(("qkv_bias",), "attention biases are kept with a mask over those of keys", _to_qkv_bias("masked")),
+    Fold(("qkv_bias",), "attention biases are kept for queries and values, those of keys are zero", _to_qkv_bias("qv")),
+    Fold(("qkv_bias",), "attention biases are kept for queries, keys and values alike", _to_qkv_bias(True)),
+    Fold(("qkv_bias",), "attention biases of keys, which have no effect, are left out", _WITHOUT_KEYS, cost=10),
+    Fold(("patch_bias",), "a patch bias of zeros is added or left out", _patch_bias),
+    Fold(("pos_embed",), "the computed position table is stored", _computed_table),
+    Fold(_ROWS, "the position table gets rows of zeros for tokens that have none", _add_rows),
+    Fold(_ROWS, "rows of the position table are added to the registers", _merge_register_rows),
+    Fold(_ROWS, "rows of the position table are added to the tokens before the patches", _merge_all_rows),
+    Fold(("layer_scale",), "layer scale is multiplied into the layers before it, or added as ones", _layer_scale),
+    Fold(("projection_dim",), "a projection is a head with a bias of zeros, or such a head a projection", _projection),
+    Fold(("rope",), "periods of the rotary embedding are computed, or stored as they are computed", _rope_periods),
+)

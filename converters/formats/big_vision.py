@@ -1,0 +1,134 @@
+"""google-research/big_vision: ViT, SigLIP and SigLIP 2, FlexiViT, NaFlex and LiT image towers, ``.npz``.
+
+Spellings: blocks one by one or stacked along a leading axis (``scan``), the position table in today's place or in two
+older ones, the MAP head under its name or inlined. Source: big_vision/models/vit.py, proj/image_text/naflex_vit.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from vit_hub.config import ViTConfig
+from vit_hub.converters.containers import Source
+from vit_hub.converters.format import Dialect, Format, Requirement, Stated
+from vit_hub.converters.rules import Drop, rule
+from vit_hub.converters.tensors import LazyTensor
+
+_ATTENTION = "MultiHeadDotProductAttention_0"
+_QKV = tuple(f"${{block}}/{_ATTENTION}/{part}" for part in ("query", "key", "value"))
+_MAP = f"${{map}}{_ATTENTION}"
+_DENSE = "i o -> o i"
+
+RULES = (
+    rule("cls_token", "cls"),
+    rule("pos_embed", "${pos}", "1 n d -> 1 n d", "g k d -> 1 (g k) d"),
+    rule("patch_embed.proj.weight", "embedding/kernel", "k l i o -> o i k l", "(p q c) o -> o c p q"),
+    rule("patch_embed.proj.bias", "embedding/bias"),
+    rule("blocks.{i}.norm1.weight", "${block}/LayerNorm_0/scale"),
+    rule("blocks.{i}.norm1.bias", "${block}/LayerNorm_0/bias"),
+    rule("blocks.{i}.attn.qkv.weight", tuple(f"{name}/kernel" for name in _QKV), "d h e -> (h e) d"),
+    rule("blocks.{i}.attn.qkv.bias", tuple(f"{name}/bias" for name in _QKV), "h e -> (h e)"),
+    rule("blocks.{i}.attn.proj.weight", f"${{block}}/{_ATTENTION}/out/kernel", "h e d -> d (h e)"),
+    rule("blocks.{i}.attn.proj.bias", f"${{block}}/{_ATTENTION}/out/bias"),
+    rule("blocks.{i}.norm2.weight", "${block}/LayerNorm_1/scale"),
+    rule("blocks.{i}.norm2.bias", "${block}/LayerNorm_1/bias"),
+    rule("blocks.{i}.mlp.fc1.weight", "${block}/MlpBlock_0/Dense_0/kernel", _DENSE),
+    rule("blocks.{i}.mlp.fc1.bias", "${block}/MlpBlock_0/Dense_0/bias"),
+    rule("blocks.{i}.mlp.fc2.weight", "${block}/MlpBlock_0/Dense_1/kernel", _DENSE),
+    rule("blocks.{i}.mlp.fc2.bias", "${block}/MlpBlock_0/Dense_1/bias"),
+    rule("norm.weight", "Transformer/encoder_norm/scale"),
+    rule("norm.bias", "Transformer/encoder_norm/bias"),
+    rule("attn_pool.latent", "${map}probe"),
+    rule("attn_pool.q.weight", f"{_MAP}/query/kernel", "d m e -> (m e) d"),
+    rule("attn_pool.q.bias", f"{_MAP}/query/bias", "m e -> (m e)"),
+    rule("attn_pool.kv.weight", (f"{_MAP}/key/kernel", f"{_MAP}/value/kernel"), "d m e -> (m e) d"),
+    rule("attn_pool.kv.bias", (f"{_MAP}/key/bias", f"{_MAP}/value/bias"), "m e -> (m e)"),
+    rule("attn_pool.proj.weight", f"{_MAP}/out/kernel", "m e d -> d (m e)"),
+    rule("attn_pool.proj.bias", f"{_MAP}/out/bias"),
+    rule("attn_pool.norm.weight", "${map}LayerNorm_0/scale"),
+    rule("attn_pool.norm.bias", "${map}LayerNorm_0/bias"),
+    rule("attn_pool.mlp.fc1.weight", "${map}MlpBlock_0/Dense_0/kernel", _DENSE),
+    rule("attn_pool.mlp.fc1.bias", "${map}MlpBlock_0/Dense_0/bias"),
+    rule("attn_pool.mlp.fc2.weight", "${map}MlpBlock_0/Dense_1/kernel", _DENSE),
+    rule("attn_pool.mlp.fc2.bias", "${map}MlpBlock_0/Dense_1/bias"),
+    rule("pre_logits.fc.weight", "pre_logits/kernel", _DENSE),
+    rule("pre_logits.fc.bias", "pre_logits/bias"),
+    rule("head.weight", "head/kernel", _DENSE),
+    rule("head.bias", "head/bias"),
+)
+
+_BLOCKS = {"": "Transformer/encoderblock_{i}", "scan": "Transformer/encoderblock"}
+_TABLES = {"": "pos_embedding", "pos2": "Transformer/pos_embedding", "pos1": "Transformer/posembed_input/pos_embedding"}
+_MAPS = {"": "MAPHead_0/", "inline": ""}
+
+
+def _dialect(*names: str) -> Dialect:
+    block, table, pooling = names
+    variables = {"block": _BLOCKS[block], "pos": _TABLES[table], "map": _MAPS[pooling]}
+    return Dialect("-".join(filter(None, names)), variables)
+
+
+def _axes(source: Source, tensors: Mapping[str, LazyTensor]) -> dict[str, int]:
+    """NaFlex flattens the patch kernel [p * p * 3, D]; patches are square and images have three channels."""
+    kernel = tensors.get("embedding/kernel")
+    if kernel is None or len(kernel.shape) != 2:
+        return {}
+    side = math.isqrt(kernel.shape[0] // 3)
+    return {"p": side, "q": side, "c": 3}
+
+
+def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+    """Attention kernels say how many heads there are; a model without a stored table computes one."""
+    fields: dict[str, Any] = {}
+    block = dialect.variables["block"].replace("{i}", "0")
+    query = tensors.get(f"{block}/{_ATTENTION}/query/kernel")
+    if query is not None and len(query.shape) >= 3:
+        fields["num_heads"] = query.shape[-2]
+    if dialect.variables["pos"] not in tensors:
+        fields["pos_embed"] = "sincos2d"
+    kernel = tensors.get("embedding/kernel")
+    if kernel is not None and len(kernel.shape) == 2:
+        fields |= {"resize": "bilinear-antialias", "resize_by_count": False}
+    return Stated(fields, "shapes of the original tensors")
+
+
+def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
+    """A table with a class row has its place in files from vit_jax, which big_vision's loader understands."""
+    table = _TABLES["pos1" if config.num_prefix_rows else ""]
+    return next((dialect for dialect in dialects if dialect.variables["pos"] == table), dialects[0])
+
+
+FORMATS = (
+    Format(
+        name="big_vision",
+        project="google-research/big_vision",
+        rules=RULES,
+        outside=(
+            Drop(r"(.*/)?txt/.*", "text tower"),
+            Drop(r"(.*/)?[tb]", "temperature or bias of the text-image loss: unused by the image tower"),
+            Drop(r"opt/(?!target/).*", "optimiser state"),
+        ),
+        dialects=tuple(_dialect(*names) for names in product(_BLOCKS, _TABLES, _MAPS)),
+        prefixes=("", "params/", "opt/target/", "params/img/", "opt/target/img/", "img/"),
+        conventions={"act": "gelu_tanh", "norm_eps": 1e-6, "resize": "bilinear-align-corners", "resize_by_count": True},
+        requires=(
+            Requirement("qkv_bias", lambda c: c.qkv_bias is True, "its attention layers always have all biases"),
+            Requirement("patch_bias", lambda c: c.patch_bias, "its patch embedding always has a bias"),
+            Requirement("pos_embed", lambda c: c.pos_embed != "none", "it has a learned or a sincos2d table"),
+            Requirement("final_norm", lambda c: c.final_norm == "before", "it norms all tokens before pooling"),
+            Requirement(
+                "class_token",
+                lambda c: c.class_token == (c.pool == "cls"),
+                "it has a class token exactly when it pools it",
+            ),
+        ),
+        axes=_axes,
+        state=_state,
+        dialect_for=_dialect_for,
+        container="npz",
+        filename="model.npz",
+    ),
+)

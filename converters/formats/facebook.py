@@ -1,0 +1,255 @@
+"""Facebook's first Vision Transformers, with timm's names: DINO, DeiT and DeiT III, MAE, I-JEPA, MSN, MoCo v3.
+
+They differ in the dicts around the names, in what the file holds beside the backbone, and in a few tensors.
+Source: dino/vision_transformer.py, main_dino.py; deit/models.py, models_v2.py; mae/models_mae.py, models_vit.py,
+main_linprobe.py; ijepa/src/models/vision_transformer.py, src/helper.py; msn/src/deit.py, msn_train.py; moco-v3/vits.py,
+moco/builder.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_hub.config import ViTConfig
+from vit_hub.converters.containers import Source
+from vit_hub.converters.format import Dialect, Format, Requirement, Stated
+from vit_hub.converters.rules import Drop, Rule, rule
+from vit_hub.converters.tensors import LazyTensor
+
+__all__ = ["CLASS_TOKEN", "CONVENTIONS", "COUNTERS", "HAS_CLASS_TOKEN", "PLAIN", "both", "is_original"]
+
+
+def both(canonical: str, foreign: str) -> tuple[Rule, Rule]:
+    """The rules of a layer's weight and bias."""
+    return rule(f"{canonical}.weight", f"{foreign}.weight"), rule(f"{canonical}.bias", f"{foreign}.bias")
+
+
+def same(*layers: str) -> tuple[Rule, ...]:
+    """The rules of layers that are called as in timm."""
+    return tuple(one for layer in layers for one in both(layer, layer))
+
+
+_BLOCK = tuple(f"blocks.{{i}}.{layer}" for layer in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"))
+CLASS_TOKEN = (rule("cls_token", "cls_token"),)
+_BODY = (rule("pos_embed", "pos_embed"), *same("patch_embed.proj", *_BLOCK))
+_NORM, _HEAD = same("norm"), same("head")
+
+# exact GELU: nn.GELU() everywhere; partial(nn.LayerNorm, eps=1e-6) everywhere.
+CONVENTIONS: Mapping[str, Any] = {"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic"}
+COUNTERS = Drop(r"(optimizer|opt|lr_scheduler|scaler|fp16_scaler)/.*", "optimiser or scaler state")
+
+PLAIN = (
+    Requirement("qkv_bias", lambda c: c.qkv_bias is True, "its attention layers always have all biases"),
+    Requirement("patch_bias", lambda c: c.patch_bias, "its patch embedding always has a bias"),
+    Requirement("pos_embed", lambda c: c.pos_embed == "learned", "it stores a position table"),
+)
+HAS_CLASS_TOKEN = (
+    Requirement("class_token", lambda c: c.class_token, "it always has a class token"),
+    Requirement(
+        "pos_embed_prefix",
+        lambda c: c.pos_embed_prefix,
+        "its position table has rows for the tokens before the patches",
+    ),
+)
+_NORM_BEFORE = (Requirement("final_norm", lambda c: c.final_norm == "before", "it norms all tokens before pooling"),)
+_HAS_HEAD = (Requirement("num_classes", lambda c: c.num_classes > 0, "its models always have a classifier"),)
+
+
+def is_original(source: Source, marks: int = 0) -> int:
+    """How much speaks for Facebook's own files: a PyTorch pickle without timm's config.json, and marks of a kind.
+
+    timm's state dicts have the same names, but timm publishes safetensors files and hub folders.
+    """
+    foreign = source.container != "torch" or "architecture" in source.sidecars.get("config.json", {})
+    return -1 if foreign else 1 + marks
+
+
+def _wrapped(source: Source, prefix: str, marks: int = 0) -> int:
+    """The same for files that always wrap their tensors: bare ones with timm's names are rather timm's."""
+    return is_original(source, marks) if prefix else -1
+
+
+_CONV_STEM = tuple(
+    one
+    for index in range(4)
+    for one in (
+        rule(f"patch_embed.backbone.layers.{index}.conv.weight", f"patch_embed.proj.{3 * index}.weight"),
+        *(
+            rule(f"patch_embed.backbone.layers.{index}.norm.{part}", f"patch_embed.proj.{3 * index + 1}.{part}")
+            for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        ),
+    )
+)
+_MOCO_BODY = (rule("pos_embed", "pos_embed"), *_CONV_STEM, *both("patch_embed.proj", "${patch}"), *same(*_BLOCK))
+
+
+def _moco_heads(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+    """moco-v3's ViT-S has 12 heads of 32 channels (vits.py); its other models have heads of 64."""
+    if "cls_token" in tensors and tensors["cls_token"].shape[-1] == 384:
+        return Stated({"num_heads": 12}, "moco-v3's models of this width")
+    return Stated()
+
+
+def _moco_dialect(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
+    return dialects[config.stem == "conv"]
+
+
+def _mae_dialect(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
+    return dialects[config.head_norm]
+
+
+FORMATS = (
+    Format(
+        name="facebook",
+        project="facebookresearch/dino",
+        rules=(*CLASS_TOKEN, *_BODY, *_NORM),
+        outside=(
+            Drop(r"student/.*", "student copy: the teacher, its moving average, is read"),
+            Drop(r"teacher/(module\.)?head\..*", "projector of the self-distillation loss"),
+            Drop(r"dino_loss/.*", "centre of the self-distillation loss: unused by the backbone"),
+            COUNTERS,
+        ),
+        dialects=(Dialect("dino"),),
+        prefixes=("", "teacher/backbone.", "teacher/module.backbone."),
+        conventions={**CONVENTIONS, "resize": "bicubic-offset"},
+        requires=(*PLAIN, *HAS_CLASS_TOKEN, *_NORM_BEFORE),
+        evidence=lambda source, prefix: is_original(source),
+        container="torch",
+        filename="model.pth",
+    ),
+    Format(
+        name="facebook",
+        project="facebookresearch/deit",
+        rules=(
+            *CLASS_TOKEN,
+            rule("dist_token", "dist_token"),
+            *_BODY,
+            rule("blocks.{i}.ls1.gamma", "blocks.{i}.gamma_1"),
+            rule("blocks.{i}.ls2.gamma", "blocks.{i}.gamma_2"),
+            *_NORM,
+            *_HEAD,
+            *same("head_dist"),
+        ),
+        outside=(Drop(r"model_ema/.*", "moving average of the weights: the weights themselves are read"), COUNTERS),
+        dialects=(Dialect("deit"),),
+        prefixes=("model/", "model/module.", ""),
+        conventions=CONVENTIONS,
+        requires=(
+            *PLAIN,
+            *_NORM_BEFORE,
+            *_HAS_HEAD,
+            Requirement("class_token", lambda c: c.class_token, "it always has a class token"),
+            Requirement(
+                "layer_scale",
+                lambda c: not c.layer_scale or not c.pos_embed_prefix,
+                "its models with layer scale (DeiT III) have no class row in the position table",
+            ),
+            Requirement(
+                "distilled",
+                lambda c: c.distilled == (c.pool == "cls_dist"),
+                "a model with a distillation token reads it for its output",
+            ),
+        ),
+        evidence=lambda source, prefix: _wrapped(source, prefix, 1 if f"{prefix}head.weight" in source.tensors else -1),
+        container="torch",
+        filename="model.pth",
+    ),
+    Format(
+        name="facebook",
+        project="facebookresearch/mae",
+        rules=(
+            *CLASS_TOKEN,
+            *_BODY,
+            *_NORM,
+            *same("fc_norm"),
+            *(
+                rule(f"head_norm.{part}", f"head.0.{part}")
+                for part in ("running_mean", "running_var", "num_batches_tracked")
+            ),
+            *both("head", "${head}"),
+        ),
+        drops=(
+            Drop(r"decoder_.*", "decoder of the masked-image pre-training"),
+            Drop(r"mask_token", "mask token of the decoder of the pre-training"),
+        ),
+        outside=(COUNTERS,),
+        dialects=(Dialect("mae", {"head": "head"}), Dialect("mae", {"head": "head.1"})),
+        prefixes=("model/", "model/module.", ""),
+        conventions=CONVENTIONS,
+        requires=(
+            *PLAIN,
+            *HAS_CLASS_TOKEN,
+            Requirement(
+                "final_norm",
+                lambda c: (c.pool, c.final_norm) in (("cls", "before"), ("avg", "after")),
+                "it norms all tokens and takes the class token, or norms the mean of the patches",
+            ),
+        ),
+        evidence=lambda source, prefix: _wrapped(source, prefix),
+        dialect_for=_mae_dialect,
+        container="torch",
+        filename="model.pth",
+    ),
+    Format(
+        name="facebook",
+        project="facebookresearch/ijepa",
+        rules=(*_BODY, *_NORM),
+        outside=(
+            Drop(r"encoder/.*", "context encoder: the target encoder, its moving average, is read"),
+            Drop(r"predictor/.*", "predictor of the pre-training"),
+            COUNTERS,
+        ),
+        dialects=(Dialect("ijepa"),),
+        prefixes=("target_encoder/module.", "target_encoder/", "encoder/module.", "encoder/"),
+        conventions=CONVENTIONS,
+        requires=(*PLAIN, *_NORM_BEFORE),
+        evidence=lambda source, prefix: is_original(source, -(f"{prefix}cls_token" in source.tensors)),
+        container="torch",
+        filename="model.pth",
+    ),
+    Format(
+        name="facebook",
+        project="facebookresearch/msn",
+        rules=(*CLASS_TOKEN, *_BODY, *_NORM),
+        drops=(Drop(r"(fc|pred)\..*", "projector of the pre-training"),),
+        outside=(
+            Drop(r"encoder/.*", "anchor encoder: the target encoder, its moving average, is read"),
+            Drop(r"prototypes(/.*)?", "prototypes of the pre-training loss: unused by the encoder"),
+            COUNTERS,
+        ),
+        dialects=(Dialect("msn"),),
+        prefixes=("target_encoder/module.", "target_encoder/", "encoder/module.", "encoder/"),
+        conventions=CONVENTIONS,
+        requires=(*PLAIN, *HAS_CLASS_TOKEN, *_NORM_BEFORE),
+        evidence=lambda source, prefix: is_original(source, -(f"{prefix}cls_token" not in source.tensors)),
+        container="torch",
+        filename="model.pth",
+    ),
+    Format(
+        name="facebook",
+        project="facebookresearch/moco-v3",
+        rules=(*CLASS_TOKEN, *_MOCO_BODY, *_NORM, *_HEAD),
+        drops=(Drop(r"head\.\d+\..*", "projector of the contrastive loss"),),
+        outside=(
+            Drop(
+                r"state_dict/(module\.)?momentum_encoder\..*",
+                "momentum encoder: the base encoder is read, as by its authors",
+            ),
+            Drop(r"state_dict/(module\.)?predictor\..*", "predictor of the contrastive loss"),
+            COUNTERS,
+        ),
+        dialects=(
+            Dialect("mocov3", {"patch": "patch_embed.proj"}),
+            Dialect("mocov3", {"patch": "patch_embed.proj.12"}),
+        ),
+        prefixes=("state_dict/module.", "state_dict/module.base_encoder.", "state_dict/base_encoder."),
+        conventions=CONVENTIONS,
+        requires=(*PLAIN, *HAS_CLASS_TOKEN, *_NORM_BEFORE, *_HAS_HEAD),
+        evidence=lambda source, prefix: is_original(source),
+        state=_moco_heads,
+        dialect_for=_moco_dialect,
+        container="torch",
+        filename="model.pth",
+    ),
+)

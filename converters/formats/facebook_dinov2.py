@@ -1,0 +1,103 @@
+"""facebookresearch/dinov2: backbones with or without registers, and the teachers of training checkpoints.
+
+Training with FSDP numbers blocks by chunk and by their place in the whole model.
+Source: dinov2/models/vision_transformer.py, layers/swiglu_ffn.py, hub/backbones.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+from vit_hub.config import ViTConfig
+from vit_hub.converters.containers import Source
+from vit_hub.converters.format import Dialect, Format, Requirement, Stated
+from vit_hub.converters.formats.facebook import (
+    CLASS_TOKEN,
+    CONVENTIONS,
+    COUNTERS,
+    HAS_CLASS_TOKEN,
+    PLAIN,
+    both,
+    is_original,
+)
+from vit_hub.converters.rules import Drop, rule
+from vit_hub.converters.tensors import LazyTensor
+
+RULES = (
+    *CLASS_TOKEN,
+    rule("pos_embed", "pos_embed"),
+    rule("reg_token", "register_tokens"),
+    rule("mask_token", "mask_token", carried=True),
+    *both("patch_embed.proj", "patch_embed.proj"),
+    *both("blocks.{i}.norm1", "${block}.norm1"),
+    *both("blocks.{i}.attn.qkv", "${block}.attn.qkv"),
+    *both("blocks.{i}.attn.proj", "${block}.attn.proj"),
+    rule("blocks.{i}.ls1.gamma", "${block}.ls1.gamma"),
+    *both("blocks.{i}.norm2", "${block}.norm2"),
+    *both("blocks.{i}.mlp.fc1", "${block}.mlp.${fc1}"),
+    *both("blocks.{i}.mlp.fc2", "${block}.mlp.${fc2}"),
+    rule("blocks.{i}.ls2.gamma", "${block}.ls2.gamma"),
+    *both("norm", "norm"),
+)
+
+_BLOCKS = {"dinov2": "blocks.{i}", "dinov2-chunked": "blocks.{c}.{i}"}
+_MLPS = {"mlp": ("fc1", "fc2"), "swiglu_packed": ("w12", "w3")}
+
+
+def _resize(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+    """hub/backbones.py gives models with registers interpolate_antialias=True, interpolate_offset=0.0."""
+    if "register_tokens" not in tensors:
+        return Stated()
+    return Stated({"resize": "bicubic-antialias"}, "what DINOv2's models with registers do")
+
+
+def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
+    fc1, _ = _MLPS.get(config.ffn, _MLPS["mlp"])
+    return next(dialect for dialect in dialects if dialect.variables["fc1"] == fc1)
+
+
+FORMATS = (
+    Format(
+        name="facebook",
+        project="facebookresearch/dinov2",
+        rules=RULES,
+        drops=(
+            Drop(
+                r"(state_dict/)?(module\.)?(linear\.)?(weight|bias)",
+                "a linear head alone, which is no backbone: give the backbone's own file",
+            ),
+            COUNTERS,
+        ),
+        outside=(
+            Drop(r"(student|model)/.*", "student copy: the teacher, its moving average, is read"),
+            Drop(r"teacher/(dino_head|ibot_head)\..*", "projector of the pre-training losses"),
+            COUNTERS,
+        ),
+        dialects=tuple(
+            Dialect(name, {"block": _BLOCKS[name], "fc1": fc1, "fc2": fc2})
+            for name, (fc1, fc2) in product(_BLOCKS, _MLPS.values())
+        ),
+        prefixes=("", "teacher/backbone."),
+        conventions={**CONVENTIONS, "resize": "bicubic-offset"},
+        requires=(
+            *PLAIN,
+            *HAS_CLASS_TOKEN,
+            Requirement("final_norm", lambda c: c.final_norm == "before", "it norms all tokens before pooling"),
+            Requirement("layer_scale", lambda c: c.layer_scale, "its models have layer scale"),
+            Requirement("ffn", lambda c: c.ffn != "swiglu", "it has a plain MLP or a packed SwiGLU"),
+            Requirement(
+                "mlp_dim",
+                lambda c: c.ffn != "swiglu_packed" or c.mlp_dim % 8 == 0,
+                "the width of its SwiGLU is a multiple of 8",
+            ),
+        ),
+        # Without its mask token a file is as likely timm's, or DINO's if it has no layer scale either.
+        evidence=lambda source, prefix: is_original(source) if f"{prefix}mask_token" in source.tensors else -1,
+        state=_resize,
+        zeros=lambda config, dialect: {"mask_token": (1, config.embed_dim)},
+        dialect_for=_dialect_for,
+        container="torch",
+        filename="model.pth",
+    ),
+)

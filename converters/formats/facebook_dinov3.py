@@ -1,0 +1,89 @@
+"""facebookresearch/dinov3: backbones with rotary positions, and the teachers of training checkpoints.
+
+The files store the periods of the rotations (rounded to bfloat16 in the published ones) and a mask over the biases of
+queries, keys and values; both are kept and used as they are.
+Source: dinov3/models/vision_transformer.py, layers/{attention,ffn_layers,rope_position_encoding}.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from vit_hub.config import Rope, ViTConfig
+from vit_hub.converters.containers import Source
+from vit_hub.converters.format import Dialect, Format, Requirement, Stated
+from vit_hub.converters.formats.facebook import CLASS_TOKEN, COUNTERS, both, is_original
+from vit_hub.converters.rules import Drop, rule
+from vit_hub.converters.tensors import LazyTensor
+
+RULES = (
+    *CLASS_TOKEN,
+    rule("reg_token", "storage_tokens"),
+    rule("mask_token", "mask_token", carried=True),
+    *both("patch_embed.proj", "patch_embed.proj"),
+    rule("rope_embed.periods", "rope_embed.periods"),
+    *both("blocks.{i}.norm1", "blocks.{i}.norm1"),
+    *both("blocks.{i}.attn.qkv", "blocks.{i}.attn.qkv"),
+    rule("blocks.{i}.attn.qkv.bias_mask", "blocks.{i}.attn.qkv.bias_mask"),
+    *both("blocks.{i}.attn.proj", "blocks.{i}.attn.proj"),
+    rule("blocks.{i}.ls1.gamma", "blocks.{i}.ls1.gamma"),
+    *both("blocks.{i}.norm2", "blocks.{i}.norm2"),
+    *both("blocks.{i}.mlp.fc1", "blocks.{i}.mlp.fc1"),
+    *both("blocks.{i}.mlp.fc1_g", "blocks.{i}.mlp.w1"),
+    *both("blocks.{i}.mlp.fc1_x", "blocks.{i}.mlp.w2"),
+    *both("blocks.{i}.mlp.fc2", "blocks.{i}.mlp.${fc2}"),
+    rule("blocks.{i}.ls2.gamma", "blocks.{i}.ls2.gamma"),
+    *both("norm", "norm"),
+    *both("cls_norm", "cls_norm"),
+    # Norm of the class token of local crops: used in training only.
+    rule("local_cls_norm.weight", "local_cls_norm.weight", carried=True),
+    rule("local_cls_norm.bias", "local_cls_norm.bias", carried=True),
+)
+
+_ROPE = Rope(theta=100.0, coordinates="centered", pairs="half", stored_periods=True)
+
+
+def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+    """There is a period for every four channels of a head."""
+    periods, token = tensors.get("rope_embed.periods"), tensors.get("cls_token")
+    if periods is None or token is None or not periods.shape or not periods.shape[0]:
+        return Stated()
+    heads, rest = divmod(token.shape[-1], 4 * periods.shape[0])
+    return Stated({} if rest else {"num_heads": heads}, "shape of rope_embed.periods")
+
+
+def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
+    return dialects[config.ffn == "swiglu"]
+
+
+FORMATS = (
+    Format(
+        name="facebook",
+        project="facebookresearch/dinov3",
+        rules=RULES,
+        outside=(
+            Drop(r"(student|model_ema|gram)/.*", "student or auxiliary copy: the teacher, its moving average, is read"),
+            Drop(r"teacher/(dino_head|ibot_head)\..*", "projector of the pre-training losses"),
+            COUNTERS,
+        ),
+        dialects=(Dialect("dinov3", {"fc2": "fc2"}), Dialect("dinov3", {"fc2": "w3"})),
+        prefixes=("", "teacher/backbone."),
+        conventions={"act": "gelu", "norm_eps": 1e-5, "resize": "bicubic", "rope": _ROPE},
+        requires=(
+            Requirement("class_token", lambda c: c.class_token, "it always has a class token"),
+            Requirement("patch_bias", lambda c: c.patch_bias, "its patch embedding always has a bias"),
+            Requirement("pos_embed", lambda c: c.pos_embed == "none", "it has no position table"),
+            Requirement(
+                "rope", lambda c: c.rope is not None and c.rope.stored_periods, "it stores the periods of its RoPE"
+            ),
+            Requirement("final_norm", lambda c: c.final_norm == "before", "it norms all tokens before pooling"),
+            Requirement("ffn", lambda c: c.ffn != "swiglu_packed", "it has a plain MLP, or gate and value apart"),
+        ),
+        evidence=lambda source, prefix: is_original(source),
+        state=_state,
+        zeros=lambda config, dialect: {"mask_token": (1, config.embed_dim)},
+        dialect_for=_dialect_for,
+        container="torch",
+        filename="model.pth",
+    ),
+)

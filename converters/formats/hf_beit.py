@@ -1,0 +1,164 @@
+"""Hugging Face transformers' BEiT and Data2VecVision: relative positions, keys without a bias, mean pooling then norm.
+
+Source: transformers/models/{beit,data2vec}/modeling_*.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from vit_hub.config import ViTConfig
+from vit_hub.converters.containers import Source
+from vit_hub.converters.format import Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.huggingface import (
+    QV_BIAS,
+    SQUARE,
+    VIT_BLOCK,
+    VIT_SPELLINGS,
+    ModelType,
+    both,
+    names_model_type,
+    read_config,
+    write_config,
+)
+from vit_hub.converters.passport import Passport
+from vit_hub.converters.rules import Drop, rule
+from vit_hub.converters.tensors import LazyTensor
+
+RULES = (
+    rule("cls_token", "${root}embeddings.cls_token"),
+    rule("mask_token", "${root}embeddings.mask_token", "1 1 d -> 1 d", carried=True),
+    rule("pos_embed", "${root}embeddings.position_embeddings"),
+    *both("patch_embed.proj", "${root}embeddings.patch_embeddings.projection"),
+    rule("rel_pos_bias.relative_position_bias_table", "${shared}.relative_position_bias_table"),
+    *VIT_BLOCK,
+    *QV_BIAS,
+    rule("blocks.{i}.attn.relative_position_bias_table", "${layer}.${table}.relative_position_bias_table"),
+    rule("blocks.{i}.ls1.gamma", "${layer}.lambda_1"),
+    rule("blocks.{i}.ls2.gamma", "${layer}.lambda_2"),
+    *both("norm", "${norm}"),
+    *both("fc_norm", "${root}pooler.layernorm"),
+    *both("head", "classifier"),
+)
+
+_RELATIVE = {
+    "": {"shared": "encoder.relative_position_bias", "table": "attention.attention.relative_position_bias"},
+    "v5": {"shared": "shared_position_bias", "table": "relative_position_bias"},
+}
+
+
+def _dialects(family: str, spelling: str) -> tuple[Dialect, ...]:
+    """Where the root stands before: all names; none; all but the final norm; only the final norm and the shared table.
+
+    Masked-image modelling has the pre-trained model's final norm beside the root. The last is how transformers 5 writes
+    BeitBackbone.
+    """
+    names = {**VIT_SPELLINGS[spelling], **_RELATIVE[spelling], "family": family}
+    root = f"{family}."
+    places = ((root, root, root), ("", "", ""), (root, "", root), ("", root, root))
+    return tuple(
+        Dialect(
+            spelling,
+            {
+                **names,
+                "root": start,
+                "layer": start + names["layers"],
+                "norm": f"{norm}layernorm",
+                "shared": shared + names["shared"],
+            },
+        )
+        for start, norm, shared in places
+    )
+
+
+_DEFAULTS = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "num_attention_heads": 12, "image_size": 224}
+_BEIT = ModelType("beit", "Beit", _DEFAULTS, square=True)
+_DATA2VEC = ModelType("data2vec-vision", "Data2VecVision", _DEFAULTS, square=True)
+
+
+def _evidence(kind: ModelType, source: Source, prefix: str) -> int:
+    """Only the biases tell a model without relative positions and layer scale from ViT."""
+    biased = any(name.endswith(("query.bias", "q_proj.bias")) for name in source.tensors)
+    return names_model_type(source, (kind,)) or biased - 1
+
+
+def _state(kind: ModelType, source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+    """Reads config.json; a backbone without any final norm gives tokens."""
+    _, stated = read_config(source, (kind,))
+    relative = any(name.endswith("relative_position_bias_table") for name in tensors)
+    norms = (f"{dialect.variables['norm']}.weight", f"{dialect.variables['root']}pooler.layernorm.weight")
+    fields = {**stated.fields, "resize": "relpos-bilinear" if relative else "bicubic"}
+    if not any(name in tensors for name in norms):
+        fields["pool"] = "none"
+    return Stated(fields, stated.by, stated.warnings)
+
+
+def _sidecars(kind: ModelType, config: ViTConfig, passport: Passport | None) -> Sidecars:
+    backbone = kind is _BEIT and config.final_norm == "none"
+    head = "ForImageClassification" if config.num_classes else "Backbone" if backbone else "Model"
+    carried = passport.carried if passport else []
+    extra: dict[str, Any] = {
+        "use_mask_token": "mask_token" in carried,
+        "use_absolute_position_embeddings": config.pos_embed == "learned",
+        "use_relative_position_bias": config.rel_pos == "block",
+        "use_shared_relative_position_bias": config.rel_pos == "shared",
+        "use_mean_pooling": config.final_norm != "before",
+    }
+    if not config.layer_scale:
+        extra["layer_scale_init_value"] = 0.0
+    return write_config(kind, (kind,), config, passport, head=head, extra=extra)
+
+
+def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
+    """Models with a head have a root; bare models have none."""
+    return next(d for d in dialects if bool(d.variables["root"]) == bool(config.num_classes))
+
+
+def _format(kind: ModelType, dialects: tuple[Dialect, ...], pooling: set[tuple[str, str, bool]]) -> Format:
+    return Format(
+        name="hf",
+        project=kind.project,
+        rules=RULES,
+        drops=(
+            Drop(r".*\.relative_position_index", "relative_position_index: a buffer that its class computes"),
+            Drop(r"lm_head\..*", "head of the masked-image pre-training"),
+            Drop(r"layernorm\..*", "norm before the head of the masked-image pre-training"),
+            Drop(r"(decode_head|auxiliary_head|fpn\d?)\..*", "segmentation head"),
+        ),
+        dialects=dialects,
+        conventions={"act": "gelu", "norm_eps": 1e-12, "resize": "relpos-bilinear"},
+        requires=(
+            SQUARE,
+            Requirement("class_token", lambda c: c.class_token, "it always has a class token"),
+            Requirement("qkv_bias", lambda c: c.qkv_bias == "qv", "its queries and values have biases, its keys none"),
+            Requirement("patch_bias", lambda c: c.patch_bias, "its patch embedding always has a bias"),
+            Requirement("ffn", lambda c: c.ffn == "mlp", "it has a plain MLP"),
+            Requirement("pos_embed", lambda c: c.pos_embed != "sincos2d", "it stores its position table"),
+            Requirement(
+                "pos_embed_prefix",
+                lambda c: c.pos_embed != "learned" or c.pos_embed_prefix,
+                "its position table has a class row",
+            ),
+            Requirement(
+                "pool",
+                lambda c: (c.pool, c.final_norm, c.num_classes > 0) in pooling,
+                "it norms the mean of the patches, or all tokens and then reads the class token",
+            ),
+        ),
+        evidence=partial(_evidence, kind),
+        state=partial(_state, kind),
+        sidecars=partial(_sidecars, kind),
+        dialect_for=_dialect_for,
+    )
+
+
+# (pooling, final norm, classifier): without a classifier, only BEiT's class pools the patches.
+_POOLING = {("cls", "before", False), ("cls", "before", True), ("avg", "after", True), ("none", "none", False)}
+
+FORMATS = (
+    _format(_BEIT, _dialects("beit", "") + _dialects("beit", "v5"), {*_POOLING, ("avg", "after", False)}),
+    # transformers 5 spells Data2VecVision's modules as its files.
+    _format(_DATA2VEC, _dialects("data2vec_vision", ""), _POOLING),
+)

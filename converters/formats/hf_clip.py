@@ -1,0 +1,122 @@
+"""Hugging Face transformers' CLIP image towers: alone, with projection, with classifier, or of full models.
+
+Source: transformers/models/clip/modeling_clip.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from vit_hub.config import ViTConfig
+from vit_hub.converters.containers import Source
+from vit_hub.converters.format import Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.huggingface import (
+    CLIP_BLOCK,
+    SQUARE,
+    ModelType,
+    both,
+    names_model_type,
+    read_config,
+    write_config,
+)
+from vit_hub.converters.passport import Passport
+from vit_hub.converters.rules import Drop, rule
+from vit_hub.converters.tensors import LazyTensor
+
+_HEAD = "classifier.weight"
+
+RULES = (
+    rule("cls_token", "${root}embeddings.class_embedding", "d -> 1 1 d"),
+    rule("patch_embed.proj.weight", "${root}embeddings.patch_embedding.weight"),
+    rule("pos_embed", "${root}embeddings.position_embedding.weight", "n d -> 1 n d"),
+    *both("norm_pre", "${root}pre_layrnorm"),
+    *CLIP_BLOCK,
+    # A classifier reads the mean of the patches as they leave the last block.
+    *both("fc_norm", "${root}post_layernorm", unless=_HEAD),
+    *both("unused.post_layernorm", "${root}post_layernorm", carried=True),
+    rule("projection.weight", "visual_projection.weight"),
+    *both("head", "classifier"),
+)
+
+_TYPE = ModelType(
+    "clip_vision_model",
+    "CLIPVision",
+    {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": 12},
+    whole="clip",
+)
+TYPES = (_TYPE,)
+
+
+def _evidence(source: Source, prefix: str) -> int:
+    return names_model_type(source, TYPES)
+
+
+def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+    """Reads config.json of an image tower, or its part in that of a full model."""
+    _, stated = read_config(source, TYPES)
+    pooling = {"pool": "avg", "final_norm": "none"} if _HEAD in tensors else {"pool": "cls"}
+    return Stated({**stated.fields, **pooling}, stated.by, stated.warnings)
+
+
+def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
+    head = "ForImageClassification" if config.num_classes else "Model" + "WithProjection" * bool(config.projection_dim)
+    extra = {"projection_dim": config.projection_dim} if config.projection_dim else {}
+    return write_config(_TYPE, TYPES, config, passport, head=head, extra=extra, nested=config.num_classes > 0)
+
+
+def _zeros(config: ViTConfig, dialect: Dialect) -> dict[str, tuple[int, ...]]:
+    """The norm that a model with a classifier has, and does not use."""
+    name = f"{dialect.variables['root']}post_layernorm"
+    return {f"{name}.{part}": (config.embed_dim,) for part in ("weight", "bias") if config.num_classes}
+
+
+def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
+    """transformers 5 leaves the root out where nothing stands beside it."""
+    alone = not (config.projection_dim or config.num_classes)
+    return next((d for d in dialects if d.name and bool(d.variables["root"]) != alone), dialects[0])
+
+
+_OUTPUTS = {("cls", "after", False), ("avg", "none", True)}
+
+FORMATS = (
+    Format(
+        name="hf",
+        project=_TYPE.project,
+        rules=RULES,
+        drops=(
+            Drop(r"text_model\..*|text_projection\..*", "text tower"),
+            Drop(r"logit_scale", "temperature of the text-image loss: unused by the image tower"),
+            Drop(r"(.*\.)?position_ids", "position_ids: a counter, not a weight"),
+        ),
+        dialects=tuple(
+            Dialect(name, {"family": "clip", "root": root})
+            for name, root in (("", "vision_model."), ("v5", ""), ("v5", "vision_model."))
+        ),
+        conventions={"act": "quick_gelu", "norm_eps": 1e-5, "resize": "bicubic"},
+        requires=(
+            SQUARE,
+            Requirement("class_token", lambda c: c.class_token, "it always has a class token"),
+            Requirement("pre_norm", lambda c: c.pre_norm, "it always norms the tokens before the first block"),
+            Requirement("patch_bias", lambda c: not c.patch_bias, "its patch embedding has no bias"),
+            Requirement("qkv_bias", lambda c: c.qkv_bias is True, "its attention layers always have all biases"),
+            Requirement("ffn", lambda c: c.ffn == "mlp", "it has a plain MLP"),
+            Requirement("pos_embed", lambda c: c.pos_embed == "learned", "it has a learned position table only"),
+            Requirement("pos_embed_prefix", lambda c: c.pos_embed_prefix, "its position table has a class row"),
+            Requirement(
+                "pool",
+                lambda c: (c.pool, c.final_norm, c.num_classes > 0) in _OUTPUTS,
+                "it reads the class token and norms it; with a classifier it reads the mean of the patches, not normed",
+            ),
+            Requirement(
+                "projection_dim",
+                lambda c: not (c.projection_dim and c.num_classes),
+                "it has a projection or a classifier",
+            ),
+        ),
+        evidence=_evidence,
+        state=_state,
+        zeros=_zeros,
+        sidecars=_sidecars,
+        dialect_for=_dialect_for,
+    ),
+)

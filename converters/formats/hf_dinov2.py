@@ -1,0 +1,174 @@
+"""Hugging Face transformers' Dinov2 and Dinov2WithRegisters.
+
+Source: transformers/models/{dinov2,dinov2_with_registers}/modeling_*.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import product
+from typing import Any
+
+from vit_hub.config import ViTConfig
+from vit_hub.converters.containers import Source
+from vit_hub.converters.format import Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.huggingface import (
+    ATTENTION,
+    QKV_BIAS,
+    VIT_SPELLINGS,
+    ModelType,
+    both,
+    names_model_type,
+    read_config,
+    write_config,
+)
+from vit_hub.converters.passport import Passport
+from vit_hub.converters.rules import rule
+from vit_hub.converters.tensors import LazyTensor
+
+RULES = (
+    rule("cls_token", "${root}embeddings.cls_token"),
+    rule("mask_token", "${root}embeddings.mask_token", carried=True),
+    rule("pos_embed", "${root}embeddings.position_embeddings"),
+    *both("patch_embed.proj", "${root}embeddings.patch_embeddings.projection"),
+    *both("blocks.{i}.norm1", "${layer}.norm1"),
+    *ATTENTION,
+    QKV_BIAS,
+    rule("blocks.{i}.ls1.gamma", "${layer}.layer_scale1.lambda1"),
+    *both("blocks.{i}.norm2", "${layer}.norm2"),
+    *both("blocks.{i}.mlp.fc1", "${layer}.${fc1}"),
+    *both("blocks.{i}.mlp.fc2", "${layer}.${fc2}"),
+    rule("blocks.{i}.ls2.gamma", "${layer}.layer_scale2.lambda1"),
+    *both("norm", "${root}layernorm"),
+    *both("head", "classifier"),
+)
+
+_DINOV2 = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "num_attention_heads": 12}
+_PLAIN = ModelType("dinov2", "Dinov2", _DINOV2, square=True)
+_REGISTERS = ModelType("dinov2_with_registers", "Dinov2WithRegisters", _DINOV2, square=True)
+
+# The feed-forward layers' names; transformers 5 cuts the packed gate and value in two.
+_FEED_FORWARD = {
+    ("", "mlp"): {"fc1": "mlp.fc1", "fc2": "mlp.fc2"},
+    ("", "swiglu_packed"): {"fc1": "mlp.weights_in", "fc2": "mlp.weights_out"},
+    ("v5", "mlp"): {"fc1": "mlp.fc1", "fc2": "mlp.fc2"},
+    ("v5", "swiglu_packed"): {"fc1": "mlp.gate_proj+mlp.up_proj", "fc2": "mlp.down_proj"},
+}
+
+
+def _dialect(kind: ModelType, spelling: str, ffn: str, root: str) -> Dialect:
+    attention = {part: VIT_SPELLINGS[spelling][part] for part in "qkvo"}
+    layer = f"{root}encoder.layer.{{i}}"
+    names = {**attention, **_FEED_FORWARD[spelling, ffn]}
+    return Dialect(spelling, {"family": kind.name, "ffn": ffn, "root": root, "layer": layer, **names})
+
+
+def _evidence(kind: ModelType, source: Source, prefix: str) -> int:
+    return names_model_type(source, (kind,))
+
+
+def _state(kind: ModelType, source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+    """Reads config.json; the gated feed-forward layer has SiLU whatever it says."""
+    _, stated = read_config(source, (kind,))
+    fields = dict(stated.fields)
+    if dialect.variables["ffn"] == "swiglu_packed":
+        fields["act"] = "silu"
+    return Stated(fields, stated.by, stated.warnings)
+
+
+def _mlp_ratio(config: ViTConfig) -> int | None:
+    """The whole ratio from which transformers computes the hidden width, if there is one."""
+    dim = config.embed_dim
+    for ratio in range(1, 3 * config.mlp_dim // dim + 3):
+        hidden = dim * ratio
+        if config.ffn == "swiglu_packed":
+            hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+        if hidden == config.mlp_dim:
+            return ratio
+    return None
+
+
+def _sidecars(kind: ModelType, config: ViTConfig, passport: Passport | None) -> Sidecars:
+    gated = config.ffn == "swiglu_packed"
+    extra: dict[str, Any] = {
+        "mlp_ratio": _mlp_ratio(config),
+        "use_swiglu_ffn": gated,
+        "qkv_bias": config.qkv_bias,
+        "intermediate_size": None,
+    }
+    if gated:
+        extra["hidden_act"] = "gelu"
+    if kind is _PLAIN:
+        extra["use_mask_token"] = passport is not None and "mask_token" in passport.carried
+    else:
+        extra["num_register_tokens"] = config.num_registers
+    head = "ForImageClassification" if config.num_classes else "Model"
+    return write_config(kind, (kind,), config, passport, head=head, extra=extra)
+
+
+def _zeros(config: ViTConfig, dialect: Dialect) -> dict[str, tuple[int, ...]]:
+    """Models with registers always have a mask token, and register tokens even if there are none."""
+    name = f"{dialect.variables['root']}embeddings"
+    empty = {} if config.num_registers else {f"{name}.register_tokens": (1, 0, config.embed_dim)}
+    return {f"{name}.mask_token": (1, config.embed_dim), **empty}
+
+
+def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
+    """Models with a head have a root; bare models have none."""
+    fits = [d for d in dialects if bool(d.variables["root"]) == bool(config.num_classes)]
+    return next((d for d in fits if d.variables["ffn"] == config.ffn), fits[0])
+
+
+_REQUIRES = (
+    Requirement("image_size", lambda c: c.image_size[0] == c.image_size[1], "its images are square"),
+    Requirement("class_token", lambda c: c.class_token, "it always has a class token"),
+    Requirement("layer_scale", lambda c: c.layer_scale, "it always has layer scale"),
+    Requirement("qkv_bias", lambda c: c.qkv_bias in (True, False), "it has all attention biases or none"),
+    Requirement("patch_bias", lambda c: c.patch_bias, "its patch embedding always has a bias"),
+    Requirement("ffn", lambda c: c.ffn != "swiglu", "it has a plain MLP or a packed SwiGLU"),
+    Requirement("act", lambda c: c.ffn == "mlp" or c.act == "silu", "its gates have SiLU"),
+    Requirement("mlp_dim", lambda c: _mlp_ratio(c) is not None, "its hidden width follows from a whole mlp_ratio"),
+    Requirement("pos_embed", lambda c: c.pos_embed == "learned", "it has a learned position table only"),
+    Requirement(
+        "pos_embed_prefix",
+        lambda c: c.pos_embed_prefix and not c.pos_embed_registers,
+        "its position table has a row for the class token and none for registers",
+    ),
+    Requirement(
+        "pool",
+        lambda c: (c.pool, c.final_norm) == ("cls", "before"),
+        "it norms all tokens and reads the class token",
+    ),
+    Requirement(
+        "head_input",
+        lambda c: not c.num_classes or c.head_input == "cls_avg",
+        "its classifier reads the class token and the mean of the patches side by side",
+    ),
+)
+
+
+def _format(kind: ModelType, **options: Any) -> Format:
+    return Format(
+        name="hf",
+        project=kind.project,
+        dialects=tuple(_dialect(kind, *names, root) for names, root in product(_FEED_FORWARD, ("", f"{kind.name}."))),
+        evidence=partial(_evidence, kind),
+        state=partial(_state, kind),
+        sidecars=partial(_sidecars, kind),
+        dialect_for=_dialect_for,
+        **options,
+    )
+
+
+_CONVENTIONS = {"act": "gelu", "norm_eps": 1e-6}
+FORMATS = (
+    _format(_PLAIN, rules=RULES, requires=_REQUIRES, conventions={**_CONVENTIONS, "resize": "bicubic"}),
+    _format(
+        _REGISTERS,
+        rules=(*RULES, rule("reg_token", "${root}embeddings.register_tokens")),
+        requires=(*_REQUIRES, Requirement("num_registers", lambda c: c.num_registers > 0, "it has registers")),
+        conventions={**_CONVENTIONS, "resize": "bicubic-antialias"},
+        zeros=_zeros,
+    ),
+)

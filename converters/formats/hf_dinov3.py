@@ -1,0 +1,147 @@
+"""Hugging Face transformers' DINOv3ViT.
+
+Source: transformers/models/dinov3_vit/modeling_dinov3_vit.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vit_hub.config import Rope, ViTConfig
+from vit_hub.converters.containers import Source
+from vit_hub.converters.format import Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.huggingface import (
+    ATTENTION,
+    QKV_BIAS,
+    QV_BIAS,
+    ModelType,
+    both,
+    names_model_type,
+    read_config,
+    write_config,
+)
+from vit_hub.converters.passport import Passport
+from vit_hub.converters.rules import rule
+from vit_hub.converters.tensors import LazyTensor
+from vit_hub.errors import ConfigError
+
+_GATE = "${first}.mlp.gate_proj.weight"
+
+RULES = (
+    rule("cls_token", "embeddings.cls_token"),
+    rule("mask_token", "embeddings.mask_token", "1 1 d -> 1 d", carried=True),
+    rule("reg_token", "embeddings.register_tokens"),
+    *both("patch_embed.proj", "embeddings.patch_embeddings"),
+    *both("blocks.{i}.norm1", "${layer}.norm1"),
+    *ATTENTION,
+    QKV_BIAS,
+    *QV_BIAS,
+    rule("blocks.{i}.ls1.gamma", "${layer}.layer_scale1.lambda1"),
+    *both("blocks.{i}.norm2", "${layer}.norm2"),
+    *both("blocks.{i}.mlp.fc1_g", "${layer}.mlp.gate_proj"),
+    *both("blocks.{i}.mlp.fc1", "${layer}.mlp.up_proj", unless=_GATE),
+    *both("blocks.{i}.mlp.fc1_x", "${layer}.mlp.up_proj"),
+    *both("blocks.{i}.mlp.fc2", "${layer}.mlp.down_proj"),
+    rule("blocks.{i}.ls2.gamma", "${layer}.layer_scale2.lambda1"),
+    *both("norm", "norm"),
+)
+
+
+def _dialect(name: str, layers: str) -> Dialect:
+    parts = {part: f"attention.{part}_proj" for part in "qkvo"}
+    return Dialect(name, {"layer": f"{layers}.{{i}}", "first": f"{layers}.0", **parts})
+
+
+_DEFAULTS = {
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+    "num_attention_heads": 6,
+    "image_size": 224,
+    "rope_theta": 100.0,
+}
+TYPES = (ModelType("dinov3_vit", "DINOv3ViT", _DEFAULTS),)
+
+# Coordinates are counted in turns between the borders of the image (arXiv 2508.10104, section 3.2).
+_ROPE: dict[str, Any] = {"theta": 100.0, "coordinates": "centered", "pairs": "half"}
+
+
+def _evidence(source: Source, prefix: str) -> int:
+    return names_model_type(source, TYPES)
+
+
+def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+    """Reads config.json.
+
+    Raises:
+        ConfigError: a combination of biases that the model does not have.
+    """
+    values, stated = read_config(source, TYPES)
+    for key in ("proj_bias", "mlp_bias"):
+        if values.get(key) is False:
+            raise ConfigError(f"{source.path}: config.json says {key}=false: models without it are not supported")
+    query, key, value = (values.get(f"{part}_bias", part != "key") for part in ("query", "key", "value"))
+    if query != value or (key and not query):
+        raise ConfigError(
+            f"{source.path}: qkv_bias: config.json says query_bias={query}, key_bias={key}, value_bias={value}: "
+            f"models have biases on all three, on queries and values, or on none"
+        )
+    fields = dict(stated.fields)
+    if isinstance(values.get("rope_theta"), (int, float)):
+        fields["rope"] = {**_ROPE, "theta": float(values["rope_theta"])}
+    return Stated(fields, stated.by, stated.warnings)
+
+
+def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
+    extra: dict[str, Any] = {
+        "rope_theta": config.rope.theta if config.rope else None,
+        "num_register_tokens": config.num_registers,
+        "use_gated_mlp": config.ffn == "swiglu",
+        "query_bias": bool(config.qkv_bias),
+        "key_bias": config.qkv_bias is True,
+        "value_bias": bool(config.qkv_bias),
+        "proj_bias": True,
+        "mlp_bias": True,
+    }
+    return write_config(TYPES[0], TYPES, config, passport, head="Model", extra=extra)
+
+
+def _zeros(config: ViTConfig, dialect: Dialect) -> dict[str, tuple[int, ...]]:
+    """It always has a mask token, and register tokens even if there are none."""
+    empty = {} if config.num_registers else {"embeddings.register_tokens": (1, 0, config.embed_dim)}
+    return {"embeddings.mask_token": (1, 1, config.embed_dim), **empty}
+
+
+FORMATS = (
+    Format(
+        name="hf",
+        project=TYPES[0].project,
+        rules=RULES,
+        dialects=(_dialect("", "layer"), _dialect("v5", "model.layer")),
+        # No file stores a position table, so the way to resize one is never used.
+        conventions={"act": "gelu", "norm_eps": 1e-5, "rope": _ROPE, "resize": "bicubic-antialias"},
+        requires=(
+            Requirement("class_token", lambda c: c.class_token, "it always has a class token"),
+            Requirement(
+                "rope",
+                lambda c: c.rope is not None and c.rope == Rope(**{**_ROPE, "theta": c.rope.theta}),
+                "it has rotary positions, centred, rotating the halves of a head",
+            ),
+            Requirement("pos_embed", lambda c: c.pos_embed == "none", "it has no position table"),
+            Requirement("layer_scale", lambda c: c.layer_scale, "it always has layer scale"),
+            Requirement("qkv_bias", lambda c: c.qkv_bias != "masked", "it stores no mask of biases"),
+            Requirement("patch_bias", lambda c: c.patch_bias, "its patch embedding always has a bias"),
+            Requirement("ffn", lambda c: c.ffn != "swiglu_packed", "gate and value are two tensors"),
+            Requirement(
+                "pool",
+                lambda c: (c.pool, c.final_norm) == ("cls", "before"),
+                "it norms all tokens and reads the class token",
+            ),
+            Requirement("num_classes", lambda c: not c.num_classes, "it has no classifier"),
+        ),
+        evidence=_evidence,
+        state=_state,
+        zeros=_zeros,
+        sidecars=_sidecars,
+    ),
+)

@@ -1,0 +1,170 @@
+"""Hugging Face transformers' SigLIP and SigLIP 2 image towers: alone, with classifier, or of full models.
+
+SigLIP 2's patch embedding is a linear layer over patches flattened row by row, channels last; else the names are
+SigLIP's. Source: transformers/models/{siglip,siglip2}/modeling_*.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from vit_hub.config import ViTConfig
+from vit_hub.converters.containers import Source
+from vit_hub.converters.format import Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.huggingface import (
+    CLIP_BLOCK,
+    SQUARE,
+    ModelType,
+    both,
+    names_model_type,
+    read_config,
+    write_config,
+)
+from vit_hub.converters.passport import Passport
+from vit_hub.converters.rules import Drop, Rule, rule
+from vit_hub.converters.tensors import LazyTensor
+
+_HEAD = "classifier.weight"
+_PATCH = "embeddings.patch_embedding.weight"
+
+
+def _map_head(canonical: str, **options: Any) -> tuple[Rule, ...]:
+    """Attention pooling; queries, keys and values are one tensor."""
+    parts = ("weight", "bias")
+    return (
+        rule(f"{canonical}.latent", "${root}head.probe", **options),
+        *(
+            rule(
+                (f"{canonical}.q.{part}", f"{canonical}.kv.{part}"),
+                f"${{root}}head.attention.in_proj_{part}",
+                weights=(1, 2),
+                **options,
+            )
+            for part in parts
+        ),
+        *both(f"{canonical}.proj", "${root}head.attention.out_proj", **options),
+        *both(f"{canonical}.norm", "${root}head.layernorm", **options),
+        *both(f"{canonical}.mlp.fc1", "${root}head.mlp.fc1", **options),
+        *both(f"{canonical}.mlp.fc2", "${root}head.mlp.fc2", **options),
+    )
+
+
+def _rules(layout: str) -> tuple[Rule, ...]:
+    return (
+        rule("patch_embed.proj.weight", f"${{root}}{_PATCH}", layout),
+        rule("patch_embed.proj.bias", "${root}embeddings.patch_embedding.bias"),
+        rule("pos_embed", "${root}embeddings.position_embedding.weight", "n d -> 1 n d"),
+        *CLIP_BLOCK,
+        *both("norm", "${root}post_layernorm"),
+        # A classifier reads the mean of the tokens past the attention pooling.
+        *_map_head("attn_pool", unless=_HEAD),
+        *_map_head("unused.attn_pool", carried=True),
+        *both("head", "classifier"),
+    )
+
+
+_SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "num_attention_heads": 12}
+_ONE = ModelType("siglip_vision_model", "SiglipVision", _SIGLIP, whole="siglip")
+_TWO = ModelType(
+    "siglip2_vision_model", "Siglip2Vision", {**_SIGLIP, "num_patches": 256, "patch_size": 16}, whole="siglip2"
+)
+
+
+def _evidence(kind: ModelType, source: Source, prefix: str) -> int:
+    """The model type, and the axes of the patch embedding."""
+    axes = next((len(tensor.shape) for name, tensor in source.tensors.items() if name.endswith(_PATCH)), 0)
+    return names_model_type(source, (kind,)) + 2 * (axes == (2 if kind is _TWO else 4))
+
+
+def _whole_number(values: Mapping[str, Any], key: str) -> int:
+    """A positive whole number of a config.json, or 0."""
+    value = values.get(key)
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _axes(source: Source, tensors: Mapping[str, LazyTensor]) -> dict[str, int]:
+    """SigLIP 2's patches are square; without a config.json images have three channels."""
+    values, _ = read_config(source, (_TWO,))
+    chans = _whole_number(values, "num_channels") or 3
+    for name, kernel in tensors.items():
+        if name.endswith(_PATCH) and len(kernel.shape) == 2:
+            side = math.isqrt(kernel.shape[1] // chans)
+            return {"p": side, "q": side, "c": chans}
+    return {}
+
+
+def _state(kind: ModelType, source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+    """Reads config.json of an image tower, or its part in that of a full model."""
+    values, stated = read_config(source, (kind,))
+    fields = dict(stated.fields)
+    if _HEAD in tensors:
+        fields["pool"] = "avg"
+    rows, patch = _whole_number(values, "num_patches"), _whole_number(values, "patch_size")
+    if kind is _TWO and rows and patch:
+        fields["image_size"] = math.isqrt(rows) * patch
+    return Stated(fields, stated.by, stated.warnings)
+
+
+def _sidecars(kind: ModelType, config: ViTConfig, passport: Passport | None) -> Sidecars:
+    carried = passport.carried if passport else []
+    extra: dict[str, Any] = {"vision_use_head": config.pool == "map" or "unused.attn_pool.latent" in carried}
+    if kind is _TWO:
+        extra |= {"image_size": None, "num_patches": config.num_patches}
+    head = "ForImageClassification" if config.num_classes else "Model"
+    return write_config(kind, (kind,), config, passport, head=head, extra=extra, nested=config.num_classes > 0)
+
+
+def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
+    """transformers 5 leaves the root out where nothing stands beside it."""
+    return next((d for d in dialects if d.name and bool(d.variables["root"]) == bool(config.num_classes)), dialects[0])
+
+
+_REQUIRES = (
+    SQUARE,
+    Requirement("patch_bias", lambda c: c.patch_bias, "its patch embedding always has a bias"),
+    Requirement("qkv_bias", lambda c: c.qkv_bias is True, "its attention layers always have all biases"),
+    Requirement("ffn", lambda c: c.ffn == "mlp", "it has a plain MLP"),
+    Requirement("pos_embed", lambda c: c.pos_embed == "learned", "it has a learned position table only"),
+    Requirement("final_norm", lambda c: c.final_norm == "before", "it norms all tokens before pooling"),
+    Requirement(
+        "pool",
+        lambda c: c.pool == "avg" or (c.pool == "map" and not c.num_classes),
+        "it pools by attention, and its classifier reads the mean of the tokens",
+    ),
+    Requirement(
+        "pool_mlp_dim", lambda c: c.pool_mlp_dim in (0, c.mlp_dim), "its attention pooling is as wide as its blocks"
+    ),
+)
+
+
+def _format(kind: ModelType, layout: str, resize: str) -> Format:
+    return Format(
+        name="hf",
+        project=kind.project,
+        rules=_rules(layout),
+        drops=(
+            Drop(r"text_model\..*", "text tower"),
+            Drop(r"logit_(scale|bias)", "temperature or bias of the text-image loss: unused by the image tower"),
+            Drop(r"(.*\.)?position_ids", "position_ids: a counter, not a weight"),
+        ),
+        dialects=tuple(
+            Dialect(name, {"family": kind.name, "root": root})
+            for name, root in (("", "vision_model."), ("v5", ""), ("v5", "vision_model."))
+        ),
+        conventions={"act": "gelu_tanh", "norm_eps": 1e-6, "resize": resize},
+        requires=_REQUIRES,
+        axes=_axes,
+        evidence=partial(_evidence, kind),
+        state=partial(_state, kind),
+        sidecars=partial(_sidecars, kind),
+        dialect_for=_dialect_for,
+    )
+
+
+FORMATS = (
+    _format(_ONE, "", "bicubic"),
+    _format(_TWO, "d (p q c) -> d c p q", "bilinear-antialias"),
+)

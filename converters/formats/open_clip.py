@@ -1,0 +1,142 @@
+"""open_clip: the image tower of state dicts, training checkpoints and hub folders with ``open_clip_config.json``.
+
+Names are OpenAI's. The last norm stands before pooling or after it (``final_ln_after_pool``), which only the config
+says: a file without one is read as normed after pooling, as OpenAI's and all published models with average pooling are.
+Source: open_clip/transformer.py, model.py, constants.py, training/main.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from vit_hub.config import ViTConfig
+from vit_hub.converters.containers import Source
+from vit_hub.converters.format import Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.formats.openai_clip import CLIP_CLASS, TEXT, attention, clip_rules, mlp, norm1, norm2
+from vit_hub.converters.formats.timm import mlp_ratio
+from vit_hub.converters.passport import Passport
+from vit_hub.converters.rules import Drop, rule
+from vit_hub.converters.tensors import LazyTensor
+
+__all__ = ["CONFIG", "DROPS", "OUTSIDE", "PREFIXES", "is_named", "model_config"]
+
+CONFIG = "open_clip_config.json"
+PREFIXES = ("", "state_dict/module.", "state_dict/", "module.")
+DROPS = (
+    *TEXT,
+    Drop(r"(text|text_decoder)\..*", "text tower"),
+    Drop(r"logit_bias", "logit bias of the text-image loss"),
+)
+OUTSIDE = (Drop(r"(optimizer|scaler)/.*", "optimiser or scaler state"),)
+
+_LAYER = "visual.transformer.resblocks.{i}"
+_BLOCK = (
+    *norm1,
+    *attention,
+    rule("blocks.{i}.ls1.gamma", f"{_LAYER}.ls_1.gamma"),
+    *norm2,
+    *mlp,
+    rule("blocks.{i}.ls2.gamma", f"{_LAYER}.ls_2.gamma"),
+)
+_POOLS = {"tok": "cls", "avg": "avg"}
+
+
+def model_config(source: Source) -> Mapping[str, Any]:
+    """``model_cfg`` of the config beside the weights; empty if there is none."""
+    found = source.sidecars.get(CONFIG, {}).get("model_cfg", {})
+    return found if isinstance(found, Mapping) else {}
+
+
+def is_named(source: Source) -> bool:
+    """Whether the files bear open_clip's customary names."""
+    return CONFIG in source.sidecars or any(file.name.startswith("open_clip_") for file in source.files)
+
+
+def _evidence(source: Source, prefix: str, after: bool) -> int:
+    """Customary file names, and whether the config has the norm where this format has it."""
+    config = model_config(source).get("vision_cfg")
+    if config is None:
+        return 4 * is_named(source) if after else -1
+    return 4 if bool(config.get("final_ln_after_pool", False)) == after else 3
+
+
+def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+    """Reads the config; without one, a model reads the class token."""
+    model = model_config(source)
+    vision = model.get("vision_cfg")
+    if vision is None:
+        return Stated({"pool": "cls"}, "open_clip's default pool_type")
+    fields: dict[str, Any] = {
+        "pool": _POOLS.get(vision.get("pool_type", "tok"), "none"),
+        "act": "quick_gelu" if model.get("quick_gelu") else "gelu",
+        "norm_eps": float((vision.get("norm_kwargs") or {}).get("eps", 1e-5)),
+    }
+    if (vision.get("act_kwargs") or {}).get("approximate") == "tanh":
+        fields["act"] = "gelu_tanh"
+    if isinstance(vision.get("width"), int):
+        fields["num_heads"] = vision["width"] // int(vision.get("head_width", 64))
+    fields |= {key: vision[key] for key in ("image_size", "patch_size") if key in vision}
+    return Stated(fields, CONFIG)
+
+
+def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
+    """The config from which open_clip builds the tower; what an earlier one said of the rest is kept."""
+    kept = dict(passport.sidecars.get(CONFIG, {})) if passport else {}
+    model = dict(kept.get("model_cfg", {}))
+    pools = {pool: name for name, pool in _POOLS.items()}
+    sizes = {name: getattr(config, name) for name in ("image_size", "patch_size")}
+    vision: dict[str, Any] = {
+        **model.get("vision_cfg", {}),
+        **{name: size[0] if size[0] == size[1] else list(size) for name, size in sizes.items()},
+        "layers": config.depth,
+        "width": config.embed_dim,
+        "head_width": config.head_dim,
+        "mlp_ratio": mlp_ratio(config.embed_dim, config.mlp_dim),
+        "no_ln_pre": not config.pre_norm,
+        "pool_type": pools.get(config.pool, "none"),
+        "final_ln_after_pool": config.final_norm == "after",
+        "ls_init_value": (model.get("vision_cfg", {}).get("ls_init_value") or 1.0) if config.layer_scale else None,
+        "norm_kwargs": None if config.norm_eps == 1e-5 else {"eps": config.norm_eps},
+        "act_kwargs": {"approximate": "tanh"} if config.act == "gelu_tanh" else None,
+    }
+    quick = config.act == "quick_gelu"
+    model |= {"embed_dim": config.projection_dim, "quick_gelu": quick, "vision_cfg": vision}
+    file = {**kept, "model_cfg": model}
+    if passport and passport.preprocess and "preprocess_cfg" not in file:
+        file["preprocess_cfg"] = _preprocess(passport.preprocess)
+    return {CONFIG: file}
+
+
+def _preprocess(preprocess: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of open_clip's PreprocessCfg."""
+    squash = preprocess.get("crop_mode", "center") == "squash"
+    found = {name: preprocess[name] for name in ("mean", "std", "interpolation") if name in preprocess}
+    return {"size": preprocess["image_size"], **found, "resize_mode": "squash" if squash else "shortest"}
+
+
+def _format(name: str, last_norm: str) -> Format:
+    return Format(
+        name="open_clip",
+        project="open_clip",
+        rules=clip_rules(_BLOCK, last_norm),
+        drops=DROPS,
+        outside=OUTSIDE,
+        dialects=(Dialect(name),),
+        prefixes=PREFIXES,
+        conventions={"act": "gelu", "norm_eps": 1e-5, "resize": "bicubic-antialias", "resize_by_count": True},
+        requires=(
+            *CLIP_CLASS,
+            Requirement(
+                "pool", lambda c: c.pool in ("cls", "avg"), "it pools the class token or the mean of the patches"
+            ),
+        ),
+        evidence=partial(_evidence, after=last_norm == "fc_norm"),
+        state=_state,
+        sidecars=_sidecars,
+        filename="open_clip_model.safetensors",
+    )
+
+
+FORMATS = (_format("", "fc_norm"), _format("ln_before_pool", "norm"))

@@ -1,0 +1,113 @@
+"""openai/CLIP: the image tower of its state dicts and of its TorchScript archives.
+
+Source: clip/model.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vit_hub.converters.containers import Source
+from vit_hub.converters.format import Dialect, Format, Requirement, Stated
+from vit_hub.converters.rules import Drop, Rule, rule
+from vit_hub.converters.tensors import LazyTensor
+
+__all__ = ["CLIP_CLASS", "TEXT", "attention", "both", "clip_rules", "mlp", "norm1", "norm2"]
+
+_LAYER = "visual.transformer.resblocks.{i}"
+
+TEXT = (
+    Drop(r"(text\.)?(transformer|token_embedding|ln_final)\..*", "text tower"),
+    Drop(r"(text\.)?(positional_embedding|text_projection(\.weight)?)", "text tower"),
+    Drop(r"logit_scale", "logit scale of the text-image loss"),
+)
+_SCALARS = Drop(
+    r"input_resolution|context_length|vocab_size", "a number beside the weights, which their shapes tell too"
+)
+
+
+def both(canonical: str, foreign: str, joint: str = ".") -> tuple[Rule, Rule]:
+    """The rules of a layer's weight and bias."""
+    return (
+        rule(f"{canonical}.weight", f"{foreign}{joint}weight"),
+        rule(f"{canonical}.bias", f"{foreign}{joint}bias"),
+    )
+
+
+attention = (
+    *both("blocks.{i}.attn.qkv", f"{_LAYER}.attn", ".in_proj_"),
+    *both("blocks.{i}.attn.proj", f"{_LAYER}.attn.out_proj"),
+)
+mlp = (*both("blocks.{i}.mlp.fc1", f"{_LAYER}.mlp.c_fc"), *both("blocks.{i}.mlp.fc2", f"{_LAYER}.mlp.c_proj"))
+norm1, norm2 = both("blocks.{i}.norm1", f"{_LAYER}.ln_1"), both("blocks.{i}.norm2", f"{_LAYER}.ln_2")
+
+
+def clip_rules(block: tuple[Rule, ...], last_norm: str) -> tuple[Rule, ...]:
+    """The table of an image tower: its blocks in the order in which the project declares their layers."""
+    return (
+        rule("cls_token", "visual.class_embedding", "d -> 1 1 d"),
+        rule("pos_embed", "visual.positional_embedding", "n d -> 1 n d"),
+        # Used as x @ proj, not as a linear layer.
+        rule("projection.weight", "visual.proj", "d o -> o d"),
+        rule("patch_embed.proj.weight", "visual.conv1.weight"),
+        *both("norm_pre", "visual.ln_pre"),
+        *block,
+        *both(last_norm, "visual.ln_post"),
+    )
+
+
+CLIP_CLASS = (
+    Requirement("class_token", lambda c: c.class_token, "it always has a class token"),
+    Requirement("in_chans", lambda c: c.in_chans == 3, "its images always have three channels"),
+    Requirement("patch_bias", lambda c: not c.patch_bias, "its patch embedding has no bias"),
+    Requirement("qkv_bias", lambda c: c.qkv_bias is True, "its attention layers always have all biases"),
+    Requirement("pos_embed", lambda c: c.pos_embed == "learned", "it stores a position table"),
+    Requirement("pos_embed_prefix", lambda c: c.pos_embed_prefix, "its position table has a class row"),
+    Requirement("projection_dim", lambda c: c.projection_dim > 0, "it always has a projection"),
+)
+
+
+def _evidence(source: Source, prefix: str) -> int:
+    """What tells OpenAI's files from open_clip's, which have the same names.
+
+    OpenAI keeps matrices in float16 beside float32 norms, and declares a block's attention before its first norm, which
+    shows in files that keep the order of declaration (safetensors files of others are sorted by name).
+    """
+    if "open_clip_config.json" in source.sidecars:
+        return -1
+    layer = f"{prefix}{_LAYER}".replace("{i}", "0")
+    first, norm = f"{layer}.attn.in_proj_weight", f"{layer}.ln_1.weight"
+    if first not in source.tensors or norm not in source.tensors:
+        return 0
+    names = list(source.tensors)
+    declared = names != sorted(names) and names.index(first) < names.index(norm)
+    return 2 * (source.tensors[first].dtype != source.tensors[norm].dtype) + declared
+
+
+def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+    """build_model counts a head for every 64 channels; forward reads the class token."""
+    width = tensors["visual.class_embedding"].shape[-1] if "visual.class_embedding" in tensors else 0
+    heads = {"num_heads": width // 64} if width and width % 64 == 0 else {}
+    return Stated({"pool": "cls", **heads}, "OpenAI's build_model")
+
+
+FORMATS = (
+    Format(
+        name="openai_clip",
+        project="openai/CLIP",
+        rules=clip_rules((*attention, *norm1, *mlp, *norm2), "fc_norm"),
+        drops=(*TEXT, _SCALARS),
+        conventions={"act": "quick_gelu", "norm_eps": 1e-5, "resize": "bicubic"},
+        requires=(
+            *CLIP_CLASS,
+            Requirement("pre_norm", lambda c: c.pre_norm, "it norms the tokens before the first block"),
+            Requirement("mlp_dim", lambda c: c.mlp_dim == 4 * c.embed_dim, "its hidden layers are 4 times as wide"),
+            Requirement("patch_size", lambda c: c.patch_size[0] == c.patch_size[1], "its patches are square"),
+            Requirement("image_size", lambda c: c.image_size[0] == c.image_size[1], "its images are square"),
+        ),
+        evidence=_evidence,
+        state=_state,
+        container="torch",
+        filename="model.pt",
+    ),
+)

@@ -1,0 +1,259 @@
+"""timm's Eva class: EVA, EVA-02, DINOv3, Perception Encoder and the RoPE-ViTs.
+
+Names are those of timm's VisionTransformer but for layer scale and attention biases; queries, keys and values are
+fused or split. Nothing in a file says which rotary embedding it was trained with, so that follows from the tensors the
+published models have. Source: timm/models/eva.py, timm/layers/pos_embed_sincos.py.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from vit_hub.config import Rope, ViTConfig
+from vit_hub.converters.containers import Source
+from vit_hub.converters.format import Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.formats.timm import (
+    NAMES,
+    OUTSIDE,
+    POOLS,
+    PREFIXES,
+    architecture_of,
+    hub_config,
+    mlp_ratio,
+    stated_everywhere,
+)
+from vit_hub.converters.passport import Passport
+from vit_hub.converters.rules import Rule, rule
+from vit_hub.converters.tensors import LazyTensor
+from vit_hub.errors import ConfigError
+
+_QKV = ("blocks.{i}.attn.q_proj", "blocks.{i}.attn.k_proj", "blocks.{i}.attn.v_proj")
+_MORE = ("blocks.{i}.mlp.fc1_g", "blocks.{i}.mlp.fc1_x")
+COMMON = (
+    *(rule(name, name) for name in NAMES if ".attn.qkv." not in name),
+    *(rule(f"{layer}.{part}", f"{layer}.{part}") for layer in _MORE for part in ("weight", "bias")),
+    rule("blocks.{i}.ls1.gamma", "blocks.{i}.gamma_1"),
+    rule("blocks.{i}.ls2.gamma", "blocks.{i}.gamma_2"),
+    rule("rope.freqs", "rope.freqs"),
+)
+_FUSED = tuple(
+    rule(f"blocks.{{i}}.attn.{name}", f"blocks.{{i}}.attn.{name}")
+    for name in ("qkv.weight", "qkv.bias", "q_bias", "v_bias")
+)
+_SPLIT = (
+    rule("blocks.{i}.attn.qkv.weight", tuple(f"{name}.weight" for name in _QKV)),
+    rule("blocks.{i}.attn.qkv.bias", tuple(f"{name}.bias" for name in _QKV)),
+    rule("blocks.{i}.attn.q_bias", f"{_QKV[0]}.bias"),
+    rule("blocks.{i}.attn.v_bias", f"{_QKV[2]}.bias"),
+)
+
+_DINOV3 = Rope(theta=100.0, coordinates="centered", pairs="half")
+_EVA02 = Rope(reference_grid=(16, 16))
+_ROPE_VIT = Rope(theta=100.0, order="xy")
+_MIXED = Rope(theta=10.0, order="xy", mixed=True)
+# Parts of the names of the class's architectures, and of those whose norms have an epsilon of 1e-5; others have 1e-6.
+_EVA = r"^eva02_|^eva_giant_|_dinov3|_pe_|_rope_|_lingbot"
+_NORM_EPS_1E5 = "dinov3|_pe_|_lingbot"
+# Side of the grid that Perception Encoder core models were trained at, by width (arXiv 2504.13181, table 17); the
+# language and spatial models were trained at 32.
+_PE_CORE_GRIDS = {192: 24, 384: 24, 1024: 24, 1536: 32}
+
+
+def _perception_encoder(tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
+    """Rotary grid counted from one where there is a class token, and scaled to the grid of training."""
+    core, width = "attn_pool.latent" in tensors, tensors["norm_pre.weight"].shape[0]
+    side = _PE_CORE_GRIDS.get(width, 14) if core else 32
+    offset = 1.0 if "cls_token" in tensors else 0.0
+    found: dict[str, Any] = {"rope": Rope(reference_grid=(side, side), offset=offset, order="xy"), "norm_eps": 1e-5}
+    # Eight heads pool in every published model; narrower ones have as many as leave an even width.
+    return {**found, **({"pool_heads": math.gcd(8, width // 2)} if core else {"pool": "avg"})}
+
+
+def _is_perception_encoder(names: Mapping[str, object] | set[str]) -> bool:
+    pooled_or_bare = "attn_pool.latent" in names or not {"norm.weight", "fc_norm.weight"} & set(names)
+    return "norm_pre.weight" in names and pooled_or_bare
+
+
+def _facts(tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
+    """What the published models with these tensors do."""
+    found: dict[str, Any] = {"pool_prefix": True} if _pools_prefix(tensors) else {}
+    if _is_perception_encoder(tensors):
+        return {**found, **_perception_encoder(tensors)}
+    if "rope.freqs" in tensors:
+        found["rope"] = _MIXED
+    elif "pos_embed" not in tensors:
+        if "reg_token" not in tensors:
+            found["rope"] = _ROPE_VIT
+        elif "cls_token" in tensors:
+            found |= {"rope": _DINOV3, "norm_eps": 1e-5, "pool": "avg"}
+        else:
+            found["rope"] = _EVA02
+    elif "blocks.0.attn.qkv.bias" in tensors:
+        found["rope"] = _ROPE_VIT
+    elif _gated(tensors):
+        found["rope"] = _EVA02
+    return found
+
+
+def _pools_prefix(tensors: Mapping[str, LazyTensor]) -> bool:
+    """Eva's attention pooling reads all tokens, VisionTransformer's the patches only."""
+    return "attn_pool.latent" in tensors and ("cls_token" in tensors or "reg_token" in tensors)
+
+
+def _gated(tensors: Mapping[str, LazyTensor]) -> bool:
+    fc1, fc2 = tensors.get("blocks.0.mlp.fc1.weight"), tensors.get("blocks.0.mlp.fc2.weight")
+    return fc1 is None or fc2 is None or fc1.shape[0] == 2 * fc2.shape[1]
+
+
+def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+    """The facts of the published models, then what timm's config.json says otherwise.
+
+    Raises:
+        ConfigError: a model that computes otherwise than any other.
+    """
+    if "attn_pool.latent" in tensors and _gated(tensors):
+        raise ConfigError(
+            f"{source.path}: act: timm's Eva pools with GELU, and its blocks have gates with SiLU: not supported"
+        )
+    architecture, fields = architecture_of(source), _facts(tensors)
+    if not architecture:
+        return Stated(fields, "what timm's architectures with these tensors do")
+    file = source.sidecars["config.json"]
+    args = file.get("model_args", {})
+    fields["norm_eps"] = 1e-5 if re.search(_NORM_EPS_1E5, architecture) else 1e-6
+    if "use_rot_pos_emb" in args:
+        fields["rope"] = _rope_from(args) if args["use_rot_pos_emb"] else None
+    if "attn_pool_num_heads" in args:
+        fields["pool_heads"] = args["attn_pool_num_heads"] or 0
+    return Stated({**fields, **stated_everywhere(file, tensors)}, "config.json")
+
+
+def _rope_from(args: Mapping[str, Any]) -> Rope:
+    """timm's rope_* arguments."""
+    kind = args.get("rope_type", "cat")
+    reference = args.get("ref_feat_shape")
+    return Rope(
+        theta=float(args.get("rope_temperature", 10_000.0)),
+        coordinates="centered" if kind == "dinov3" else "index",
+        offset=float(args.get("rope_grid_offset", 0.0)),
+        reference_grid=reference if kind == "cat" else None,
+        order="xy" if args.get("rope_grid_indexing") == "xy" else "yx",
+        pairs="half" if args.get("rope_rotate_half") else "interleaved",
+        mixed=kind == "mixed",
+    )
+
+
+def _rope_args(rope: Rope | None) -> dict[str, Any]:
+    if rope is None:
+        return {"use_rot_pos_emb": False}
+    return {
+        "use_rot_pos_emb": True,
+        "rope_type": "mixed" if rope.mixed else "dinov3" if rope.coordinates == "centered" else "cat",
+        "rope_temperature": rope.theta,
+        "rope_grid_offset": rope.offset,
+        "rope_grid_indexing": "xy" if rope.order == "xy" else "ij",
+        "rope_rotate_half": rope.pairs == "half",
+        "ref_feat_shape": list(rope.reference_grid) if rope.reference_grid else None,
+    }
+
+
+def _sidecars(config: ViTConfig, passport: Passport | None, fused: bool) -> Sidecars:
+    """timm's hub config.json; create_model("local-dir:FOLDER") builds the model from it."""
+    # The architecture fixes only what model_args cannot say: the norm's epsilon.
+    architecture = "vit_small_patch16_dinov3" if config.norm_eps == 1e-5 else "eva02_tiny_patch14_224"
+    split_gate = config.ffn == "swiglu"
+    pools = {pool: name for name, pool in POOLS.items()}
+    args: dict[str, Any] = {
+        "img_size": list(config.image_size),
+        "patch_size": list(config.patch_size),
+        "in_chans": config.in_chans,
+        "global_pool": pools.get(config.pool, ""),
+        "embed_dim": config.embed_dim,
+        "depth": config.depth,
+        "num_heads": config.num_heads,
+        "qkv_bias": config.qkv_bias is not False,
+        "qkv_fused": fused,
+        "qk_norm": config.qk_norm,
+        "mlp_ratio": mlp_ratio(config.embed_dim, config.mlp_dim),
+        "swiglu_mlp": config.ffn != "mlp",
+        "swiglu_align_to": 1 if split_gate and not config.mlp_norm else 0,
+        "scale_mlp": config.mlp_norm,
+        "scale_attn_inner": config.attn_norm,
+        "attn_type": "rope" if config.qkv_bias is True else "eva",
+        "init_values": 1e-5 if config.layer_scale else None,
+        "class_token": config.class_token,
+        "num_reg_tokens": config.num_registers,
+        "no_embed_class": not config.pos_embed_prefix,
+        "use_abs_pos_emb": config.pos_embed == "learned",
+        **_rope_args(config.rope),
+        "use_pre_transformer_norm": config.pre_norm,
+        "use_post_transformer_norm": config.final_norm == "before",
+        "use_fc_norm": config.final_norm == "after",
+        "attn_pool_num_heads": config.pool_heads or config.num_heads,
+        "attn_pool_mlp_ratio": mlp_ratio(config.embed_dim, config.pool_mlp_dim or config.mlp_dim),
+        "dynamic_img_size": False,
+    }
+    return {"config.json": hub_config(architecture, args, config, passport)}
+
+
+def _evidence(source: Source, prefix: str) -> int:
+    """A Perception Encoder has only names that timm's VisionTransformer has too."""
+    names = {name[len(prefix) :] for name in source.tensors if name.startswith(prefix)}
+    architecture = str(source.sidecars.get("config.json", {}).get("architecture", ""))
+    stated = re.search(_EVA, architecture) is not None
+    return int(stated or (not architecture and _is_perception_encoder(names)))
+
+
+_REQUIRES = (
+    Requirement("patch_bias", lambda c: c.patch_bias != c.pre_norm, "a pre-norm model has no patch bias, others do"),
+    Requirement("qkv_bias", lambda c: c.qkv_bias != "masked", "it has no masked bias"),
+    Requirement(
+        "act",
+        lambda c: c.act == ("gelu" if c.ffn == "mlp" or c.pool == "map" else "silu"),
+        "its activations are fixed: GELU in plain MLPs and for pooling, SiLU in gates",
+    ),
+    Requirement("ffn", lambda c: c.ffn != "swiglu_packed" or not c.mlp_norm, "it norms gates of two tensors only"),
+    Requirement("pos_embed", lambda c: c.pos_embed != "sincos2d", "it stores its position table"),
+    Requirement("pool", lambda c: c.pool in ("cls", "avg", "map", "none"), "it does not pool so"),
+    Requirement("distilled", lambda c: not c.distilled, "it has no distillation token"),
+    Requirement("representation_dim", lambda c: not c.representation_dim, "it has no layer before the head"),
+    Requirement("stem", lambda c: c.stem == "patch", "it has no stem"),
+    Requirement(
+        "pool_prefix",
+        lambda c: c.pool != "map" or c.pool_prefix == (c.num_prefix_tokens > 0),
+        "its attention pooling reads all tokens",
+    ),
+    Requirement(
+        "rope",
+        lambda c: c.rope is None or not c.rope.mixed or (c.rope.pairs == "interleaved" and not c.rope.offset),
+        "its mixed rotations are interleaved",
+    ),
+    Requirement(
+        "pos_embed_registers",
+        lambda c: not c.num_registers or c.pos_embed_prefix == c.pos_embed_registers,
+        "its position table has rows for all prefix tokens or for none",
+    ),
+)
+
+
+def _format(dialect: str, qkv: tuple[Rule, ...], fused: bool) -> Format:
+    return Format(
+        name="timm",
+        project="timm",
+        rules=(*COMMON, *qkv),
+        outside=OUTSIDE,
+        dialects=(Dialect(dialect),),
+        prefixes=PREFIXES,
+        conventions={"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic-antialias"},
+        requires=_REQUIRES,
+        evidence=_evidence,
+        state=_state,
+        sidecars=partial(_sidecars, fused=fused),
+    )
+
+
+FORMATS = (_format("eva", _FUSED, True), _format("eva-split", _SPLIT, False))

@@ -1,0 +1,82 @@
+"""torchvision's VisionTransformer: state dicts with or without a convolutional stem or a representation layer.
+
+The published files call the feed-forward layers ``linear_1`` and ``linear_2``; today's class reads both spellings.
+Source: torchvision/models/vision_transformer.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+from vit_hub.config import ViTConfig
+from vit_hub.converters.format import Dialect, Format, Requirement
+from vit_hub.converters.rules import Rule, rule
+
+_LAYER = "encoder.layers.encoder_layer_{i}"
+_STEM, _FOREIGN_STEM = "patch_embed.backbone.layers.{l}", "conv_proj.conv_bn_relu_{l}"
+
+
+def _both(canonical: str, foreign: str, joint: str = ".") -> tuple[Rule, Rule]:
+    return (
+        rule(f"{canonical}.weight", f"{foreign}{joint}weight"),
+        rule(f"{canonical}.bias", f"{foreign}{joint}bias"),
+    )
+
+
+RULES = (
+    rule("cls_token", "class_token"),
+    rule(f"{_STEM}.conv.weight", f"{_FOREIGN_STEM}.0.weight"),
+    *(
+        rule(f"{_STEM}.norm.{part}", f"{_FOREIGN_STEM}.1.{part}")
+        for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    ),
+    *_both("patch_embed.proj", "${patch}"),
+    rule("pos_embed", "encoder.pos_embedding"),
+    *_both("blocks.{i}.norm1", f"{_LAYER}.ln_1"),
+    *_both("blocks.{i}.attn.qkv", f"{_LAYER}.self_attention", ".in_proj_"),
+    *_both("blocks.{i}.attn.proj", f"{_LAYER}.self_attention.out_proj"),
+    *_both("blocks.{i}.norm2", f"{_LAYER}.ln_2"),
+    *_both("blocks.{i}.mlp.fc1", f"{_LAYER}.mlp.${{fc1}}"),
+    *_both("blocks.{i}.mlp.fc2", f"{_LAYER}.mlp.${{fc2}}"),
+    *_both("norm", "encoder.ln"),
+    *_both("pre_logits.fc", "heads.pre_logits"),
+    *_both("head", "heads.head"),
+)
+
+_MLPS = {"": {"fc1": "0", "fc2": "3"}, "legacy": {"fc1": "linear_1", "fc2": "linear_2"}}
+_PATCHES = {"patch": "conv_proj", "conv": "conv_proj.conv_last"}
+
+
+def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
+    patch = _PATCHES.get(config.stem)
+    return next((dialect for dialect in dialects if dialect.variables["patch"] == patch), dialects[0])
+
+
+FORMATS = (
+    Format(
+        name="torchvision",
+        project="torchvision",
+        rules=RULES,
+        dialects=tuple(
+            Dialect(name, {**_MLPS[name], "patch": patch}) for name, patch in product(_MLPS, _PATCHES.values())
+        ),
+        prefixes=("", "module.", "model/", "model/module.", "state_dict/", "state_dict/module."),
+        conventions={"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic-align-corners"},
+        requires=(
+            Requirement("class_token", lambda c: c.class_token and c.pool == "cls", "it always reads a class token"),
+            Requirement("in_chans", lambda c: c.in_chans == 3, "its images always have three channels"),
+            Requirement("patch_size", lambda c: c.patch_size[0] == c.patch_size[1], "its patches are square"),
+            Requirement("image_size", lambda c: c.image_size[0] == c.image_size[1], "its images are square"),
+            Requirement("qkv_bias", lambda c: c.qkv_bias is True, "its attention layers always have all biases"),
+            Requirement("patch_bias", lambda c: c.patch_bias, "its patch embedding always has a bias"),
+            Requirement("pos_embed", lambda c: c.pos_embed == "learned", "it has a learned position table only"),
+            Requirement("pos_embed_prefix", lambda c: c.pos_embed_prefix, "its position table has a class row"),
+            Requirement("final_norm", lambda c: c.final_norm == "before", "it norms all tokens before pooling"),
+            Requirement("num_classes", lambda c: c.num_classes > 0, "it always has a classifier"),
+        ),
+        dialect_for=_dialect_for,
+        container="torch",
+        filename="model.pth",
+    ),
+)
