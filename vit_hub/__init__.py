@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vit_hub.exchange import from_module, to_timm, to_transformers
     from vit_hub.loading import load
     from vit_hub.model import VisionTransformer
-    from vit_hub.preprocessing import Preprocessing
+    from vit_hub.preprocessing import Preprocessing, native_size
     from vit_hub.registry import get_config, list_models
     from vit_hub.transforms import class_names, preprocess
 
@@ -42,6 +42,7 @@ _HOMES = {
     "load": "loading",
     "VisionTransformer": "model",
     "Preprocessing": "preprocessing",
+    "native_size": "preprocessing",
     "get_config": "registry",
     "list_models": "registry",
     "class_names": "transforms",
@@ -83,6 +84,7 @@ __all__ = [
     "get_config",
     "list_models",
     "load",
+    "native_size",
     "open_checkpoint",
     "preprocess",
     "to_timm",

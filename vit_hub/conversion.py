@@ -10,6 +10,8 @@ from typing import Any
 from vit_hub.converters.checkpoint import Checkpoint
 from vit_hub.converters.comparison import Comparison, compare_checkpoints
 from vit_hub.converters.conversion import Report, convert_checkpoint
+from vit_hub.errors import ConfigError
+from vit_hub.resizing import resized_checkpoint
 from vit_hub.sources import open_resolved, resolve
 from vit_hub.transforms import preprocessing_of
 
@@ -49,6 +51,9 @@ def convert(
     to: str = "canonical",
     format: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    patch_size: int | tuple[int, int] | None = None,
+    resize: str = "source",
     dtype: str | None = None,
     lossy: bool = False,
     keep_rest: bool = False,
@@ -64,6 +69,9 @@ def convert(
             said.
         format: insist on a source format instead of recognising it.
         overrides: config fields that the source cannot tell.
+        image_size: write the model for another (height, width) in pixels: position tables are resized.
+        patch_size: another (height, width) of a patch, as for :func:`vit_hub.load`.
+        resize: ``source``: position tables as the source's own project resizes them; or the name of a method.
         dtype: change the dtype (``bfloat16``, ``float16``, ``float32``); None keeps every tensor's own.
         lossy: write it even where the target cannot express the model; the warnings say what changes and by how much.
         keep_rest: keep what is left out of the source in ``*.rest.safetensors`` beside the result.
@@ -71,10 +79,12 @@ def convert(
         progress: called with the bytes written since the last call.
 
     Raises:
+        ConfigError: the image is not a whole number of patches, or there is no such method.
         UnsupportedByFormatError: the target cannot express the model; names the field and the formats that can.
         VitHubError: the source cannot be read or the destination cannot be written.
     """
     ckpt = open_checkpoint(source, format=format, overrides=overrides, offline=offline, progress=progress is not None)
+    ckpt = resized_checkpoint(ckpt, image_size, patch_size, resize=resize)
     if ckpt.passport.preprocess is None and to != "canonical":
         ckpt = _with_preprocessing(ckpt)
     report = convert_checkpoint(
@@ -89,9 +99,13 @@ def _with_preprocessing(ckpt: Checkpoint) -> Checkpoint:
     """The conventional preprocessing, for config files that have a place for it."""
     import warnings
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = preprocessing_of(ckpt.passport, ckpt.config.image_size, ckpt.config.in_chans)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = preprocessing_of(ckpt.passport, ckpt.config.image_size, ckpt.config.in_chans)
+    except ConfigError:
+        # Images of other than one or three channels: no config file has words for them.
+        return ckpt
     return dataclasses.replace(ckpt, passport=dataclasses.replace(ckpt.passport, preprocess=found.to_dict()))
 
 
@@ -152,9 +166,11 @@ def _outputs_differ(a: Checkpoint, b: Checkpoint) -> float | None:
         return None
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(1, models[0].config.in_chans, *models[0].config.image_size, generator=generator)
+    poolless = any(model.config.pool == "none" for model in models)
     with torch.inference_mode():
-        x, y = (model(images) for model in models)
-        if x.shape != y.shape:
-            poolless = any(model.config.pool == "none" for model in models)
-            x, y = (model.forward_features(images) if poolless else model.embed(images) for model in models)
-    return float((x - y).abs().max()) if x.shape == y.shape else None
+        # Embeddings too: heads may differ in width, or hide everything behind zeros.
+        outputs = [
+            (model(images), model.forward_features(images) if poolless else model.embed(images)) for model in models
+        ]
+    differences = [float((x - y).abs().max()) for x, y in zip(*outputs, strict=True) if x.shape == y.shape]
+    return next((found for found in differences if found), differences[0] if differences else None)

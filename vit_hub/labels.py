@@ -11,10 +11,11 @@ from vit_hub.errors import ConfigError
 
 __all__ = ["LABEL_FILES", "label_names"]
 
-# One line a class, in the order of the head's outputs: WordNet synset, tab, lemmas.
+# One line a class, in the order of the head's outputs: key (ImageNet's: WordNet synset), tab, name (its lemmas).
 LABEL_FILES = {
     "imagenet-1k": "imagenet_1k.tsv",
     "imagenet-21k-goog": "imagenet_21k_goog.tsv.gz",
+    "digits": "digits.tsv",
 }
 _DATA = Path(__file__).parent / "data"
 
@@ -23,11 +24,12 @@ _DATA = Path(__file__).parent / "data"
 def label_names(kind: str) -> tuple[str, ...]:
     """Class names in the order of the head's outputs, no two alike.
 
-    A name is the synset's full list of lemmas ("tench, Tinca tinca"). Where several classes share it ("crane", the bird
-    and the machine) the synset is appended: "crane (n02012849)".
+    For ImageNet a name is the synset's full list of lemmas ("tench, Tinca tinca"). Where several classes share it
+    ("crane", the bird and the machine) the synset is appended: "crane (n02012849)".
 
     Args:
-        kind: ``imagenet-1k`` (1,000 classes) or ``imagenet-21k-goog`` (21,843: Google's ImageNet-21k heads).
+        kind: ``imagenet-1k`` (1,000 classes), ``imagenet-21k-goog`` (21,843: Google's ImageNet-21k heads) or
+            ``digits`` (10: "0" to "9").
 
     Raises:
         ConfigError: an unknown kind.

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vit_hub.config import size_pair
 from vit_hub.converters.casting import to_torch, torch_dtype
 from vit_hub.errors import ConfigError
+from vit_hub.layout import tensor_shapes
 from vit_hub.model import VisionTransformer
+from vit_hub.resizing import resized_checkpoint
 from vit_hub.sources import open_resolved, resolve
 
 if TYPE_CHECKING:
@@ -28,6 +31,11 @@ _LOG = logging.getLogger("vit_hub")
 def load(
     source: str | Path,
     *,
+    image_size: int | tuple[int, int] | None = None,
+    patch_size: int | tuple[int, int] | None = None,
+    resize: str = "source",
+    pad: bool = False,
+    dynamic: bool = False,
     num_classes: int | None = None,
     in_chans: int | None = None,
     device: str | torch.device | None = None,
@@ -45,6 +53,13 @@ def load(
     Args:
         source: registry name or alias, timm name, Hugging Face repository, URL, or a local file or folder of any
             supported format.
+        image_size: another (height, width) in pixels: position tables are resized.
+        patch_size: another (height, width) of a patch: the patch kernel is resized by FlexiViT's pseudo-inverse; the
+            image keeps its grid unless ``image_size`` is given, too.
+        resize: ``source``: position tables as the checkpoint's own project resizes them, so that the numbers are its
+            authors'; or the name of a method.
+        pad: accept an image size that is not a whole number of patches; images are padded with zeros.
+        dynamic: take images of any size, each batch its own; models without a table to resize always do.
         num_classes: another number of classes: the head is replaced by a zero-initialised one (0: removed).
         in_chans: another number of image channels: the patch kernel is summed (1) or repeated, as timm does.
         device: where the parameters go; None leaves them in the memory-mapped file's host memory.
@@ -63,7 +78,12 @@ def load(
     ckpt = open_resolved(resolved, format=format, overrides=overrides)
     for message in ckpt.warnings:
         warnings.warn(f"{ckpt.path}: {message}", stacklevel=2)
-    return build(ckpt, num_classes=num_classes, in_chans=in_chans, device=device, dtype=dtype)
+    ckpt = resized_checkpoint(ckpt, image_size, patch_size, resize=resize, pad=pad)
+    model = build(ckpt, num_classes=num_classes, in_chans=in_chans, device=device, dtype=dtype)
+    model.dynamic, model.pad, model.resize = dynamic or model.dynamic, pad, resize
+    if pad and image_size is not None:
+        model.input_size = size_pair("image_size", image_size)
+    return model
 
 
 def build(
@@ -78,14 +98,15 @@ def build(
     target = None if dtype == "auto" else dtype if isinstance(dtype, torch.dtype) else torch_dtype(dtype)
     if target is not None and not target.is_floating_point:
         raise ConfigError(f"dtype {dtype} is not a floating-point dtype")
-    tensors = {name: to_torch(tensor).to(device=device, dtype=target) for name, tensor in ckpt.tensors.items()}
+    tensors = {name: _placed(to_torch(tensor), device, target) for name, tensor in ckpt.tensors.items()}
     carried = {name: tensors.pop(name) for name in ckpt.passport.carried}
     config = ckpt.config
     if num_classes is not None and num_classes != config.num_classes:
         config = _replace_head(config, tensors, num_classes)
     if in_chans is not None and in_chans != config.in_chans:
         config = config.replace(in_chans=in_chans)
-        tensors["patch_embed.proj.weight"] = _adapt_channels(tensors["patch_embed.proj.weight"], in_chans)
+        first = next(name for name in _FIRST_KERNELS if name in tensors)
+        tensors[first] = _adapt_channels(tensors[first], in_chans)
     with torch.device("meta"):
         model = VisionTransformer(config)
     model.load_state_dict(tensors, strict=True, assign=True)
@@ -94,24 +115,35 @@ def build(
     return model.eval()
 
 
+def _placed(tensor: Tensor, device: str | torch.device | None, dtype: torch.dtype | None) -> Tensor:
+    """On the device and, where it is floating point, in the dtype asked for."""
+    return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+
+
 def _replace_head(config: ViTConfig, tensors: dict[str, Tensor], num_classes: int) -> ViTConfig:
     """Zeros for a new head: its first gradients then come from the features alone, and nothing random is loaded."""
-    heads = [name for name in tensors if name.split(".")[0] in ("head", "head_dist")]
-    like = tensors["patch_embed.proj.weight"]
-    for name in heads:
+    without = {} if num_classes else {"head_norm": False, "head_input": "pooled"}
+    changed = config.replace(num_classes=num_classes, **without)
+    shapes, like = tensor_shapes(changed), tensors["patch_embed.proj.weight"]
+    for name in [name for name in tensors if name not in shapes]:
         del tensors[name]
-    changed = config.replace(num_classes=num_classes)
-    if num_classes:
-        width = config.representation_dim or config.projection_dim or config.embed_dim
-        for head in ("head", "head_dist") if config.pool == "cls_dist" else ("head",):
-            tensors[f"{head}.weight"] = like.new_zeros(num_classes, width)
-            tensors[f"{head}.bias"] = like.new_zeros(num_classes)
+    for name, shape in shapes.items():
+        if name.startswith(("head.", "head_dist.")):
+            tensors[name] = like.new_zeros(shape)
     _LOG.warning("the head for %d classes is replaced by zeros for %d", config.num_classes, num_classes)
     return changed
 
 
+# The first of these that a model has reads the image.
+_FIRST_KERNELS = (
+    "patch_embed.backbone.stem.conv.weight",
+    "patch_embed.backbone.layers.0.conv.weight",
+    "patch_embed.proj.weight",
+)
+
+
 def _adapt_channels(kernel: Tensor, in_chans: int) -> Tensor:
-    """Patch kernel [D, C, p, q] for other channels, as timm's ``adapt_input_conv``: summed for one, else repeated.
+    """Kernel [D, C, p, q] for other channels, as timm's ``adapt_input_conv``: summed for one, else repeated.
 
     A repeated kernel is scaled by C / in_chans, so that equal channels give the same tokens.
     """

@@ -23,7 +23,7 @@ from vit_hub.images import ImageLike, read_image
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CONVENTIONS", "INTERPOLATIONS", "Preprocessing"]
+__all__ = ["CONVENTIONS", "INTERPOLATIONS", "Preprocessing", "native_size"]
 
 Pixels: TypeAlias = "npt.NDArray[np.uint8] | npt.NDArray[np.float32]"
 
@@ -261,6 +261,40 @@ class Preprocessing:
         return whole.clip(0, 255)
 
 
+def native_size(size: tuple[int, int], patch_size: int | tuple[int, int], max_patches: int) -> tuple[int, int]:
+    """The largest input that keeps an image's aspect ratio, is whole patches, and has at most ``max_patches`` of them.
+
+    For models that take images of any shape (NaFlex, SigLIP 2), loaded with ``dynamic=True``. Each side is rounded up
+    to whole patches. The scale is searched in the same steps as in big_vision and in transformers'
+    ``Siglip2ImageProcessor``, so that no image gets another size than there.
+
+    Args:
+        size: (height, width) of the image in pixels.
+        patch_size: (height, width) of a patch, or one number for both.
+        max_patches: how many patches there may be.
+
+    Returns:
+        (height, width) in pixels, for :meth:`Preprocessing.with_image_size`.
+
+    Raises:
+        ConfigError: a size is not one or two whole numbers, or ``max_patches`` is less than 1.
+    """
+    sides, patch = _size("size", size), _size("patch_size", patch_size)
+    if max_patches < 1:
+        raise ConfigError(f"max_patches must be a whole number >= 1, not {max_patches!r}")
+
+    def grid(scale: float) -> tuple[int, int]:
+        rows, columns = (max(1, math.ceil(side * scale / step)) for side, step in zip(sides, patch, strict=True))
+        return rows, columns
+
+    low, high = 1e-6, 100.0
+    while high - low >= 1e-5:
+        middle = (low + high) / 2
+        low, high = (middle, high) if math.prod(grid(middle)) <= max_patches else (low, middle)
+    rows, columns = grid(low)
+    return rows * patch[0], columns * patch[1]
+
+
 def _bilinear(pixels: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
     """``pixels`` ``[H, W, C]`` at another size as by ``tf.image.resize``: half-pixel centres, clamped, no antialias."""
     for axis, wanted in enumerate(size):
@@ -343,6 +377,8 @@ _HF_DEFAULTS: dict[str, dict[str, Any]] = {
     "DeiT": {**_HF_SQUARE, **_HF_CROP, "resample": 3, "size": 256},
     "Beit": {**_HF_SQUARE, "resample": 3},
     "Siglip": {**_HF_SQUARE, "resample": 3},
+    # Its processor knows no size but a number of patches, 256 of 16 pixels by default: see native_size.
+    "Siglip2": {**_HF_SQUARE, "resample": 2, "size": 256},
     "CLIP": {**_HF_SHORTER, **_HF_CROP, "resample": 3},
     "Bit": {**_HF_SHORTER, **_HF_CROP, "resample": 3},
     "DINOv3ViT": {**_HF_SQUARE, "resample": 2, "image_mean": _IMAGENET["mean"], "image_std": _IMAGENET["std"]},

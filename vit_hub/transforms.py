@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from vit_hub.errors import ConfigError
 from vit_hub.labels import label_names
 from vit_hub.preprocessing import CONVENTIONS, Preprocessing
 
@@ -28,32 +29,56 @@ def preprocess(model: VisionTransformer) -> Preprocessing:
     Returns:
         A callable: PIL image, path, array or a list of them -> float32 [N, C, h, w].
     """
-    return preprocessing_of(model.passport, model.config.image_size, model.config.in_chans)
+    return preprocessing_of(model.passport, model.input_size, model.config.in_chans)
 
 
 def preprocessing_of(passport: Passport | None, image_size: tuple[int, int], in_chans: int = 3) -> Preprocessing:
     """As :func:`preprocess`, from a passport alone."""
     stated = _stated(passport.preprocess, passport.sidecars) if passport else None
     if stated is None:
-        family = passport.format.split("-")[0] if passport else ""
-        stated = CONVENTIONS.get(family, CONVENTIONS["timm"])
+        family = _family(passport)
+        stated = CONVENTIONS[family]
         warnings.warn(
             f"no preprocessing is recorded for these weights: mean {stated.mean}, std {stated.std} "
-            f"is the convention of {family or 'timm'}",
+            f"is the convention of {family}",
             stacklevel=3,
         )
+    if in_chans not in (1, 3):
+        raise ConfigError(f"images have 1 or 3 channels, the model takes {in_chans}", hint="prepare its input yourself")
     stated = stated.with_image_size(image_size)
-    if len(stated.mean) != in_chans and len(set(zip(stated.mean, stated.std, strict=True))) == 1:
-        data = {**stated.to_dict(), "mean": stated.mean[:1] * in_chans, "std": stated.std[:1] * in_chans}
-        stated = Preprocessing.from_dict(data)
+    if len(stated.mean) != in_chans:
+        # For other channels than the checkpoint's there is no statistic of each: the average stands for all.
+        mean, std = (sum(values) / len(values) for values in (stated.mean, stated.std))
+        stated = Preprocessing.from_dict({**stated.to_dict(), "mean": (mean,) * in_chans, "std": (std,) * in_chans})
     return stated
+
+
+# Models of transformers whose weights were not trained with the statistics that its ViT classes default to.
+_HF_FAMILIES = {
+    **dict.fromkeys(("dinov2", "dinov2_with_registers", "deit", "vit_mae", "vit_msn", "ijepa"), "facebook"),
+    "dinov3_vit": "dinov3",
+    **dict.fromkeys(("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"), "siglip"),
+    **dict.fromkeys(("clip", "clip_vision_model"), "openai_clip"),
+}
+
+
+def _family(passport: Passport | None) -> str:
+    """Whose convention weights without a record follow: the model type's, the dialect's, the format's, else timm's."""
+    if passport is None:
+        return "timm"
+    model_type = str(passport.sidecars.get("config.json", {}).get("model_type", ""))
+    names = (_HF_FAMILIES.get(model_type, ""), passport.format.rpartition("-")[2], passport.format.partition("-")[0])
+    return next((name for name in names if name in CONVENTIONS), "timm")
 
 
 def _stated(record: Mapping[str, Any] | None, sidecars: Mapping[str, Mapping[str, Any]]) -> Preprocessing | None:
     if record:
         return Preprocessing.from_dict(record)
     if "preprocessor_config.json" in sidecars:
-        return Preprocessing.from_hf(sidecars["preprocessor_config.json"])
+        try:
+            return Preprocessing.from_hf(sidecars["preprocessor_config.json"])
+        except ConfigError as error:
+            warnings.warn(f"preprocessor_config.json is left aside: {error}", stacklevel=4)
     pretrained = sidecars.get("config.json", {}).get("pretrained_cfg", {})
     return Preprocessing.from_timm(pretrained) if "mean" in pretrained else None
 
@@ -70,5 +95,8 @@ def class_names(model: VisionTransformer) -> tuple[str, ...] | None:
     else:
         config = passport.sidecars.get("config.json", {})
         mapping = config.get("id2label") or {}
-        names = tuple(mapping[key] for key in sorted(mapping, key=int)) or tuple(config.get("label_names") or ())
+        try:
+            names = tuple(mapping[key] for key in sorted(mapping, key=int)) or tuple(config.get("label_names") or ())
+        except (TypeError, ValueError):
+            return None
     return names if len(names) == count else None

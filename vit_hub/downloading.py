@@ -1,0 +1,113 @@
+"""From a name to a canonical file in the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vit_hub.cache import canonical_file, locked
+from vit_hub.errors import ConfigError, VitHubError
+from vit_hub.integrity import sha256_of
+from vit_hub.progress import byte_bar
+from vit_hub.registry import Entry, WeightSource
+from vit_hub.sources import Resolved, fetch_any, local_path, locate, open_resolved
+
+if TYPE_CHECKING:
+    from vit_hub.converters.checkpoint import Checkpoint
+    from vit_hub.converters.passport import Passport
+
+__all__ = ["download"]
+
+
+def download(name: str, *, offline: bool = False, force: bool = False, progress: bool = False) -> Path:
+    """Fetches a model, verifies it and converts it, all of it once.
+
+    Args:
+        name: registry name or alias, timm name, Hugging Face repository, or URL.
+        offline: open no connection.
+        force: convert again even where the cache has the result.
+        progress: show progress bars on a terminal.
+
+    Returns:
+        The canonical safetensors file in the cache: config, provenance and licence are in its metadata.
+
+    Raises:
+        ConfigError: ``name`` is a local file.
+        ModelNotFoundError, DownloadError, IntegrityError: as :func:`vit_hub.sources.resolve`.
+        CheckpointError: the weights cannot be read.
+    """
+    if local_path(name) is not None:
+        raise ConfigError(f"{name}: a local file or folder", hint=f"use `vit-hub convert {name} OUT` on it")
+    entry, candidates = locate(name)
+    if entry and not force:
+        found = _converted_earlier(entry, candidates[0])
+        if found:
+            return found
+    resolved = fetch_any(entry, candidates, offline=offline, progress=progress)
+    return _canonical(resolved, force=force, progress=progress)
+
+
+def _converted_earlier(entry: Entry, source: WeightSource) -> Path | None:
+    """The canonical file of a pinned source, which needs neither the source's file nor a connection."""
+    from vit_hub import __version__
+
+    if not source.sha256:
+        return None
+    file = canonical_file(entry.id, source.sha256, __version__)
+    passport = _passport_of(file)
+    if passport is None or (passport.weights_id, passport.converter) != (entry.id, __version__):
+        return None
+    return file if [record.get("sha256") for record in passport.source] == [source.sha256] else None
+
+
+def _canonical(resolved: Resolved, *, force: bool, progress: bool) -> Path:
+    """Converts, unless the cache has a file whose passport says exactly what the new one's would."""
+    from vit_hub import __version__
+    from vit_hub.converters.conversion import convert_checkpoint
+
+    ckpt = open_resolved(resolved)
+    hashes = [sha256_of(path) for path in ckpt.source.files]
+    if ckpt.format != "canonical":  # which already says where it comes from
+        ckpt = _recorded(ckpt, hashes, __version__)
+    sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    file = canonical_file(_title(resolved), sha256, __version__)
+    if not force and _is_current(file, ckpt):
+        return file
+    with locked(file):
+        if force or not _is_current(file, ckpt):  # another process may have made it, while this one waited
+            total = sum(tensor.nbytes for tensor in ckpt.tensors.values())
+            with byte_bar("converting", total, show=progress) as advance:
+                convert_checkpoint(ckpt, file, progress=advance)
+    return file
+
+
+def _recorded(ckpt: Checkpoint, hashes: list[str], version: str) -> Checkpoint:
+    """With the hashes of its files and the converter's version in the passport."""
+    files = [
+        {"file": path.name, "size": path.stat().st_size, "sha256": sha256}
+        for path, sha256 in zip(ckpt.source.files, hashes, strict=True)
+    ]
+    return dataclasses.replace(ckpt, passport=dataclasses.replace(ckpt.passport, source=files, converter=version))
+
+
+def _is_current(file: Path, ckpt: Checkpoint) -> bool:
+    passport = _passport_of(file)
+    return passport is not None and passport.to_json() == ckpt.passport.to_json()
+
+
+def _passport_of(file: Path) -> Passport | None:
+    from vit_hub.converters.checkpoint import open_checkpoint
+
+    try:
+        return open_checkpoint(file, format="canonical").passport if file.is_file() else None
+    except VitHubError:  # damaged: it is written anew
+        return None
+
+
+def _title(resolved: Resolved) -> str:
+    source = resolved.weight_source
+    if resolved.entry or source is None:
+        return resolved.entry.id if resolved.entry else resolved.path.stem
+    return source.repo or resolved.path.stem

@@ -1,0 +1,87 @@
+"""A source's file on this machine, verified: from the cache, from the package, or from the network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vit_hub.cache import fetched_file, locked
+from vit_hub.errors import DownloadError, IntegrityError
+from vit_hub.integrity import verify
+from vit_hub.registry import WeightSource
+
+__all__ = ["fetch", "is_offline"]
+
+_DATA = Path(__file__).parent / "data"
+_OFFLINE = ("VIT_HUB_OFFLINE", "HF_HUB_OFFLINE")
+_UNSET = ("", "0", "false", "no", "off")
+
+
+def is_offline(offline: bool = False) -> bool:
+    """Whether no connection may be opened: the argument, ``VIT_HUB_OFFLINE=1`` or ``HF_HUB_OFFLINE=1``."""
+    return offline or any(os.environ.get(name, "").lower() not in _UNSET for name in _OFFLINE)
+
+
+def fetch(source: WeightSource, *, offline: bool = False, progress: bool = False) -> Path:
+    """The file of one source. It is fetched once; a pinned size or hash is verified once.
+
+    Args:
+        source: of kind ``bundled``, ``https``, or ``hf``; an ``hf`` source without a file stands for whatever weights
+            the repository has.
+        offline: open no connection (also ``VIT_HUB_OFFLINE=1`` and ``HF_HUB_OFFLINE=1``).
+        progress: show progress bars on a terminal.
+
+    Returns:
+        A file to read and not to change: it lies in a cache or in the package.
+
+    Raises:
+        DownloadError: it cannot be had; the hint says how it might.
+        IntegrityError: it is not the pinned file. Nothing of it stays in vit-hub's cache.
+        VitHubError: the cache cannot be written.
+    """
+    offline = is_offline(offline)
+    if source.kind == "bundled":
+        return _bundled(source)
+    if source.kind == "hf":
+        from vit_hub.hub import fetch_from_hub
+
+        return fetch_from_hub(source, offline=offline, progress=progress)
+    return _from_web(source, offline, progress)
+
+
+def _bundled(source: WeightSource) -> Path:
+    path = _DATA / str(source.file)
+    hint = "the installation is incomplete: install vit-hub again"
+    if not path.is_file():
+        raise DownloadError(f"{path}: the package's own file is missing", hint=hint)
+    verify(path, source, hint=hint)
+    return path
+
+
+def _from_web(source: WeightSource, offline: bool, progress: bool) -> Path:
+    path = fetched_file(source.url or "")
+    if _is_fetched(path, source):
+        return path
+    if offline:
+        raise DownloadError(
+            f"{source.url}: not in the cache, and offline mode is on",
+            hint="fetch it once with a connection: without offline=True (--offline), VIT_HUB_OFFLINE and "
+            f"HF_HUB_OFFLINE; or put the file at {path}",
+        )
+    with locked(path):
+        if not _is_fetched(path, source):  # another process may have, while this one waited
+            from vit_hub.web import stream_to
+
+            path.unlink(missing_ok=True)
+            stream_to(path, source, progress=progress)
+    return path
+
+
+def _is_fetched(path: Path, source: WeightSource) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        verify(path, source, hint="")
+    except IntegrityError:
+        return False
+    return True

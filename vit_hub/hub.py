@@ -1,0 +1,215 @@
+"""Files of Hugging Face repositories, through ``huggingface_hub``: its cache, token, endpoint and switches."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from vit_hub.errors import CheckpointError, DownloadError
+from vit_hub.integrity import verify
+from vit_hub.progress import on_terminal
+from vit_hub.registry import WeightSource
+
+__all__ = ["fetch_from_hub"]
+
+# The weights of a repository under their customary names, in order of preference.
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# What the numbers of customarily named weights depend on, and what may stand beside them.
+_CONFIG = "config.json"
+_EXTRAS = ("preprocessor_config.json",)
+_COMMIT = re.compile("[0-9a-f]{40}")
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+class _AbsentError(DownloadError):
+    """The repository has no such file."""
+
+
+class _NotCachedError(DownloadError):
+    """Nothing is known of the file without a connection."""
+
+
+def fetch_from_hub(source: WeightSource, *, offline: bool, progress: bool = False) -> Path:
+    """The weights of a repository in Hugging Face's cache, with the config files that belong to them.
+
+    Args:
+        source: ``repo``, ``revision`` (None: ``main``), and ``file``, or None for whatever weights the repository has
+            under a customary name, shards included.
+        offline: look only into the cache.
+        progress: show bars on a terminal.
+
+    Returns:
+        The weight file, or the index of sharded ones.
+
+    Raises:
+        DownloadError: the repository, the revision or the file is not there, or cannot be had; the hint has the remedy.
+        IntegrityError: the file is not the pinned one.
+    """
+    names = (source.file,) if source.file else _WEIGHTS
+    failures: list[DownloadError] = []
+    with _bars(progress):
+        for name in names:
+            try:
+                path = _file(source, name, offline)
+            except (_AbsentError, _NotCachedError) as error:
+                failures.append(error)
+                continue
+            verify(path, source, hint=_remedy(path))
+            if PurePosixPath(name).name in _WEIGHTS:
+                _fetch_companions(path, name, source, offline)
+            return path
+    if source.file:
+        raise failures[0]
+    unknown = [failure for failure in failures if isinstance(failure, _NotCachedError)]
+    if unknown:
+        raise unknown[0]
+    raise DownloadError(
+        f"{_described(source)} has none of the files {', '.join(_WEIGHTS)}",
+        hint=f"is it a repository of weights? See {_page(source)}; or give the address of one file",
+    )
+
+
+def _file(source: WeightSource, name: str, offline: bool) -> Path:
+    """One file of the repository, compared with the hub's own hash where it tells one."""
+    # What belongs to a commit never changes. Offline the client is not asked at all: it may call home before it looks.
+    path = _cached(source, name) if offline or _COMMIT.fullmatch(source.revision or "") else None
+    if path is None and offline:
+        raise _NotCachedError(
+            f"{_described(source)}: {name} is not in Hugging Face's cache, and offline mode is on",
+            hint="fetch it once with a connection: without offline=True (--offline), VIT_HUB_OFFLINE and "
+            "HF_HUB_OFFLINE",
+        )
+    if path is None:
+        path = _fetched(source, name)
+    # The cache names a large file by its ETag, which is its sha256.
+    if _SHA256.fullmatch(_blob(path).name):
+        pinned = replace(source, sha256=_blob(path).name, sha256_prefix=None, size=None)
+        verify(path, pinned, hint=_remedy(path))
+    return path
+
+
+def _cached(source: WeightSource, name: str) -> Path | None:
+    """The file in the cache; None where nothing is known of it.
+
+    Raises:
+        _AbsentError: the cache remembers that the repository has no such file.
+    """
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(source.repo or "", name, revision=source.revision)
+    except ValueError as error:
+        raise DownloadError(f"{_described(source)}: {_first_line(error)}", hint="check the name") from error
+    if found is _CACHED_NO_EXIST:
+        raise _AbsentError(f"{_described(source)} has no file {name}", hint=f"see {_page(source)}")
+    return Path(found) if isinstance(found, str) else None
+
+
+def _fetched(source: WeightSource, name: str) -> Path:
+    from huggingface_hub import errors as hub
+    from huggingface_hub import hf_hub_download
+
+    from vit_hub import __version__
+
+    where = _described(source)
+    try:
+        found = hf_hub_download(
+            source.repo or "", name, revision=source.revision, library_name="vit-hub", library_version=__version__
+        )
+    except hub.GatedRepoError as error:
+        raise DownloadError(
+            f"{where} is gated",
+            hint=f"accept its terms at {_page(source)}, then log in with `hf auth login` or set HF_TOKEN",
+        ) from error
+    except hub.RepositoryNotFoundError as error:
+        raise DownloadError(
+            f"{where} does not exist, or is private",
+            hint="check the name; for a private one log in with `hf auth login` or set HF_TOKEN",
+        ) from error
+    except hub.RevisionNotFoundError as error:
+        raise DownloadError(f"{where}: there is no such revision", hint=f"see {_page(source)}") from error
+    except hub.LocalEntryNotFoundError as error:
+        raise DownloadError(
+            f"{where}: {name} cannot be fetched: {_first_line(error.__cause__ or error)}",
+            hint="check the connection, the proxy, and HF_ENDPOINT if it is set",
+        ) from error
+    except hub.EntryNotFoundError as error:
+        raise _AbsentError(f"{where} has no file {name}", hint=f"see {_page(source)}") from error
+    # Which exceptions of which HTTP client come out of it differs between the versions of huggingface_hub.
+    except Exception as error:
+        raise DownloadError(f"{where}: {name} cannot be fetched: {_first_line(error)}") from error
+    return Path(found)
+
+
+def _blob(path: Path) -> Path:
+    """The file that a link in the cache stands for; the path itself where the cache has no links."""
+    return Path(os.path.normpath(path.parent / path.readlink())) if path.is_symlink() else path
+
+
+def _remedy(path: Path) -> str:
+    return f"delete {_blob(path)} from Hugging Face's cache and fetch it again"
+
+
+def _fetch_companions(path: Path, name: str, source: WeightSource, offline: bool) -> None:
+    """The shards of an index and the config files, from the commit that the weights came from."""
+    # The cache keeps a commit's files in a folder of its name.
+    commit = path.parents[len(PurePosixPath(name).parts) - 1].name
+    source = replace(source, revision=commit)
+    for shard in _shards(path):
+        _file(source, str(PurePosixPath(name).with_name(shard)), offline)
+    for extra in (_CONFIG, *_EXTRAS):
+        sidecar = str(PurePosixPath(name).with_name(extra))
+        try:
+            _file(source, sidecar, offline)
+        except _AbsentError:
+            continue
+        except _NotCachedError:
+            # Without the config the numbers could silently be others.
+            if extra == _CONFIG:
+                raise
+
+
+def _shards(path: Path) -> list[str]:
+    if path.suffix != ".json":
+        return []
+    try:
+        return sorted({str(shard) for shard in json.loads(path.read_bytes())["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not an index of sharded weights: {error!r}") from error
+
+
+def _described(source: WeightSource) -> str:
+    return f"{source.repo}@{source.revision}" if source.revision else str(source.repo)
+
+
+def _page(source: WeightSource) -> str:
+    return f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{source.repo}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextmanager
+def _bars(wanted: bool) -> Iterator[None]:
+    """Keeps huggingface_hub's bars off unless they are wanted and somebody watches."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if (wanted and on_terminal()) or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()

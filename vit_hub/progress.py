@@ -1,0 +1,36 @@
+"""Progress bars for people, none for pipes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["byte_bar", "on_terminal"]
+
+
+def on_terminal() -> bool:
+    """Whether somebody watches stderr."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+@contextmanager
+def byte_bar(label: str, total: int | None, *, show: bool) -> Iterator[Callable[[int], None]]:
+    """A bar that counts bytes, for the time of the ``with`` body, which calls what it gets with each count of new ones.
+
+    Args:
+        label: stands before the bar.
+        total: bytes in all, None: not known.
+        show: whether bars are wanted; without a terminal there is none all the same.
+    """
+    if not (show and on_terminal()):
+        yield lambda count: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=label, unit="B", unit_scale=True, unit_divisor=1024) as bar:
+
+        def advance(count: int) -> None:
+            bar.update(count)
+
+        yield advance
