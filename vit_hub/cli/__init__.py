@@ -1,0 +1,5 @@
+"""The ``vit-hub`` command: a thin layer over the library, one ``cmd_*.py`` file a verb."""
+
+from vit_hub.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,123 @@
+"""The entry point: finds verbs, runs one, and turns whatever it raises into one line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pkgutil
+import sys
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+
+import vit_hub
+from vit_hub.cli.failures import report
+from vit_hub.cli.output import Output
+
+__all__ = ["main"]
+
+_PREFIX = "cmd_"
+_EPILOG = """\b
+Examples:
+  vit-hub list "*b16*"                      what there is
+  vit-hub info vit-b16                      what is known about one model
+  vit-hub download vit-b16                  its weights, as a path
+  vit-hub convert B_16.npz out/ --to hf     to another framework
+  vit-hub inspect weights.pth               what a file is
+  vit-hub compare a.npz b_folder/           the same weights? the same numbers?
+  vit-hub predict vit-b16 cat.jpg           what is in a picture
+
+\b
+A MODEL or SRC is a registry name, a Hugging Face repository, a URL, or a local file or folder of any format.
+Exit status: 0 success, 1 error, 2 wrong usage, 3 a comparison that failed, 130 interrupted.
+Names complete on Tab after: eval "$(vit-hub completion bash)" (or zsh, fish).
+"""
+
+
+class _VerbGroup(click.Group):
+    """Knows its verbs by their files and imports one when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_verbs())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _verbs():
+            return None
+        module = importlib.import_module(f"{__package__}.{_PREFIX}{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in _verbs() and not args[0].startswith("-"):
+            import difflib
+
+            near = " or ".join(difflib.get_close_matches(args[0], _verbs(), n=3))
+            help = f"did you mean {near}?" if near else f"commands: {', '.join(_verbs())}."
+            ctx.fail(f"there is no command {args[0]!r}; {help}")
+        return super().resolve_command(ctx, args)
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """As click's, but every error is one line (or one JSON document) and the exit status is the documented one."""
+        given = list(sys.argv[1:] if args is None else args)
+        # Known before parsing, so that wrong usage too is answered in JSON.
+        output = Output(json="--json" in given)
+        _write_any_file_name()
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *rest, **named: output.warning(str(message))
+                code = super().main(args, "vit-hub", complete_var, standalone_mode=False, **{**extra, "obj": output})
+        except Exception as error:
+            with _closed_pipes_ignored():
+                code = report(error, output)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+@cache
+def _verbs() -> tuple[str, ...]:
+    modules = (info.name for info in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return tuple(sorted(name.removeprefix(_PREFIX) for name in modules if name.startswith(_PREFIX)))
+
+
+def _write_any_file_name() -> None:
+    """A file name that is no valid text goes out as it came in, and text that stdout cannot encode is escaped."""
+    with contextlib.suppress(AttributeError, ValueError):
+        unicode = sys.stdout.encoding.lower().startswith("utf")
+        sys.stdout.reconfigure(errors="surrogateescape" if unicode else "backslashreplace")  # type: ignore[union-attr]
+
+
+@contextlib.contextmanager
+def _closed_pipes_ignored() -> Any:
+    try:
+        yield
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+@click.group(
+    cls=_VerbGroup,
+    invoke_without_command=True,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+@click.version_option(vit_hub.__version__, "-V", "--version", message="vit-hub %(version)s")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Any Vision Transformer checkpoint, from any framework: same bytes, same numbers, any resolution."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())

@@ -1,0 +1,102 @@
+"""``vit-hub compare``: the same weights? the same numbers? Across any two formats."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import vit_hub
+from vit_hub.cli.description import value_text
+from vit_hub.cli.failures import DIFFERENT
+from vit_hub.cli.options import Verb, complete_source, format_option, offline_option
+from vit_hub.cli.output import Output, count_of, pass_output
+from vit_hub.cli.settings import set_option
+
+if TYPE_CHECKING:
+    from vit_hub.converters.comparison import Comparison
+
+_EPILOG = """\b
+Examples:
+  vit-hub compare B_16.npz b16_hf/
+  vit-hub compare mine.safetensors vit-b16 --all
+  vit-hub compare a.pth b.pth --quiet && echo the same
+"""
+
+
+@click.command("compare", cls=Verb, epilog=_EPILOG)
+@click.argument("first", shell_complete=complete_source, metavar="A")
+@click.argument("second", shell_complete=complete_source, metavar="B")
+@click.option("--all", "show_all", is_flag=True, help="List every tensor, not only those that differ.")
+@format_option("--format-a", help="Insist on a format of A instead of recognising it.")
+@format_option("--format-b", help="Insist on a format of B instead of recognising it.")
+@set_option
+@offline_option
+@click.pass_context
+@pass_output
+def command(
+    output: Output,
+    ctx: click.Context,
+    first: str,
+    second: str,
+    show_all: bool,
+    format_a: str | None,
+    format_b: str | None,
+    overrides: dict[str, Any],
+    offline: bool,
+) -> None:
+    """Compare two checkpoints of any formats.
+
+    Same weights: every tensor that the model computes with has equal values (a dtype may differ). Same numbers: the
+    outputs on a random image agree to 2e-5; the same weights give other numbers where activation, heads or epsilon
+    differ. Exit status 3 where weights or numbers differ. --set is for both. With --quiet the status says it all.
+    """
+    found = vit_hub.compare(first, second, formats=(format_a, format_b), overrides=overrides, offline=offline)
+    if output.json:
+        output.document({"a": first, "b": second, **vars(found)})
+    elif not output.quiet:
+        output.lines(_lines(output, found, show_all))
+    if not (found.same_weights and found.same_numbers):
+        ctx.exit(DIFFERENT)
+
+
+def _lines(output: Output, found: Comparison, show_all: bool) -> list[str]:
+    lines = output.fields([("same weights", _weights(found)), ("same numbers", _numbers(found))], indent="")
+    if found.config:
+        rows = [(name, value_text(a), value_text(b)) for name, (a, b) in found.config.items()]
+        lines += ["", *output.table(("config", "A", "B"), rows)]
+    chosen = [row for row in found.tensors if show_all or row.status != "equal"]
+    if chosen:
+        rows = [(row.name, _STATUSES[row.status], _difference(row.max_difference)) for row in chosen]
+        lines += ["", *output.table(("tensor", "status", "largest difference"), rows, right=("largest difference",))]
+    return lines
+
+
+_STATUSES = {
+    "equal": "equal",
+    "dtype": "equal in another dtype",
+    "different": "different",
+    "shape": "of another shape",
+    "only in first": "only in A",
+    "only in second": "only in B",
+}
+
+
+def _weights(found: Comparison) -> str:
+    counts = Counter(row.status for row in found.tensors)
+    tensors = ", ".join(f"{count_of(count, 'tensor')} {_STATUSES[status]}" for status, count in counts.items())
+    return f"{'yes' if found.same_weights else 'no'}: {tensors}"
+
+
+def _numbers(found: Comparison) -> str:
+    if found.output_difference is None:
+        return "no: images or outputs have different shapes"
+    answer = "yes" if found.same_numbers else "no"
+    if found.output_difference == 0.0:
+        return f"{answer}: no difference"
+    return f"{answer}: outputs on a random image differ by up to {found.output_difference:.2g}"
+
+
+def _difference(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"

@@ -1,0 +1,147 @@
+"""``vit-hub convert``: from any format to any other that can express the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import vit_hub
+from vit_hub.cli.description import config_data, dropped_lines, grouped
+from vit_hub.cli.options import (
+    Verb,
+    complete_source,
+    format_option,
+    image_size_option,
+    offline_option,
+    patch_size_option,
+    resize_option,
+    source_format_option,
+)
+from vit_hub.cli.output import Output, pass_output
+from vit_hub.cli.settings import set_option
+
+if TYPE_CHECKING:
+    from vit_hub.converters import Checkpoint, Report
+
+# Bytes of one value.
+_DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
+
+_EPILOG = """\b
+Examples:
+  vit-hub convert B_16.npz b16.safetensors                  canonical, for vit_hub.load
+  vit-hub convert B_16.npz b16/ --to hf                     a folder for transformers
+  vit-hub convert vit-b16 b16.npz --to vit_jax              from the registry, for JAX
+  vit-hub convert weights.pth out/ --set num_heads=3        what the file cannot tell
+  vit-hub convert mae.pth out/ --keep-rest                  keep the decoder too
+  vit-hub convert vit-b16 b16_384/ --to timm --image-size 384    for larger images
+"""
+
+
+@click.command("convert", cls=Verb, epilog=_EPILOG)
+@click.argument("source", shell_complete=complete_source, metavar="SRC")
+@click.argument("destination", type=click.Path(path_type=Path), metavar="DST")
+@format_option("--to", default="canonical", help="The format to write.")
+@source_format_option
+@set_option
+@image_size_option
+@patch_size_option
+@resize_option
+@click.option(
+    "--dtype", type=click.Choice(list(_DTYPES)), help="Change the dtype. Without it every tensor keeps its own."
+)
+@click.option(
+    "--lossy", is_flag=True, help="Write it even where the format cannot express the model; says what is lost."
+)
+@click.option(
+    "--keep-rest",
+    is_flag=True,
+    help="Keep what is left out, in rest.safetensors or DST.rest.safetensors, for the way back.",
+)
+@offline_option
+@pass_output
+def command(
+    output: Output,
+    source: str,
+    destination: Path,
+    to: str,
+    format: str | None,
+    overrides: dict[str, Any],
+    image_size: tuple[int, int] | None,
+    patch_size: tuple[int, int] | None,
+    resize: str,
+    dtype: str | None,
+    lossy: bool,
+    keep_rest: bool,
+    offline: bool,
+) -> None:
+    """Convert a checkpoint, tensor by tensor and bit for bit; only another size or --dtype changes values.
+
+    DST is a file, whose suffix says the container (.safetensors, .npz, .pth, ...), or a folder, which gets the format's
+    customary files. What it says on stdout: the path for loading, the format, what each config field was taken from,
+    and what was left out and why. With --quiet only the path.
+    """
+    from vit_hub.progress import byte_bar
+    from vit_hub.resizing import resized_checkpoint
+
+    # Opened here as well for its format and size: only headers are read, and what is fetched is fetched once.
+    told: dict[str, Any] = {"format": format, "overrides": overrides, "offline": offline}
+    ckpt = vit_hub.open_checkpoint(source, **told, progress=not output.quiet)
+    sizes: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size}
+    ckpt = resized_checkpoint(ckpt, **sizes, resize=resize)
+    source_format, total = ckpt.format, _bytes(ckpt, dtype)
+    del ckpt  # an old-style pickle would be in memory twice
+    with byte_bar("converting", total, show=not output.quiet) as advance:
+        report = vit_hub.convert(
+            source,
+            destination,
+            to=to,
+            **sizes,
+            resize=resize,
+            dtype=dtype,
+            lossy=lossy,
+            keep_rest=keep_rest,
+            **told,
+            progress=advance,
+        )
+    if output.json:
+        output.document(_as_data(report, source_format))
+        return
+    for message in report.warnings:
+        output.warning(message)
+    output.lines([str(report.path)])
+    if not output.quiet:
+        given = {f"--{name.replace('_', '-')}": [name] for name, size in sizes.items() if size is not None}
+        output.lines(_summary(output, report, source_format, {"--set": list(overrides), **given}))
+
+
+def _bytes(ckpt: Checkpoint, dtype: str | None) -> int:
+    """How much will be written, as well as it can be known before."""
+    if dtype is None:
+        return sum(tensor.nbytes for tensor in ckpt.tensors.values())
+    return _DTYPES[dtype] * sum(math.prod(tensor.shape) for tensor in ckpt.tensors.values())
+
+
+def _summary(output: Output, report: Report, source_format: str, given: Mapping[str, list[str]]) -> list[str]:
+    lines = output.fields([("format", f"{report.format}, from {source_format}")])
+    taken = report.inferred | {field: option for option, fields in given.items() for field in fields}
+    origins = [f"{origin}: {', '.join(fields)}" for origin, fields in grouped(taken).items()]
+    lines += ["", output.heading("Config taken from"), *output.paragraphs(origins)]
+    if report.dropped:
+        lines += ["", output.heading("Left out"), *dropped_lines(output, report.dropped)]
+    return lines
+
+
+def _as_data(report: Report, source_format: str) -> dict[str, Any]:
+    return {
+        "path": report.path,
+        "format": report.format,
+        "source_format": source_format,
+        **config_data(report.config),
+        "inferred": report.inferred,
+        "dropped": report.dropped,
+        "warnings": report.warnings,
+    }

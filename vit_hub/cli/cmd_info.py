@@ -1,0 +1,206 @@
+"""``vit-hub info``: all that the registry knows about a model, or the config of a local file. Nothing is fetched.
+
+With another image or patch size also what becomes of the model there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import vit_hub
+from vit_hub.cli.description import config_data, config_lines, value_text
+from vit_hub.cli.options import (
+    ALL_METHODS,
+    RESIZE,
+    Verb,
+    complete_source,
+    image_size_option,
+    patch_size_option,
+    source_format_option,
+)
+from vit_hub.cli.output import Output, count_of, pass_output
+from vit_hub.cli.settings import set_option
+from vit_hub.errors import DownloadError, ModelNotFoundError
+from vit_hub.registry import Entry, Metric, WeightSource
+
+if TYPE_CHECKING:
+    from vit_hub.converters import Checkpoint
+
+_STAGES = {"pretrain": "pretrained on", "finetune": "fine-tuned on"}
+_PLACES = {"hf": " on Hugging Face", "bundled": " in the package itself"}
+_RELATIONS = {
+    "subset": "only some: without the head, or a layer before it",
+    "derived": "not those of the other sources: derived from them",
+}
+_EPILOG = """\b
+Examples:
+  vit-hub info vit-b16
+  vit-hub info google/vit-base-patch16-224 --json
+  vit-hub info weights.pth --set num_heads=3
+  vit-hub info vit-b16 --image-size 384              what it takes at another size
+  vit-hub info b16.npz --image-size 384 --resize     what another way of resizing would change
+"""
+
+
+@click.command("info", cls=Verb, epilog=_EPILOG)
+@click.argument("model", shell_complete=complete_source)
+@image_size_option
+@patch_size_option
+@click.option(
+    "--resize",
+    is_flag=False,
+    flag_value=ALL_METHODS,
+    type=click.Choice([ALL_METHODS, *RESIZE.choices]),
+    metavar="[METHOD]",
+    help="How far position tables resized by METHOD (all of them: no METHOD) are from those that the checkpoint's own "
+    "project makes. Needs the weights on this machine.",
+)
+@source_format_option
+@set_option
+@pass_output
+def command(
+    output: Output,
+    model: str,
+    image_size: tuple[int, int] | None,
+    patch_size: tuple[int, int] | None,
+    resize: str | None,
+    format: str | None,
+    overrides: dict[str, Any],
+) -> None:
+    """Tell all that is known about a model.
+
+    MODEL is a name of the registry, or a local file or folder, of which the config is told (`vit-hub inspect` tells
+    the rest). Nothing is fetched. --format and --set are for files. With --image-size or --patch-size also the tokens,
+    operations and memory at that size.
+    """
+    from vit_hub.sources import local_path
+
+    size = (image_size, patch_size)
+    if resize and size == (None, None):
+        raise click.UsageError("--resize needs --image-size or --patch-size: at the stored size nothing is resized.")
+    ckpt: Checkpoint | None = None
+    if local_path(model) is not None:
+        ckpt = vit_hub.open_checkpoint(model, format=format, overrides=overrides)
+        config, data, lines = ckpt.config, _file_data(ckpt), _file_lines(output, ckpt, overrides)
+    else:
+        if format or overrides:
+            raise click.UsageError("--format and --set are for local files; a name's config is the registry's.")
+        entry = _entry(model)
+        config, data, lines = entry.config, _entry_data(entry), _entry_lines(output, entry)
+    if size != (None, None):
+        from vit_hub.cli.resized import differences_of, resized_data, resized_lines
+        from vit_hub.resizing import resized_config
+
+        new = resized_config(config, *size)
+        ckpt = (ckpt or _weights_at_hand(output, model)) if resize else None
+        differences = differences_of(ckpt, *size, resize) if ckpt and resize else None
+        data["resized"] = resized_data(new, differences)
+        lines += ["", *resized_lines(output, config, new, differences)]
+    if output.json:
+        output.document(data)
+        return
+    for message in data.get("warnings", ()):
+        output.warning(message)
+    output.lines(lines)
+
+
+def _entry(model: str) -> Entry:
+    from vit_hub.sources import locate
+
+    entry, _ = locate(model)
+    if entry is None:
+        raise ModelNotFoundError(
+            f"the registry does not know {model!r}, and info fetches nothing",
+            hint=f"`vit-hub inspect {model}` fetches it and tells what it is",
+        )
+    return entry
+
+
+def _weights_at_hand(output: Output, model: str) -> Checkpoint | None:
+    try:
+        return vit_hub.open_checkpoint(model, offline=True)
+    except DownloadError:
+        output.warning(
+            f"the weights of {model} are not on this machine, so their tables cannot be compared; "
+            f"`vit-hub download {model}` fetches them"
+        )
+        return None
+
+
+def _file_data(ckpt: Checkpoint) -> dict[str, Any]:
+    found = {"path": ckpt.path, "format": ckpt.format, **config_data(ckpt.config)}
+    return {**found, "inferred": ckpt.inferred, "warnings": ckpt.warnings}
+
+
+def _file_lines(output: Output, ckpt: Checkpoint, overrides: dict[str, Any]) -> list[str]:
+    lines = [output.heading(str(ckpt.path)), *output.fields([("format", ckpt.format)]), ""]
+    return lines + config_lines(output, ckpt.config, ckpt.inferred, overrides)
+
+
+def _preprocess(entry: Entry) -> dict[str, Any]:
+    from vit_hub.preprocessing import Preprocessing
+
+    return Preprocessing.from_dict(entry.preprocess).to_dict()
+
+
+def _entry_data(entry: Entry) -> dict[str, Any]:
+    found = {field.name: getattr(entry, field.name) for field in dataclasses.fields(entry)}
+    return {**found, **config_data(entry.config), "preprocess": _preprocess(entry)}
+
+
+def _entry_lines(output: Output, entry: Entry) -> list[str]:
+    lines = [output.heading(entry.id), *output.fields(_summary(entry))]
+    lines += ["", *config_lines(output, entry.config)]
+    lines += ["", output.heading("Preprocessing")]
+    lines += output.fields((name, value_text(value)) for name, value in _preprocess(entry).items())
+    lines += ["", output.heading("Weights, in order of preference")]
+    lines += output.fields(row for number, source in enumerate(entry.sources, 1) for row in _source(number, source))
+    if entry.metrics:
+        lines += ["", output.heading("Published results")]
+        lines += output.fields(_metric(metric) for metric in entry.metrics)
+    return lines
+
+
+def _summary(entry: Entry) -> list[tuple[str, str]]:
+    rows = [("also called", ", ".join(entry.aliases)), ("family", entry.family), ("licence", entry.license)]
+    rows += [(_STAGES.get(stage, stage), data) for stage, data in entry.data.items()]
+    rows.append(("classes", _classes(entry)))
+    return [(name, text) for name, text in rows if text] + [("note", note) for note in entry.notes]
+
+
+def _classes(entry: Entry) -> str:
+    if not entry.config.num_classes:
+        return "none: there is no head"
+    count = f"{entry.config.num_classes:,}"
+    if entry.labels is None:
+        return f"{count}, names not known"
+    from vit_hub.labels import label_names
+
+    names = [name.split(",")[0] for name in label_names(entry.labels)]
+    return f"{count} of {entry.labels}: {', '.join(names[:3])}, ..., {names[-1]}"
+
+
+def _source(number: int, source: WeightSource) -> list[tuple[str, str]]:
+    """One source; nothing is said of what is not documented."""
+    place = source.url or "/".join(part for part in (source.repo, source.file) if part)
+    rows = [(f"{number}. {source.format}", place + _PLACES.get(source.kind, ""))]
+    facts = {
+        "revision": source.revision,
+        "sha256": source.sha256 or (source.sha256_prefix and f"{source.sha256_prefix}... (only its first digits)"),
+        "size": source.size and count_of(source.size, "byte"),
+        "documented by": source.evidence,
+        "file name": source.file_assumed and "assumed from the repository's convention",
+        "tensors": _RELATIONS.get(source.relation),
+        "differs in": ", ".join(f"{name}={value_text(value)}" for name, value in source.config.items()),
+        "parameters": source.params and f"{source.params:,}",
+        "note": source.note,
+    }
+    return rows + [(f"   {name}", str(text)) for name, text in facts.items() if text]
+
+
+def _metric(metric: Metric) -> tuple[str, str]:
+    at = f" at {metric.image_size} pixels" if metric.image_size else ""
+    return metric.name, f"{metric.value} %{at}, says {metric.evidence}"

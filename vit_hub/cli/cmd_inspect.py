@@ -1,0 +1,201 @@
+"""``vit-hub inspect``: what a checkpoint is, what is in it, and what was left out or guessed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import vit_hub
+from vit_hub.cli.description import config_data, config_lines, dropped_lines
+from vit_hub.cli.options import Verb, complete_source, offline_option, source_format_option
+from vit_hub.cli.output import Output, amount, count_of, pass_output
+from vit_hub.cli.settings import set_option
+
+if TYPE_CHECKING:
+    from vit_hub.converters import Checkpoint
+    from vit_hub.converters.inspection import Values
+    from vit_hub.converters.tensors import LazyTensor
+
+_EPILOG = """\b
+Examples:
+  vit-hub inspect weights.pth
+  vit-hub inspect weights.pth --tensors --values
+  vit-hub inspect hf_folder/ --hash --json
+"""
+
+
+@click.command("inspect", cls=Verb, epilog=_EPILOG)
+@click.argument("source", shell_complete=complete_source, metavar="SRC")
+@click.option("--tensors", "list_tensors", is_flag=True, help="List every tensor and the tensors it is made from.")
+@click.option("--values", "check_values", is_flag=True, help="Read all values: NaN, infinity, tensors that are equal.")
+@click.option("--hash", "hash_files", is_flag=True, help="Compute the sha256 of the files.")
+@source_format_option
+@set_option
+@offline_option
+@pass_output
+def command(
+    output: Output,
+    source: str,
+    list_tensors: bool,
+    check_values: bool,
+    hash_files: bool,
+    format: str | None,
+    overrides: dict[str, Any],
+    offline: bool,
+) -> None:
+    """Tell what a checkpoint is.
+
+    Its format, model and tensors; where every field of the config was taken from; what is left out of the file, and
+    why. SRC is fetched if it is not on this machine. Only headers are read, unless --values or --hash asks for more.
+    With --quiet only the format.
+    """
+    from vit_hub.converters.inspection import head_is_zero, survey
+    from vit_hub.progress import byte_bar
+
+    ckpt = vit_hub.open_checkpoint(
+        source, format=format, overrides=overrides, offline=offline, progress=not output.quiet
+    )
+    zero_head = head_is_zero(ckpt.tensors)
+    total = sum(tensor.nbytes for tensor in ckpt.tensors.values())
+    with byte_bar("checking", total, show=check_values and not output.quiet) as advance:
+        values = survey(ckpt.tensors, advance) if check_values else None
+    total = sum(file.stat().st_size for file in ckpt.source.files)
+    with byte_bar("hashing", total, show=hash_files and not output.quiet) as advance:
+        hashes = {file: _sha256(file, advance) for file in ckpt.source.files} if hash_files else {}
+    warnings = _warnings(ckpt, zero_head, values)
+    if output.json:
+        output.document(_as_data(ckpt, zero_head, values, warnings, hashes, list_tensors))
+        return
+    for message in warnings:
+        output.warning(message)
+    if output.quiet:
+        output.lines([ckpt.format])
+        return
+    lines = [output.heading(str(ckpt.path)), *output.fields(_summary(ckpt, zero_head, values, hashes))]
+    lines += ["", *config_lines(output, ckpt.config, ckpt.inferred, overrides)]
+    if ckpt.dropped:
+        lines += ["", output.heading("Left out"), *dropped_lines(output, ckpt.dropped)]
+    if list_tensors:
+        lines += ["", output.heading("Tensors"), *_tensor_lines(output, ckpt)]
+    output.lines(lines)
+
+
+def _warnings(ckpt: Checkpoint, zero_head: bool, values: Values | None) -> list[str]:
+    """What may surprise whoever uses the file."""
+    from vit_hub.converters.inspection import ZERO_HEAD, other_copies
+
+    found = [*ckpt.warnings, *([ZERO_HEAD] if zero_head else [])]
+    read = f"under {ckpt.passport.prefix!r}" if ckpt.passport.prefix else "without a prefix"
+    for prefix, reason in other_copies(ckpt).items():
+        found.append(f"the file holds the model twice: the one {read} is read, not that under {prefix!r} ({reason})")
+    for name, count in (values.not_finite if values else {}).items():
+        found.append(f"{name}: {count_of(count, 'value')} of {math.prod(ckpt.tensors[name].shape):,} NaN or infinite")
+    for names in values.equal if values else ():
+        found.append(f"{', '.join(names)} have the same values")
+    return found
+
+
+def _summary(
+    ckpt: Checkpoint, zero_head: bool, values: Values | None, hashes: dict[Path, str]
+) -> Iterable[tuple[str, str]]:
+    passport = ckpt.passport
+    canonical = ckpt.format == "canonical"
+    yield "format", ckpt.format + (f", made from {passport.format}" if canonical and passport.source else "")
+    yield "container", ckpt.source.container
+    if passport.prefix and not canonical:
+        yield "prefix", passport.prefix
+    for file in ckpt.source.files:
+        yield "file", f"{file.name}, {count_of(file.stat().st_size, 'byte')}"
+        if file in hashes:
+            yield "sha256", hashes[file]
+    if ckpt.source.sidecars:
+        yield "beside it", ", ".join(ckpt.source.sidecars)
+    if canonical:
+        for record in passport.source:
+            yield "made from", _source_text(record)
+    if passport.weights_id:
+        yield "weights", passport.weights_id
+    if passport.license:
+        yield "licence", passport.license
+    yield "tensors", _totals(ckpt.tensors.values())
+    if passport.carried:
+        yield "unused", f"{', '.join(passport.carried)}: kept for the way back"
+    if "head.weight" in ckpt.tensors:
+        yield "head", "ALL ZEROS" if zero_head else "not all zeros"
+    if values is not None:
+        bad = len(values.not_finite)
+        yield "values", f"NaN OR INFINITE in {count_of(bad, 'tensor')}" if bad else "all finite"
+
+
+def _source_text(record: Mapping[str, Any]) -> str:
+    size = f", {count_of(record['size'], 'byte')}" if "size" in record else ""
+    return f"{record.get('file', '?')}{size}" + (f", sha256 {record['sha256']}" if "sha256" in record else "")
+
+
+def _totals(tensors: Iterable[LazyTensor]) -> str:
+    found = list(tensors)
+    kinds = Counter(tensor.dtype for tensor in found)
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in kinds.items()) if len(kinds) > 1 else next(iter(kinds))
+    return f"{len(found)}, {amount(sum(tensor.nbytes for tensor in found), 'B')}, {dtypes}"
+
+
+def _tensor_lines(output: Output, ckpt: Checkpoint) -> list[str]:
+    rows = [
+        (name, "x".join(map(str, tensor.shape)) or "scalar", tensor.dtype, " + ".join(ckpt.origin.get(name, ())))
+        for name, tensor in ckpt.tensors.items()
+    ]
+    if all(name == sources for name, _, _, sources in rows):
+        return output.table(("name", "shape", "dtype"), [row[:3] for row in rows], indent="  ")
+    return output.table(("name", "shape", "dtype", "in the file"), rows, indent="  ")
+
+
+def _as_data(
+    ckpt: Checkpoint,
+    zero_head: bool,
+    values: Values | None,
+    warnings: list[str],
+    hashes: dict[Path, str],
+    list_tensors: bool,
+) -> dict[str, Any]:
+    data = {
+        "path": ckpt.path,
+        "format": ckpt.format,
+        "container": ckpt.source.container,
+        "prefix": ckpt.passport.prefix,
+        "files": [
+            {"path": file, "size": file.stat().st_size, **({"sha256": hashes[file]} if file in hashes else {})}
+            for file in ckpt.source.files
+        ],
+        **config_data(ckpt.config),
+        "inferred": ckpt.inferred,
+        "provenance": ckpt.provenance,
+        "tensor_count": len(ckpt.tensors),
+        "tensor_bytes": sum(tensor.nbytes for tensor in ckpt.tensors.values()),
+        "dtypes": dict(Counter(tensor.dtype for tensor in ckpt.tensors.values())),
+        "head_is_zero": zero_head,
+        "dropped": ckpt.dropped,
+        "warnings": warnings,
+    }
+    if values is not None:
+        data |= {"not_finite": values.not_finite, "equal": values.equal}
+    if list_tensors:
+        data["tensors"] = {
+            name: {"shape": tensor.shape, "dtype": tensor.dtype, "sources": ckpt.origin.get(name, ())}
+            for name, tensor in ckpt.tensors.items()
+        }
+    return data
+
+
+def _sha256(file: Path, advance: Callable[[int], None]) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+            advance(len(chunk))
+    return digest.hexdigest()

@@ -1,0 +1,185 @@
+"""``vit-hub predict``: what a classifier sees in image files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import vit_hub
+from vit_hub.cli.failures import FAILED, error_data
+from vit_hub.cli.options import (
+    Verb,
+    complete_source,
+    image_size_option,
+    offline_option,
+    patch_size_option,
+    resize_option,
+    source_format_option,
+)
+from vit_hub.cli.output import Output, pass_output
+from vit_hub.cli.settings import set_option
+from vit_hub.errors import ConfigError, VitHubError
+
+if TYPE_CHECKING:
+    import torch
+
+    from vit_hub.model import VisionTransformer
+
+_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+_EPILOG = """\b
+Examples:
+  vit-hub predict vit-b16 cat.jpg dog.png
+  vit-hub predict vit-b16 photos/ --top 1 --json
+  vit-hub predict finetuned.safetensors photos/ --quiet
+  vit-hub predict vit-b16 cat.jpg --image-size 384
+"""
+
+
+@click.command("predict", cls=Verb, epilog=_EPILOG)
+@click.argument("model", shell_complete=complete_source)
+@click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="IMAGE...")
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many classes to name.")
+@click.option("--device", default="cpu", show_default=True, help="Where to compute, such as cuda or mps.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16", "auto"]),
+    default="float32",
+    show_default=True,
+    help="What to compute in; auto is what is stored.",
+)
+@image_size_option
+@patch_size_option
+@resize_option
+@source_format_option
+@set_option
+@offline_option
+@click.pass_context
+@pass_output
+def command(
+    output: Output,
+    ctx: click.Context,
+    model: str,
+    images: tuple[Path, ...],
+    top: int,
+    device: str,
+    dtype: str,
+    image_size: tuple[int, int] | None,
+    patch_size: tuple[int, int] | None,
+    resize: str,
+    format: str | None,
+    overrides: dict[str, Any],
+    offline: bool,
+) -> None:
+    """Name the most probable classes of images.
+
+    An IMAGE is a file of any kind that Pillow reads, or a folder, which stands for the image files directly in it.
+    Every image is prepared as the model's own project does. An image that cannot be read is an error on stderr; the
+    others are still predicted, and the exit status is 1. With --quiet a line for each image: path, class and
+    probability, separated by tabs.
+    """
+    files = list(_expanded(images))
+    _check_device(device)
+    net = vit_hub.load(
+        model,
+        image_size=image_size,
+        patch_size=patch_size,
+        resize=resize,
+        device=device,
+        dtype=dtype,
+        format=format,
+        overrides=overrides,
+        offline=offline,
+        progress=not output.quiet,
+    )
+    _check_head(net, model)
+    names = vit_hub.class_names(net)
+    prepare = vit_hub.preprocess(net)
+    found: list[dict[str, Any]] = []
+    for file in files:
+        try:
+            found.append({"image": file, "classes": _classes(net, prepare(file), names, top, file)})
+        except VitHubError as error:
+            found.append({"image": file, "error": error_data(error)})
+            if not output.json:
+                output.error(error_data(error))
+            continue
+        if not output.json:
+            output.lines(_lines(output, found[-1]))
+    if output.json:
+        output.document({"model": model, "predictions": found})
+    if any("error" in item for item in found):
+        ctx.exit(FAILED)
+
+
+def _expanded(images: Sequence[Path]) -> Iterator[Path]:
+    """The files themselves, and the image files of folders in alphabetical order.
+
+    Raises:
+        VitHubError: a folder has none.
+    """
+    for path in images:
+        if not path.is_dir():
+            yield path
+            continue
+        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES and file.is_file())
+        if not inside:
+            raise VitHubError(
+                f"{path}: no image file in this folder", hint=f"looked for {', '.join(sorted(_SUFFIXES))}"
+            )
+        yield from inside
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=device).item()
+    # What torch raises for a device that is misspelt, not compiled in or not there differs from device to device.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"device {device!r} cannot be used: {reason}", hint="--device cpu always works") from error
+
+
+def _check_head(model: VisionTransformer, source: str) -> None:
+    """Raises ConfigError where there are no classes to name."""
+    hint = "it gives embeddings: vit_hub.load(...).embed(images)"
+    if not model.config.num_classes:
+        raise ConfigError(f"{source} has no classification head", hint=hint)
+    heads = [weights for name, weights in model.named_parameters() if name in ("head.weight", "head_dist.weight")]
+    if not any(weights.any() for weights in heads):
+        raise ConfigError(f"the classification head of {source} is all zeros: it was never trained", hint=hint)
+
+
+def _classes(
+    model: VisionTransformer, images: torch.Tensor, names: tuple[str, ...] | None, top: int, file: Path
+) -> list[dict[str, Any]]:
+    """The most probable classes of the image ``file``, given as ``images`` [1, C, h, w].
+
+    Raises:
+        VitHubError: the outputs are NaN or infinite.
+    """
+    import torch
+
+    weights = model.patch_embed.proj.weight
+    with torch.inference_mode():
+        logits = model(images.to(weights.device, weights.dtype))[0].float()
+    if not logits.isfinite().all():
+        raise VitHubError(
+            f"{file}: the model's outputs are not finite", hint="`vit-hub inspect MODEL --values` looks for NaN in it"
+        )
+    best = logits.softmax(-1).topk(min(top, len(logits)))
+    return [
+        {"index": index, "name": names[index] if names else None, "probability": probability}
+        for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+
+
+def _lines(output: Output, prediction: dict[str, Any]) -> list[str]:
+    rows = [(item["name"] or f"class {item['index']}", item["probability"]) for item in prediction["classes"]]
+    if output.quiet:
+        return [f"{prediction['image']}\t{rows[0][0]}\t{rows[0][1]:.4f}"]
+    return [output.heading(str(prediction["image"])), *(f"  {share:7.2%}  {name}" for name, share in rows)]

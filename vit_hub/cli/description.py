@@ -1,0 +1,114 @@
+"""A model's config, where it was taken from and what was left out, for people and as data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from vit_hub.cli.flops import activation_values, forward_flops, tokens_of
+from vit_hub.cli.output import Output, amount, count_of, plain, size_text
+from vit_hub.config import Rope, ViTConfig
+from vit_hub.layout import num_parameters
+
+__all__ = ["config_data", "config_lines", "dropped_lines", "grouped", "memory_of", "value_text"]
+
+_SHOWN = 3
+
+
+def config_lines(
+    output: Output,
+    config: ViTConfig,
+    inferred: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """What a model is: size, tokens, arithmetic, then every field.
+
+    Args:
+        output: how wide lines may be.
+        config: the model.
+        inferred: field -> what it was taken from; None where it was not read from a file.
+        overrides: fields that the user set.
+    """
+    patches = f"{size_text(config.grid_size)} patches of {size_text(config.patch_size)} pixels"
+    tokens = " + ".join([*_prefix_tokens(config), patches])
+    lines = [output.heading("Model")]
+    lines += output.fields(
+        [
+            ("parameters", f"{num_parameters(config):,}"),
+            ("operations", f"{amount(forward_flops(config), 'FLOP')} for one image (a multiply-add is two)"),
+            ("tokens", f"{tokens_of(config)}: {tokens}"),
+            ("memory", _memory_text(config)),
+        ]
+    )
+    values = {name: value_text(value) for name, value in vars(config).items()}
+    origins = {**(inferred or {}), **dict.fromkeys(overrides or {}, "--set")}
+    if len(set(origins.values())) <= 1:
+        title = ", from ".join(["Config", *set(origins.values())])
+        return [*lines, "", output.heading(title), *output.fields(values.items())]
+    rows = [(name, value, origins.get(name, "default")) for name, value in values.items()]
+    table = output.table(("field", "value", "taken from"), rows, indent="  ")
+    return [*lines, "", output.heading("Config"), *table]
+
+
+def _prefix_tokens(config: ViTConfig) -> list[str]:
+    named = [("class token", config.class_token), ("distillation token", config.distilled)]
+    found = [name for name, present in named if present]
+    return [*found, count_of(config.num_registers, "register")] if config.num_registers else found
+
+
+def _memory_text(config: ViTConfig) -> str:
+    full = memory_of(config)["float32"]
+    image = "" if full["activations"] is None else f" and about {amount(full['activations'], 'B')} for one image"
+    return f"{amount(full['weights'] or 0, 'B')} of weights{image} in float32, half of it in bfloat16"
+
+
+def memory_of(config: ViTConfig) -> dict[str, dict[str, int | None]]:
+    """Dtype -> bytes of the weights, and of what a forward pass without gradients holds for one image (estimated)."""
+    values = {"weights": num_parameters(config), "activations": activation_values(config)}
+    return {
+        dtype: {name: count and count * size for name, count in values.items()}
+        for dtype, size in (("float32", 4), ("bfloat16", 2))
+    }
+
+
+def config_data(config: ViTConfig) -> dict[str, Any]:
+    """What a model is, as JSON-ready data."""
+    return {
+        "config": config.to_dict(),
+        "params": num_parameters(config),
+        "flops": forward_flops(config),
+        "grid_size": config.grid_size,
+        "tokens": tokens_of(config),
+        "memory_bytes": memory_of(config),
+    }
+
+
+def dropped_lines(output: Output, dropped: Mapping[str, str]) -> list[str]:
+    """What was left out: a line for each reason, with how many tensors and the first of them."""
+    rows = []
+    for reason, names in grouped(dropped).items():
+        more = ", ..." if len(names) > _SHOWN else ""
+        rows.append((count_of(len(names), "tensor"), f"{reason}: {', '.join(names[:_SHOWN])}{more}"))
+    return output.fields(rows)
+
+
+def grouped(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Name -> reason, turned round: reason -> names, in the order of their first appearance."""
+    found: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        found.setdefault(reason, []).append(name)
+    return found
+
+
+def value_text(value: Any) -> str:
+    """A config value as ``--set`` takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value in (None, ()):
+        return "none"
+    if isinstance(value, (tuple, list)):
+        return ("x" if all(isinstance(item, int) for item in value) else ", ").join(map(value_text, value))
+    if isinstance(value, Rope):
+        return json.dumps(plain(value))
+    return str(value)

@@ -1,0 +1,60 @@
+"""What went wrong, in one line, a hint and an exit status."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import click
+
+from vit_hub.cli.output import Output
+from vit_hub.errors import VitHubError
+
+__all__ = ["DIFFERENT", "FAILED", "error_data", "report"]
+
+FAILED = 1
+DIFFERENT = 3
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def report(error: Exception, output: Output) -> int:
+    """Tells the user about an error and gives the exit status."""
+    if isinstance(error, click.Abort):
+        cause = error.__cause__
+        if not isinstance(cause, EOFError):
+            output.error({"type": "KeyboardInterrupt", "message": "interrupted", "hint": ""})
+            return _INTERRUPTED
+        error = cause  # click takes a library's EOFError for a closed terminal
+    if output.debug:
+        traceback.print_exception(error, file=sys.stderr)
+    output.error(error_data(error))
+    return error.exit_code if isinstance(error, click.ClickException) else FAILED
+
+
+def error_data(error: Exception) -> dict[str, str]:
+    """An error as data: ``type``, ``message`` and ``hint``, which may be empty."""
+    kind, hint = type(error).__name__, ""
+    if isinstance(error, click.UsageError):
+        message, hint = error.format_message(), _usage(error.ctx)
+    elif isinstance(error, click.ClickException):
+        message = error.format_message()
+    elif isinstance(error, VitHubError):
+        message, hint = error.message, error.hint
+    elif isinstance(error, OSError):
+        message = _system_message(error)
+    else:
+        message = f"this is a bug: {kind}: {error}"
+        hint = "run it again with --debug for the traceback, and report both"
+    return {"type": kind, "message": message, "hint": hint}
+
+
+def _usage(ctx: click.Context | None) -> str:
+    if ctx is None:
+        return "see vit-hub --help"
+    pieces = " ".join(ctx.command.collect_usage_pieces(ctx))
+    return f"usage: {ctx.command_path} {pieces}; {ctx.command_path} --help says more"
+
+
+def _system_message(error: OSError) -> str:
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {reason}" if error.filename else reason

@@ -1,0 +1,130 @@
+"""Arguments and options that several verbs share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from vit_hub.cli.output import Output
+from vit_hub.cli.settings import parse_size
+from vit_hub.config import RESIZE_METHODS
+
+__all__ = [
+    "ALL_METHODS",
+    "RESIZE",
+    "Verb",
+    "complete_source",
+    "format_option",
+    "image_size_option",
+    "offline_option",
+    "patch_size_option",
+    "resize_option",
+    "source_format_option",
+]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class Verb(click.Command):
+    """A command with the options that every verb has; they set up the :class:`Output` that it is given."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += [
+            _switch("json", "--json", help="Print one JSON document, errors included."),
+            _switch("quiet", "-q", "--quiet", help="Print only the result and errors, as short as possible."),
+            _switch("debug", "--debug", help="Show the traceback of an error."),
+        ]
+
+
+def _switch(attribute: str, *names: str, help: str) -> click.Option:
+    def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        if value:
+            setattr(ctx.ensure_object(Output), attribute, True)
+
+    return click.Option(names, is_flag=True, expose_value=False, is_eager=True, callback=remember, help=help)
+
+
+def complete_source(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of the registry, and files."""
+    from vit_hub.weights_manifest import outlines
+
+    names = (name for outline in outlines().values() for name in (outline.id, *outline.aliases))
+    found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return [*found, CompletionItem(incomplete, type="file")]
+
+
+def format_option(*names: str, help: str, default: str | None = None) -> Callable[[_Command], _Command]:
+    """An option that takes a name of :func:`vit_hub.converters.format_names`."""
+    return click.option(
+        *names,
+        metavar="FORMAT",
+        default=default,
+        show_default=default is not None,
+        callback=_known_format,
+        shell_complete=_complete_format,
+        help=help,
+    )
+
+
+def _known_format(ctx: click.Context, param: click.Parameter, name: str | None) -> str | None:
+    if name is None:
+        return None
+    from vit_hub.converters import format_names
+
+    if name not in format_names():
+        formats = ", ".join(format_names())
+        raise click.BadParameter(f"there is no format {name!r}. Formats: {formats}.", ctx, param)
+    return name
+
+
+def _complete_format(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from vit_hub.converters import format_names
+
+    return [CompletionItem(name) for name in format_names() if name.startswith(incomplete)]
+
+
+source_format_option = format_option(
+    "--format", help="Insist on a format of the source instead of recognising it by its content."
+)
+offline_option = click.option("--offline", is_flag=True, help="Open no connection: take what is on this machine.")
+
+
+class _Size(click.ParamType):  # type: ignore[type-arg]
+    """One number for both sides, or height and width."""
+
+    name = "HEIGHTxWIDTH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        try:
+            size = parse_size(value) if isinstance(value, str) else value
+        except ValueError:
+            size = (0, 0)
+        if min(size) < 1:
+            self.fail(f"{value!r} is no size; write 384 or 384x512: height, then width.", param, ctx)
+        return size[0], size[1]
+
+
+RESIZE = click.Choice(["source", *RESIZE_METHODS])
+"""What ``--resize`` takes."""
+ALL_METHODS = "all"
+"""What ``--resize`` without a method means where methods are compared."""
+image_size_option = click.option(
+    "--image-size", type=_Size(), help="Another image size in pixels, such as 384 or 384x512. Position tables follow."
+)
+patch_size_option = click.option(
+    "--patch-size",
+    type=_Size(),
+    help="Another patch size in pixels. The image keeps its grid of patches unless --image-size is given, too.",
+)
+resize_option = click.option(
+    "--resize",
+    type=RESIZE,
+    metavar="METHOD",
+    default="source",
+    show_default=True,
+    help=f"How position tables are resized: as the checkpoint's own project does, or {', '.join(RESIZE_METHODS)}.",
+)

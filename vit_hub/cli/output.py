@@ -1,0 +1,186 @@
+"""How the command talks: results on stdout, as text or as one JSON document; everything else on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+__all__ = ["Output", "amount", "count_of", "pass_output", "plain", "size_text"]
+
+_GAP = "  "
+_ELLIPSIS = "..."
+_NARROWEST = 8
+_PREFIXES = ("", "k", "M", "G", "T")
+
+
+@dataclass
+class Output:
+    """Where results, notes, warnings and errors of one run go.
+
+    Attributes:
+        json: results and errors are JSON documents.
+        quiet: only results and errors.
+        debug: errors come with their traceback.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+    def document(self, data: Any) -> None:
+        """The one JSON document of a run, on stdout."""
+        self._echo(json.dumps(plain(data), indent=2, allow_nan=False))
+
+    def lines(self, lines: Iterable[str]) -> None:
+        """Text on stdout."""
+        text = "\n".join(lines)
+        if text:
+            self._echo(text)
+
+    def note(self, text: str) -> None:
+        """Something nice to know, on stderr, for somebody who reads the result on a terminal."""
+        if self.width is not None and not (self.quiet or self.json):
+            self._echo(click.style(text, dim=True), err=True)
+
+    def warning(self, text: str) -> None:
+        """Something that the user should know, on stderr."""
+        if not self.quiet:
+            self._echo(click.style("warning: ", fg="yellow") + _one_line(text), err=True)
+
+    def error(self, error: Mapping[str, str]) -> None:
+        """What went wrong, as ``type``, ``message`` and ``hint``: lines on stderr, or a JSON document on stdout."""
+        if self.json:
+            self.document({"error": error})
+            return
+        self._echo(click.style("vit-hub: error: ", fg="red", bold=True) + _one_line(error["message"]), err=True)
+        if error["hint"]:
+            self._echo(click.style("hint: ", fg="cyan") + _one_line(error["hint"]), err=True)
+
+    def heading(self, text: str) -> str:
+        """A title above lines."""
+        return click.style(text, bold=True)
+
+    def fields(self, pairs: Iterable[tuple[str, str]], *, indent: str = _GAP) -> list[str]:
+        """Aligned ``name  value`` lines; long values continue below themselves on a terminal."""
+        rows = list(pairs)
+        label = max((len(name) for name, _ in rows), default=0)
+        start = len(indent) + label + len(_GAP)
+        found = []
+        for name, value in rows:
+            parts = [value]
+            if self.width is not None:
+                room = max(self.width - start, 20)
+                parts = textwrap.wrap(value, room, break_long_words=False, break_on_hyphens=False) or [""]
+            found.append(f"{indent}{name:<{label}}{_GAP}{parts[0]}".rstrip())
+            found += [" " * start + part for part in parts[1:]]
+        return found
+
+    def paragraphs(self, texts: Iterable[str]) -> list[str]:
+        """Indented lines; long ones continue further in on a terminal."""
+        if self.width is None:
+            return [_GAP + text for text in texts]
+        wrap = textwrap.TextWrapper(
+            self.width, initial_indent=_GAP, subsequent_indent=2 * _GAP, break_long_words=False, break_on_hyphens=False
+        )
+        return [line for text in texts for line in wrap.wrap(text)]
+
+    def table(
+        self, header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = (), indent: str = ""
+    ) -> list[str]:
+        """Aligned columns under a header. On a narrow terminal the last ones are cut or left out, elsewhere never.
+
+        Args:
+            header: titles of the columns.
+            rows: one text per column.
+            right: titles of the columns that are aligned to the right.
+            indent: stands before every line.
+        """
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        if self.width is not None:
+            widths = _narrowed(widths, self.width - len(indent))
+
+        def line(cells: Sequence[str]) -> str:
+            fitted = [
+                f"{_cut(cell, width):>{width}}" if title in right else f"{_cut(cell, width):<{width}}"
+                for title, cell, width in zip(header, cells, widths, strict=False)
+            ]
+            return (indent + _GAP.join(fitted)).rstrip()
+
+        return [self.heading(line(header)), *map(line, rows)]
+
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal that stdout is; None where it is none."""
+        # There is no stdout at all where it was closed.
+        return shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
+
+    def _echo(self, text: str, err: bool = False) -> None:
+        # https://no-color.org: any value but the empty one. Else click decides by what the stream is.
+        click.echo(text, err=err, color=False if os.environ.get("NO_COLOR") else None)
+
+
+pass_output = click.make_pass_decorator(Output)
+
+
+def plain(value: Any) -> Any:
+    """JSON-ready data: dataclasses as objects, tuples as lists, paths as text, NaN and infinity as null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, os.PathLike) else value
+
+
+def amount(number: int, unit: str = "") -> str:
+    """A count in three digits: ``86.6M``, ``35.1 G`` + unit with one."""
+    value, power = float(number), 0
+    while value >= 999.5 and power < len(_PREFIXES) - 1:
+        value, power = value / 1000, power + 1
+    prefix = _PREFIXES[power]
+    digits = f"{value:.0f}" if not prefix or value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
+    return f"{digits} {prefix}{unit}" if unit else digits + prefix
+
+
+def count_of(number: int, noun: str) -> str:
+    """``1 tensor``, ``2,000 tensors``."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def size_text(size: tuple[int, int]) -> str:
+    """``224x224``: height, then width."""
+    return f"{size[0]}x{size[1]}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - len(_ELLIPSIS)] + _ELLIPSIS
+
+
+def _narrowed(widths: list[int], room: int) -> list[int]:
+    """Column widths that fit: from the right, columns are cut, then left out; the first, which names the row, stays."""
+    found = list(widths)
+    while len(found) > 1:
+        excess = sum(found) + len(_GAP) * (len(found) - 1) - room
+        if excess <= 0:
+            return found
+        if found[-1] - excess >= _NARROWEST:
+            return [*found[:-1], found[-1] - excess]
+        found.pop()
+    return [min(found[0], max(room, _NARROWEST))]

@@ -1,0 +1,84 @@
+"""What another image or patch size makes of a model, and what another way of resizing would change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vit_hub.cli.description import config_data, memory_of
+from vit_hub.cli.flops import forward_flops, tokens_of
+from vit_hub.cli.options import ALL_METHODS
+from vit_hub.cli.output import Output, amount, size_text
+from vit_hub.config import ViTConfig
+from vit_hub.layout import num_parameters
+from vit_hub.resizing import TableDifference, resized_config, table_differences, table_method
+
+if TYPE_CHECKING:
+    from vit_hub.converters import Checkpoint
+
+__all__ = ["Differences", "differences_of", "resized_data", "resized_lines"]
+
+
+@dataclass(frozen=True)
+class Differences:
+    """How far tables resized by other methods are from those by the source's ``own``."""
+
+    own: str
+    by_method: dict[str, TableDifference]
+
+
+def differences_of(
+    ckpt: Checkpoint, image_size: tuple[int, int] | None, patch_size: tuple[int, int] | None, resize: str
+) -> Differences:
+    """The differences of all methods, or of the one that ``--resize`` names."""
+    found = table_differences(ckpt, resized_config(ckpt.config, image_size, patch_size))
+    if resize != ALL_METHODS:
+        found = {method: item for method, item in found.items() if method == table_method(ckpt.config, resize)}
+    return Differences(ckpt.config.resize, found)
+
+
+def resized_data(new: ViTConfig, differences: Differences | None) -> dict[str, Any]:
+    """The model at its new size as JSON-ready data; ``differences`` is None where nobody asked or nobody can tell."""
+    data = config_data(new)
+    if differences is None:
+        return {**data, "differences": None}
+    rows = {method: item._asdict() for method, item in differences.by_method.items()}
+    return {**data, "differences": {"own": differences.own, "by_method": rows}}
+
+
+def resized_lines(output: Output, old: ViTConfig, new: ViTConfig, differences: Differences | None) -> list[str]:
+    """The model as it is and at its new size, side by side, and the differences of the methods if there are any."""
+    stored, resized = _figures(old), _figures(new)
+    rows = [(name, text, resized[name]) for name, text in stored.items()]
+    lines = [output.heading(f"At {size_text(new.image_size)} pixels")]
+    lines += output.table(("", "stored", "resized"), rows, indent="  ")
+    if differences is None:
+        return lines
+    lines += ["", output.heading("Position tables resized by other methods than its own")]
+    if not differences.by_method:
+        return [*lines, "  nothing is resized: the grid stays the same, or the model stores no position table"]
+    table = [
+        (f"{method} (its own)" if method == differences.own else method, *_difference(item))
+        for method, item in differences.by_method.items()
+    ]
+    header = ("method", "largest difference", "mean", "relative")
+    return [*lines, *output.table(header, table, right=header[1:], indent="  ")]
+
+
+def _difference(item: TableDifference) -> tuple[str, str, str]:
+    return f"{item.maximum:.2g}", f"{item.mean:.2g}", f"{item.relative:.1%}"
+
+
+def _figures(config: ViTConfig) -> dict[str, str]:
+    found = {
+        "image": size_text(config.image_size),
+        "patch": size_text(config.patch_size),
+        "grid": size_text(config.grid_size),
+        "tokens": f"{tokens_of(config):,}",
+        "parameters": f"{num_parameters(config):,}",
+        "operations": amount(forward_flops(config), "FLOP"),
+    }
+    for dtype, memory in memory_of(config).items():
+        for what, size in memory.items():
+            found[f"{what}, {dtype}"] = "unknown" if size is None else amount(size, "B")
+    return found

@@ -1,0 +1,129 @@
+"""``--set field=value``: what a file cannot tell, said on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from vit_hub.config import ViTConfig
+
+__all__ = ["parse_size", "set_option"]
+
+
+def _boolean(text: str) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    if text.lower() not in words:
+        raise ValueError(text)
+    return words[text.lower()]
+
+
+def _boolean_or_word(text: str) -> bool | str:
+    try:
+        return _boolean(text)
+    except ValueError:
+        return text
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``224x160``, ``224,160`` or ``224`` as (height, width).
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    sides = [int(side) for side in text.lower().replace(",", "x").split("x")]
+    if len(sides) > 2:
+        raise ValueError(text)
+    return sides[0], sides[-1]
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    return () if text.lower() == "none" else tuple(int(part) for part in text.lower().split("x"))
+
+
+def _triples(text: str) -> tuple[tuple[int, int, int], ...]:
+    found = []
+    for part in () if text.lower() == "none" else text.split(","):
+        channels, kernel, stride = _whole_numbers(part)
+        found.append((channels, kernel, stride))
+    return tuple(found)
+
+
+def _none_or_fields(text: str) -> dict[str, Any] | None:
+    fields = None if text.lower() == "none" else json.loads(text)
+    if fields is not None and not isinstance(fields, dict):
+        raise ValueError(text)
+    return fields
+
+
+# A field's annotation -> its parser, what to call a value, an example.
+_TYPES: dict[str, tuple[Callable[[str], Any], str, str]] = {
+    "int": (int, "a whole number", "12"),
+    "float": (float, "a number", "1e-6"),
+    "bool": (_boolean, "true or false", "true"),
+    "str": (str, "a word", "NAME"),
+    "bool | str": (_boolean_or_word, "true, false or a word", "true"),
+    "tuple[int, int]": (parse_size, "HEIGHTxWIDTH or one number for both", "224x224"),
+    "tuple[int, ...]": (_whole_numbers, "none or whole numbers joined by x", "3x4x9"),
+    "tuple[tuple[int, int, int], ...]": (
+        _triples,
+        "none or CHANNELSxKERNELxSTRIDE, several joined by commas",
+        "64x3x2,128x3x2",
+    ),
+    "Rope | None": (_none_or_fields, "none or a JSON object", '{"theta": 100}'),
+}
+_FIELDS = {field.name: _TYPES[str(field.type)] for field in dataclasses.fields(ViTConfig)}
+
+
+def _parsed(ctx: click.Context, param: click.Parameter, settings: tuple[str, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for setting in settings:
+        try:
+            name, value = _parse(setting)
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from error
+        if found.setdefault(name, value) != value:
+            raise click.BadParameter(f"{name} is set twice, to {found[name]!r} and {value!r}.", ctx, param)
+    return found
+
+
+def _parse(setting: str) -> tuple[str, Any]:
+    """A field and its value.
+
+    Raises:
+        ValueError: there is no such field, or it takes something else.
+    """
+    name, equals, text = (part.strip() for part in setting.partition("="))
+    if name not in _FIELDS:
+        near = difflib.get_close_matches(name, _FIELDS, n=1)
+        meant = f", did you mean {near[0]}?" if near else "."
+        raise ValueError(f"the config has no field {name!r}{meant} Fields: {', '.join(_FIELDS)}.")
+    parse, kind, example = _FIELDS[name]
+    if not equals:
+        raise ValueError(f"{setting!r} has no '='; write {name}={example}.")
+    try:
+        return name, parse(text)
+    except ValueError:
+        raise ValueError(f"{name} takes {kind}, as in {name}={example}, not {text!r}.") from None
+
+
+def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(f"{name}=") for name in _FIELDS if name.startswith(incomplete)]
+
+
+set_option = click.option(
+    "--set",
+    "overrides",
+    metavar="FIELD=VALUE",
+    multiple=True,
+    callback=_parsed,
+    shell_complete=_complete,
+    help="A config field that the file cannot tell or tells wrongly, such as num_heads=3, image_size=224x160, "
+    "act=gelu_tanh or qkv_bias=false. Repeatable.",
+)
+"""The option ``--set``; the command gets ``overrides``, a dict as :func:`vit_hub.load` takes it."""
