@@ -1,0 +1,229 @@
+"""Writes docs/formats.md from the formats themselves and from the recorded models in tests/golden.
+
+python tools/formats_document.py
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import re
+import sys
+import warnings
+from pathlib import Path
+
+from vit_hub.converters import format_names, formats, open_checkpoint
+from vit_hub.converters.conversion import prospects
+from vit_hub.converters.format import Format, all_formats
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = ROOT / "docs" / "formats.md"
+GOLDEN = ROOT / "tests" / "golden"
+
+# Recorded model -> what it is called in the matrix.
+MODELS = {
+    "vitjax_token_prelinen_npz": "ViT, class token",
+    "vitjax_gap": "ViT, average",
+    "vitjax_token_prelogits_prelinen": "ViT, pre-logits layer",
+    "vitjax_hybrid_r_blocks_prelinen": "R+ViT hybrid",
+    "bv_tok_sincos2d": "ViT, sin-cos table",
+    "bv_siglip_map": "SigLIP",
+    "timm_vit_token": "ViT",
+    "timm_vit_avg_fcnorm": "ViT, average, fc_norm",
+    "timm_vit_reg4_gap": "ViT with registers",
+    "timm_siglip_map": "SigLIP, exact GELU",
+    "timm_deit3": "DeiT III",
+    "timm_deit_distilled": "DeiT, distilled",
+    "timm_clip_quickgelu": "CLIP, classifier",
+    "timm_dinov2_small": "DINOv2, classifier",
+    "timm_dinov3_small_token": "DINOv3, classifier",
+    "timm_beit": "BEiT",
+    "timm_eva02_rope_swiglu": "EVA-02",
+    "timm_pe_core_map": "Perception Encoder",
+    "hf_vit_cls": "ViT, epsilon 1e-12",
+    "hf_deit_teacher": "DeiT with teacher",
+    "hf_vitmsn_model": "ViTMSN",
+    "hf_beit_cls_relpos": "BEiT, epsilon 1e-12",
+    "hf_dinov2_cls": "Dinov2 classifier",
+    "hf_dinov2reg_model": "Dinov2WithRegisters",
+    "hf_dinov3_vit": "DINOv3ViT",
+    "hf_siglip_vision": "Siglip",
+    "hf_siglip2_vision_square": "Siglip2",
+    "hf_clip_vision_projection": "CLIP",
+    "hf_ijepa_model": "I-JEPA, epsilon 1e-12",
+    "torchvision_vit": "ViT",
+    "openai_clip_visual": "CLIP",
+    "openclip_gelu": "CLIP, exact GELU",
+    "fb_dino": "DINO",
+    "fb_deit3_LS": "DeiT III",
+    "fb_mae_pretrain": "MAE",
+    "fb_mae_finetune_globalpool": "MAE, fine-tuned",
+    "fb_mocov3_linear": "MoCo v3, linear probe",
+    "fb_msn": "MSN",
+    "fb_ijepa_encoder": "I-JEPA",
+    "fb_dinov2": "DINOv2",
+    "fb_dinov2_reg4": "DINOv2 with registers",
+    "fb_dinov2_giant_swiglu": "DINOv2 giant",
+    "fb_dinov3_vits_style": "DINOv3",
+}
+# What the matrix's models are called by in the recorded projects' names.
+SOURCES = {"vitjax": "vit_jax", "bv": "big_vision", "fb": "facebook", "openai": "openai_clip", "openclip": "open_clip"}
+# Projects whose files do not say how many heads there are, or how large images of a model without a table are.
+UNSTATED = ("timm", "fb", "torchvision", "openclip", "openai")
+
+INTRODUCTION = """\
+# Formats
+
+Written by `python tools/formats_document.py` from the formats' own tables and from the models in `tests/golden`;
+`tests/test_docs_formats.py` fails where it is not up to date.
+
+`to=`, `format=`, `--to` and `--format` take the names in the first column, with or without a dialect (`hf-v5`). Every
+format is read, and written where it can express the model: where the file, with the config file beside it, reloads to
+the same numbers.
+
+## What is read and written
+
+| format | dialects | project | models | container |
+|---|---|---|---|---|
+"""
+CONVENTIONS = """
+The prefixes and wrappers that a format's files come with (`module.`, `model`, `params/`, `teacher`) are read, and
+written back. The timm towers of open_clip are written only as what they were: the names of their architectures are not
+in the weights. `canonical` is vit-hub's own format: safetensors with timm's names, config and provenance in the
+metadata; it expresses every model.
+
+Containers that are read for every format: npz, safetensors, PyTorch files (also nested dicts), sharded checkpoints with
+an index, folders with their config files.
+
+## What files do not say
+
+These are taken from the project that a file comes from, unless its tensors or a config file beside it say otherwise,
+and listed as inferred. "resize" is how the project adapts a position table to another image size.
+
+| format | project | activation | epsilon of norms | resize |
+|---|---|---|---|---|
+"""
+MATRIX = """
+## Which format can express which model
+
+One row for each kind of recorded model, as it comes from its project, written as a folder with its config file.
+**own**: the format that it comes from. **yes**: the same tensors under other names. **folded**: tensors are computed so
+that the outputs stay the same, which cannot be undone and is reported. Otherwise the config fields that the format has
+no place for (the first three); `--lossy` writes it all the same and says by how much the outputs change.
+
+What is folded: a mask over attention biases is applied to them; biases that a class always has are added as zeros, and
+those of keys are left out where they have no effect; a computed position table is stored; rows of a position table are
+added to the class token and the registers, or rows of zeros put before it; layer scale is multiplied into the layer
+before it, or added as ones; CLIP's projection becomes a head with a bias of zeros; stored periods of rotary embeddings
+are left out where they are those that everybody computes. Sums and products are kept in float32.
+
+"""
+VERSIONS = """
+## Tested against
+
+Outputs recorded from the projects' own code (`tests/golden`), and, where the project is installed for the tests, its
+code beside this library's over random small models and the files that this library writes (`tests/parity`).
+
+| project | version |
+|---|---|
+"""
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _modules() -> dict[str, tuple[Format, ...]]:
+    """The first sentence of a module of formats -> its formats."""
+    found = {}
+    for info in pkgutil.iter_modules(formats.__path__):
+        module = importlib.import_module(f"{formats.__name__}.{info.name}")
+        summary = " ".join((module.__doc__ or "").split("\n\n")[0].split())
+        found[summary] = module.FORMATS
+    return found
+
+
+def _formats() -> str:
+    rows = ""
+    for summary, members in _modules().items():
+        name = members[0].name
+        labels = dict.fromkeys(form.label(dialect) for form in members for dialect in form.dialects)
+        dialects = [label.removeprefix(f"{name}-") for label in labels if label != name]
+        parts = dict.fromkeys(part for dialect in dialects for part in dialect.split("-"))
+        combined = len(dialects) > len(parts)
+        shown = ", ".join(f"`{item}`" for item in (parts if combined else dialects)) + " and combined" * combined
+        projects = dict.fromkeys(form.project.partition("' ")[0] for form in members)
+        containers = dict.fromkeys(form.container for form in members)
+        models = re.split(r"(?<=\w)\. |; ", summary)[0].rstrip(".").replace("``", "`")
+        models = models.removeprefix(f"{members[0].project}: ")
+        rows += _row(f"`{name}`", shown, ", ".join(projects), models, ", ".join(containers))
+    return rows
+
+
+def _conventions() -> str:
+    rows = ""
+    for form in all_formats():
+        told, label = form.conventions, form.label(form.dialects[0])
+        rows += _row(f"`{label}`", form.project, f"`{told['act']}`", f"{told['norm_eps']:.0e}", f"`{told['resize']}`")
+    return rows.replace("e-0", "e-")
+
+
+def _overrides(name: str, config: dict[str, object]) -> dict[str, object]:
+    told: dict[str, object] = {}
+    if name.startswith(UNSTATED):
+        told["num_heads"] = config["heads"]
+    if "quick" in str(config["activation"]).lower() and name.startswith("timm"):
+        told["act"] = "quick_gelu"
+    if name.startswith(("timm_dinov3", "fb_dinov3", "bv_tok_sincos2d")):
+        told["image_size"] = tuple(config["image_size"])  # type: ignore[arg-type]
+    if name.startswith("timm_dinov3"):
+        told["pool"] = "cls"
+    return told
+
+
+def _matrix() -> str:
+    targets = [name for name in format_names() if "-" not in name and name != "canonical"]
+    text = _row("from", "model", *(f"`{name}`" for name in targets)) + _row(*["---"] * (2 + len(targets)))
+    for case, model in MODELS.items():
+        meta = json.loads((GOLDEN / case / "meta.json").read_text(encoding="utf-8"))
+        ckpt = open_checkpoint(GOLDEN / case / meta["checkpoint"], overrides=_overrides(case, meta["config"]))
+        source = ckpt.format.partition("-")[0]
+        project = case.partition("_")[0]
+        assert source == SOURCES.get(project, project), case
+        text += _row(f"`{source}`", model, *("**own**" if to == source else _cell(ckpt, to) for to in targets))
+    return text
+
+
+def _cell(ckpt: object, to: str) -> str:
+    problems, folded = prospects(ckpt, to)  # type: ignore[arg-type]
+    shown = [*problems][:3] + ["..."] * (len(problems) > 3)
+    return ", ".join(shown) or ("**folded**" if folded else "**yes**")
+
+
+def _versions() -> str:
+    pinned = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if "==" in line
+    )
+    found: dict[str, str] = {}
+    for file in sorted(GOLDEN.glob("*/meta.json")):
+        source = json.loads(file.read_text(encoding="utf-8"))["source"]
+        project = source["project"].partition(" (")[0]
+        version = source.get("version", "").partition("+")[0] or source.get("commit", "")[:7]
+        installed = pinned.get(project.rpartition("/")[2])
+        if version:
+            found[project] = version + (", installed for the tests" if installed == version else "")
+    return "".join(_row(project, version) for project, version in sorted(found.items()))
+
+
+def document() -> str:
+    """The text of docs/formats.md."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parts = (INTRODUCTION, _formats(), CONVENTIONS, _conventions(), MATRIX, _matrix(), VERSIONS, _versions())
+        return "".join(parts)
+
+
+if __name__ == "__main__":
+    TARGET.write_text(document(), encoding="utf-8")
+    sys.stdout.write(f"{TARGET}\n")
