@@ -88,7 +88,7 @@ def imports_when_imported(module: str) -> set[str]:
 
 def layer(module: str) -> str:
     """`data` needs nothing but itself, then come `converters`, `library` and `cli`."""
-    if is_inside(module, "vit_hub.config", "vit_hub.errors", "vit_hub.layout"):
+    if is_inside(module, "vit_hub.config", "vit_hub.errors", "vit_hub.layout", "vit_hub.positions"):
         return "data"
     if is_inside(module, "vit_hub.weights_manifest"):
         return "manifest"

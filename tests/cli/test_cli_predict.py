@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import Result
+
+import vit_hub
+from vit_hub.labels import label_names
+
+Run = Callable[..., Result]
+GOLDEN = Path(__file__).parents[1] / "golden"
+HF = GOLDEN / "hf_vit_cls" / "hf"
+
+
+@pytest.mark.filterwarnings("ignore:no preprocessing is recorded")
+def test_the_classes_are_the_model_s_own(answer: Callable[..., Any], models: Path, photos: Path) -> None:
+    model = vit_hub.load(models / "classifier.safetensors")
+    with torch.inference_mode():
+        expected = model(vit_hub.preprocess(model)([photos / "0.png", photos / "1.png"])).softmax(-1)
+    data = answer("predict", models / "classifier.safetensors", photos / "0.png", photos / "1.png")
+    assert [item["image"] for item in data["predictions"]] == [str(photos / "0.png"), str(photos / "1.png")]
+    for item, probabilities in zip(data["predictions"], expected, strict=True):
+        classes = item["classes"]
+        assert [found["index"] for found in classes] == probabilities.argsort(descending=True).tolist()
+        for found in classes:
+            assert found["probability"] == pytest.approx(float(probabilities[found["index"]]), abs=1e-6)
+            assert found["name"] is None
+
+
+def test_text(run: Run, photos: Path) -> None:
+    result = run("predict", HF, photos / "0.png", "--top", 2)
+    assert result.exit_code == 0
+    title, first, second = result.stdout.splitlines()
+    assert title == str(photos / "0.png")
+    for line in (first, second):
+        share, name = line.split()
+        assert 0 < float(share.rstrip("%")) < 100
+        assert name.startswith("LABEL_")
+
+
+def test_known_classes_have_names(run: Run, answer: Callable[..., Any], models: Path, photos: Path) -> None:
+    args = ("predict", models / "imagenet.safetensors", photos / "0.png")
+    result = run(*args)
+    assert result.stderr == ""
+    (prediction,) = answer(*args)["predictions"]
+    names = [item["name"] for item in prediction["classes"]]
+    assert names == [label_names("imagenet-1k")[item["index"]] for item in prediction["classes"]]
+    assert [line.split("%  ")[1] for line in result.stdout.splitlines()[1:]] == names
+
+
+def test_unnamed_classes_have_numbers(run: Run, models: Path, photos: Path) -> None:
+    assert "%  class " in run("predict", models / "classifier.safetensors", photos / "0.png").stdout
+
+
+def test_folders_stand_for_their_images(run: Run, models: Path, photos: Path, tmp_path: Path) -> None:
+    result = run("predict", models / "classifier.safetensors", photos, "-q")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    rows = [line.split("\t") for line in result.stdout.splitlines()]
+    assert [row[0] for row in rows] == [str(photos / "0.png"), str(photos / "1.png")]
+    assert all(0 < float(row[2]) <= 1 for row in rows)
+    result = run("predict", models / "classifier.safetensors", tmp_path)
+    assert result.exit_code == 1
+    assert f"{tmp_path}: no image file in this folder" in result.stderr
+
+
+def test_unreadable_images_do_not_stop_the_others(run: Run, models: Path, photos: Path, tmp_path: Path) -> None:
+    shutil.copy(photos / "notes.txt", tmp_path / "broken.jpg")
+    images = (tmp_path / "broken.jpg", tmp_path / "missing.png", photos / "1.png")
+    result = run("predict", models / "classifier.safetensors", *images, "-q")
+    assert result.exit_code == 1
+    assert result.stdout.startswith(f"{photos / '1.png'}\t")
+    for image in images[:2]:
+        assert f"vit-hub: error: {image}: " in result.stderr
+    as_json = run("predict", models / "classifier.safetensors", *images, "--json")
+    assert as_json.exit_code == 1
+    broken, missing, good = json.loads(as_json.stdout)["predictions"]
+    assert str(images[0]) in broken["error"]["message"]
+    assert str(images[1]) in missing["error"]["message"]
+    assert good["classes"]
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("headless", "has no classification head"),
+        ("untrained", "is all zeros"),
+        ("broken", "0.png: the model's outputs are not finite"),
+        ("missing", "no such file"),
+    ],
+)
+def test_models_that_cannot_classify(run: Run, models: Path, photos: Path, model: str, expected: str) -> None:
+    result = run("predict", models / f"{model}.safetensors", photos / "0.png")
+    assert result.exit_code == 1
+    assert expected in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("device", ["nonsense", "meta"])
+def test_devices_that_cannot_compute(run: Run, models: Path, photos: Path, device: str) -> None:
+    result = run("predict", models / "classifier.safetensors", photos, "--device", device)
+    assert result.exit_code == 1
+    assert f"device '{device}' cannot be used" in result.stderr
+
+
+def test_dtype(answer: Callable[..., Any], models: Path, photos: Path) -> None:
+    args = ("predict", models / "half.safetensors", photos / "0.png")
+    exact, rounded = answer(*args), answer(*args, "--dtype", "auto")
+    best = [data["predictions"][0]["classes"][0]["probability"] for data in (exact, rounded)]
+    assert best[0] == pytest.approx(best[1], abs=0.02)
+    assert best[0] != best[1]
+
+
+def test_images_are_required(run: Run) -> None:
+    assert run("predict", "vit-b16").exit_code == 2

@@ -1,0 +1,364 @@
+"""timm's Eva, Beit and hybrid models: the same numbers, the same bytes back, and folders that timm itself loads."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from golden_cases import native_tensors
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from small_models import examples, random_images, randomise, relative_error
+from timm.layers import LayerNorm, StdConv2dSame
+from timm.models import model_entrypoint
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.resnetv2 import ResNetV2, create_resnetv2_stem
+from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
+from timm.models.vision_transformer_hybrid import HybridEmbed
+from torch import Tensor, nn
+
+import vit_hub
+from vit_hub.converters.checkpoint import read_source
+from vit_hub.converters.containers import Source
+from vit_hub.converters.inference import conventional_heads
+from vit_hub.converters.tensors import LazyTensor
+from vit_hub.errors import ConfigError, VitHubError
+from vit_hub.timm_modules import timm_facts, timm_format
+
+# timm computes rotary embeddings in float32 whatever the model is in.
+EXACT, SINGLE = 1e-10, 1e-6
+
+
+def made(model: Any, dtype: torch.dtype = torch.float64) -> Any:
+    """The model in a dtype, with random parameters; norms and layer scale stay around one."""
+    model = model.to(dtype).eval()
+    randomise(model)
+    return model
+
+
+def assert_same(ours: vit_hub.VisionTransformer, theirs: Any, images: Tensor, error: float) -> None:
+    with torch.inference_mode():
+        tokens = theirs.forward_features(images)
+        assert relative_error(ours.forward_features(images), tokens) <= error
+        assert relative_error(ours(images), theirs(images)) <= error
+        if ours.config.pool != "none":
+            assert relative_error(ours.embed(images), theirs.forward_head(tokens, pre_logits=True)) <= error
+
+
+def assert_goes_back(ours: vit_hub.VisionTransformer, theirs: Any) -> None:
+    found, wanted = vit_hub.to_timm(ours), theirs.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@st.composite
+def common_arguments(draw: st.DrawFn) -> dict[str, Any]:
+    """What Eva and Beit have in common, and patches and images that are not square."""
+    heads = draw(st.sampled_from((1, 2, 3)))
+    patch = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    grid = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    return {
+        "img_size": tuple(n * p for n, p in zip(grid, patch, strict=True)),
+        "patch_size": patch,
+        "in_chans": draw(st.integers(1, 3)),
+        "num_classes": draw(st.integers(0, 4)),
+        "embed_dim": 8 * heads,
+        "depth": draw(st.integers(1, 3)),
+        "num_heads": heads,
+        "mlp_ratio": draw(st.sampled_from((0.5, 1.3, 4.0))),
+        "qkv_bias": draw(st.booleans()),
+        "swiglu_mlp": draw(st.booleans()),
+        "scale_mlp": draw(st.booleans()),
+        "init_values": draw(st.sampled_from((None, 1e-5))),
+        "norm_layer": functools.partial(LayerNorm, eps=draw(st.sampled_from((1e-6, 1e-5, 1e-3)))),
+    }
+
+
+@st.composite
+def eva_arguments(draw: st.DrawFn) -> dict[str, Any]:
+    """Arguments of timm's Eva, all that change what it computes but for what the canonical model has not."""
+    found = draw(common_arguments())
+    class_token = draw(st.booleans())
+    # With gates, attention pooling has another activation than the blocks.
+    pools = ["avg"] + ["token"] * class_token + ["map"] * (not found["swiglu_mlp"])
+    kind = draw(st.sampled_from((None, "cat", "mixed", "dinov3")))
+    shapes = st.sampled_from((None, (16, 16), (3, 5)))
+    return found | {
+        "global_pool": draw(st.sampled_from(pools)),
+        "class_token": class_token,
+        "num_reg_tokens": draw(st.sampled_from((0, 0, 1, 4))),
+        "attn_type": draw(st.sampled_from(("eva", "rope"))),
+        "qkv_fused": draw(st.booleans()),
+        "qk_norm": draw(st.booleans()),
+        "swiglu_align_to": draw(st.sampled_from((0, 4))),
+        "scale_attn_inner": draw(st.booleans()),
+        "no_embed_class": draw(st.booleans()),
+        "use_abs_pos_emb": draw(st.booleans()),
+        "use_rot_pos_emb": kind is not None,
+        "rope_type": kind or "cat",
+        "rope_temperature": draw(st.sampled_from((10.0, 100.0, 10_000.0))),
+        "rope_grid_offset": draw(st.sampled_from((0.0, 1.0))) if kind == "cat" else 0.0,
+        "rope_grid_indexing": draw(st.sampled_from(("ij", "xy"))),
+        "rope_rotate_half": kind != "mixed" and draw(st.booleans()),
+        "ref_feat_shape": draw(shapes) if kind == "cat" else None,
+        "use_pre_transformer_norm": draw(st.booleans()),
+        "use_post_transformer_norm": draw(st.sampled_from((None, None, False))),
+        "use_fc_norm": draw(st.sampled_from((None, False))),
+        "attn_pool_num_heads": draw(st.sampled_from((None, 4))),
+        "attn_pool_mlp_ratio": draw(st.sampled_from((None, 2.0))),
+    }
+
+
+@examples(100)
+@given(arguments=eva_arguments())
+def test_an_eva_model_gives_the_same_numbers_and_goes_back(arguments: dict[str, Any]) -> None:
+    theirs = made(Eva(**arguments))
+    ours = vit_hub.from_module(theirs)
+    assert ours.config.norm_eps == arguments["norm_layer"].keywords["eps"]
+    assert (ours.config.rope is not None) == arguments["use_rot_pos_emb"]
+    assert_same(ours, theirs, random_images(ours.config, torch.float64), SINGLE if ours.config.rope else EXACT)
+    assert_goes_back(ours, theirs)
+
+
+@st.composite
+def beit_arguments(draw: st.DrawFn) -> dict[str, Any]:
+    """Arguments of timm's Beit; a model with a table in every block and a shared one at once is not published."""
+    pool = draw(st.sampled_from(("avg", "token")))
+    tables = draw(st.sampled_from(("block", "shared", "none")))
+    return draw(common_arguments()) | {
+        "global_pool": pool,
+        "use_abs_pos_emb": tables == "none" or draw(st.booleans()),
+        "use_rel_pos_bias": tables == "block",
+        "use_shared_rel_pos_bias": tables == "shared",
+        "use_fc_norm": draw(st.sampled_from((None, True, False))),
+    }
+
+
+@examples(60)
+@given(arguments=beit_arguments())
+def test_a_beit_model_gives_the_same_numbers_and_goes_back(arguments: dict[str, Any]) -> None:
+    theirs = made(Beit(**arguments))
+    ours = vit_hub.from_module(theirs)
+    assert_same(ours, theirs, random_images(ours.config, torch.float64), EXACT)
+    assert_goes_back(ours, theirs)
+
+
+@examples(8)
+@given(
+    layers=st.sampled_from(((), (1,), (1, 2), (2, 1, 1))),
+    patch=st.sampled_from((1, 2)),
+    pool=st.sampled_from(("token", "avg")),
+    size=st.sampled_from(((32, 32), (32, 48), (37, 41))),
+)
+def test_a_hybrid_gives_the_same_numbers_and_goes_back(
+    layers: tuple[int, ...], patch: int, pool: str, size: tuple[int, int]
+) -> None:
+    options: dict[str, Any] = {
+        "stem_type": "same",
+        "preact": False,
+        "conv_layer": functools.partial(StdConv2dSame, eps=1e-8),
+    }
+    if layers:
+        channels = tuple(128 * 2**stage for stage in range(len(layers)))
+        backbone = ResNetV2(layers, channels, num_classes=0, global_pool="", stem_chs=32, **options)
+    else:
+        backbone = create_resnetv2_stem(3, 32, **options)
+    theirs = TimmVisionTransformer(
+        img_size=size, patch_size=patch, embed_dim=16, depth=1, num_heads=2, num_classes=3, global_pool=pool,
+        embed_layer=functools.partial(HybridEmbed, backbone=backbone),
+    )  # fmt: skip
+    theirs = made(theirs)
+    ours = vit_hub.from_module(theirs)
+    assert ours.config.stem_stages == layers
+    assert_same(ours, theirs, random_images(ours.config, torch.float64), EXACT)
+    assert_goes_back(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("cls", "arguments"),
+    [
+        (Eva, {"use_post_norm": True}),
+        (Eva, {"attn_only_layer_scale": True, "init_values": 1e-5}),
+        (Eva, {"global_pool": "max"}),
+        (Eva, {"global_pool": "map", "swiglu_mlp": True}),
+        (Eva, {"num_kv_heads": 1, "attn_type": "rope", "qkv_fused": False}),
+        (Eva, {"use_rot_pos_emb": True, "rope_type": "mrope", "embed_dim": 128, "rope_mrope_section": (8, 12, 12)}),
+        (Beit, {"use_rel_pos_bias": True, "use_shared_rel_pos_bias": True}),
+    ],
+    ids=str,
+)
+def test_a_model_that_computes_otherwise_is_refused(cls: Any, arguments: dict[str, Any]) -> None:
+    small = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
+    with pytest.raises(VitHubError):
+        vit_hub.from_module(made(cls(**small | arguments)))
+
+
+MODULES = ("vision_transformer", "eva", "beit", "vision_transformer_hybrid", "deit")
+ARCHITECTURES = [name for module in MODULES for name in timm.list_models(module=module)]
+# Parallel blocks, differential attention, RMSNorm, norms after the layers, other stems, grouped queries; and a model
+# of timm's own tests whose pooling only its function knows.
+REFUSED = (
+    r"aimv2|_18x2_|_xp_|_d?pwee_|_dwee_|_dlittle_|_rpn_|eva02_enormous|_resnet\d|_mci_|sapiens|test_vit4|test_vit3"
+)
+COVERED = [name for name in ARCHITECTURES if not re.search(REFUSED, name)]
+
+
+def nothing() -> Any:
+    raise AssertionError("no values are needed")
+
+
+def described(name: str) -> tuple[nn.Module, Source]:
+    """The first block of an architecture without values, and its hub folder, unread."""
+    with torch.device("meta"):
+        module: Any = model_entrypoint(name)(pretrained=False, num_classes=5, depth=1)
+    tensors = {key: LazyTensor("F32", tuple(value.shape), nothing) for key, value in module.state_dict().items()}
+    config = {
+        "architecture": name,
+        "num_classes": 5,
+        "global_pool": module.global_pool,
+        "model_args": {"depth": 1, "num_heads": module.blocks[0].attn.num_heads},
+        "pretrained_cfg": {"input_size": [3, *module.patch_embed.img_size]},
+    }
+    return module, Source(Path(name), "safetensors", tensors, {}, {"config.json": config}, ())
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_every_architecture_is_known_from_its_name_and_tensors(name: str) -> None:
+    module, source = described(name)
+    config = read_source(source).config
+    assert config == read_source(source, format=timm_format(module), overrides=timm_facts(module)).config
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in COVERED and "test_vit3" not in name])
+def test_other_architectures_are_refused(name: str) -> None:
+    try:
+        _, source = described(name)
+    except AssertionError:
+        return  # timm does not build it with one block
+    except AttributeError:
+        return  # no attention of a known name: nothing of it is described
+    with pytest.raises(VitHubError):
+        read_source(source)
+
+
+class Described(Exception):
+    """Thrown instead of building a model."""
+
+
+def test_heads_are_told_from_the_published_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or from the name, where two published models of a shape have different heads."""
+    built: dict[str, Any] = {}
+
+    def build(cls: type[nn.Module], variant: str, pretrained: bool, **arguments: Any) -> None:
+        built[variant] = (cls, arguments)
+        raise Described
+
+    for module in MODULES:
+        monkeypatch.setattr(f"timm.models.{module}.build_model_with_cfg", build)
+    for name in COVERED:
+        with pytest.raises(Described):
+            model_entrypoint(name)(pretrained=False)
+    assert built.keys() == set(COVERED)
+    wrong = set()
+    for name, (_, arguments) in built.items():
+        gated = arguments.get("mlp_layer") is not None or arguments.get("swiglu_mlp", False)
+        split = arguments.get("swiglu_align_to") or arguments.get("scale_mlp")
+        ffn = ("swiglu" if split else "swiglu_packed") if gated else "mlp"
+        shape = (arguments.get("embed_dim", 768), arguments.get("depth", 12), ffn)
+        try:
+            heads = conventional_heads(*shape)
+        except ConfigError:
+            heads = 0
+        if heads != arguments.get("num_heads", 12):
+            wrong.add(name)
+    named = {"vit_base_patch16_gap_224": 16, "vit_giant_patch16_radio_v3": 24}
+    assert wrong == {*named, "test_vit", "test_vit2"}
+    monkeypatch.undo()
+    for name, heads in named.items():
+        _, source = described(name)
+        del source.sidecars["config.json"]["model_args"]
+        assert read_source(source).config.num_heads == heads
+
+
+SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+# One of every kind, and what a caller has to say of its bare state dict.
+KINDS: dict[str, dict[str, Any]] = {
+    "vit_small_patch16_dinov3_qkvb": {},
+    "vit_small_patch16_dinov3": {},
+    "vit_small_plus_patch16_dinov3": {},
+    "eva02_base_patch14_224": {},
+    "eva02_tiny_patch14_224": {},
+    "eva_giant_patch14_224": {},
+    "eva02_base_patch16_clip_224": {},
+    "vit_pe_core_base_patch16_224": {},
+    "vit_pe_spatial_base_patch16_512": {},
+    "vit_pe_lang_large_patch14_448": {},
+    "vit_small_patch16_rope_224": {},
+    "vit_small_patch16_rope_mixed_224": {},
+    "vit_small_patch16_rope_ape_224": {},
+    "vit_base_patch16_rope_reg1_gap_256": {},
+    "beit_base_patch16_224": {},
+    "vit_so150m_patch16_reg4_map_256": {},
+    "vit_so150m_patch16_reg4_gap_256": {},
+    "vit_base_patch16_siglip_224": {},
+    "vit_so400m_patch16_siglip_gap_256": {"act": "gelu_tanh"},
+    "flexivit_small": {},
+    "vit_small_patch14_reg4_dinov2": {},
+    "vit_base_patch16_clip_quickgelu_224": {"act": "quick_gelu"},
+    "deit3_small_patch16_224": {},
+    "deit_small_distilled_patch16_224": {},
+}
+HYBRIDS = ("vit_tiny_r_s16_p8_224", "vit_small_r26_s32_224", "vit_base_r50_s16_224")
+
+
+@pytest.mark.parametrize("name", [*KINDS, *HYBRIDS])
+def test_a_published_architecture_there_and_back(name: str, tmp_path: Path) -> None:
+    """A bare state dict with what a caller has to say of it; then the folder that timm loads."""
+    size = {"img_size": 64} if name in HYBRIDS else {"img_size": 16, "patch_size": 4}
+    theirs = made(model_entrypoint(name)(pretrained=False, num_classes=5, **SMALL, **size), torch.float32)
+    told = {"num_heads": 3, "image_size": (size["img_size"],) * 2, **KINDS.get(name, {})}
+    source, middle = tmp_path / "bare.safetensors", tmp_path / "canonical.safetensors"
+    save_file({key: value.contiguous() for key, value in theirs.state_dict().items()}, source)
+
+    report = vit_hub.convert(source, middle, overrides=told)
+    vit_hub.convert(middle, tmp_path / "back.safetensors", to=vit_hub.open_checkpoint(source, overrides=told).format)
+    assert native_tensors(tmp_path / "back.safetensors") == native_tensors(source)
+    vit_hub.convert(middle, tmp_path / "folder", to="timm")
+    again = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
+    assert type(again) is type(theirs)
+
+    error = SINGLE if report.config.rope else EXACT
+    images = random_images(report.config, torch.float64)
+    with torch.inference_mode():
+        wanted = theirs.double()(images)
+        assert relative_error(vit_hub.load(source, overrides=told, dtype="float64")(images), wanted) <= error
+        assert relative_error(again.double()(images), wanted) <= error
+        ours = vit_hub.load(tmp_path / "folder", dtype="float64")
+        assert relative_error(ours(images), wanted) <= error
+    assert ours.config == report.config
+
+
+def test_a_perception_encoder_is_told_from_a_pre_normed_model_by_its_config(tmp_path: Path) -> None:
+    arguments = SMALL | {"img_size": 16, "patch_size": 4, "pre_norm": True, "global_pool": "map", "num_classes": 5}
+    theirs = made(timm.create_model("vit_base_patch16_clip_224", **arguments), torch.float32)
+    timm.models.save_for_hf(theirs, tmp_path, model_args=arguments, safe_serialization=True)
+    ours = vit_hub.load(tmp_path)
+    assert ours.config.rope is None
+    with torch.inference_mode():
+        images = random_images(ours.config)
+        assert relative_error(ours(images), theirs(images)) <= SINGLE
+
+
+def test_gates_with_attention_pooling_are_refused_in_files(tmp_path: Path) -> None:
+    arguments = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "swiglu_mlp": True}
+    theirs = made(Eva(**arguments, global_pool="map", init_values=1e-5), torch.float32)
+    save_file(theirs.state_dict(), tmp_path / "bare.safetensors")
+    with pytest.raises(ConfigError, match="act: "):
+        vit_hub.open_checkpoint(tmp_path / "bare.safetensors", overrides={"num_heads": 2})

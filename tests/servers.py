@@ -1,0 +1,119 @@
+"""Local web servers for tests: one that misbehaves as told, and one that the real huggingface_hub client talks to."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer; ``length`` is what Content-Length claims, None: the body's, -1: nothing is claimed."""
+
+    body: bytes = b""
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    length: int | None = None
+    delay: float = 0.0
+
+
+Answer = Callable[[str, str], Reply]  # (method, path) -> reply
+
+
+@dataclass
+class Server:
+    """``replies[path]`` are given one after the other, the last one again and again; ``requests`` is what was asked."""
+
+    url: str
+    replies: dict[str, list[Reply]] = field(default_factory=dict)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, path: str, *replies: Reply) -> str:
+        self.replies[path] = list(replies)
+        return self.url + path
+
+    def answer(self, method: str, path: str) -> Reply:
+        waiting = self.replies.get(path)
+        if not waiting:
+            return Reply(b"no such page", 404)
+        return waiting.pop(0) if len(waiting) > 1 else waiting[0]
+
+    def count(self, method: str = "GET") -> int:
+        return sum(asked == method for asked, _ in self.requests)
+
+
+@dataclass
+class HubServer(Server):
+    """The part of Hugging Face's API that downloads need: HEAD and GET of ``/{repo}/resolve/{revision}/{file}``."""
+
+    repos: dict[str, tuple[str, dict[str, bytes]]] = field(default_factory=dict)
+    gated: set[str] = field(default_factory=set)
+    commit_header: str = "X-Repo-Commit"
+    spoiled: dict[str, bytes] = field(default_factory=dict)  # file -> what is sent in place of its content
+
+    def add_repo(self, repo: str, files: Mapping[str, bytes], commit: str = "c" * 40) -> None:
+        self.repos[repo] = (commit, dict(files))
+
+    def answer(self, method: str, path: str) -> Reply:
+        parts = path.removeprefix("/").split("/", 4)
+        repo = "/".join(parts[:2])
+        if len(parts) < 5 or parts[2] != "resolve" or repo not in self.repos:
+            return Reply(status=404, headers={"X-Error-Code": "RepoNotFound"})
+        if repo in self.gated:
+            return Reply(status=403, headers={"X-Error-Code": "GatedRepo"})
+        commit, files = self.repos[repo]
+        revision, name = parts[3:]
+        if revision not in (commit, "main"):
+            return Reply(status=404, headers={"X-Error-Code": "RevisionNotFound"})
+        if name not in files:
+            return Reply(status=404, headers={"X-Error-Code": "EntryNotFound", self.commit_header: commit})
+        content = files[name]
+        large = not name.endswith(".json")
+        etag = (hashlib.sha256 if large else hashlib.sha1)(content).hexdigest()
+        headers = {self.commit_header: commit, "ETag": f'"{etag}"'}
+        if large:
+            headers |= {"X-Linked-ETag": f'"{etag}"', "X-Linked-Size": str(len(content))}
+        return Reply(self.spoiled.get(name, content), headers=headers)
+
+
+@contextlib.contextmanager
+def serving(kind: type[Server] = Server) -> Iterator[Server]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            state.requests.append((self.command, self.path))
+            reply = state.answer(self.command, self.path)
+            time.sleep(reply.delay)
+            self.send_response(reply.status)
+            for name, value in reply.headers.items():
+                self.send_header(name, value)
+            length = len(reply.body) if reply.length is None else reply.length
+            if length >= 0:
+                self.send_header("Content-Length", str(length))
+            self.send_header("Connection", "close")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(reply.body)
+            self.close_connection = True
+
+        do_HEAD = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state = kind(f"http://127.0.0.1:{httpd.server_address[1]}")
+    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        httpd.shutdown()
+        httpd.server_close()
+        thread.join()

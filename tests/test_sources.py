@@ -1,0 +1,176 @@
+"""What a name stands for, and which of its sources is taken."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from hub_fixtures import PREPROCESS, MakeEntry, cache, make_entry, server
+from servers import Reply, Server
+from tiny import CONFIG, timm_file
+
+from vit_hub.errors import CheckpointError, DownloadError, IntegrityError, ModelNotFoundError
+from vit_hub.fetch import fetch
+from vit_hub.preprocessing import Preprocessing
+from vit_hub.registry import WeightSource, get_entry, list_models
+from vit_hub.sources import Resolved, local_path, locate, open_resolved, resolve
+
+__all__ = ["cache", "make_entry", "server"]  # fixtures
+
+SHA256 = hashlib.sha256(timm_file()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["vit-b16", "weights.npz", "folder/model", "google/vit-base-patch16-224"])
+def test_an_existing_path_wins(name: str) -> None:
+    Path(name).mkdir(parents=True)
+    assert resolve(name) == Resolved(Path(name))
+    assert resolve(Path(name).absolute()) == Resolved(Path(name).absolute())
+
+
+def test_the_home_folder_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "b16.npz").touch()
+    assert local_path("~/b16.npz") == tmp_path / "b16.npz"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["b16.npz", "model.safetensors", "a/b.pth", "x.pth.tar", "x.bin", "x.pt", "./x", "../x", "/x/y", "~/x", "C:\\x"],
+)
+def test_what_looks_like_a_path_is_no_name(name: str) -> None:
+    with pytest.raises(CheckpointError, match="no such file") as error:
+        resolve(name)
+    assert name in error.value.message
+
+
+def test_a_path_object_is_never_a_name() -> None:
+    with pytest.raises(CheckpointError, match="no such file"):
+        resolve(Path("vit-b16"))
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_what_no_path_can_be_is_one_clear_error(name: str) -> None:
+    with pytest.raises((CheckpointError, ModelNotFoundError)):
+        resolve(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vit-b16", "VIT_B16", "vit_base_patch16_224.augreg2_in21k_ft_in1k", "google/vit-base-patch16-224"],
+)
+def test_names_of_the_registry_give_its_sources(name: str) -> None:
+    assert locate(name) == (get_entry(name), get_entry(name).sources)
+
+
+def test_an_address_that_the_registry_knows_is_its_source() -> None:
+    entry = get_entry("vit-b16.orig-in21k-ft-in1k-224")
+    known = next(source for source in entry.sources if source.url)
+    assert locate(str(known.url)) == (entry, (known,))
+
+
+@pytest.mark.parametrize(
+    ("name", "repo", "revision"),
+    [
+        ("someone/tiny-vit", "someone/tiny-vit", None),
+        ("someone/tiny_vit.v1@main", "someone/tiny_vit.v1", "main"),
+        ("google/vit-base-patch16-224@refs/pr/1", "google/vit-base-patch16-224", "refs/pr/1"),
+    ],
+)
+def test_other_repositories_are_the_hubs(name: str, repo: str, revision: str | None) -> None:
+    entry, (source,) = locate(name)
+    assert entry is None
+    assert (source.kind, source.repo, source.revision, source.file) == ("hf", repo, revision, None)
+
+
+@pytest.mark.parametrize("name", ["vit-b61", "a/b/c", "", "someone/", "two words"])
+def test_anything_else_is_not_found(name: str) -> None:
+    with pytest.raises(ModelNotFoundError) as error:
+        resolve(name)
+    assert error.value.hint
+
+
+def test_a_mistyped_name_gets_suggestions() -> None:
+    with pytest.raises(ModelNotFoundError, match="vit-b16"):
+        resolve("vit-b61")
+
+
+def test_an_address_is_fetched(server: Server) -> None:
+    resolved = resolve(server.url + "/tiny.safetensors")
+    assert resolved.path.read_bytes() == timm_file()
+    assert (resolved.entry, resolved.hints) == (None, {})
+    assert resolved.weight_source is not None
+    ckpt = open_resolved(resolved, overrides={"num_heads": 3})
+    assert (ckpt.format, ckpt.config.num_heads) == ("timm", 3)
+
+
+def test_the_registry_says_what_the_file_cannot(make_entry: MakeEntry) -> None:
+    entry = make_entry("/tiny.safetensors")
+    resolved = resolve("tiny")
+    assert (resolved.entry, resolved.weight_source) == (entry, entry.sources[0])
+    ckpt = open_resolved(resolved)
+    assert ckpt.config.num_heads == CONFIG.num_heads
+    # The activation follows the format that is read, not the entry's first source.
+    assert ckpt.config.act == "gelu"
+    assert (ckpt.passport.weights_id, ckpt.passport.license, ckpt.passport.labels) == ("tiny", "mit", "imagenet-1k")
+    assert ckpt.passport.preprocess is not None
+    assert Preprocessing.from_dict(ckpt.passport.preprocess) == PREPROCESS
+
+
+def test_the_caller_knows_better_than_the_registry(make_entry: MakeEntry) -> None:
+    make_entry("/tiny.safetensors")
+    assert open_resolved(resolve("tiny"), overrides={"num_heads": 2}).config.num_heads == 2
+
+
+def test_a_source_may_differ_from_its_entry(make_entry: MakeEntry, server: Server) -> None:
+    source = WeightSource(
+        kind="https", format="timm", url=server.url + "/tiny.safetensors", config={"pool": "avg", "act": "relu"}
+    )
+    make_entry(source, config=CONFIG.replace(num_classes=7))
+    resolved = resolve("tiny")
+    assert resolved.hints == {"num_heads": 3, "image_size": (32, 32), "pool": "avg"}
+    ckpt = open_resolved(resolved)
+    assert ckpt.config.num_classes == 5
+    assert ckpt.passport.labels is None
+
+
+def test_the_next_source_is_taken_where_one_does_not_deliver(make_entry: MakeEntry) -> None:
+    entry = make_entry("/gone.safetensors", "/tiny.npz", "/tiny.safetensors")
+    resolved = resolve("tiny")
+    assert resolved.weight_source == entry.sources[1]
+    ckpt = open_resolved(resolved)
+    assert (ckpt.format, ckpt.config.act) == ("vit_jax", "gelu_tanh")
+
+
+def test_all_failures_are_listed(make_entry: MakeEntry, server: Server) -> None:
+    server.add("/page.npz", Reply(b"<html>"))
+    make_entry("/gone.safetensors", "/page.npz")
+    with pytest.raises(DownloadError, match="none of the 2 sources of tiny") as error:
+        resolve("tiny")
+    assert "/gone.safetensors: the server answered 404" in error.value.message
+    assert "/page.npz: the server sent an HTML page" in error.value.message
+    assert error.value.hint
+
+
+def test_a_wrong_file_is_not_passed_over(make_entry: MakeEntry, server: Server) -> None:
+    wrong = WeightSource(kind="https", format="timm", url=server.url + "/tiny.safetensors", sha256="0" * 64)
+    make_entry(wrong, "/tiny.npz")
+    with pytest.raises(IntegrityError, match=SHA256):
+        resolve("tiny")
+
+
+def test_offline_a_source_in_the_cache_is_taken(make_entry: MakeEntry, server: Server) -> None:
+    entry = make_entry("/tiny.npz", "/tiny.safetensors")
+    with pytest.raises(DownloadError, match="offline"):
+        resolve("tiny", offline=True)
+    fetch(entry.sources[1])
+    asked = len(server.requests)
+    assert resolve("tiny", offline=True).weight_source == entry.sources[1]
+    assert len(server.requests) == asked
+
+
+def test_every_entry_of_the_registry_has_what_a_passport_needs() -> None:
+    for name in list_models():
+        entry = get_entry(name)
+        assert Preprocessing.from_dict(entry.preprocess).image_size == entry.config.image_size
