@@ -22,7 +22,7 @@ from vit_hub.errors import ConfigError, UnsupportedByFormatError
 from vit_hub.resample import kernel_matrix, resize_grid
 from vit_hub.resizing import resize_tensor, resized_config, table_differences
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*default .* is used")
+pytestmark = pytest.mark.filterwarnings("ignore:.*default .* is used", "ignore:.*have the same tensor names")
 
 SMALL: dict[str, Any] = {
     "image_size": (12, 8), "patch_size": (4, 2), "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24,

@@ -26,7 +26,12 @@ import vit_hub
 from vit_hub.errors import ConfigError
 from vit_hub.preprocessing import CONVENTIONS, Preprocessing
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*default .* is used", "ignore:.*have the same tensor names")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*default .* is used",
+    "ignore:.*have the same tensor names",
+    "ignore:torch.searchsorted",
+    "ignore:Using a non-tuple sequence",
+)
 
 EXACT = 1e-10
 SINGLE = 1e-6
