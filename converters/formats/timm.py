@@ -160,25 +160,33 @@ def mlp_ratio(dim: int, hidden: int) -> float:
     return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
+def shared_args(config: ViTConfig) -> dict[str, Any]:
+    """The arguments that all of timm's Vision Transformer classes call alike."""
+    pools = {pool: name for name, pool in POOLS.items()} | {"cls_dist": "token"}
+    return {
+        "img_size": list(config.image_size),
+        "patch_size": list(config.patch_size),
+        "in_chans": config.in_chans,
+        "global_pool": pools.get(config.pool, ""),
+        "embed_dim": config.embed_dim,
+        "depth": config.depth,
+        "num_heads": config.num_heads,
+        "init_values": 1e-5 if config.layer_scale else None,
+    }
+
+
 def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
     """timm's hub config.json; create_model("local-dir:FOLDER") builds the model from it."""
     architecture = next(name for holds, name in _ARCHITECTURES if holds(config))
     if config.stem == "resnet":
         architecture = _RESNETS.get(config.stem_stages, architecture)
-    pools = {pool: name for name, pool in POOLS.items()} | {"cls_dist": "token"}
     args: dict[str, Any] = {
-        "img_size": list(config.image_size),
-        "patch_size": list(config.patch_size),
-        "in_chans": config.in_chans,
-        "embed_dim": config.embed_dim,
-        "depth": config.depth,
-        "num_heads": config.num_heads,
+        **shared_args(config),
         "mlp_ratio": mlp_ratio(config.embed_dim, config.mlp_dim * (2 if config.ffn == "swiglu_packed" else 1)),
         "qkv_bias": config.qkv_bias,
         "qk_norm": config.qk_norm,
         "scale_attn_norm": config.attn_norm,
         "scale_mlp_norm": config.mlp_norm,
-        "init_values": 1e-5 if config.layer_scale else None,
         "class_token": config.class_token,
         "no_embed_class": not config.pos_embed_prefix,
         "reg_tokens": config.num_registers,
@@ -187,7 +195,6 @@ def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
         "final_norm": config.final_norm != "none",
         "fc_norm": config.final_norm == "after",
         "act_layer": config.act,
-        "global_pool": pools.get(config.pool, ""),
     }
     if config.pool == "cls_dist":  # fixed by timm's distilled class
         for name in ("class_token", "no_embed_class", "reg_tokens", "global_pool", "fc_norm", "final_norm"):

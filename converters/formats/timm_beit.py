@@ -8,7 +8,7 @@ from typing import Any
 from vit_hub.config import ViTConfig
 from vit_hub.converters.containers import Source
 from vit_hub.converters.format import Dialect, Format, Requirement, Sidecars, Stated
-from vit_hub.converters.formats.timm import OUTSIDE, POOLS, PREFIXES, hub_config, mlp_ratio, stated_everywhere
+from vit_hub.converters.formats.timm import OUTSIDE, PREFIXES, hub_config, mlp_ratio, shared_args, stated_everywhere
 from vit_hub.converters.formats.timm_eva import COMMON
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules import Drop, rule
@@ -38,20 +38,12 @@ def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) 
 
 def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
     """timm's hub config.json; create_model("local-dir:FOLDER") builds the model from it."""
-    pools = {pool: name for name, pool in POOLS.items()}
     args: dict[str, Any] = {
-        "img_size": list(config.image_size),
-        "patch_size": list(config.patch_size),
-        "in_chans": config.in_chans,
-        "global_pool": pools.get(config.pool, ""),
-        "embed_dim": config.embed_dim,
-        "depth": config.depth,
-        "num_heads": config.num_heads,
+        **shared_args(config),
         "qkv_bias": config.qkv_bias == "qv",
         "mlp_ratio": mlp_ratio(config.embed_dim, config.mlp_dim),
         "swiglu_mlp": config.ffn != "mlp",
         "scale_mlp": config.mlp_norm,
-        "init_values": 1e-5 if config.layer_scale else None,
         "use_abs_pos_emb": config.pos_embed == "learned",
         "use_rel_pos_bias": config.rel_pos == "block",
         "use_shared_rel_pos_bias": config.rel_pos == "shared",

@@ -19,11 +19,11 @@ from vit_hub.converters.format import Dialect, Format, Requirement, Sidecars, St
 from vit_hub.converters.formats.timm import (
     NAMES,
     OUTSIDE,
-    POOLS,
     PREFIXES,
     architecture_of,
     hub_config,
     mlp_ratio,
+    shared_args,
     stated_everywhere,
 )
 from vit_hub.converters.passport import Passport
@@ -166,15 +166,8 @@ def _sidecars(config: ViTConfig, passport: Passport | None, fused: bool) -> Side
     # The architecture fixes only what model_args cannot say: the norm's epsilon.
     architecture = "vit_small_patch16_dinov3" if config.norm_eps == 1e-5 else "eva02_tiny_patch14_224"
     split_gate = config.ffn == "swiglu"
-    pools = {pool: name for name, pool in POOLS.items()}
     args: dict[str, Any] = {
-        "img_size": list(config.image_size),
-        "patch_size": list(config.patch_size),
-        "in_chans": config.in_chans,
-        "global_pool": pools.get(config.pool, ""),
-        "embed_dim": config.embed_dim,
-        "depth": config.depth,
-        "num_heads": config.num_heads,
+        **shared_args(config),
         "qkv_bias": config.qkv_bias is not False,
         "qkv_fused": fused,
         "qk_norm": config.qk_norm,
@@ -184,7 +177,6 @@ def _sidecars(config: ViTConfig, passport: Passport | None, fused: bool) -> Side
         "scale_mlp": config.mlp_norm,
         "scale_attn_inner": config.attn_norm,
         "attn_type": "rope" if config.qkv_bias is True else "eva",
-        "init_values": 1e-5 if config.layer_scale else None,
         "class_token": config.class_token,
         "num_reg_tokens": config.num_registers,
         "no_embed_class": not config.pos_embed_prefix,
