@@ -11,7 +11,7 @@ import pytest
 from servers import Reply, Server, serving
 from tiny import CONFIG, timm_file, vit_jax_file
 
-import vit_hub.sources
+import vit_hub.hub.sources
 from vit_hub.preprocessing import CONVENTIONS
 from vit_hub.registry import Entry, WeightSource, get_entry
 
@@ -63,7 +63,7 @@ def make_entry(server: Server, monkeypatch: pytest.MonkeyPatch) -> MakeEntry:
             labels="imagenet-1k",
         )
         entry = dataclasses.replace(entry, **fields)
-        monkeypatch.setattr(vit_hub.sources, "get_entry", lambda name: entry if name == "tiny" else get_entry(name))
+        monkeypatch.setattr(vit_hub.hub.sources, "get_entry", lambda name: entry if name == "tiny" else get_entry(name))
         return entry
 
     return make

@@ -15,9 +15,9 @@ from test_sources import MakeEntry, cache, make_entry, server
 from tiny import CONFIG, timm_file, vit_jax_file
 
 import vit_hub
-from vit_hub.cache import cache_dir
 from vit_hub.converters import open_checkpoint
 from vit_hub.errors import CheckpointError, ConfigError, DownloadError, ModelNotFoundError
+from vit_hub.hub.cache import cache_dir
 from vit_hub.registry import Entry, WeightSource
 
 __all__ = ["cache", "make_entry", "server"]  # fixtures
@@ -160,7 +160,7 @@ def test_a_hugging_face_repository_from_its_name_to_a_model(tmp_path: Path) -> N
 
 def test_download_needs_no_framework() -> None:
     code = (
-        "import sys, vit_hub.downloading, vit_hub.fetch, vit_hub.sources;"
+        "import sys, vit_hub.hub.downloading, vit_hub.hub.fetch, vit_hub.hub.sources;"
         "print([name for name in ('torch', 'transformers', 'huggingface_hub', 'httpx2') if name in sys.modules])"
     )
     printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout

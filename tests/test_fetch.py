@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from servers import Reply, Server
 from tiny import timm_file
 
-import vit_hub.fetch
-import vit_hub.web
-from vit_hub.cache import cache_dir, fetched_file, readable
+import vit_hub.hub.fetch
+import vit_hub.hub.web
 from vit_hub.errors import CheckpointError, DownloadError, IntegrityError, UnknownFormatError, VitHubError
-from vit_hub.fetch import fetch
+from vit_hub.hub.cache import cache_dir, fetched_file, readable
+from vit_hub.hub.fetch import fetch
 from vit_hub.registry import WeightSource
 
 __all__ = ["cache", "server"]  # fixtures
@@ -39,7 +39,7 @@ FILE = "/weights/tiny.safetensors"
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between attempts, which take no time."""
     asked: list[float] = []
-    monkeypatch.setattr(vit_hub.web, "time", SimpleNamespace(sleep=asked.append))
+    monkeypatch.setattr(vit_hub.hub.web, "time", SimpleNamespace(sleep=asked.append))
     return asked
 
 
@@ -181,7 +181,7 @@ def test_a_server_that_is_not_there(waits: list[float]) -> None:
 
 
 def test_a_stalled_server_times_out(server: Server, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vit_hub.web, "_TIMEOUT", httpx2.Timeout(0.05))
+    monkeypatch.setattr(vit_hub.hub.web, "_TIMEOUT", httpx2.Timeout(0.05))
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -292,7 +292,7 @@ def test_offline_finds_what_was_fetched(server: Server, monkeypatch: pytest.Monk
 def test_processes_that_ask_at_once_make_one_fetch(server: Server, cache: Path) -> None:
     url = server.add(FILE, Reply(WEIGHTS, delay=1.0))
     code = (
-        "from vit_hub.fetch import fetch; from vit_hub.registry import WeightSource;"
+        "from vit_hub.hub.fetch import fetch; from vit_hub.registry import WeightSource;"
         f"print(fetch(WeightSource(kind='https', format='', url={url!r}, sha256={SHA256!r})))"
     )
     command = [sys.executable, "-c", code]
@@ -317,7 +317,7 @@ def test_a_cache_that_cannot_be_written_is_one_clear_error(
 
 
 def test_bundled_files_come_from_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vit_hub.fetch, "_DATA", tmp_path)
+    monkeypatch.setattr(vit_hub.hub.fetch, "_DATA", tmp_path)
     (tmp_path / "tiny.npz").write_bytes(WEIGHTS)
     source = WeightSource(kind="bundled", format="vit_jax", file="tiny.npz", sha256=SHA256, size=len(WEIGHTS))
     forbid_sockets(monkeypatch)
@@ -331,7 +331,7 @@ def test_bundled_files_come_from_the_package(tmp_path: Path, monkeypatch: pytest
 
 
 def test_bundled_files_need_no_writable_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vit_hub.fetch, "_DATA", tmp_path)
+    monkeypatch.setattr(vit_hub.hub.fetch, "_DATA", tmp_path)
     (tmp_path / "tiny.npz").write_bytes(WEIGHTS)
     monkeypatch.setenv("VIT_HUB_CACHE", str(tmp_path / "tiny.npz" / "cache"))
     fetch(WeightSource(kind="bundled", format="vit_jax", file="tiny.npz", sha256=SHA256, size=len(WEIGHTS)))

@@ -31,7 +31,7 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from vit_hub.errors import VitHubError
-from vit_hub.fetch import fetch
+from vit_hub.hub.fetch import fetch
 from vit_hub.registry import WeightSource
 task = json.loads(sys.argv[1])
 sockets = []

@@ -13,7 +13,7 @@ import torch
 
 import vit_hub
 from vit_hub.cli import main
-from vit_hub.sources import locate
+from vit_hub.hub.sources import locate
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,10 +11,10 @@ from servers import Reply, Server
 from tiny import CONFIG, timm_file
 
 from vit_hub.errors import CheckpointError, DownloadError, IntegrityError, ModelNotFoundError
-from vit_hub.fetch import fetch
+from vit_hub.hub.fetch import fetch
+from vit_hub.hub.sources import Resolved, local_path, locate, open_resolved, resolve
 from vit_hub.preprocessing import Preprocessing
 from vit_hub.registry import WeightSource, get_entry, list_models
-from vit_hub.sources import Resolved, local_path, locate, open_resolved, resolve
 
 __all__ = ["cache", "make_entry", "server"]  # fixtures
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vit_hub.config import ViTConfig
     from vit_hub.conversion import compare, convert, open_checkpoint
-    from vit_hub.downloading import download
     from vit_hub.errors import (
         CheckpointError,
         ConfigError,
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
         VitHubError,
     )
     from vit_hub.exchange import from_module, to_timm, to_transformers
+    from vit_hub.hub.downloading import download
     from vit_hub.loading import load
     from vit_hub.model import VisionTransformer
     from vit_hub.preprocessing import Preprocessing, native_size
@@ -35,7 +35,7 @@ _HOMES = {
     "compare": "conversion",
     "convert": "conversion",
     "open_checkpoint": "conversion",
-    "download": "downloading",
+    "download": "hub.downloading",
     "from_module": "exchange",
     "to_timm": "exchange",
     "to_transformers": "exchange",

@@ -11,8 +11,8 @@ from vit_hub.converters.checkpoint import Checkpoint
 from vit_hub.converters.comparison import Comparison, compare_checkpoints
 from vit_hub.converters.conversion import Report, convert_checkpoint
 from vit_hub.errors import ConfigError
+from vit_hub.hub.sources import open_resolved, resolve
 from vit_hub.resizing import resized_checkpoint
-from vit_hub.sources import open_resolved, resolve
 from vit_hub.transforms import preprocessing_of
 
 __all__ = ["compare", "convert", "open_checkpoint"]
@@ -111,7 +111,7 @@ def _with_preprocessing(ckpt: Checkpoint) -> Checkpoint:
 
 def _loss(ckpt: Checkpoint, report: Report) -> str:
     """By how much a lossy conversion changes the outputs, in words."""
-    from vit_hub.sources import Resolved
+    from vit_hub.hub.sources import Resolved
 
     told = {"num_heads": ckpt.config.num_heads, "image_size": ckpt.config.image_size}
     try:

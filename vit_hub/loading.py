@@ -14,10 +14,10 @@ from torch import Tensor
 from vit_hub.config import size_pair
 from vit_hub.converters.casting import to_torch, torch_dtype
 from vit_hub.errors import ConfigError
+from vit_hub.hub.sources import open_resolved, resolve
 from vit_hub.layout import tensor_shapes
 from vit_hub.model import VisionTransformer
 from vit_hub.resizing import resized_checkpoint
-from vit_hub.sources import open_resolved, resolve
 
 if TYPE_CHECKING:
     from vit_hub.config import ViTConfig

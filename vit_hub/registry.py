@@ -44,6 +44,7 @@ class WeightSource:
             the head) or ``derived`` (values changed).
         config: fields in which this file's config differs from the entry's.
         params: documented parameter count of this file, where it differs from the entry's.
+        gated: the server wants a login and its terms accepted.
         note: what a user of this source should know.
     """
 
@@ -61,6 +62,7 @@ class WeightSource:
     relation: str = "same"
     config: dict[str, Any] = field(default_factory=dict)
     params: int | None = None
+    gated: bool = False
     note: str = ""
 
 
@@ -84,7 +86,8 @@ class Entry:
         family: the manifest file it is in.
         config: with the conventions (activation, norm epsilon, resizing) of the first source's project.
         sources: in order of preference.
-        license: SPDX identifier in lower case, or the licence's own name.
+        license: SPDX identifier in lower case, or the licence's own name; ``unknown`` where nobody states one.
+        restricted: the licence is not an open one: no commercial use, or terms of its own.
         data: data sets of the stages ``pretrain`` and ``finetune``.
         preprocess: evaluation preprocessing of the first source's project: fields of
             :class:`vit_hub.preprocessing.Preprocessing`.
@@ -105,6 +108,7 @@ class Entry:
     labels: str | None = None
     metrics: tuple[Metric, ...] = ()
     params: int | None = None
+    restricted: bool = False
     notes: tuple[str, ...] = ()
 
 

@@ -76,7 +76,7 @@ def command(
     the rest). Nothing is fetched. --format and --set are for files. With --image-size or --patch-size also the tokens,
     operations and memory at that size.
     """
-    from vit_hub.sources import local_path
+    from vit_hub.hub.sources import local_path
 
     size = (image_size, patch_size)
     if resize and size == (None, None):
@@ -108,7 +108,7 @@ def command(
 
 
 def _entry(model: str) -> Entry:
-    from vit_hub.sources import locate
+    from vit_hub.hub.sources import locate
 
     entry, _ = locate(model)
     if entry is None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vit_hub.cache import fetched_file, locked
 from vit_hub.errors import DownloadError, IntegrityError
-from vit_hub.integrity import verify
+from vit_hub.hub.cache import fetched_file, locked
+from vit_hub.hub.integrity import verify
 from vit_hub.registry import WeightSource
 
 __all__ = ["fetch", "is_offline"]
 
-_DATA = Path(__file__).parent / "data"
+_DATA = Path(__file__).parent.parent / "data"
 _OFFLINE = ("VIT_HUB_OFFLINE", "HF_HUB_OFFLINE")
 _UNSET = ("", "0", "false", "no", "off")
 
@@ -43,7 +43,7 @@ def fetch(source: WeightSource, *, offline: bool = False, progress: bool = False
     if source.kind == "bundled":
         return _bundled(source)
     if source.kind == "hf":
-        from vit_hub.hub import fetch_from_hub
+        from vit_hub.hub.huggingface import fetch_from_hub
 
         return fetch_from_hub(source, offline=offline, progress=progress)
     return _from_web(source, offline, progress)
@@ -70,7 +70,7 @@ def _from_web(source: WeightSource, offline: bool, progress: bool) -> Path:
         )
     with locked(path):
         if not _is_fetched(path, source):  # another process may have, while this one waited
-            from vit_hub.web import stream_to
+            from vit_hub.hub.web import stream_to
 
             path.unlink(missing_ok=True)
             stream_to(path, source, progress=progress)

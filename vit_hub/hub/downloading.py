@@ -7,12 +7,12 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_hub.cache import canonical_file, locked
 from vit_hub.errors import ConfigError, VitHubError
-from vit_hub.integrity import sha256_of
+from vit_hub.hub.cache import canonical_file, locked
+from vit_hub.hub.integrity import sha256_of
+from vit_hub.hub.sources import Resolved, fetch_any, local_path, locate, open_resolved
 from vit_hub.progress import byte_bar
 from vit_hub.registry import Entry, WeightSource
-from vit_hub.sources import Resolved, fetch_any, local_path, locate, open_resolved
 
 if TYPE_CHECKING:
     from vit_hub.converters.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ def download(name: str, *, offline: bool = False, force: bool = False, progress:
 
     Raises:
         ConfigError: ``name`` is a local file.
-        ModelNotFoundError, DownloadError, IntegrityError: as :func:`vit_hub.sources.resolve`.
+        ModelNotFoundError, DownloadError, IntegrityError: as :func:`vit_hub.hub.sources.resolve`.
         CheckpointError: the weights cannot be read.
     """
     if local_path(name) is not None:

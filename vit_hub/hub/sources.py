@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vit_hub.converters.containers import CONTAINER_SUFFIXES
 from vit_hub.errors import CheckpointError, DownloadError, ModelNotFoundError
-from vit_hub.fetch import fetch
+from vit_hub.hub.fetch import fetch
 from vit_hub.registry import Entry, WeightSource, get_entry
 from vit_hub.weights_manifest import outlines
 

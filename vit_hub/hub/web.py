@@ -13,7 +13,7 @@ import httpx2
 from vit_hub.converters.containers import atomic_path
 from vit_hub.converters.containers.sniff import sniff
 from vit_hub.errors import CheckpointError, DownloadError, IntegrityError
-from vit_hub.integrity import check, stamp
+from vit_hub.hub.integrity import check, stamp
 from vit_hub.progress import byte_bar
 from vit_hub.registry import WeightSource
 

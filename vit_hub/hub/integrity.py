@@ -7,9 +7,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from vit_hub.cache import cache_dir
 from vit_hub.converters.containers import atomic_path
 from vit_hub.errors import IntegrityError, VitHubError
+from vit_hub.hub.cache import cache_dir
 from vit_hub.registry import WeightSource
 
 __all__ = ["check", "sha256_of", "stamp", "verify"]

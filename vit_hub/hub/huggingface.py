@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from vit_hub.errors import CheckpointError, DownloadError
-from vit_hub.integrity import verify
+from vit_hub.hub.integrity import verify
 from vit_hub.progress import on_terminal
 from vit_hub.registry import WeightSource
 
