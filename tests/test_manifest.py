@@ -17,7 +17,7 @@ from vit_hub.labels import label_names
 from vit_hub.layout import num_parameters
 from vit_hub.preprocessing import Preprocessing
 from vit_hub.registry import get_entry, list_models
-from vit_hub.weights_manifest import FOLDER, outlines, record
+from vit_hub.weights_manifest import FOLDER, outlines, record, summary
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -75,6 +75,23 @@ def test_search_for_names_agrees_with_a_full_parse() -> None:
     assert found == parsed
 
 
+def test_what_a_list_shows_agrees_with_a_full_parse() -> None:
+    for model_id in list_models():
+        entry, found = get_entry(model_id), summary(model_id)
+        assert (found.family, found.params, found.license) == (entry.family, entry.params, entry.license)
+        assert (found.image_size, found.restricted) == (entry.config.image_size, entry.restricted)
+        assert found.formats == tuple(dict.fromkeys(source.format for source in entry.sources))
+        assert found.gated == all(source.gated for source in entry.sources)
+        named = ((*metric.name.partition(" "), metric.value) for metric in entry.metrics)
+        top1 = [(data, value) for data, _, what, value in named if what.startswith("top-1")]
+        assert found.top1 == (top1[0] if top1 else None)
+
+
+def test_what_a_list_shows_of_an_unknown_model() -> None:
+    with pytest.raises(KeyError):
+        summary("vit-b16")
+
+
 def test_no_name_is_given_to_two_models() -> None:
     names = Counter(name.lower() for model in MODELS for name in (model["id"], *model.get("aliases", ())))
     assert [name for name, count in names.items() if count > 1] == []
@@ -100,25 +117,25 @@ def test_every_model_resolves_by_each_name_that_is_its_own() -> None:
             assert get_entry(name.upper()).id in ids
 
 
-@pytest.mark.parametrize("model_id", list_models())
-def test_parameters_are_as_many_as_documented(model_id: str) -> None:
-    entry = get_entry(model_id)
-    if entry.params is not None:
-        assert num_parameters(entry.config.replace(**entry.sources[0].config)) == entry.params
-    for source in entry.sources:
-        config = entry.config.replace(**source.config)
-        if source.params is not None:
-            assert num_parameters(config) == source.params
+def test_parameters_are_as_many_as_stated() -> None:
+    for model_id in list_models():
+        entry = get_entry(model_id)
+        for source in entry.sources:
+            stated = source.params or entry.params
+            assert num_parameters(entry.config.replace(**source.config)) == stated, (
+                model_id,
+                source.repo or source.url,
+            )
 
 
-@pytest.mark.parametrize("model_id", list_models())
-def test_labels_and_preprocessing_fit_the_config(model_id: str) -> None:
-    entry = get_entry(model_id)
-    if entry.labels is not None:
-        assert len(label_names(entry.labels)) == entry.config.num_classes
-    preprocessing = Preprocessing.from_dict(entry.preprocess)
-    assert preprocessing.image_size == entry.config.image_size
-    assert len(preprocessing.mean) == entry.config.in_chans
+def test_labels_and_preprocessing_fit_the_config() -> None:
+    for model_id in list_models():
+        entry = get_entry(model_id)
+        if entry.labels is not None:
+            assert len(label_names(entry.labels)) == entry.config.num_classes, model_id
+        preprocessing = Preprocessing.from_dict(entry.preprocess)
+        assert preprocessing.image_size == entry.config.image_size, model_id
+        assert len(preprocessing.mean) == entry.config.in_chans, model_id
 
 
 def test_bundled_files_are_those_that_the_manifest_pins() -> None:
@@ -137,7 +154,7 @@ def test_conventions_are_those_of_the_first_source() -> None:
     }
     for model_id in list_models():
         entry = get_entry(model_id)
-        if entry.family in ("vit", "augreg", "vit-sam"):
+        if entry.family in ("vit", "augreg", "vit-sam", "vit-gsam", "hybrid"):
             config = entry.config
             assert (config.act, config.norm_eps, config.resize) == conventions[entry.sources[0].format]
 

@@ -68,10 +68,31 @@ def test_sources_say_what_differs_from_the_first() -> None:
     assert by_format["vit_jax"].config == {"num_classes": 21843}
 
 
+@pytest.mark.parametrize(
+    ("name", "repo", "resize", "crop_pct", "params"),
+    [
+        ("dinov2-s14", "facebook/dinov2-small", "bicubic", 0.875, 22056192),
+        ("facebook/dinov2-small", "facebook/dinov2-small", "bicubic", 0.875, 22056192),
+        ("vit_small_patch14_dinov2", "facebook/dinov2-small", "bicubic", 0.875, 22056192),
+        ("vit_small_patch14_dinov2.lvd142m", "timm/vit_small_patch14_dinov2.lvd142m",
+         "bicubic-antialias", 1.0, 22056192),
+        ("timm/vit_base_patch16_siglip_gap_224.v2_webli", "timm/vit_base_patch16_siglip_gap_224.v2_webli",
+         "bicubic-antialias", 1.0, 85797120),
+    ],
+)  # fmt: skip
+def test_naming_a_copy_asks_for_it(name: str, repo: str, resize: str, crop_pct: float, params: int) -> None:
+    """Its own repository, or timm's full name; any other name leaves the choice to the registry."""
+    entry = get_entry(name)
+    assert entry.sources[0].repo == repo
+    assert (entry.config.resize, entry.preprocess["crop_pct"], entry.params) == (resize, crop_pct, params)
+    assert {source.repo for source in entry.sources} == {source.repo for source in get_entry(entry.id).sources}
+
+
 def test_a_name_of_several_models_lists_them() -> None:
-    with pytest.raises(ModelNotFoundError, match="names 3 models") as error:
+    with pytest.raises(ModelNotFoundError, match="names 4 models") as error:
         get_entry("ViT-B_16")
-    for model_id in ("vit-b16.orig-in21k-224", "vit-b16.orig-in21k-ft-in1k-384", "vit-b16.sam-in1k-224"):
+    models = ("orig-in21k-224", "orig-in21k-ft-in1k-384", "gsam-in1k-224", "sam-in1k-224")
+    for model_id in (f"vit-b16.{name}" for name in models):
         assert model_id in error.value.hint
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from vit_hub.config import ViTConfig
 from vit_hub.errors import ModelNotFoundError
+from vit_hub.layout import num_parameters
 from vit_hub.weights_manifest import Outline, outlines, record
 
-__all__ = ["Entry", "Metric", "WeightSource", "get_config", "get_entry", "list_models"]
+__all__ = ["Entry", "Metric", "WeightSource", "get_config", "get_entry", "list_models", "preferring"]
 
 _SUGGESTIONS = 5
 
@@ -43,7 +44,7 @@ class WeightSource:
         relation: how the file's tensors relate to the weight set: the ``same``, a ``subset`` (no head, no layer before
             the head) or ``derived`` (values changed).
         config: fields in which this file's config differs from the entry's.
-        params: documented parameter count of this file, where it differs from the entry's.
+        params: parameters of this file, where they are not as many as the entry's.
         gated: the server wants a login and its terms accepted.
         note: what a user of this source should know.
     """
@@ -93,7 +94,7 @@ class Entry:
             :class:`vit_hub.preprocessing.Preprocessing`.
         labels: what the head's outputs mean, for :func:`vit_hub.labels.label_names`; None: no head or not known.
         metrics: published results.
-        params: documented parameter count of the first source.
+        params: parameters of the first source, of the image tower with its head.
         notes: what a user should know.
     """
 
@@ -128,7 +129,9 @@ def list_models(pattern: str | None = None) -> list[str]:
 def get_entry(name: str) -> Entry:
     """The entry with this id, alias, timm name, Hugging Face repository id or original file's stem.
 
-    Case is ignored, and ``_`` stands for ``-`` and the other way round where that leaves one model.
+    Case is ignored, and ``_`` stands for ``-`` and the other way round where that leaves one model. A repository, or
+    timm's full name, asks for that very copy: it is the first source then, and its project's conventions are the
+    entry's.
 
     Raises:
         ModelNotFoundError: no model or more than one has the name; the hint names the nearest ones.
@@ -138,7 +141,19 @@ def get_entry(name: str) -> Entry:
         raise ModelNotFoundError(f"{name!r} names {len(ids)} models", hint=f"say which: {', '.join(ids)}")
     if not ids:
         raise ModelNotFoundError(f"no model is called {name!r}", hint=_suggestion(name))
-    return _entry(ids[0])
+    entry, outline = _entry(ids[0]), outlines()[ids[0]]
+    if _loose(name) in map(_loose, (outline.id, *outline.aliases)):
+        return entry
+    asked = {_loose(name), f"timm/{_loose(name)}"}
+    return next((preferring(entry, source) for source in entry.sources if _loose(source.repo or "") in asked), entry)
+
+
+def preferring(entry: Entry, source: WeightSource) -> Entry:
+    """The entry as if one of its sources were the first: with the conventions of that source's project."""
+    if entry.id not in outlines() or source not in entry.sources:
+        return entry
+    preferred = _entry(entry.id)
+    return _entry(entry.id, preferred.sources.index(source))
 
 
 def get_config(name: str) -> ViTConfig:
@@ -150,9 +165,12 @@ def get_config(name: str) -> ViTConfig:
     return get_entry(name).config
 
 
-def _entry(model_id: str) -> Entry:
-    data, outline = record(model_id), outlines()[model_id]
+def _entry(model_id: str, first: int = 0) -> Entry:
+    data, outline = record(model_id, first), outlines()[model_id]
     config = ViTConfig.from_dict(data["config"])
+    own = data["sources"][0]
+    if first:
+        data["params"] = own.get("params") or num_parameters(config.replace(**own.get("config", {})))
     preprocess = {key: tuple(value) if isinstance(value, list) else value for key, value in data["preprocess"].items()}
     return Entry(
         **{
@@ -183,7 +201,9 @@ def _names() -> dict[str, tuple[str, ...]]:
     derived: dict[str, dict[str, None]] = {}
     given: dict[str, tuple[str, ...]] = {}
     for outline in outlines().values():
-        for name in _derived_names(outline):
+        # A timm name without its tag is timm's default where an alias says so, else all that have it.
+        architectures = (repo.split("/")[1].split(".")[0] for repo in outline.repos if repo.startswith("timm/"))
+        for name in (*_derived_names(outline), *architectures):
             derived.setdefault(name.lower(), {})[outline.id] = None
         for name in (outline.id, *outline.aliases):
             given[name.lower()] = (outline.id,)

@@ -5,8 +5,8 @@ conventions of one checkpoint format (the format of a model's first source decid
 set. ``schema.json`` describes it all.
 
 Parsing all of it would take most of the time of ``vit-hub list``. So the text is only cut at its ``[[model]]`` lines
-and searched for names; a model is parsed when it is asked for. That needs ``id``, ``aliases``, ``repo`` and ``url`` to
-stand at the start of a line, which the tests check against a full parse.
+and searched for names and for what a list shows; a model is parsed when it is asked for. That needs keys to stand at
+the start of a line and tables of a model's own before its sources, which the tests check against a full parse.
 """
 
 from __future__ import annotations
@@ -23,13 +23,22 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["FOLDER", "Outline", "outlines", "record"]
+__all__ = ["FOLDER", "Outline", "Summary", "outlines", "record", "summary"]
 
 FOLDER = Path(__file__).parent
 
 _MODEL = "[[model]]\n"
 _NAMES = re.compile(r"^(id|aliases|repo|url) = (\[[^\]]*\]|.*)", re.MULTILINE)
 _STRING = re.compile(r'"([^"]*)"')
+_SOURCE = "\n[[model.sources]]\n"
+_FAMILY = re.compile(r'^family = "([^"]*)"', re.MULTILINE)
+_FORMAT = re.compile(r'^format = "([^"]*)"', re.MULTILINE)
+_LICENSE = re.compile(r'^license = "([^"]*)"', re.MULTILINE)
+_RESTRICTED = re.compile(r"^restricted = (true|false)", re.MULTILINE)
+_GATED = re.compile(r"^gated = true", re.MULTILINE)
+_PARAMS = re.compile(r"^params = (\d+)", re.MULTILINE)
+_IMAGE_SIZE = re.compile(r"\bimage_size = (?:(\d+)|\[(\d+), (\d+)\])")
+_TOP1 = re.compile(r'^ *\{ name = "([^" ]+) top-1\b[^"]*", value = ([0-9.]+)', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,31 @@ class Outline:
     text: str
 
 
+@dataclass(frozen=True)
+class Summary:
+    """What a list shows of a model.
+
+    Attributes:
+        family: the ``family`` of its file.
+        params: parameters of the first source, head included.
+        image_size: (height, width) in pixels.
+        license: as in the registry's entry.
+        restricted: the licence is not an open one.
+        gated: every source wants a login.
+        formats: of its sources, in order of preference.
+        top1: the first published top-1 accuracy: data set and percent.
+    """
+
+    family: str
+    params: int
+    image_size: tuple[int, int]
+    license: str
+    restricted: bool
+    gated: bool
+    formats: tuple[str, ...]
+    top1: tuple[str, float] | None
+
+
 @functools.cache
 def outlines() -> dict[str, Outline]:
     """Every model by id: families in alphabetical order of their files, models in the order of the file."""
@@ -69,8 +103,12 @@ def outlines() -> dict[str, Outline]:
     return found
 
 
-def record(model_id: str) -> dict[str, Any]:
+def record(model_id: str, first: int = 0) -> dict[str, Any]:
     """One model as plain data, with the defaults of its family and the conventions of its first source filled in.
+
+    Args:
+        model_id: the model's own name.
+        first: which of its sources is to be the first.
 
     Raises:
         KeyError: no model has this id (aliases are the registry's business).
@@ -79,13 +117,46 @@ def record(model_id: str) -> dict[str, Any]:
     head = _head(outline.path)
     [model] = tomllib.loads(_MODEL + outline.text)["model"]
     defaults, formats = head.get("defaults", {}), head.get("formats", {})
-    conventions = formats.get(model["sources"][0]["format"], {})
+    ordered = [model["sources"].pop(first), *model["sources"]]
+    conventions = formats.get(ordered[0]["format"], {})
     filled = {
         table: {**defaults.get(table, {}), **conventions.get(table, {}), **model.get(table, {})}
         for table in ("config", "preprocess")
     }
-    sources = [{**formats.get(source["format"], {}).get("source", {}), **source} for source in model["sources"]]
+    sources = [{**formats.get(source["format"], {}).get("source", {}), **source} for source in ordered]
     return {**defaults, **model, **filled, "family": head["family"], "sources": sources}
+
+
+def summary(model_id: str) -> Summary:
+    """What a list shows of one model, without parsing it.
+
+    Raises:
+        KeyError: no model has this id.
+    """
+    outline = outlines()[model_id]
+    head = _read(outline.path)[0]
+    text, *sources = outline.text.split(_SOURCE)
+
+    def find(pattern: re.Pattern[str]) -> re.Match[str]:
+        """In the model's own part, else in the family's."""
+        found = pattern.search(text) or pattern.search(head)
+        if found is None:
+            raise KeyError(f"{outline.path.name}: {model_id} lacks {pattern.pattern}")
+        return found
+
+    side, height, width = find(_IMAGE_SIZE).groups()
+    restricted = _RESTRICTED.search(text) or _RESTRICTED.search(head)
+    top1 = _TOP1.search(text)
+    return Summary(
+        family=find(_FAMILY)[1],
+        params=int(find(_PARAMS)[1]),
+        image_size=(int(height or side), int(width or side)),
+        license=find(_LICENSE)[1],
+        restricted=restricted is not None and restricted[1] == "true",
+        gated=all(map(_GATED.search, sources)),
+        formats=tuple(dict.fromkeys(name for source in sources for name in _FORMAT.findall(source))),
+        top1=(top1[1], float(top1[2])) if top1 else None,
+    )
 
 
 @functools.cache

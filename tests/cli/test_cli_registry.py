@@ -35,6 +35,14 @@ def test_columns_are_aligned(run: Run) -> None:
     assert all(row[start] != " " for row in rows)
 
 
+def test_list_marks_licences_that_are_not_open(run: Run, answer: Callable[..., Any]) -> None:
+    rows = {row.split()[0]: row for row in run("list", "mae*").stdout.splitlines()}
+    assert " cc-by-nc-4.0* " in rows["mae-b16.in1k-224"]
+    assert "*" not in run("list", "--family", "augreg").stdout
+    [model] = answer("list", "mae-b16.in1k-224")
+    assert (model["license"], model["restricted"], model["gated"]) == ("cc-by-nc-4.0", True, False)
+
+
 def test_list_quiet_is_ids_only(run: Run) -> None:
     assert run("list", "-q").stdout.splitlines() == list_models()
 
@@ -62,10 +70,10 @@ def test_list_by_family(run: Run) -> None:
     [
         (("vit-b61",), "did you mean vit-b16"),
         (("*vit-b61*",), "did you mean vit-b16"),
-        (("vit_b16",), f"did you mean {B16}?"),
+        (("vit_ti16",), "did you mean vit-ti16.augreg-in21k-ft-in1k-224?"),
         (("xyzzy",), "`vit-hub list` shows all names"),
         (("--family", "resnet"), "families: augreg, "),
-        (("*sam*", "--family", "augreg"), "families: vit-sam"),
+        (("*sam*", "--family", "augreg"), "families: vit-gsam, vit-sam"),
     ],
 )
 def test_list_without_a_match(run: Run, args: tuple[str, ...], hint: str) -> None:
@@ -112,6 +120,13 @@ def test_info_says_nothing_that_nobody_documents(run: Run) -> None:
     assert "sha256" not in text
     assert "None" not in text
     assert "assumed from the repository's convention" in text
+
+
+def test_info_says_what_is_not_free_and_what_wants_a_login(run: Run) -> None:
+    text = run("info", "dinov3-s16").stdout
+    assert "dinov3-license (not an open one" in text
+    assert text.count("wants a login and its terms accepted") == 1
+    assert "not an open one" not in run("info", "vit-b16").stdout
 
 
 @pytest.mark.parametrize("name", list_models())

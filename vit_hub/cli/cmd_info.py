@@ -5,7 +5,9 @@ With another image or patch size also what becomes of the model there.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,7 +26,7 @@ from vit_hub.cli.options import (
 from vit_hub.cli.output import Output, count_of, pass_output
 from vit_hub.cli.settings import set_option
 from vit_hub.errors import DownloadError, ModelNotFoundError
-from vit_hub.registry import Entry, Metric, WeightSource
+from vit_hub.registry import Entry, Metric, WeightSource, get_entry
 
 if TYPE_CHECKING:
     from vit_hub.converters import Checkpoint
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 _STAGES = {"pretrain": "pretrained on", "finetune": "fine-tuned on"}
 _PLACES = {"hf": " on Hugging Face", "bundled": " in the package itself"}
 _RELATIONS = {
-    "subset": "only some: without the head, or a layer before it",
+    "subset": "only some: without the text tower, the head, or another part",
     "derived": "not those of the other sources: derived from them",
 }
 _EPILOG = """\b
@@ -76,19 +78,17 @@ def command(
     the rest). Nothing is fetched. --format and --set are for files. With --image-size or --patch-size also the tokens,
     operations and memory at that size.
     """
-    from vit_hub.hub.sources import local_path
-
     size = (image_size, patch_size)
     if resize and size == (None, None):
         raise click.UsageError("--resize needs --image-size or --patch-size: at the stored size nothing is resized.")
     ckpt: Checkpoint | None = None
-    if local_path(model) is not None:
+    entry = _known(model)
+    if entry is None:
         ckpt = vit_hub.open_checkpoint(model, format=format, overrides=overrides)
         config, data, lines = ckpt.config, _file_data(ckpt), _file_lines(output, ckpt, overrides)
     else:
         if format or overrides:
             raise click.UsageError("--format and --set are for local files; a name's config is the registry's.")
-        entry = _entry(model)
         config, data, lines = entry.config, _entry_data(entry), _entry_lines(output, entry)
     if size != (None, None):
         from vit_hub.cli.resized import differences_of, resized_data, resized_lines
@@ -107,9 +107,20 @@ def command(
     output.lines(lines)
 
 
-def _entry(model: str) -> Entry:
-    from vit_hub.hub.sources import locate
+def _known(model: str) -> Entry | None:
+    """The registry's entry, or None for a local path. What only loading needs is imported for other names only.
 
+    Raises:
+        CheckpointError: it looks like a path, and there is no such file.
+        ModelNotFoundError: nothing here is called so.
+    """
+    with contextlib.suppress(ModelNotFoundError, OSError, ValueError):
+        if not Path(model).expanduser().exists():
+            return get_entry(model)
+    from vit_hub.hub.sources import local_path, locate
+
+    if local_path(model) is not None:
+        return None
     entry, _ = locate(model)
     if entry is None:
         raise ModelNotFoundError(
@@ -165,7 +176,8 @@ def _entry_lines(output: Output, entry: Entry) -> list[str]:
 
 
 def _summary(entry: Entry) -> list[tuple[str, str]]:
-    rows = [("also called", ", ".join(entry.aliases)), ("family", entry.family), ("licence", entry.license)]
+    licence = entry.license + " (not an open one: no commercial use, or terms of its own)" * entry.restricted
+    rows = [("also called", ", ".join(entry.aliases)), ("family", entry.family), ("licence", licence)]
     rows += [(_STAGES.get(stage, stage), data) for stage, data in entry.data.items()]
     rows.append(("classes", _classes(entry)))
     return [(name, text) for name, text in rows if text] + [("note", note) for note in entry.notes]
@@ -192,6 +204,7 @@ def _source(number: int, source: WeightSource) -> list[tuple[str, str]]:
         "sha256": source.sha256 or (source.sha256_prefix and f"{source.sha256_prefix}... (only its first digits)"),
         "size": source.size and count_of(source.size, "byte"),
         "documented by": source.evidence,
+        "access": source.gated and "wants a login and its terms accepted",
         "file name": source.file_assumed and "assumed from the repository's convention",
         "tensors": _RELATIONS.get(source.relation),
         "differs in": ", ".join(f"{name}={value_text(value)}" for name, value in source.config.items()),

@@ -8,8 +8,8 @@ from click.shell_completion import CompletionItem
 from vit_hub.cli.options import Verb
 from vit_hub.cli.output import Output, amount, count_of, pass_output, size_text
 from vit_hub.errors import ModelNotFoundError
-from vit_hub.layout import num_parameters
-from vit_hub.registry import Entry, get_entry, list_models
+from vit_hub.registry import get_entry, list_models
+from vit_hub.weights_manifest import Summary, summary
 
 _HEADER = ("model", "params", "image", "top-1", "licence", "formats")
 _RIGHT = ("params", "image", "top-1")
@@ -24,7 +24,7 @@ Examples:
 
 
 def _complete_family(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    families = dict.fromkeys(get_entry(name).family for name in list_models())
+    families = dict.fromkeys(summary(name).family for name in list_models())
     return [CompletionItem(family) for family in families if family.startswith(incomplete)]
 
 
@@ -39,32 +39,34 @@ def command(output: Output, pattern: str | None, family: str | None) -> None:
     with * and ? as in a shell, and without them anywhere in the name.
 
     Columns: parameters; image size in pixels; accuracy in percent on ImageNet-1k, or on the data set named beside it,
-    where somebody published it (`vit-hub info` says who); licence; formats in which the weights are published, the
+    where somebody published it (`vit-hub info` says who); licence, with * where it is not an open one (no commercial
+    use, or terms of its own) and "login" where every source wants one; formats in which the weights are published, the
     preferred one first. A narrow terminal hides the last columns. With --quiet only the ids.
     """
-    entries = _chosen(pattern, family)
+    names = _chosen(pattern, family)
     if output.json:
-        output.document([_as_data(entry) for entry in entries])
+        output.document([_as_data(name) for name in names])
     elif output.quiet:
-        output.lines(entry.id for entry in entries)
+        output.lines(names)
     else:
-        output.lines(output.table(_HEADER, [_as_row(entry) for entry in entries], right=_RIGHT))
-        output.note(f"{count_of(len(entries), 'model')}; `vit-hub info MODEL` tells all about one")
+        rows = [(name, *_as_row(summary(name))) for name in names]
+        output.lines(output.table(_HEADER, rows, right=_RIGHT))
+        output.note(f"{count_of(len(names), 'model')}; `vit-hub info MODEL` tells all about one")
 
 
-def _chosen(pattern: str | None, family: str | None) -> list[Entry]:
+def _chosen(pattern: str | None, family: str | None) -> list[str]:
     """The models asked for.
 
     Raises:
         ModelNotFoundError: there is none.
     """
     is_part = pattern is not None and not set(pattern) & set(_WILDCARDS)
-    found = [get_entry(name) for name in list_models(f"*{pattern}*" if is_part else pattern)]
+    found = list_models(f"*{pattern}*" if is_part else pattern)
     if not found and pattern is not None:
         raise ModelNotFoundError(f"no model's name matches {pattern!r}", hint=_suggestion(pattern.strip(_WILDCARDS)))
-    chosen = [entry for entry in found if family in (None, entry.family)]
+    chosen = [name for name in found if family in (None, summary(name).family)]
     if not chosen:
-        families = dict.fromkeys(entry.family for entry in found)
+        families = dict.fromkeys(summary(name).family for name in found)
         among = f" among those that match {pattern!r}" if pattern else ""
         raise ModelNotFoundError(f"no model is of family {family!r}{among}", hint=f"families: {', '.join(families)}")
     return chosen
@@ -77,37 +79,32 @@ def _suggestion(name: str) -> str:
         return error.hint
 
 
-def _formats(entry: Entry) -> list[str]:
-    return list(dict.fromkeys(source.format for source in entry.sources))
-
-
-def _top1(entry: Entry) -> str:
-    """The first published accuracy; the data set is named where it is not ImageNet-1k."""
-    for metric in entry.metrics:
-        data, _, rest = metric.name.partition(" ")
-        if rest.startswith("top-1"):
-            return f"{metric.value:.1f}" + (f" {data}" if data != "imagenet-1k" else "")
-    return "-"
-
-
-def _parameters(entry: Entry) -> int:
-    return entry.params or num_parameters(entry.config)
-
-
-def _as_row(entry: Entry) -> tuple[str, ...]:
-    height, width = entry.config.image_size
+def _as_row(model: Summary) -> tuple[str, ...]:
+    height, width = model.image_size
     image = str(height) if height == width else size_text((height, width))
-    return entry.id, amount(_parameters(entry)), image, _top1(entry), entry.license, ", ".join(_formats(entry))
+    licence = model.license + "*" * model.restricted + " (login)" * model.gated
+    return amount(model.params), image, _top1(model), licence, ", ".join(model.formats)
 
 
-def _as_data(entry: Entry) -> dict[str, object]:
+def _top1(model: Summary) -> str:
+    """The first published accuracy; the data set is named where it is not ImageNet-1k."""
+    if model.top1 is None:
+        return "-"
+    data, value = model.top1
+    return f"{value:.1f}" + (f" {data}" if data != "imagenet-1k" else "")
+
+
+def _as_data(name: str) -> dict[str, object]:
+    entry, model = get_entry(name), summary(name)
     return {
-        "id": entry.id,
+        "id": name,
         "aliases": entry.aliases,
-        "family": entry.family,
-        "params": _parameters(entry),
-        "image_size": entry.config.image_size,
+        "family": model.family,
+        "params": model.params,
+        "image_size": model.image_size,
         "metrics": entry.metrics,
-        "license": entry.license,
-        "formats": _formats(entry),
+        "license": model.license,
+        "restricted": model.restricted,
+        "gated": model.gated,
+        "formats": model.formats,
     }
