@@ -53,6 +53,7 @@ class HubServer(Server):
 
     repos: dict[str, tuple[str, dict[str, bytes]]] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
+    refusal: int = 403  # what a gated repository is answered with: 401 to who is not logged in
     commit_header: str = "X-Repo-Commit"
     spoiled: dict[str, bytes] = field(default_factory=dict)  # file -> what is sent in place of its content
 
@@ -65,7 +66,7 @@ class HubServer(Server):
         if len(parts) < 5 or parts[2] != "resolve" or repo not in self.repos:
             return Reply(status=404, headers={"X-Error-Code": "RepoNotFound"})
         if repo in self.gated:
-            return Reply(status=403, headers={"X-Error-Code": "GatedRepo"})
+            return Reply(status=self.refusal, headers={"X-Error-Code": "GatedRepo"})
         commit, files = self.repos[repo]
         revision, name = parts[3:]
         if revision not in (commit, "main"):

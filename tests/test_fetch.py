@@ -10,7 +10,6 @@ import sys
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -21,8 +20,9 @@ from hypothesis import strategies as st
 from servers import Reply, Server
 from tiny import timm_file
 
+import vit_hub.hub.answers
 import vit_hub.hub.fetch
-import vit_hub.hub.web
+import vit_hub.hub.retries
 from vit_hub.errors import CheckpointError, DownloadError, IntegrityError, UnknownFormatError, VitHubError
 from vit_hub.hub.cache import cache_dir, fetched_file, readable
 from vit_hub.hub.fetch import fetch
@@ -39,7 +39,7 @@ FILE = "/weights/tiny.safetensors"
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between attempts, which take no time."""
     asked: list[float] = []
-    monkeypatch.setattr(vit_hub.hub.web, "time", SimpleNamespace(sleep=asked.append))
+    monkeypatch.setattr(vit_hub.hub.retries, "pause", lambda seconds, stop: asked.append(seconds))
     return asked
 
 
@@ -181,7 +181,7 @@ def test_a_server_that_is_not_there(waits: list[float]) -> None:
 
 
 def test_a_stalled_server_times_out(server: Server, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vit_hub.hub.web, "_TIMEOUT", httpx2.Timeout(0.05))
+    monkeypatch.setattr(vit_hub.hub.answers, "TIMEOUT", httpx2.Timeout(0.05))
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

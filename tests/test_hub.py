@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import HubServer, serving
+from servers import HubServer, Reply, serving
 from tiny import timm_file
 
 WEIGHTS = timm_file()
@@ -28,19 +28,31 @@ SWITCHES = ("VIT_HUB_OFFLINE", "HF_HUB_OFFLINE")
 SNAPSHOT = f"models--someone--tiny-vit/snapshots/{COMMIT}"
 
 PROGRAM = """
-import json, sys
+import json, shutil, sys, time, warnings
 from pathlib import Path
+from types import SimpleNamespace
 from vit_hub.errors import VitHubError
 from vit_hub.hub.fetch import fetch
+from vit_hub.hub.sources import fetch_any
 from vit_hub.registry import WeightSource
 task = json.loads(sys.argv[1])
+if task["free"] is not None:
+    shutil.disk_usage = lambda path: SimpleNamespace(free=task["free"])
+time.sleep = lambda seconds: None  # between the client's attempts
 sockets = []
 # Making a socket alone is harmless: urllib3 does it to see whether there is IPv6.
 NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg")
 sys.addaudithook(lambda event, arguments: sockets.append(event) if event in NETWORK else None)
 try:
-    path = fetch(WeightSource(kind="hf", **task["source"]), offline=task["offline"], progress=True)
-    result = {"path": str(path), "beside": sorted(item.name for item in path.parent.iterdir())}
+    source, told = WeightSource(kind="hf", **task["source"]), {"offline": task["offline"], "progress": True}
+    if task["next"]:
+        later = WeightSource(kind="https", format="timm", url=task["next"])
+        with warnings.catch_warnings(record=True) as heard:
+            path = fetch_any(None, (source, later), **told).path
+        result = {"path": str(path), "heard": [str(item.message) for item in heard]}
+    else:
+        path = fetch(source, **told)
+        result = {"path": str(path), "beside": sorted(item.name for item in path.parent.iterdir())}
 except VitHubError as error:
     kinds = [kind.__name__ for kind in type(error).__mro__]
     result = {"error": kinds[kinds[0].startswith("_")], "message": error.message, "hint": error.hint}
@@ -59,7 +71,10 @@ def server() -> Iterator[HubServer]:
 
 @pytest.fixture
 def fetch(server: HubServer, tmp_path: Path) -> Fetch:
-    """Fetches a source in a new process: ``{"path", "beside"}`` or ``{"error", "message", "hint"}``."""
+    """Fetches a source in a new process: ``{"path", "beside"}`` or ``{"error", "message", "hint"}``.
+
+    ``next`` is the address of a second source, ``free`` how many bytes the disk seems to have.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "VIT_HUB_"))}
     environment |= {
         "HF_ENDPOINT": server.url,
@@ -68,8 +83,14 @@ def fetch(server: HubServer, tmp_path: Path) -> Fetch:
         "NO_PROXY": "127.0.0.1",
     }
 
-    def run(offline: bool = False, variables: dict[str, str] | None = None, **source: Any) -> dict[str, Any]:
-        task = {"source": {"repo": REPO, "format": "timm", **source}, "offline": offline}
+    def run(
+        offline: bool = False,
+        variables: dict[str, str] | None = None,
+        next: str | None = None,
+        free: int | None = None,
+        **source: Any,
+    ) -> dict[str, Any]:
+        task = {"source": {"repo": REPO, "format": "timm", **source}, "offline": offline, "next": next, "free": free}
         command = [sys.executable, "-c", PROGRAM, json.dumps(task)]
         done = subprocess.run(
             command, env={**environment, **(variables or {})}, capture_output=True, text=True, check=False
@@ -143,7 +164,8 @@ def test_without_a_pin_the_servers_own_hash_is_compared(server: HubServer, fetch
         ("", {"revision": "v9"}, [f"{REPO}@v9", "no such revision"]),
         ("", {"file": "other.safetensors"}, [REPO, "has no file other.safetensors"]),
         ("", {"repo": "not/a/repo"}, ["not/a/repo"]),
-        ("gated", {}, [REPO, "is gated", f"/{REPO}", "hf auth login"]),
+        ("gated 403", {}, [REPO, "is gated", f"/{REPO}", "hf auth login", "HF_TOKEN"]),
+        ("gated 401", {}, [REPO, "is gated", f"/{REPO}", "hf auth login", "HF_TOKEN"]),
         ("no hub", {}, [REPO, "model.safetensors cannot be fetched", "HF_ENDPOINT"]),
     ],
 )
@@ -151,8 +173,9 @@ def test_what_cannot_be_had_has_a_remedy(
     server: HubServer, fetch: Fetch, change: str, source: dict[str, str], words: list[str]
 ) -> None:
     server.add_repo(REPO, {"model.safetensors": WEIGHTS})
-    if change == "gated":
+    if change.startswith("gated"):
         server.gated.add(REPO)
+        server.refusal = int(change[-3:])
     # A server that is down looks the same to us, after many attempts of the client.
     if change == "no hub":
         server.commit_header = "X-Other"
@@ -211,3 +234,44 @@ def test_a_damaged_index_is_named(server: HubServer, fetch: Fetch) -> None:
     found = fetch()
     assert found["error"] == "CheckpointError"
     assert "model.safetensors.index.json" in found["message"]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [("missing", "does not exist"), ("gated", "is gated"), ("no file", "has no file"), ("down", "cannot be fetched")],
+)
+def test_the_next_source_delivers_where_the_hub_does_not(
+    server: HubServer, fetch: Fetch, trouble: str, words: str
+) -> None:
+    if trouble != "missing":
+        server.add_repo(REPO, {"config.json": CONFIG} if trouble == "no file" else {"model.safetensors": WEIGHTS})
+    if trouble == "gated":
+        server.gated.add(REPO)
+    with serving() as other:
+        url = other.add("/model.safetensors", Reply(WEIGHTS))
+        variables = {"HF_ENDPOINT": "http://127.0.0.1:9"} if trouble == "down" else {}
+        found = fetch(file="model.safetensors", next=url, variables=variables)
+    assert Path(found["path"]).read_bytes() == WEIGHTS
+    [said] = found["heard"]
+    assert f"taken from {url}, because" in said
+    assert words in said
+
+
+def test_a_wrong_file_from_the_hub_is_not_passed_over(server: HubServer, fetch: Fetch) -> None:
+    server.add_repo(REPO, {"model.safetensors": WEIGHTS})
+    with serving() as other:
+        url = other.add("/model.safetensors", Reply(WEIGHTS))
+        found = fetch(file="model.safetensors", sha256="0" * 64, next=url)
+        assert found["error"] == "IntegrityError"
+        assert other.requests == []
+
+
+def test_a_full_disk_is_known_before_the_first_byte(server: HubServer, fetch: Fetch, tmp_path: Path) -> None:
+    server.add_repo(REPO, {"model.safetensors": WEIGHTS})
+    found = fetch(file="model.safetensors", free=100)
+    assert found["error"] == "VitHubError"
+    assert "Not enough free disk space" in found["message"]
+    assert "HF_HUB_CACHE" in found["hint"]
+    assert not [path for method, path in server.requests if method == "GET" and "/resolve/" in path]
+    assert not [path for path in (tmp_path / "hf" / "hub" / SNAPSHOT).rglob("*") if path.is_file()]
+    assert fetch(file="model.safetensors")["path"]

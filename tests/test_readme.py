@@ -1,4 +1,4 @@
-"""What the README shows works as shown, without a network."""
+"""What the README and docs/hub.md show works as shown, without a network."""
 
 from __future__ import annotations
 
@@ -17,18 +17,27 @@ from vit_hub.hub.sources import locate
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+HUB = (ROOT / "docs" / "hub.md").read_text(encoding="utf-8")
 SHIPPED = ROOT / "vit_hub" / "data" / "vit_nano_digits.npz"
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, text: str = README) -> list[str]:
     """The code blocks of one language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[list[str]]:
+def commands(text: str = README) -> list[list[str]]:
     """Every command of the shell blocks, ``a && b`` counted as two."""
-    lines = "".join(blocks("sh")).splitlines()
+    lines = "".join(blocks("sh", text)).splitlines()
     return [shlex.split(part) for line in lines for part in line.split(" && ")]
+
+
+def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a ``vit-hub`` command that must succeed prints."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 0, capsys.readouterr().err
+    return capsys.readouterr().out
 
 
 @pytest.fixture
@@ -103,15 +112,21 @@ def test_a_tuned_model_converts_back(clone: Path) -> None:
 def test_commands(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ran = [command[1:] for command in commands() if command[0] == "vit-hub"]
     assert [command[0] for command in ran] == ["predict", "convert", "convert", "inspect", "compare"]
-    printed = []
-    for arguments in ran:
-        with pytest.raises(SystemExit) as stopped:
-            main(arguments)
-        assert stopped.value.code == 0, capsys.readouterr().err
-        printed.append(capsys.readouterr().out)
+    printed = [run(arguments, capsys) for arguments in ran]
     assert re.search(r"png\n +\d+\.\d+%  7\n", printed[0])
     assert "same numbers  yes" in printed[-1]
     assert arrays(clone / "digits.npz") == arrays(SHIPPED)
+
+
+def test_commands_of_the_hub(clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = []
+    for command in commands(HUB):
+        if command[0].startswith("VIT_HUB_MIRROR="):
+            monkeypatch.setenv(*command.pop(0).split("=", 1))
+        ran.append((command[1], run(command[1:], capsys)))
+    assert [verb for verb, _ in ran] == ["lock", "download", "verify", "mirror", "download"]
+    assert Path(ran[1][1].strip()).samefile(ran[4][1].strip())
+    assert all(line.startswith(("status", "ok")) for line in ran[2][1].splitlines())
 
 
 def test_set_up_commands_are_those_of_ci() -> None:
@@ -123,19 +138,20 @@ def test_set_up_commands_are_those_of_ci() -> None:
 
 
 def test_names_lead_to_models() -> None:
+    assert f"`vit-hub list` has {len(vit_hub.list_models())} names" in README
     items = "".join(re.findall(r"^\* (?:a|timm).*\n", README, re.MULTILINE))
     names = re.findall("`(.*?)`", items)
     assert len(names) == 4
-    for name in names:
+    for name in (*names, *re.findall(r"^\| (?:a name|timm's name|a Hugging|a file of).*?`(.*?)`", HUB, re.MULTILINE)):
         entry, sources = locate(name)
         assert entry is not None
         assert sources
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md", "docs/adding-a-format.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md", "docs/adding-a-format.md", "docs/hub.md"])
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
     links = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
-    assert links or document.endswith("format.md")
+    assert links or document != "README.md"
     for link in links:
         assert link.startswith("https://") or (path.parent / link).exists(), link

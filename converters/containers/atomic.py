@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from vit_hub.errors import CheckpointError
 
-__all__ = ["atomic_path"]
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["atomic_path", "put_in_place"]
 
 
 @contextmanager
@@ -19,30 +26,66 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     The temporary file lies in the destination's folder (made if missing), so that the last step is a rename within
     one file system. On any exception, ``KeyboardInterrupt`` included, it is removed and ``path`` stays as it was. A
-    killed process leaves at most one hidden ``.*.vit-hub.tmp`` file beside the destination.
+    killed process leaves at most one hidden ``.*.vit-hub.tmp`` file beside the destination, which the next writer of
+    the same destination removes.
 
     Raises:
         CheckpointError: the operating system refuses (no space, no permission, ``path`` is a folder).
     """
-    temporary = path.parent / f".{secrets.token_hex(8)}.vit-hub.tmp"
+    kind = f".{hashlib.sha256(path.name.encode()).hexdigest()[:16]}"
+    temporary = path.parent / f"{kind}-{secrets.token_hex(8)}.vit-hub.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f"{kind}-*.vit-hub.tmp"):
+            _remove_if_abandoned(left)
         try:
             # Opened rather than made by tempfile, whose files nobody else may read.
-            with temporary.open("xb"):
-                pass
-            yield temporary
-            _sync(temporary)
-            temporary.replace(path)
+            with temporary.open("xb") as claim:
+                _is_mine(claim)
+                yield temporary
+                if sys.platform == "win32":  # which renames no open file
+                    claim.close()
+                put_in_place(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be written: {error.strerror or error}",
             hint="check the free space and the permissions of the folder; nothing was changed under this name",
         ) from error
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Makes a finished file durable and gives it its final name in the same folder.
+
+    Raises:
+        OSError: the operating system refuses.
+    """
+    _sync(temporary)
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def _is_mine(file: BinaryIO) -> bool:
+    """Claims a file until it is closed or the process ends; False where another process has it.
+
+    On Windows an open file cannot be removed, which is claim enough.
+    """
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
+
+
+def _remove_if_abandoned(temporary: Path) -> None:
+    with contextlib.suppress(OSError):
+        with temporary.open("rb") as file:
+            abandoned = _is_mine(file)
+        if abandoned:
+            temporary.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -102,7 +102,7 @@ def test_debug_shows_the_traceback(run: Run) -> None:
     ("args", "expected"),
     [
         (("lst",), "there is no command 'lst'; did you mean list?"),
-        (("xyzzy",), "there is no command 'xyzzy'; commands: compare, "),
+        (("xyzzy",), f"there is no command 'xyzzy'; commands: {', '.join(VERBS)}."),
         (("info",), "Missing argument 'MODEL'."),
         (("list", "--colour"), "No such option"),
         (("convert", "a.npz"), "Missing argument 'DST'."),

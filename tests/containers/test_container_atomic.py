@@ -86,13 +86,14 @@ import numpy as np
 from vit_hub.converters.containers import write_tensors
 from vit_hub.converters.tensors import LazyTensor, from_array
 
-tensors = {"first": from_array(np.zeros(1 << 20, np.float32)),
+# Larger than what is read ahead of writing, so that part of it is on disk when the second one is read.
+tensors = {"first": from_array(np.zeros(8 << 20, np.float32)),
            "second": LazyTensor("F32", (1,), lambda: os.kill(os.getpid(), signal.SIGKILL))}
 write_tensors(Path(sys.argv[1]), sys.argv[2], tensors)
 """
 
 
-def test_a_killed_write_leaves_the_old_file_and_one_hidden_one(tmp_path: Path) -> None:
+def test_a_killed_write_leaves_the_old_file_and_one_hidden_one_until_the_next(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     write_tensors(path, "safetensors", GOOD)
     before = path.read_bytes()
@@ -105,3 +106,16 @@ def test_a_killed_write_leaves_the_old_file_and_one_hidden_one(tmp_path: Path) -
     assert os.path.getsize(left) > 1 << 20  # noqa: PTH202
     assert open_source(tmp_path).files == (path,)
     write_tensors(path, "safetensors", GOOD)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_live_writer_of_the_same_name_is_not_disturbed(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with atomic_path(path) as first:
+        first.write_text("first")
+        with atomic_path(path) as second, atomic_path(tmp_path / "other") as other:
+            second.write_text("second")
+            other.write_text("other")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
+    assert {item.name for item in tmp_path.iterdir()} == {"file", "other"}

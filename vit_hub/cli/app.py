@@ -31,10 +31,14 @@ Examples:
   vit-hub inspect weights.pth               what a file is
   vit-hub compare a.npz b_folder/           the same weights? the same numbers?
   vit-hub predict vit-b16 cat.jpg           what is in a picture
+  vit-hub push mine.safetensors me/my-vit   to Hugging Face's hub, with a model card
+  vit-hub lock vit-b16                      pin its files for a project
+  vit-hub mirror /mnt/weights vit-b16       its files for machines without a connection
+  vit-hub verify                            is everything still as it was?
 
 \b
 A MODEL or SRC is a registry name, a Hugging Face repository, a URL, or a local file or folder of any format.
-Exit status: 0 success, 1 error, 2 wrong usage, 3 a comparison that failed, 130 interrupted.
+Exit status: 0 success, 1 error, 2 wrong usage, 3 a failed comparison or verification, 130 interrupted.
 Names complete on Tab after: eval "$(vit-hub completion bash)" (or zsh, fish).
 """
 

@@ -19,6 +19,7 @@ from vit_hub.cli.options import (
     offline_option,
     patch_size_option,
     resize_option,
+    revision_option,
     source_format_option,
 )
 from vit_hub.cli.output import Output, pass_output
@@ -61,6 +62,7 @@ Examples:
     is_flag=True,
     help="Keep what is left out, in rest.safetensors or DST.rest.safetensors, for the way back.",
 )
+@revision_option
 @offline_option
 @pass_output
 def command(
@@ -76,6 +78,7 @@ def command(
     dtype: str | None,
     lossy: bool,
     keep_rest: bool,
+    revision: str | None,
     offline: bool,
 ) -> None:
     """Convert a checkpoint, tensor by tensor and bit for bit; only another size or --dtype changes values.
@@ -88,7 +91,7 @@ def command(
     from vit_hub.resizing import resized_checkpoint
 
     # Opened here as well for its format and size: only headers are read, and what is fetched is fetched once.
-    told: dict[str, Any] = {"format": format, "overrides": overrides, "offline": offline}
+    told: dict[str, Any] = {"format": format, "overrides": overrides, "revision": revision, "offline": offline}
     ckpt = vit_hub.open_checkpoint(source, **told, progress=not output.quiet)
     sizes: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size}
     ckpt = resized_checkpoint(ckpt, **sizes, resize=resize)

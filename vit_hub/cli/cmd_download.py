@@ -2,37 +2,146 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import click
 
 import vit_hub
-from vit_hub.cli.options import Verb, complete_source, offline_option
-from vit_hub.cli.output import Output, pass_output
+from vit_hub.cli.options import Verb, complete_source, lockfile_option, offline_option, revision_option
+from vit_hub.cli.output import Output, count_of, pass_output
+
+if TYPE_CHECKING:
+    from vit_hub.hub.planning import Plan, PlannedSource
 
 _EPILOG = """\b
 Examples:
   vit-hub download vit-b16
-  vit-hub download vit-b16 vit-s16 --quiet
+  vit-hub download vit-b16 vit-s16 --dry-run                  what would be fetched from where
+  vit-hub download timm/vit_base_patch14_dinov2.lvd142m       by its repository
+  vit-hub download someone/vit --revision v2                  a branch, tag or commit of it
+  vit-hub download hf://someone/vit@v2/weights/b16.npz        one file of a repository
+  vit-hub download augreg:B_16-i1k-300ep-lr_0.001-aug_none-wd_0.1-do_0.0-sd_0.0
+  vit-hub download https://example.org/vit.pth
+  vit-hub download --locked                                   what vit-hub.lock says, and nothing else
   cp "$(vit-hub download vit-b16 -q)" mine.safetensors
 """
 
 
 @click.command("download", cls=Verb, epilog=_EPILOG)
-@click.argument("names", shell_complete=complete_source, nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", shell_complete=complete_source, nargs=-1, metavar="NAME...")
+@revision_option
+@click.option("--locked", is_flag=True, help="Exactly the files in the lock file; without a NAME all its models.")
+@lockfile_option("The lock file that --locked means.")
+@click.option("--dry-run", is_flag=True, help="Fetch nothing and open no connection: say what would be done.")
 @offline_option
 @click.option("--force", is_flag=True, help="Convert again even where the cache has the result.")
 @pass_output
-def command(output: Output, names: tuple[str, ...], offline: bool, force: bool) -> None:
+def command(
+    output: Output,
+    names: tuple[str, ...],
+    revision: str | None,
+    locked: bool,
+    lockfile: Path | None,
+    dry_run: bool,
+    offline: bool,
+    force: bool,
+) -> None:
     """Fetch models and print where they are.
 
-    A NAME is a name of the registry, a Hugging Face repository or a URL. Its weights are fetched, verified and
-    converted, each once. It gives one line on stdout: the path of the canonical safetensors file in the cache
-    (VIT_HUB_CACHE moves the cache).
+    A NAME is a name of the registry, a Hugging Face repository or file, a URL, or augreg: and the name of an AugReg
+    file. Its weights are fetched, verified and converted, each once. It gives one line on stdout: the path of the
+    canonical safetensors file in the cache (VIT_HUB_CACHE moves the cache). Before anything is fetched, its licence,
+    terms and size are told on stderr.
     """
-    found = []
+    from vit_hub.hub.fetch import is_offline
+    from vit_hub.hub.lockfile import LOCKFILE, read_lock
+    from vit_hub.hub.planning import plan
+
+    if lockfile and not locked:
+        raise click.UsageError("--lockfile is for --locked")
+    if locked and revision:
+        raise click.UsageError("--revision does not go with --locked: the lock file says which")
+    if not (names or locked):
+        raise click.MissingParameter(param_hint="'NAME...'", param_type="argument")
+    if locked:
+        lockfile = lockfile or LOCKFILE
+        names = names or tuple(read_lock(lockfile))
+    found, lines = [], list[str]()
     for name in names:
-        path = vit_hub.download(name, offline=offline, force=force, progress=not output.quiet)
-        found.append({"name": name, "path": path, "size": path.stat().st_size})
+        planned = plan(name, revision=revision, lockfile=lockfile)
+        data = _facts(planned)
+        if dry_run:
+            found.append({**data, **{key: getattr(planned, key) for key in ("converted", "mirror", "sources")}})
+            lines += [*([""] if lines else []), *_plan_lines(output, planned)]
+            continue
+        if planned.fetched_from and not is_offline(offline):
+            output.announce(_announcement(planned, planned.fetched_from))
+        path = vit_hub.download(
+            name,
+            revision=revision,
+            locked=lockfile or False,
+            offline=offline,
+            force=force,
+            progress=not (output.quiet or output.json),
+        )
+        found.append({**data, "path": path, "size": path.stat().st_size})
         if not output.json:
             output.lines([str(path)])
     if output.json:
         output.document(found)
+    elif dry_run:
+        output.lines(lines)
+
+
+def _facts(planned: Plan) -> dict[str, Any]:
+    return {
+        "name": planned.name,
+        "id": planned.id,
+        "license": planned.license,
+        "restricted": planned.restricted,
+        "gated": planned.sources[0].gated,
+    }
+
+
+def _announcement(planned: Plan, source: PlannedSource) -> str:
+    """One line on what is about to be fetched, and under which terms."""
+    size = f", {count_of(source.size, 'byte')}" if source.size else ""
+    first = f"the mirror {planned.mirror} or " if planned.mirror else ""
+    return f"{planned.id or planned.name}: {'; '.join(_terms(planned, source))}; from {first}{source.address}{size}"
+
+
+def _terms(planned: Plan, source: PlannedSource) -> Iterator[str]:
+    if planned.license in (None, "unknown"):
+        yield "licence not known here" + (f", see {source.page}" if source.page else "")
+    else:
+        yield f"licence {planned.license}"
+    if planned.restricted:
+        yield "restricted: not an open licence, read its terms before use"
+    if source.gated:
+        yield f"gated: log in and accept the terms at {source.page}"
+
+
+def _plan_lines(output: Output, planned: Plan) -> Iterator[str]:
+    yield output.heading(planned.id or planned.name)
+    facts = {
+        "terms": "; ".join(_terms(planned, planned.sources[0])),
+        "converted": str(planned.converted) if planned.converted else "not in the cache, as far as is known",
+        "asked first": planned.mirror and f"the mirror {planned.mirror}",
+    }
+    yield from output.fields((name, text) for name, text in facts.items() if text)
+    for number, source in enumerate(planned.sources, 1):
+        yield from output.fields(_source_rows(number, source))
+
+
+def _source_rows(number: int, source: PlannedSource) -> list[tuple[str, str]]:
+    facts = {
+        "revision": source.revision,
+        "asks for": ", ".join(source.files),
+        "size": count_of(source.size, "byte") if source.size else "not known before it is fetched",
+        "sha256": source.sha256,
+        "gated": source.gated and f"log in and accept the terms at {source.page}",
+        "cached": str(source.cached) if source.cached else "no: it would be fetched",
+    }
+    return [(f"{number}. source", source.address), *((f"   {name}", str(text)) for name, text in facts.items() if text)]

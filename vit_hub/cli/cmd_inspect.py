@@ -13,7 +13,7 @@ import click
 
 import vit_hub
 from vit_hub.cli.description import config_data, config_lines, dropped_lines
-from vit_hub.cli.options import Verb, complete_source, offline_option, source_format_option
+from vit_hub.cli.options import Verb, complete_source, offline_option, revision_option, source_format_option
 from vit_hub.cli.output import Output, amount, count_of, pass_output
 from vit_hub.cli.settings import set_option
 
@@ -37,6 +37,7 @@ Examples:
 @click.option("--hash", "hash_files", is_flag=True, help="Compute the sha256 of the files.")
 @source_format_option
 @set_option
+@revision_option
 @offline_option
 @pass_output
 def command(
@@ -47,6 +48,7 @@ def command(
     hash_files: bool,
     format: str | None,
     overrides: dict[str, Any],
+    revision: str | None,
     offline: bool,
 ) -> None:
     """Tell what a checkpoint is.
@@ -59,7 +61,12 @@ def command(
     from vit_hub.progress import byte_bar
 
     ckpt = vit_hub.open_checkpoint(
-        source, format=format, overrides=overrides, offline=offline, progress=not output.quiet
+        source,
+        format=format,
+        overrides=overrides,
+        revision=revision,
+        offline=offline,
+        progress=not output.quiet,
     )
     zero_head = head_is_zero(ckpt.tensors)
     total = sum(tensor.nbytes for tensor in ckpt.tensors.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -19,9 +20,11 @@ __all__ = [
     "complete_source",
     "format_option",
     "image_size_option",
+    "lockfile_option",
     "offline_option",
     "patch_size_option",
     "resize_option",
+    "revision_option",
     "source_format_option",
 ]
 
@@ -89,6 +92,22 @@ def _complete_format(ctx: click.Context, param: click.Parameter, incomplete: str
 
 source_format_option = format_option(
     "--format", help="Insist on a format of the source instead of recognising it by its content."
+)
+
+
+def lockfile_option(help: str) -> Callable[[_Command], _Command]:
+    """An option that takes a lock file; None stands for the one in the working folder."""
+    return click.option(
+        "--lockfile",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help=f"{help} Without it: vit-hub.lock in the working folder.",
+    )
+
+
+revision_option = click.option(
+    "--revision",
+    metavar="REVISION",
+    help="A branch, tag or commit of the Hugging Face repository, instead of the one that is pinned.",
 )
 offline_option = click.option("--offline", is_flag=True, help="Open no connection: take what is on this machine.")
 

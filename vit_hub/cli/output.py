@@ -52,6 +52,11 @@ class Output:
         if self.width is not None and not (self.quiet or self.json):
             self._echo(click.style(text, dim=True), err=True)
 
+    def announce(self, text: str) -> None:
+        """What is about to happen, on stderr."""
+        if not (self.quiet or self.json):
+            self._echo(click.style(_one_line(text), dim=True), err=True)
+
     def warning(self, text: str) -> None:
         """Something that the user should know, on stderr."""
         if not self.quiet:

@@ -12,9 +12,10 @@ from urllib.parse import unquote, urlsplit
 
 from vit_hub.errors import VitHubError
 
-__all__ = ["cache_dir", "canonical_file", "fetched_file", "locked", "readable"]
+__all__ = ["cache_dir", "canonical_file", "fetched_file", "lock_file", "locked", "mirrored_folder", "readable"]
 
 _READABLE = 80
+_ATTEMPTS = 8
 
 
 def cache_dir() -> Path:
@@ -50,24 +51,45 @@ def readable(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "--", name).strip(".-")[-_READABLE:].lstrip(".-") or "unnamed"
 
 
+def mirrored_folder(address: str) -> Path:
+    """Where the files are kept that a mirror gave for a Hugging Face address: side by side, as in the repository."""
+    digest = hashlib.sha256(address.encode()).hexdigest()[:16]
+    return cache_dir() / "mirrored" / f"{readable(address)}-{digest}"
+
+
+def lock_file(path: Path) -> Path:
+    """The file whose lock :func:`locked` holds for ``path``."""
+    return path.with_name(f".{path.name}.lock")
+
+
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(
+    path: Path, *, place: str = "the cache", hint: str = "set VIT_HUB_CACHE to a folder that you may write to"
+) -> Iterator[None]:
     """Makes ``path``'s folder and holds, in the ``with`` body, a lock that one process at a time can have.
 
+    Args:
+        path: what the lock is for; it need not exist.
+        place: what the folder is, for the message.
+        hint: what to do where it cannot be written.
+
     Raises:
-        VitHubError: the cache cannot be written.
+        VitHubError: the folder cannot be written.
     """
     from filelock import FileLock
 
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    lock = FileLock(lock_file(path))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        for remaining in reversed(range(_ATTEMPTS)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+                break
+            except FileNotFoundError:  # `vit-hub cache prune` may remove a folder while it is empty
+                if not remaining:
+                    raise
     except OSError as error:
-        raise VitHubError(
-            f"{path.parent}: the cache cannot be written: {error.strerror or error}",
-            hint="set VIT_HUB_CACHE to a folder that you may write to",
-        ) from error
+        raise VitHubError(f"{path.parent}: {place} cannot be written: {error.strerror or error}", hint=hint) from error
     try:
         yield
     finally:

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit_hub.errors import ConfigError, VitHubError
-from vit_hub.hub.cache import canonical_file, locked
+from vit_hub.hub.cache import canonical_file
+from vit_hub.hub.cache import locked as lock_held
 from vit_hub.hub.integrity import sha256_of
-from vit_hub.hub.sources import Resolved, fetch_any, local_path, locate, open_resolved
+from vit_hub.hub.lockfile import LOCKFILE, check_locked, locked_model
+from vit_hub.hub.records import Delivery, Pin, Record, canonical_record, read_record, record_of, write_record
+from vit_hub.hub.sources import Resolved, fetch_any, locate, open_resolved, refuse_local
 from vit_hub.progress import byte_bar
 from vit_hub.registry import Entry, WeightSource
 
@@ -21,31 +24,52 @@ if TYPE_CHECKING:
 __all__ = ["download"]
 
 
-def download(name: str, *, offline: bool = False, force: bool = False, progress: bool = False) -> Path:
+def download(
+    name: str,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    force: bool = False,
+    progress: bool = False,
+    locked: bool | str | Path = False,
+) -> Path:
     """Fetches a model, verifies it and converts it, all of it once.
 
     Args:
         name: registry name or alias, timm name, Hugging Face repository, or URL.
+        revision: branch, tag or commit of the Hugging Face repository, in place of the one that the registry pins.
         offline: open no connection.
         force: convert again even where the cache has the result.
         progress: show progress bars on a terminal.
+        locked: take exactly what this lock file says; True: ``vit-hub.lock`` in the working folder.
 
     Returns:
         The canonical safetensors file in the cache: config, provenance and licence are in its metadata.
 
     Raises:
-        ConfigError: ``name`` is a local file.
+        ConfigError: ``name`` is a local file, or there can be no such revision of it.
         ModelNotFoundError, DownloadError, IntegrityError: as :func:`vit_hub.hub.sources.resolve`.
         CheckpointError: the weights cannot be read.
+        VitHubError: the lock file cannot be read.
     """
-    if local_path(name) is not None:
-        raise ConfigError(f"{name}: a local file or folder", hint=f"use `vit-hub convert {name} OUT` on it")
-    entry, candidates = locate(name)
+    refuse_local(name)
+    if locked is not False:
+        return _locked(name, LOCKFILE if locked is True else Path(locked), revision, offline, force, progress)
+    entry, candidates = locate(name, revision=revision)
     if entry and not force:
         found = _converted_earlier(entry, candidates[0])
         if found:
             return found
     resolved = fetch_any(entry, candidates, offline=offline, progress=progress)
+    return _canonical(resolved, force=force, progress=progress)
+
+
+def _locked(name: str, file: Path, revision: str | None, offline: bool, force: bool, progress: bool) -> Path:
+    if revision is not None:
+        raise ConfigError(f"{name}: the lock file says which revision", hint="leave out revision= (--revision)")
+    entry, source, delivery = locked_model(name, file)
+    resolved = fetch_any(entry, (source,), offline=offline, progress=progress)
+    check_locked(resolved, delivery, file)
     return _canonical(resolved, force=force, progress=progress)
 
 
@@ -56,7 +80,7 @@ def _converted_earlier(entry: Entry, source: WeightSource) -> Path | None:
     if not source.sha256:
         return None
     file = canonical_file(entry.id, source.sha256, __version__)
-    passport = _passport_of(file)
+    passport = _passport_of(file) if _is_intact(file) else None
     if passport is None or (passport.weights_id, passport.converter) != (entry.id, __version__):
         return None
     return file if [record.get("sha256") for record in passport.source] == [source.sha256] else None
@@ -74,13 +98,31 @@ def _canonical(resolved: Resolved, *, force: bool, progress: bool) -> Path:
     sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
     file = canonical_file(_title(resolved), sha256, __version__)
     if not force and _is_current(file, ckpt):
+        _record(file, resolved)
         return file
-    with locked(file):
+    with lock_held(file):
         if force or not _is_current(file, ckpt):  # another process may have made it, while this one waited
             total = sum(tensor.nbytes for tensor in ckpt.tensors.values())
             with byte_bar("converting", total, show=progress) as advance:
                 convert_checkpoint(ckpt, file, progress=advance)
+            _record(file, resolved)
     return file
+
+
+def _record(file: Path, resolved: Resolved) -> None:
+    """Remembers what was written, so that it can be verified later."""
+    known = read_record(canonical_record(file))
+    if resolved.weight_source and not (known and known.is_intact()):
+        source = record_of(resolved.weight_source, resolved.path).delivery.address
+        write_record(
+            canonical_record(file),
+            Record(file.parent, Delivery(source, {file.name: Pin(sha256_of(file), file.stat().st_size)})),
+        )
+
+
+def _is_intact(file: Path) -> bool:
+    known = read_record(canonical_record(file))
+    return known is None or known.is_intact()
 
 
 def _recorded(ckpt: Checkpoint, hashes: list[str], version: str) -> Checkpoint:
@@ -93,7 +135,7 @@ def _recorded(ckpt: Checkpoint, hashes: list[str], version: str) -> Checkpoint:
 
 
 def _is_current(file: Path, ckpt: Checkpoint) -> bool:
-    passport = _passport_of(file)
+    passport = _passport_of(file) if _is_intact(file) else None
     return passport is not None and passport.to_json() == ckpt.passport.to_json()
 
 

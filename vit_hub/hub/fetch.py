@@ -8,9 +8,12 @@ from pathlib import Path
 from vit_hub.errors import DownloadError, IntegrityError
 from vit_hub.hub.cache import fetched_file, locked
 from vit_hub.hub.integrity import verify
+from vit_hub.hub.mirror import from_mirror
+from vit_hub.hub.origin import address, is_fixed
+from vit_hub.hub.records import as_first_seen, describe, forgetting, read_record, remember
 from vit_hub.registry import WeightSource
 
-__all__ = ["fetch", "is_offline"]
+__all__ = ["bundled_file", "fetch", "is_offline"]
 
 _DATA = Path(__file__).parent.parent / "data"
 _OFFLINE = ("VIT_HUB_OFFLINE", "HF_HUB_OFFLINE")
@@ -25,6 +28,9 @@ def is_offline(offline: bool = False) -> bool:
 def fetch(source: WeightSource, *, offline: bool = False, progress: bool = False) -> Path:
     """The file of one source. It is fetched once; a pinned size or hash is verified once.
 
+    Where no hash is pinned, the file must be the one that the address gave first. ``VIT_HUB_MIRROR`` is asked before
+    the source itself.
+
     Args:
         source: of kind ``bundled``, ``https``, or ``hf``; an ``hf`` source without a file stands for whatever weights
             the repository has.
@@ -36,12 +42,32 @@ def fetch(source: WeightSource, *, offline: bool = False, progress: bool = False
 
     Raises:
         DownloadError: it cannot be had; the hint says how it might.
-        IntegrityError: it is not the pinned file. Nothing of it stays in vit-hub's cache.
+        IntegrityError: it is not the pinned file, or not the one that came first. Nothing of it stays in vit-hub's
+            cache.
         VitHubError: the cache cannot be written.
     """
     offline = is_offline(offline)
     if source.kind == "bundled":
         return _bundled(source)
+    asked = address(source)
+    known = read_record(asked)
+    # What was fetched before is asked for again only where something newer may be there.
+    if known and (offline or is_fixed(source)) and known.fits(source):
+        return known.path
+    wanted = as_first_seen(source, known)
+    try:
+        brought = from_mirror(wanted, offline=offline, progress=progress)
+        found = brought or describe(wanted, _from_origin(wanted, offline, progress))
+    except IntegrityError as error:
+        if wanted is source:
+            raise
+        raise IntegrityError(error.message, hint="; ".join(filter(None, (forgetting(asked), error.hint)))) from error
+    # Offline, what Hugging Face's cache has need not be all that the repository has.
+    remember(source, found, keep=brought is not None or not offline)
+    return found.path
+
+
+def _from_origin(source: WeightSource, offline: bool, progress: bool) -> Path:
     if source.kind == "hf":
         from vit_hub.hub.huggingface import fetch_from_hub
 
@@ -49,8 +75,13 @@ def fetch(source: WeightSource, *, offline: bool = False, progress: bool = False
     return _from_web(source, offline, progress)
 
 
+def bundled_file(source: WeightSource) -> Path:
+    """Where the package keeps a file that it brings along."""
+    return _DATA / str(source.file)
+
+
 def _bundled(source: WeightSource) -> Path:
-    path = _DATA / str(source.file)
+    path = bundled_file(source)
     hint = "the installation is incomplete: install vit-hub again"
     if not path.is_file():
         raise DownloadError(f"{path}: the package's own file is missing", hint=hint)
@@ -63,6 +94,8 @@ def _from_web(source: WeightSource, offline: bool, progress: bool) -> Path:
     if _is_fetched(path, source):
         return path
     if offline:
+        if path.is_file():
+            verify(path, source, hint=f"fetch it again with a connection, or put the right file at {path}")
         raise DownloadError(
             f"{source.url}: not in the cache, and offline mode is on",
             hint="fetch it once with a connection: without offline=True (--offline), VIT_HUB_OFFLINE and "
@@ -72,7 +105,6 @@ def _from_web(source: WeightSource, offline: bool, progress: bool) -> Path:
         if not _is_fetched(path, source):  # another process may have, while this one waited
             from vit_hub.hub.web import stream_to
 
-            path.unlink(missing_ok=True)
             stream_to(path, source, progress=progress)
     return path
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from vit_hub.errors import CheckpointError, DownloadError
+from vit_hub.errors import CheckpointError, DownloadError, VitHubError
 from vit_hub.hub.integrity import verify
 from vit_hub.progress import on_terminal
 from vit_hub.registry import WeightSource
 
-__all__ = ["fetch_from_hub"]
+__all__ = ["cached_weights", "companions", "fetch_from_hub", "hub_bars", "page_of", "possible_files"]
 
 # The weights of a repository under their customary names, in order of preference.
 _WEIGHTS = (
@@ -27,6 +29,9 @@ _WEIGHTS = (
 # What the numbers of customarily named weights depend on, and what may stand beside them.
 _CONFIG = "config.json"
 _EXTRAS = ("preprocessor_config.json",)
+_LOGIN = "log in with `hf auth login` or set HF_TOKEN"
+_NO_SPACE = "Not enough free disk space"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _COMMIT = re.compile("[0-9a-f]{40}")
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -54,10 +59,11 @@ def fetch_from_hub(source: WeightSource, *, offline: bool, progress: bool = Fals
     Raises:
         DownloadError: the repository, the revision or the file is not there, or cannot be had; the hint has the remedy.
         IntegrityError: the file is not the pinned one.
+        VitHubError: the disk is full.
     """
     names = (source.file,) if source.file else _WEIGHTS
     failures: list[DownloadError] = []
-    with _bars(progress):
+    with hub_bars(progress):
         for name in names:
             try:
                 path = _file(source, name, offline)
@@ -75,8 +81,34 @@ def fetch_from_hub(source: WeightSource, *, offline: bool, progress: bool = Fals
         raise unknown[0]
     raise DownloadError(
         f"{_described(source)} has none of the files {', '.join(_WEIGHTS)}",
-        hint=f"is it a repository of weights? See {_page(source)}; or give the address of one file",
+        hint=f"is it a repository of weights? See {page_of(source)}; or give the address of one file",
     )
+
+
+def possible_files(source: WeightSource) -> tuple[str, ...]:
+    """The files that are asked for: of the weights the first that the repository has, and what belongs to it."""
+    names = (source.file,) if source.file else _WEIGHTS
+    beside = [
+        str(PurePosixPath(names[0]).with_name(extra))
+        for extra in (_CONFIG, *_EXTRAS)
+        if PurePosixPath(names[0]).name in _WEIGHTS
+    ]
+    return (*names, *beside)
+
+
+def cached_weights(source: WeightSource) -> Path | None:
+    """The weight file in Hugging Face's cache, whatever revision is the newest; None where there is none."""
+    for name in (source.file,) if source.file else _WEIGHTS:
+        with suppress(DownloadError):
+            path = _cached(source, name)
+            if path:
+                return path
+    return None
+
+
+def page_of(source: WeightSource) -> str:
+    """The repository's page on the web."""
+    return f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{source.repo}"
 
 
 def _file(source: WeightSource, name: str, offline: bool) -> Path:
@@ -111,7 +143,7 @@ def _cached(source: WeightSource, name: str) -> Path | None:
     except ValueError as error:
         raise DownloadError(f"{_described(source)}: {_first_line(error)}", hint="check the name") from error
     if found is _CACHED_NO_EXIST:
-        raise _AbsentError(f"{_described(source)} has no file {name}", hint=f"see {_page(source)}")
+        raise _AbsentError(f"{_described(source)} has no file {name}", hint=f"see {page_of(source)}")
     return Path(found) if isinstance(found, str) else None
 
 
@@ -123,32 +155,52 @@ def _fetched(source: WeightSource, name: str) -> Path:
 
     where = _described(source)
     try:
-        found = hf_hub_download(
-            source.repo or "", name, revision=source.revision, library_name="vit-hub", library_version=__version__
-        )
+        with warnings.catch_warnings():
+            # The client looks at the free disk space before the first byte, and only warns.
+            warnings.filterwarnings("error", _NO_SPACE)
+            found = hf_hub_download(
+                source.repo or "", name, revision=source.revision, library_name="vit-hub", library_version=__version__
+            )
     except hub.GatedRepoError as error:
         raise DownloadError(
             f"{where} is gated",
-            hint=f"accept its terms at {_page(source)}, then log in with `hf auth login` or set HF_TOKEN",
+            hint=f"accept its terms at {page_of(source)}, then {_LOGIN}",
         ) from error
     except hub.RepositoryNotFoundError as error:
         raise DownloadError(
             f"{where} does not exist, or is private",
-            hint="check the name; for a private one log in with `hf auth login` or set HF_TOKEN",
+            hint=f"check the name; for a private one {_LOGIN}",
         ) from error
     except hub.RevisionNotFoundError as error:
-        raise DownloadError(f"{where}: there is no such revision", hint=f"see {_page(source)}") from error
+        raise DownloadError(f"{where}: there is no such revision", hint=f"see {page_of(source)}") from error
     except hub.LocalEntryNotFoundError as error:
+        cause = error.__cause__ or error
+        refused = _status(cause) in (401, 403)
         raise DownloadError(
-            f"{where}: {name} cannot be fetched: {_first_line(error.__cause__ or error)}",
-            hint="check the connection, the proxy, and HF_ENDPOINT if it is set",
+            f"{where}: {name} cannot be fetched: {_first_line(cause)}",
+            hint=_LOGIN if refused else "check the connection, the proxy, and HF_ENDPOINT if it is set",
         ) from error
     except hub.EntryNotFoundError as error:
-        raise _AbsentError(f"{where} has no file {name}", hint=f"see {_page(source)}") from error
+        raise _AbsentError(f"{where} has no file {name}", hint=f"see {page_of(source)}") from error
+    except UserWarning as error:
+        raise _disk_full(f"{where}: {name}: {_first_line(error)}") from error
     # Which exceptions of which HTTP client come out of it differs between the versions of huggingface_hub.
     except Exception as error:
-        raise DownloadError(f"{where}: {name} cannot be fetched: {_first_line(error)}") from error
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            raise _disk_full(f"{where}: {name} cannot be kept: {error.strerror}") from error
+        hint = _LOGIN if _status(error) in (401, 403) else ""
+        raise DownloadError(f"{where}: {name} cannot be fetched: {_first_line(error)}", hint=hint) from error
     return Path(found)
+
+
+def _status(error: BaseException) -> int | None:
+    """The status with which the server refused, if it did."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _disk_full(message: str) -> VitHubError:
+    # Not a DownloadError: another source would fill the disk just as well.
+    return VitHubError(message, hint="make room, or set HF_HUB_CACHE to a folder on another disk")
 
 
 def _blob(path: Path) -> Path:
@@ -179,6 +231,14 @@ def _fetch_companions(path: Path, name: str, source: WeightSource, offline: bool
                 raise
 
 
+def companions(path: Path) -> list[Path]:
+    """The files that were fetched with the weights: shards and config files beside them."""
+    if path.name not in _WEIGHTS:
+        return []
+    files = [path.with_name(name) for name in (*_shards(path), _CONFIG, *_EXTRAS)]
+    return [file for file in files if file.is_file()]
+
+
 def _shards(path: Path) -> list[str]:
     if path.suffix != ".json":
         return []
@@ -192,16 +252,12 @@ def _described(source: WeightSource) -> str:
     return f"{source.repo}@{source.revision}" if source.revision else str(source.repo)
 
 
-def _page(source: WeightSource) -> str:
-    return f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{source.repo}"
-
-
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager
-def _bars(wanted: bool) -> Iterator[None]:
+def hub_bars(wanted: bool) -> Iterator[None]:
     """Keeps huggingface_hub's bars off unless they are wanted and somebody watches."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from vit_hub.converters.containers import atomic_path
@@ -12,7 +13,7 @@ from vit_hub.errors import IntegrityError, VitHubError
 from vit_hub.hub.cache import cache_dir
 from vit_hub.registry import WeightSource
 
-__all__ = ["check", "sha256_of", "stamp", "verify"]
+__all__ = ["check", "hash_anew", "is_current", "sha256_of", "stamp", "stamp_file", "verify"]
 
 _CHUNK = 1 << 20
 
@@ -51,15 +52,30 @@ def verify(path: Path, source: WeightSource, *, hint: str) -> None:
 def sha256_of(path: Path) -> str:
     """The sha256 of a file: from its stamp, or computed and stamped."""
     try:
-        stamped = json.loads(_stamp_file(path).read_bytes())
+        stamped = json.loads(stamp_file(path).read_bytes())
         if stamped["stat"] == _identity(path):
             return str(stamped["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # no stamp, or not one of ours: hash the file
+    return hash_anew(path)
+
+
+def hash_anew(path: Path, advance: Callable[[int], None] | None = None) -> str:
+    """The sha256 of a file, computed and stamped whatever its stamp says.
+
+    Args:
+        path: the file.
+        advance: called with each count of bytes that were read.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     before, digest = _identity(path), hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
+            if advance:
+                advance(len(chunk))
     if _identity(path) == before:
         stamp(path, digest.hexdigest())
     return digest.hexdigest()
@@ -68,7 +84,7 @@ def sha256_of(path: Path) -> str:
 def stamp(path: Path, sha256: str) -> None:
     """Remembers the hash of a file as it is now. A cache that cannot be written only costs time later."""
     record = {"stat": _identity(path), "sha256": sha256}
-    with contextlib.suppress(VitHubError), atomic_path(_stamp_file(path)) as temporary:
+    with contextlib.suppress(VitHubError), atomic_path(stamp_file(path)) as temporary:
         temporary.write_text(json.dumps(record), encoding="utf-8")
 
 
@@ -77,5 +93,15 @@ def _identity(path: Path) -> list[str | int]:
     return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
 
 
-def _stamp_file(path: Path) -> Path:
+def stamp_file(path: Path) -> Path:
+    """Where the stamp of a file is kept."""
     return cache_dir() / "stamps" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.json"
+
+
+def is_current(stamp: Path) -> bool:
+    """Whether a stamp is of use: the file that it is about is there and unchanged."""
+    try:
+        stat = json.loads(stamp.read_bytes())["stat"]
+        return bool(stat == _identity(Path(stat[0])))
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return False

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit_hub.converters.containers import CONTAINER_SUFFIXES
-from vit_hub.errors import CheckpointError, DownloadError, ModelNotFoundError
+from vit_hub.errors import CheckpointError, ConfigError, DownloadError, ModelNotFoundError
 from vit_hub.hub.fetch import fetch
-from vit_hub.registry import Entry, WeightSource, get_entry
+from vit_hub.hub.hub_names import hub_source, is_address
+from vit_hub.registry import Entry, WeightSource, get_entry, preferring
 from vit_hub.weights_manifest import outlines
 
 if TYPE_CHECKING:
     from vit_hub.converters.checkpoint import Checkpoint
 
-__all__ = ["Resolved", "fetch_any", "local_path", "locate", "open_resolved", "resolve"]
+__all__ = ["Resolved", "fetch_any", "local_path", "locate", "open_resolved", "refuse_local", "resolve"]
 
 _HINTS = ("num_heads", "image_size", "pool")
-_URL = re.compile("https?://", re.IGNORECASE)
-_REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+# Fields that a file cannot have otherwise than the registry says, unless it is another file.
+_FIXED = ("embed_dim", "depth", "mlp_dim", "patch_size", "stem", "stem_stages")
 _PATH = re.compile(r"\.{1,2}[/\\]|[/\\~]|[A-Za-z]:[/\\]")
+_AUGREG = "augreg:"
 
 
 @dataclass(frozen=True)
@@ -43,25 +46,30 @@ class Resolved:
     hints: Mapping[str, Any] = field(default_factory=dict)
 
 
-def resolve(source: str | Path, *, offline: bool = False, progress: bool = False) -> Resolved:
+def resolve(
+    source: str | Path, *, revision: str | None = None, offline: bool = False, progress: bool = False
+) -> Resolved:
     """Finds what ``source`` stands for and fetches it if need be.
 
     Args:
-        source: in this order: an existing path; an address (``https://...``); a name that the registry knows; a
-            Hugging Face repository ``owner/name`` or ``owner/name@revision``.
+        source: an existing path, or whatever :func:`locate` takes.
+        revision: as for :func:`locate`.
         offline: open no connection.
         progress: show progress bars on a terminal.
 
     Raises:
         CheckpointError: it looks like a path, and there is no such file.
+        ConfigError: there can be no such revision of it.
         ModelNotFoundError: it is none of these; the hint names similar models.
         DownloadError: no source delivers; the message has every failure.
         IntegrityError: what was fetched is not what is pinned.
     """
     path = local_path(source)
     if path is not None:
+        if revision is not None:
+            raise ConfigError(f"{source}: a local file or folder has no revisions", hint="leave out revision=")
         return Resolved(path)
-    entry, candidates = locate(str(source))
+    entry, candidates = locate(str(source), revision=revision)
     return fetch_any(entry, candidates, offline=offline, progress=progress)
 
 
@@ -72,7 +80,7 @@ def local_path(source: str | Path) -> Path | None:
         CheckpointError: it looks like a path, and there is no such file.
     """
     text = str(source)
-    if isinstance(source, str) and _URL.match(text):
+    if isinstance(source, str) and is_address(text):
         return None
     try:
         path = Path(source).expanduser()
@@ -85,36 +93,125 @@ def local_path(source: str | Path) -> Path | None:
     return None
 
 
-def locate(name: str) -> tuple[Entry | None, tuple[WeightSource, ...]]:
-    """The registry's entry of a name or address, if it has one, and its sources in order of preference. No network.
+def refuse_local(name: str) -> None:
+    """Only what is somewhere else can be downloaded.
 
     Raises:
-        ModelNotFoundError: neither an address nor a name nor the form of a repository.
+        ConfigError: it is a local file or folder.
+        CheckpointError: it looks like a path, and there is no such file.
     """
-    if _URL.match(name):
-        return _locate_url(name)
+    if local_path(name) is not None:
+        raise ConfigError(f"{name}: a local file or folder", hint=f"use `vit-hub convert {name} OUT` on it")
+
+
+def locate(name: str, *, revision: str | None = None) -> tuple[Entry | None, tuple[WeightSource, ...]]:
+    """The registry's entry of a name or address, if it has one, and its sources in order of preference. No network.
+
+    Args:
+        name: in this order: an address (``https://...``, ``hf://owner/name@revision/file``, ``hf-hub:owner/name``,
+            ``augreg:FILE``); a name that the registry knows; a Hugging Face repository ``owner/name`` or
+            ``owner/name@revision``.
+        revision: branch, tag or commit of the Hugging Face repositories in place of the registry's. What is pinned
+            belongs to another commit then and is not checked; sources elsewhere are left out.
+
+    Raises:
+        ModelNotFoundError: neither an address nor a name nor the form of a repository, or a name of several models.
+        ConfigError: no source is on Hugging Face's hub, or the name says another revision.
+    """
+    entry, sources = _named(name)
+    if revision is None:
+        return entry, sources
+    hub = [source for source in sources if source.kind == "hf"]
+    # A repository's name asks for that one, not for others with the same weights.
+    hub = [source for source in hub if name.lower() == str(source.repo).lower()] or hub
+    if not hub:
+        raise ConfigError(
+            f"{name}: none of its sources is on Hugging Face's hub, so it has no revision {revision!r}",
+            hint="leave out revision= (--revision)",
+        )
+    asked = hub_source(name)
+    if asked and asked.revision not in (None, revision):
+        raise ConfigError(
+            f"{name}: the name says revision {asked.revision!r}, and revision= (--revision) says {revision!r}",
+            hint="say it once",
+        )
+    return entry, tuple(_at(source, revision) for source in hub)
+
+
+def _at(source: WeightSource, revision: str) -> WeightSource:
+    """The same file at another revision, of which nothing is documented."""
+    if source.revision == revision:
+        return source
+    return dataclasses.replace(source, revision=revision, sha256=None, sha256_prefix=None, size=None, evidence="")
+
+
+def _named(name: str) -> tuple[Entry | None, tuple[WeightSource, ...]]:
+    if name.lower().startswith(_AUGREG):
+        return _augreg(name[len(_AUGREG) :])
+    if is_address(name):
+        return _known(url=name) or _on_hub(name) or (None, (WeightSource(kind="https", format="", url=name),))
     try:
         entry = get_entry(name)
     except ModelNotFoundError:
-        match = _REPOSITORY.fullmatch(name)
-        if match is None:
+        asked = hub_source(name)
+        # The registry knows the repository, and several models in it.
+        if asked is None or (asked.revision is None and _entries(asked)):
             raise
-        return None, (WeightSource(kind="hf", format="", repo=match["repo"], revision=match["revision"]),)
+        return _on_hub(name) or (None, (asked,))
     return entry, entry.sources
 
 
-def _locate_url(url: str) -> tuple[Entry | None, tuple[WeightSource, ...]]:
+def _known(url: str) -> tuple[Entry, tuple[WeightSource, ...]] | None:
     for outline in outlines().values():
         if url in outline.urls:
             entry = get_entry(outline.id)
             return entry, tuple(source for source in entry.sources if source.url == url)
-    return None, (WeightSource(kind="https", format="", url=url),)
+    return None
+
+
+def _on_hub(name: str) -> tuple[Entry | None, tuple[WeightSource, ...]] | None:
+    """A place on Hugging Face's hub, with what the registry knows about what is there."""
+    asked = hub_source(name)
+    if asked is None:
+        return None
+    found = [(entry, tuple(source for source in entry.sources if _holds(source, asked))) for entry in _entries(asked)]
+    known = [(entry, sources) for entry, sources in found if sources]
+    if len(known) > 1 and not asked.file:
+        ids = ", ".join(entry.id for entry, _ in known)
+        raise ModelNotFoundError(f"{name!r} names {len(known)} models", hint=f"say which: {ids}")
+    return known[0] if known else (None, (asked,))
+
+
+def _entries(asked: WeightSource) -> list[Entry]:
+    """The registry's models in a repository."""
+    repo = str(asked.repo).lower()
+    return [get_entry(outline.id) for outline in outlines().values() if repo in map(str.lower, outline.repos)]
+
+
+def _holds(source: WeightSource, asked: WeightSource) -> bool:
+    """Whether a source of the registry is what is asked for."""
+    same_file = asked.file in (None, source.file)
+    same_repo = source.kind == "hf" and str(source.repo).lower() == str(asked.repo).lower()
+    return same_repo and same_file and asked.revision in (None, source.revision or "main")
+
+
+def _augreg(file: str) -> tuple[Entry, tuple[WeightSource, ...]]:
+    """One of the AugReg files: the file itself, then what else has its weights."""
+    from vit_hub.hub.augreg import entry_of, parse
+
+    name = parse(file)
+    known = _known(name.url)
+    if known is None:
+        entry = entry_of(name)
+        return entry, entry.sources
+    entry, own = known
+    return entry, (*own, *(source for source in entry.sources if source not in own))
 
 
 def fetch_any(
     entry: Entry | None, candidates: Sequence[WeightSource], *, offline: bool = False, progress: bool = False
 ) -> Resolved:
-    """The first of the sources that delivers.
+    """The first of the sources that delivers. Where it is not the first one, a warning says which and why.
 
     Raises:
         DownloadError: none does.
@@ -127,6 +224,11 @@ def fetch_any(
         except DownloadError as error:
             failures.append(error)
         else:
+            if failures:
+                reasons = "; ".join(error.message for error in failures)
+                what = f"{entry.id}: " if entry else ""
+                warnings.warn(f"{what}taken from {_place(source)}, because {reasons}", stacklevel=2)
+            entry = preferring(entry, source) if entry else None
             return Resolved(path, entry, source, _hints(entry, source) if entry else {})
     if len(failures) == 1:
         raise failures[0]
@@ -135,6 +237,10 @@ def fetch_any(
         f"none of the {len(failures)} sources of {name} delivers: {'; '.join(error.message for error in failures)}",
         hint="; ".join(dict.fromkeys(error.hint for error in failures if error.hint)),
     )
+
+
+def _place(source: WeightSource) -> str:
+    return source.url or "/".join(part for part in (source.repo, source.file) if part)
 
 
 def _hints(entry: Entry, source: WeightSource) -> dict[str, Any]:
@@ -153,7 +259,9 @@ def open_resolved(
         overrides: config fields that the file cannot tell or tells wrongly.
 
     Raises:
-        CheckpointError, ConfigError: as :func:`vit_hub.converters.open_checkpoint`.
+        CheckpointError: it is not the model that the registry says, or as for
+            :func:`vit_hub.converters.open_checkpoint`.
+        ConfigError: likewise.
     """
     from vit_hub import __version__
     from vit_hub.converters.checkpoint import open_checkpoint
@@ -163,6 +271,7 @@ def open_resolved(
     passport = dataclasses.replace(ckpt.passport, converter=ckpt.passport.converter or __version__)
     entry = resolved.entry
     if entry is not None:
+        _refuse_another_model(ckpt, entry, resolved.weight_source, overrides or {})
         passport = dataclasses.replace(
             passport,
             weights_id=entry.id,
@@ -172,3 +281,21 @@ def open_resolved(
             labels=entry.labels if ckpt.config.num_classes == entry.config.num_classes else None,
         )
     return dataclasses.replace(ckpt, passport=passport)
+
+
+def _refuse_another_model(
+    ckpt: Checkpoint, entry: Entry, source: WeightSource | None, overrides: Mapping[str, Any]
+) -> None:
+    """The file is of the architecture that its name promises.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    promised = entry.config.replace(**(source.config if source else {}))
+    for name in _FIXED:
+        found, expected = getattr(ckpt.config, name), getattr(promised, name)
+        if found != expected and name not in overrides:
+            raise CheckpointError(
+                f"{ckpt.path}: not the model {entry.id}: its {name} is {found}, and should be {expected}",
+                hint=f"the file is another one than its source promised: {_place(source) if source else 'unknown'}",
+            )

@@ -1,147 +1,149 @@
-"""Files at plain addresses: streamed to disk, hashed on the way, whole or not there at all."""
+"""Files at plain addresses: fetched in as many attempts and runs as it takes, whole under their name or not at all."""
 
 from __future__ import annotations
 
-import hashlib
-import time
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
+import contextlib
+import shutil
+import threading
 from pathlib import Path
 
 import httpx2
 
-from vit_hub.converters.containers import atomic_path
 from vit_hub.converters.containers.sniff import sniff
-from vit_hub.errors import CheckpointError, DownloadError, IntegrityError
+from vit_hub.errors import CheckpointError, DownloadError, IntegrityError, VitHubError
+from vit_hub.hub.answers import Answer, ask, html_error, new_client
 from vit_hub.hub.integrity import check, stamp
+from vit_hub.hub.partial import Part
+from vit_hub.hub.retries import ChangedError, PassingError, Patience
+from vit_hub.hub.transfer import NOTHING_KEPT, Transfer
 from vit_hub.progress import byte_bar
 from vit_hub.registry import WeightSource
 
 __all__ = ["stream_to"]
 
-ATTEMPTS = 4
-LONGEST_WAIT = 120.0  # seconds; a server that wants more is not waited for
-_BACKOFF = 0.5  # seconds before the second attempt, doubled before each further one
-_TIMEOUT = httpx2.Timeout(30.0, connect=10.0)
-_CHUNK = 1 << 20
-_PASSING = (408, 425, 429, 500, 502, 503, 504)
-_REMEDIES = {
-    401: "the server wants a login: fetch the file yourself and give its path",
-    403: "the server refuses: fetch the file yourself and give its path",
-    404: "check the address",
-    410: "the file is gone from there: look for another source",
-}
+CONNECTIONS = 4
+_PAGE = 64 << 10  # bytes; what comes in place of a file and is smaller is looked at, to say what it is
+_HEAD = 1024
+_LFS = b"version https://git-lfs"
 
 
-class _PassingError(Exception):
-    """A failure that may not happen again."""
-
-    def __init__(self, message: str, wait: float | None = None) -> None:
-        super().__init__(message)
-        self.wait = wait
-
-
-def stream_to(path: Path, source: WeightSource, *, progress: bool = False) -> None:
+def stream_to(path: Path, source: WeightSource, *, checkpoint: bool = True, progress: bool = False) -> None:
     """Fetches ``source.url`` to ``path``, trying again after failures that may pass.
+
+    What an interrupted call leaves beside ``path``, in hidden files, the next one continues. The caller holds the lock
+    of ``path``.
 
     Args:
         path: the file; it appears under this name whole and checked, or not at all.
         source: ``url``, and what is pinned of size and sha256.
+        checkpoint: refuse what is no checkpoint.
         progress: show a bar on a terminal.
 
     Raises:
         DownloadError: the server does not deliver; the message has its answer.
         IntegrityError: what it delivers is not what is pinned.
-        CheckpointError: what it delivers is no checkpoint, or the disk is full.
+        CheckpointError: what it delivers is no checkpoint.
+        VitHubError: the disk is full, or does not take the file for another reason.
     """
-    from vit_hub import __version__
-
-    # Without compression, so that Content-Length is the size of the file.
-    headers = {"User-Agent": f"vit-hub/{__version__}", "Accept-Encoding": "identity"}
-    with httpx2.Client(headers=headers, timeout=_TIMEOUT, follow_redirects=True) as client:
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return _attempt(client, path, source, progress)
-            except _PassingError as failure:
-                wait = _BACKOFF * 2 ** (attempt - 1) if failure.wait is None else failure.wait
-                if attempt == ATTEMPTS:
-                    raise DownloadError(
-                        f"{source.url}: {failure}, {ATTEMPTS} times", hint="try again later, or check the connection"
-                    ) from failure
-                if wait > LONGEST_WAIT:
-                    raise DownloadError(
-                        f"{source.url}: {failure}", hint=f"the server asks to come back in {wait:.0f} seconds"
-                    ) from failure
-            time.sleep(wait)
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _attempt(client: httpx2.Client, path: Path, source: WeightSource, progress: bool) -> None:
-    url = source.url or ""
+    part = Part(path, pinned=bool(source.sha256 or source.sha256_prefix))
     try:
-        with client.stream("GET", url) as response:
-            _refuse_bad_answer(url, response)
-            _receive(response, path, source, progress)
-    except httpx2.UnsupportedProtocol as error:
-        raise DownloadError(f"{url}: {error}", hint="only http:// and https:// can be fetched") from error
-    except httpx2.TransportError as error:
-        raise _PassingError(str(error) or type(error).__name__) from error
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise DownloadError(f"{url}: {error}", hint="check the address") from error
-
-
-def _refuse_bad_answer(url: str, response: httpx2.Response) -> None:
-    answer = f"the server answered {response.status_code} {response.reason_phrase}".rstrip()
-    if response.status_code in _PASSING:
-        raise _PassingError(answer, _retry_after(response.headers.get("Retry-After", "")))
-    if response.status_code != 200:
-        raise DownloadError(f"{url}: {answer}", hint=_REMEDIES.get(response.status_code, "check the address"))
-    if response.headers.get("Content-Type", "").lower().startswith("text/html"):
-        raise _html(url)
-
-
-def _receive(response: httpx2.Response, path: Path, source: WeightSource, progress: bool) -> None:
-    url = source.url or ""
-    declared = response.headers.get("Content-Length", "")
-    total = int(declared) if declared.isdecimal() else None
-    digest, size = hashlib.sha256(), 0
-    hint = "nothing was kept; the file was changed at its source, or the connection is tampered with"
-    with atomic_path(path) as temporary:
-        with temporary.open("wb") as file, byte_bar(path.name, total, show=progress) as advance:
-            for chunk in response.iter_bytes(_CHUNK):
-                if not size and chunk.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
-                    raise _html(url)
-                size += len(chunk)
-                if source.size is not None and size > source.size:
-                    raise IntegrityError(f"{url}: more than the {source.size:,} bytes that are pinned", hint=hint)
-                file.write(chunk)
-                digest.update(chunk)
-                advance(len(chunk))
-        if total is not None and response.num_bytes_downloaded != total:
-            raise _PassingError(f"{response.num_bytes_downloaded:,} bytes came of {total:,}")
-        check(source, url, size=size, sha256=digest.hexdigest(), hint=hint)
         try:
-            sniff(temporary)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.restore(source.size)
+            with new_client() as client:
+                sha256 = _fetch(client, part, source, path.name, progress)
+        except (IntegrityError, OSError):
+            part.discard()
+            raise
+        except BaseException:
+            part.keep()
+            raise
+        try:
+            _check(part.file, source, sha256, checkpoint)
+            part.finish()
+        except BaseException:
+            part.discard()
+            raise
+    except OSError as error:
+        raise VitHubError(
+            f"{path}: cannot be written: {error.strerror or error}",
+            hint="check the free space and the permissions of the folder, or set VIT_HUB_CACHE to another one; "
+            "nothing was kept",
+        ) from error
+    stamp(path, sha256)
+
+
+def _fetch(client: httpx2.Client, part: Part, source: WeightSource, label: str, progress: bool) -> str:
+    """Fills the part; gives the sha256."""
+    patience, connections = Patience(source.url or "", threading.Event()), CONNECTIONS
+    furthest = part.size
+    while True:
+        try:
+            return _attempt(client, part, source, connections, label, progress)
+        except PassingError as error:
+            failure, reached = error, part.size
+        except ChangedError as error:
+            failure, reached = PassingError(str(error)), part.size
+            part.discard()
+            # Behind one address may be several servers whose ETags differ.
+            connections = 1
+        patience.wait_after(failure, gained=reached > furthest)
+        furthest = max(furthest, reached)
+
+
+def _attempt(
+    client: httpx2.Client, part: Part, source: WeightSource, connections: int, label: str, progress: bool
+) -> str:
+    url = source.url or ""
+    with contextlib.ExitStack() as stack:
+        answer = None
+        if not part.complete:
+            start = part.gaps()[0].position if part.resumable and part.size else None
+            answer = ask(client, url, start=start, total=part.total, validator=part.validator)
+            stack.callback(answer.close)
+            if not answer.is_part:
+                _refuse_wrong_size(answer, source)
+                part.begin(answer.total, answer.validator)
+            _refuse_full_disk(part, source)
+            if not (answer.takes_ranges and part.resumable):
+                connections = 1
+        advance = stack.enter_context(byte_bar(label, part.total, initial=part.size, show=progress))
+        return Transfer(client, url, part, most=source.size).run(answer, connections, advance)
+
+
+def _refuse_wrong_size(answer: Answer, source: WeightSource) -> None:
+    if source.size is not None and answer.total not in (None, source.size) and (answer.total or 0) > _PAGE:
+        raise IntegrityError(
+            f"{source.url}: the server's file has {answer.total:,} bytes, expected are {source.size:,}",
+            hint=NOTHING_KEPT,
+        )
+
+
+def _refuse_full_disk(part: Part, source: WeightSource) -> None:
+    total = part.total if part.total is not None else source.size
+    folder = part.file.parent
+    needed, free = (total or 0) - part.size, shutil.disk_usage(folder).free
+    if needed > free:
+        raise VitHubError(
+            f"{folder}: {source.url} needs {needed:,} bytes more, and {free:,} are free",
+            hint="make room there, or set VIT_HUB_CACHE to a folder on a larger disk",
+        )
+
+
+def _check(file: Path, source: WeightSource, sha256: str, checkpoint: bool) -> None:
+    url = source.url or ""
+    with file.open("rb") as stream:
+        head = stream.read(_HEAD)
+    if head.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+        raise html_error(url)
+    if head.startswith(_LFS):
+        raise DownloadError(
+            f"{url}: a git-LFS pointer, not the weights themselves",
+            hint="take the address of the file's download, not of its text in the repository",
+        )
+    check(source, url, size=file.stat().st_size, sha256=sha256, hint=NOTHING_KEPT)
+    if checkpoint:
+        try:
+            sniff(file)
         except CheckpointError as error:
-            raise type(error)(error.message.replace(str(temporary), url), hint=error.hint) from error
-    stamp(path, digest.hexdigest())
-
-
-def _html(url: str) -> DownloadError:
-    return DownloadError(
-        f"{url}: the server sent an HTML page in place of the file",
-        hint="it may want a login, or this is the address of a page about the file: open it in a browser",
-    )
-
-
-def _retry_after(value: str) -> float | None:
-    """Seconds that a Retry-After header asks to wait: a number or a date (RFC 9110, 10.2.3)."""
-    if value.isdecimal():
-        return float(value)
-    try:
-        date = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=timezone.utc)
-    return max(0.0, (date - datetime.now(timezone.utc)).total_seconds())
+            raise type(error)(error.message.replace(str(file), url), hint=error.hint) from error

@@ -1,0 +1,52 @@
+"""All ways to name one file on Hugging Face's hub, by the real huggingface_hub client against a local server."""
+
+from __future__ import annotations
+
+from hub_process import COMMIT, REPO, Hub, hub
+
+__all__ = ["hub"]  # fixture
+
+
+def test_every_way_to_name_a_file_is_the_same_file(hub: Hub) -> None:
+    """Among them the address of its web page, which would else be a second copy in another cache."""
+    site = f"{hub.server.url}/{REPO}"
+    names = [
+        REPO,
+        f"{REPO}@main",
+        f"hf://{REPO}",
+        f"hf://{REPO}@{COMMIT}/model.safetensors",
+        f"hf-hub:{REPO}",
+        f"{site}/resolve/main/model.safetensors",
+        f"{site}/blob/{COMMIT}/model.safetensors?download=true",
+    ]
+    found = hub.answer("download", *names)
+    assert len({item["path"] for item in found}) == 1
+    assert not (hub.folder / "cache" / "files").exists()
+    assert hub.weights_asked() == 1
+
+
+def test_a_revision_is_asked_for(hub: Hub) -> None:
+    hub.run("download", REPO, "--revision", COMMIT)
+    assert all(f"/resolve/{COMMIT}/" in path for _, path in hub.server.requests if "/resolve/" in path)
+    assert f"{REPO}@v9: there is no such revision" in hub.run("download", REPO, "--revision", "v9", code=1)
+
+
+def test_a_dry_run_asks_nobody_and_knows_the_cache(hub: Hub) -> None:
+    name = f"{REPO}@{COMMIT}"
+    for cached in (False, True):
+        before = len(hub.server.requests)
+        [found] = hub.answer("download", name, "--dry-run")
+        [source] = found["sources"]
+        assert bool(source["cached"]) is cached
+        assert source["address"] == f"hf://{name}"
+        assert source["files"][:2] == ["model.safetensors", "model.safetensors.index.json"]
+        assert len(hub.server.requests) == before
+        hub.run("download", name)
+
+
+def test_gated_weights_say_what_to_do(hub: Hub) -> None:
+    hub.server.gated.add(REPO)
+    for hub.server.refusal in (401, 403):
+        told = hub.run("download", REPO, code=1)
+        for text in (f"{REPO} is gated", f"{hub.server.url}/{REPO}", "hf auth login", "HF_TOKEN"):
+            assert text in told

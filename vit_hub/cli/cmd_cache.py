@@ -1,0 +1,155 @@
+"""``vit-hub cache``: what is kept on this machine, and how to get rid of it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import click
+from click.shell_completion import CompletionItem
+
+from vit_hub.cli.options import Verb
+from vit_hub.cli.output import Output, amount, count_of, pass_output
+
+if TYPE_CHECKING:
+    from vit_hub.hub.inventory import Item
+
+_EPILOG = """\b
+Examples:
+  vit-hub cache ls
+  vit-hub cache rm vit-b16
+  vit-hub cache prune --dry-run
+  du -sh "$(vit-hub cache dir)"
+
+\b
+Each of these commands has the options --json, -q, --quiet, and --debug.
+VIT_HUB_CACHE moves the cache. What comes from Hugging Face's hub lies in Hugging Face's own cache (HF_HOME).
+"""
+
+
+@click.group("cache", epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+def command() -> None:
+    """List and remove what vit-hub keeps on this machine."""
+
+
+@command.command("dir", cls=Verb)
+@pass_output
+def show_folder(output: Output) -> None:
+    """Print the folder of the cache, which need not exist yet."""
+    from vit_hub.hub.cache import cache_dir
+
+    if output.json:
+        output.document({"folder": cache_dir()})
+    else:
+        output.lines([str(cache_dir())])
+
+
+@command.command("ls", cls=Verb)
+@pass_output
+def show_models(output: Output) -> None:
+    """List what was fetched and converted, model by model.
+
+    Kinds: `canonical` is the converted file that `vit-hub download` gives; `web`, `mirrored` and `hugging face` are
+    originals, from a plain address, from a mirror, and in Hugging Face's own cache. The day is when the file was last
+    read, as far as the file system keeps account of that, or written. With --quiet only the names.
+    """
+    from vit_hub.hub.inventory import items
+
+    found = items()
+    if output.json:
+        output.document([_as_data(item) for item in found])
+    elif output.quiet:
+        output.lines(dict.fromkeys(item.name for item in found))
+    elif found:
+        rows = [(item.name, item.kind, amount(item.size, "B"), _day(item), str(item.path)) for item in found]
+        output.lines(output.table(("model", "kind", "size", "used", "path"), rows, right=("size",)))
+        output.note(f"{amount(sum(item.size for item in found), 'B')} in all")
+    else:
+        output.note("the cache is empty")
+
+
+def _complete_cached(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from vit_hub.hub.inventory import items
+
+    names = dict.fromkeys(item.name for item in items())
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+@command.command("rm", cls=Verb)
+@click.argument("names", shell_complete=_complete_cached, nargs=-1, required=True, metavar="NAME...")
+@pass_output
+def remove_models(output: Output, names: tuple[str, ...]) -> None:
+    """Remove all of a model: originals, converted files, and the record of what came first.
+
+    Files in Hugging Face's own cache are left, for other programs may use them; `hf cache rm` removes those.
+    """
+    from vit_hub.hub.inventory import find, remove
+
+    chosen = list({item.path: item for name in names for item in find(name)}.values())
+    size, gone, left = 0, [], []
+    for item in chosen:
+        freed = item.size
+        if remove(item):
+            size += freed
+            gone.append(item)
+        else:
+            left.append(item)
+    if output.json:
+        output.document({"removed": [item.path for item in gone], "left": [item.path for item in left]})
+        return
+    output.lines(str(item.path) for item in gone)
+    output.note(f"{amount(size, 'B')} freed")
+    for item in left:
+        output.warning(
+            f"{item.path} was left: it is in Hugging Face's cache, which other programs use too; `hf cache rm "
+            "model/OWNER/NAME` removes it"
+        )
+
+
+@command.command("prune", cls=Verb)
+@click.option("--dry-run", is_flag=True, help="Remove nothing, say what would go.")
+@click.option(
+    "--days",
+    type=click.FloatRange(min=0),
+    default=7.0,
+    show_default=True,
+    help="Keep unfinished downloads that were continued within so many days.",
+)
+@pass_output
+def remove_useless(output: Output, dry_run: bool, days: float) -> None:
+    """Remove what is of no use any more.
+
+    That is: unfinished downloads, what killed processes left, files converted by another version of vit-hub, and notes
+    about files that are gone. What another process is working on stays.
+    """
+    from vit_hub.hub.pruning import prune
+
+    found = prune(days=days, dry_run=dry_run)
+    size = sum(leftover.size for leftover in found)
+    if output.json:
+        output.document({"dry_run": dry_run, "size": size, "files": found})
+        return
+    if output.quiet:
+        output.lines(str(leftover.path) for leftover in found)
+        return
+    if found:
+        rows = [(amount(leftover.size, "B"), leftover.reason, str(leftover.path)) for leftover in found]
+        output.lines(output.table(("size", "reason", "file"), rows, right=("size",)))
+    verb = "would go" if dry_run else "removed"
+    output.note(f"{count_of(len(found), 'file')} {verb}, {amount(size, 'B')}")
+
+
+def _day(item: Item) -> str:
+    return "missing" if item.used is None else f"{datetime.fromtimestamp(item.used):%Y-%m-%d}"
+
+
+def _as_data(item: Item) -> dict[str, object]:
+    return {
+        "name": item.name,
+        "kind": item.kind,
+        "path": item.path,
+        "size": item.size,
+        "used": item.used,
+        "address": item.delivery.address if item.delivery else None,
+        "files": item.files,
+    }

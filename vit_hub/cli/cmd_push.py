@@ -1,0 +1,124 @@
+"""``vit-hub push``: weights into a repository of Hugging Face's hub."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vit_hub.cli.options import Verb, complete_source, offline_option, source_format_option
+from vit_hub.cli.output import Output, pass_output
+from vit_hub.cli.settings import set_option
+from vit_hub.hub.model_card import LAYOUTS
+
+if TYPE_CHECKING:
+    from vit_hub.hub.packaging import Package
+
+_EPILOG = """\b
+Examples:
+  vit-hub push fine-tuned.safetensors me/my-vit --license apache-2.0
+  vit-hub push B_16.npz me/vit-b16 --to timm --license apache-2.0 --dry-run
+  vit-hub push vit-b16 me/vit-b16 --to hf --private
+  vit-hub push b16_hf/ me/vit-b16 --revision trial          a folder as it is, to a branch
+"""
+
+
+@click.command("push", cls=Verb, epilog=_EPILOG)
+@click.argument("source", shell_complete=complete_source, metavar="SRC")
+@click.argument("repo", metavar="REPO")
+@click.option(
+    "--to",
+    type=click.Choice(LAYOUTS),
+    help="The layout: vit-hub's own file, or the folder that timm or transformers loads. Without it a folder that is "
+    "in one of them is pushed as it is, and anything else as canonical.",
+)
+@click.option("--license", metavar="NAME", help="The licence of the weights, where the source does not say it.")
+@click.option("--private", is_flag=True, help="Make the repository a private one.")
+@click.option("--revision", metavar="BRANCH", help="A branch, made if need be, instead of the main one.")
+@click.option("--message", help="The message of the commit.")
+@click.option("--dry-run", is_flag=True, help="Send nothing: print the files, their sizes, and the model card.")
+@source_format_option
+@set_option
+@offline_option
+@pass_output
+def command(
+    output: Output,
+    source: str,
+    repo: str,
+    to: str | None,
+    license: str | None,
+    private: bool,
+    revision: str | None,
+    message: str | None,
+    dry_run: bool,
+    format: str | None,
+    overrides: dict[str, Any],
+    offline: bool,
+) -> None:
+    """Publish a model in a repository of Hugging Face's hub.
+
+    SRC is whatever `vit-hub convert` takes, REPO is owner/name; it is made if it is not there. With the weights goes
+    a model card (README.md) that says where they come from, their licence, their preprocessing and how to load them; a
+    README.md of the folder's own is kept. Log in first with `hf auth login`, or set HF_TOKEN.
+
+    It gives one line on stdout: the address of the repository.
+    """
+    from vit_hub.hub.packaging import package
+    from vit_hub.hub.pushing import push
+    from vit_hub.progress import byte_bar
+
+    shown = not (output.quiet or output.json)
+    with tempfile.TemporaryDirectory(prefix="vit-hub-push-") as folder:
+        with byte_bar("converting", None, show=shown) as advance:
+            packed = package(
+                source,
+                repo,
+                Path(folder),
+                to=to,
+                license=license,
+                format=format,
+                overrides=overrides,
+                offline=offline,
+                progress=advance,
+            )
+        for text in packed.warnings:
+            output.warning(text)
+        data = {**_facts(packed), "revision": revision or "main", "private": private}
+        if dry_run:
+            if output.json:
+                output.document({**data, "card": packed.card})
+            else:
+                output.lines(_preview(output, packed))
+            return
+        pushed = push(packed, private=private, revision=revision, message=message, progress=shown)
+    if output.json:
+        output.document({**data, "url": pushed.url, "commit": pushed.commit})
+        return
+    output.lines([pushed.url])
+    output.note(f'vit_hub.load("{repo}") loads it')
+
+
+def _facts(packed: Package) -> dict[str, Any]:
+    return {
+        "repo": packed.repo,
+        "layout": packed.layout,
+        "license": packed.license,
+        "restricted": packed.restricted,
+        "files": [{"name": name, "size": size} for name, size in packed.sizes.items()],
+        "left_out": packed.left_out,
+    }
+
+
+def _preview(output: Output, packed: Package) -> list[str]:
+    rows = [(name, f"{size:,}") for name, size in packed.sizes.items()]
+    lines = [
+        output.heading(packed.repo),
+        *output.fields([("layout", packed.layout), ("licence", packed.license)]),
+        "",
+        *output.table(("file", "bytes"), rows, right=("bytes",)),
+    ]
+    if packed.left_out:
+        lines += ["", output.heading("Left out of the folder"), *output.paragraphs(packed.left_out)]
+    return [*lines, "", output.heading("Model card"), packed.card.rstrip("\n")]

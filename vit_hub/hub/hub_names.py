@@ -1,0 +1,74 @@
+"""Ways to write down a file or repository of Hugging Face's hub, and what they stand for."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from vit_hub.converters.containers import CONTAINER_SUFFIXES
+from vit_hub.errors import ModelNotFoundError
+from vit_hub.registry import WeightSource
+
+__all__ = ["hub_source", "is_address"]
+
+_ADDRESS = re.compile("(https?://|hf://|augreg:|hf[-_]hub:)", re.IGNORECASE)
+_REPOSITORY = r"(?P<repo>[\w.-]+/[\w.-]+)"
+# Only these revisions have a slash in them; in others it is written %2F.
+_REVISION = r"(?P<revision>refs/[\w-]+/[^/]+|[^/]+)"
+_NAME = re.compile(rf"{_REPOSITORY}(@(?P<revision>[\w./-]+))?")
+_HF = re.compile(rf"hf://(models/)?{_REPOSITORY}(@{_REVISION})?(/(?P<file>.+))?", re.IGNORECASE)
+_TIMM = re.compile(rf"hf[-_]hub:{_REPOSITORY}(@(?P<revision>[\w./-]+))?", re.IGNORECASE)
+_PAGE = re.compile(rf"/{_REPOSITORY}(/(resolve|blob|raw|tree)/{_REVISION}(/(?P<file>.+))?)?/?")
+_SITES = ("huggingface.co", "hf.co")
+
+
+def is_address(text: str) -> bool:
+    """Whether it starts as addresses do, so that it is no path."""
+    return _ADDRESS.match(text) is not None
+
+
+def hub_source(text: str) -> WeightSource | None:
+    """The repository, revision and file on Hugging Face's hub that are meant; None where it is something else.
+
+    Args:
+        text: ``owner/name``, ``owner/name@revision``, ``hf://owner/name@revision/path/to/file`` (revision and file may
+            be left out), timm's ``hf-hub:owner/name@revision``, or an address of the web site (under ``HF_ENDPOINT``
+            too).
+
+    Raises:
+        ModelNotFoundError: it starts with ``hf://`` or ``hf-hub:`` and does not go on as it should.
+    """
+    scheme = _ADDRESS.match(text)
+    if scheme is None:
+        match = _NAME.fullmatch(text)
+    elif scheme[1].lower().startswith("http"):
+        match = _on_site(text)
+    elif scheme[1].lower() == "augreg:":
+        return None
+    else:
+        match = (_HF if scheme[1].lower() == "hf://" else _TIMM).fullmatch(text)
+        if match is None or ".." in text.split("/"):
+            forms = "hf://owner/name, hf://owner/name@revision/path/to/file or hf-hub:owner/name@revision"
+            raise ModelNotFoundError(f"{text!r} is no address on Hugging Face's hub", hint=f"write {forms}")
+    if match is None:
+        return None
+    found: dict[str, Any] = {name: unquote(value) for name, value in match.groupdict().items() if value}
+    return WeightSource(kind="hf", format="", **found)
+
+
+def _on_site(url: str) -> re.Match[str] | None:
+    """The page's or file's path on the hub's web site, or None where the address is somewhere else."""
+    parts = urlsplit(url)
+    endpoint = urlsplit(os.environ.get("HF_ENDPOINT", ""))
+    if parts.netloc.lower() == endpoint.netloc.lower() != "":
+        root = endpoint.path.rstrip("/")
+    elif parts.netloc.lower() in _SITES:
+        root = ""
+    else:
+        return None
+    match = _PAGE.fullmatch(parts.path.removeprefix(root)) if parts.path.startswith(root) else None
+    # A file that merely lies in a folder of the same server.
+    is_file = match is not None and match["revision"] is None and parts.path.endswith(tuple(CONTAINER_SUFFIXES))
+    return None if is_file else match

@@ -1,0 +1,129 @@
+"""``vit-hub.lock``: exactly which files a project's models are made of, for the project to commit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from vit_hub.converters.containers import atomic_path
+from vit_hub.errors import IntegrityError, ModelNotFoundError, VitHubError
+from vit_hub.hub.origin import address, source_of
+from vit_hub.hub.records import Delivery, difference, record_of
+from vit_hub.hub.sources import Resolved, locate, refuse_local, resolve
+from vit_hub.registry import Entry, WeightSource
+
+__all__ = ["LOCKFILE", "check_locked", "lock", "locked_model", "read_lock"]
+
+LOCKFILE = Path("vit-hub.lock")
+"""Where the lock file is, unless the user says otherwise: in the working folder."""
+_VERSION = 1
+
+
+def lock(
+    names: Iterable[str], file: Path = LOCKFILE, *, offline: bool = False, progress: bool = False
+) -> dict[str, Delivery]:
+    """Fetches models and writes into the lock file what they are made of; what it says of other models stays.
+
+    Args:
+        names: as for :func:`vit_hub.download`.
+        file: the lock file; it is made where there is none.
+        offline: open no connection: lock what is on this machine.
+        progress: show progress bars on a terminal.
+
+    Returns:
+        What was locked, under the names that the lock file has for them: ids of the registry where they have one.
+
+    Raises:
+        ConfigError: a name is a local file.
+        VitHubError: as :func:`vit_hub.hub.sources.resolve`; or there is a lock file that cannot be read.
+    """
+    before = read_lock(file) if file.exists() else {}
+    found = {}
+    for name in names:
+        refuse_local(name)
+        resolved = resolve(name, offline=offline, progress=progress)
+        found[_key(name, resolved.entry)] = _delivered(resolved)
+    models = {**before, **found}
+    data = {"version": _VERSION, "models": {name: delivery.to_data() for name, delivery in models.items()}}
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
+    return found
+
+
+def _key(name: str, entry: Entry | None) -> str:
+    return entry.id if entry else name
+
+
+def _delivered(resolved: Resolved) -> Delivery:
+    assert resolved.weight_source is not None
+    return record_of(resolved.weight_source, resolved.path).delivery
+
+
+def read_lock(file: Path) -> dict[str, Delivery]:
+    """What a lock file says, by name.
+
+    Raises:
+        VitHubError: there is none, it is damaged, or of a version that this vit-hub does not know.
+    """
+    hint = "take it from version control again, or delete it and run `vit-hub lock`"
+    try:
+        data = json.loads(file.read_bytes())
+        if not isinstance(data, dict) or not isinstance(data.get("models"), dict):
+            raise ValueError("no 'models'")
+        version = data.get("version")
+        if version != _VERSION:
+            raise VitHubError(
+                f"{file}: a lock file of version {version!r}; this vit-hub reads version {_VERSION}",
+                hint="upgrade vit-hub",
+            )
+        return {name: Delivery.from_data(model) for name, model in data["models"].items()}
+    except FileNotFoundError as error:
+        raise VitHubError(f"{file}: no such lock file", hint="`vit-hub lock NAME...` makes it") from error
+    except OSError as error:
+        raise VitHubError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise VitHubError(f"{file}: not a lock file: {error}", hint=hint) from error
+
+
+def locked_model(name: str, file: Path) -> tuple[Entry | None, WeightSource, Delivery]:
+    """A model of the lock file: its entry in the registry, its source with everything pinned, and all its files.
+
+    Raises:
+        ModelNotFoundError: the lock file does not have it.
+        VitHubError: as :func:`read_lock`.
+    """
+    locked = read_lock(file)
+    entry, candidates = locate(name)
+    key = _key(name, entry)
+    if key not in locked:
+        raise ModelNotFoundError(f"{file}: {name} is not in it", hint=f"`vit-hub lock {name}` adds it")
+    return entry, _pinned(candidates, locked[key]), locked[key]
+
+
+def _pinned(candidates: Sequence[WeightSource], delivery: Delivery) -> WeightSource:
+    """The source that is locked, with what the registry knows about it, if it does."""
+    exact, pin = source_of(delivery.address), delivery.files[delivery.main]
+
+    def parts(source: WeightSource) -> Mapping[str, str | None]:
+        return {"kind": source.kind, "repo": source.repo, "url": source.url, "file": source.file or exact.file}
+
+    known = next((source for source in candidates if parts(source) == parts(exact)), exact)
+    return replace(
+        known, revision=exact.revision, file=exact.file, sha256=pin.sha256, sha256_prefix=None, size=pin.size
+    )
+
+
+def check_locked(resolved: Resolved, delivery: Delivery, file: Path) -> None:
+    """Compares all that was fetched with what is locked.
+
+    Raises:
+        IntegrityError: a file is another; the message has both hashes.
+    """
+    words = difference(delivery, _delivered(resolved))
+    if words:
+        raise IntegrityError(
+            f"{file}: {address(source_of(delivery.address))}: {words}",
+            hint="the lock file, or the file in the cache, is not the original; `vit-hub verify` tells which",
+        )

@@ -1,0 +1,197 @@
+"""A mirror: a plain folder, on disk or behind any web server, with the files of chosen weights by their hashes.
+
+``index.json`` says which address delivers which files; ``files/<sha256>`` are the files. ``VIT_HUB_MIRROR`` names the
+folder or its address; it is asked before the weights' own servers. ``mirroring`` writes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vit_hub.converters.containers import atomic_path
+from vit_hub.errors import DownloadError
+from vit_hub.hub.cache import fetched_file, locked, mirrored_folder
+from vit_hub.hub.integrity import check, sha256_of, stamp
+from vit_hub.hub.origin import address, is_commit, source_of
+from vit_hub.hub.records import Delivery, Pin, Record
+from vit_hub.progress import byte_bar
+from vit_hub.registry import WeightSource
+
+__all__ = ["FILES", "INDEX", "VERSION", "copy_checked", "from_mirror", "parse_index"]
+
+INDEX = "index.json"
+FILES = "files"
+VERSION = 1
+LONGEST_INDEX = 64 << 20  # bytes
+_CHUNK = 1 << 20
+_HINT = "make the mirror anew with `vit-hub mirror`, or unset VIT_HUB_MIRROR"
+_TAMPERED = "nothing was kept; the mirror is damaged or tampered with: make it anew, or unset VIT_HUB_MIRROR"
+
+
+def from_mirror(source: WeightSource, *, offline: bool, progress: bool) -> Record | None:
+    """Brings the files of a source from the mirror into the cache.
+
+    Args:
+        source: of kind ``hf`` or ``https``.
+        offline: open no connection: a mirror that is a folder is asked all the same.
+        progress: show bars on a terminal.
+
+    Returns:
+        None where there is no mirror or it does not have the source; a warning says why.
+
+    Raises:
+        IntegrityError: the mirror has another file than is pinned, or delivers another than it says.
+        VitHubError: the cache cannot be written.
+    """
+    place = os.environ.get("VIT_HUB_MIRROR", "")
+    is_remote = re.match("https?://", place, re.IGNORECASE)
+    if not place or (offline and is_remote):
+        return None
+    base = place.rstrip("/") if is_remote else Path(place).expanduser()
+    try:
+        delivery = _looked_up(_index(base), source)
+        return _brought(base, source, delivery, progress)
+    except DownloadError as error:
+        warnings.warn(f"the mirror does not help: {error.message}", stacklevel=2)
+        return None
+
+
+def _looked_up(index: dict[str, Any], source: WeightSource) -> Delivery:
+    asked = address(source)
+    if asked not in index["addresses"]:
+        raise DownloadError(f"it does not have {asked}")
+    try:
+        delivery = Delivery.from_data(index["addresses"][asked])
+        exact = source_of(delivery.address)
+    except ValueError as error:
+        raise DownloadError(f"{INDEX} is damaged: {error}", hint=_HINT) from error
+    wanted = replace(source_of(asked), file=source.file or exact.file)
+    if not is_commit(source.revision):
+        wanted = replace(wanted, revision=exact.revision)
+    if exact != wanted:
+        raise DownloadError(f"{INDEX} is damaged: it has {delivery.address} for {asked}", hint=_HINT)
+    main = delivery.files[delivery.main]
+    check(source, f"{asked} in the mirror", size=main.size, sha256=main.sha256, hint=_TAMPERED)
+    return delivery
+
+
+def _brought(base: str | Path, source: WeightSource, delivery: Delivery, progress: bool) -> Record:
+    folder, files = mirrored_folder(delivery.address), delivery.files
+    if source.kind == "https":
+        path = fetched_file(source.url or "")
+        folder, files = path.parent, {path.name: files[delivery.main]}
+    found = Record(folder, Delivery(delivery.address, files))
+    if not _is_there(found):
+        with locked(found.path):
+            # The weights come last: where they are, the others are.
+            for name in sorted(files, key=lambda name: name == found.delivery.main):
+                if not _is_file(folder / name, files[name]):
+                    _bring(base, folder / name, files[name], progress)
+    return found
+
+
+def _is_there(record: Record) -> bool:
+    return all(_is_file(record.folder / name, pin) for name, pin in record.delivery.files.items())
+
+
+def _is_file(path: Path, pin: Pin) -> bool:
+    return path.is_file() and sha256_of(path) == pin.sha256
+
+
+def _bring(base: str | Path, path: Path, pin: Pin, progress: bool) -> None:
+    if isinstance(base, Path):
+        copy_checked(base / FILES / pin.sha256, path, pin, hint=_TAMPERED, progress=progress)
+        stamp(path, pin.sha256)
+        return
+    from vit_hub.hub.web import stream_to
+
+    url = f"{base}/{FILES}/{pin.sha256}"
+    source = WeightSource(kind="https", format="", url=url, sha256=pin.sha256, size=pin.size)
+    stream_to(path, source, progress=progress, checkpoint=False)
+
+
+def copy_checked(file: Path, path: Path, pin: Pin, *, hint: str, progress: bool = False) -> None:
+    """Copies a file whose content is known; it appears whole and right, or not at all.
+
+    Raises:
+        DownloadError: there is no such file.
+        IntegrityError: it has another content; ``hint`` says what to do.
+        CheckpointError: the destination cannot be written.
+    """
+    digest, size = hashlib.sha256(), 0
+    try:
+        opened = file.open("rb")
+    except OSError as error:
+        raise DownloadError(f"{file}: {error.strerror or error}", hint=_HINT) from error
+    with opened, atomic_path(path) as temporary:
+        with temporary.open("wb") as copy, byte_bar(path.name, pin.size, show=progress) as advance:
+            while chunk := opened.read(_CHUNK):
+                copy.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+                advance(len(chunk))
+        wanted = WeightSource(kind="https", format="", sha256=pin.sha256, size=pin.size)
+        check(wanted, str(file), size=size, sha256=digest.hexdigest(), hint=hint)
+
+
+def parse_index(content: bytes, place: str) -> dict[str, Any]:
+    """The index of a mirror, of which only the outer form is checked.
+
+    Raises:
+        DownloadError: it is no index, or one of another version.
+    """
+    try:
+        index = json.loads(content)
+        version = index["version"]
+        if version != VERSION:
+            raise DownloadError(
+                f"{place}: {INDEX} is of version {version!r}, this vit-hub reads {VERSION}", hint="upgrade vit-hub"
+            )
+        if not all(isinstance(index[key], dict) for key in ("addresses", "models")):
+            raise TypeError("'addresses' and 'models' are no objects")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DownloadError(f"{place}: {INDEX} is damaged: {error}", hint=_HINT) from error
+    found: dict[str, Any] = index
+    return found
+
+
+def _index(base: str | Path) -> dict[str, Any]:
+    content = _read(base / INDEX) if isinstance(base, Path) else _get(f"{base}/{INDEX}")
+    if len(content) > LONGEST_INDEX:
+        raise DownloadError(f"{base}: {INDEX} is longer than {LONGEST_INDEX:,} bytes", hint=_HINT)
+    return parse_index(content, str(base))
+
+
+def _read(file: Path) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(LONGEST_INDEX + 1)
+    except OSError as error:
+        raise DownloadError(f"{file}: {error.strerror or error}", hint=_HINT) from error
+
+
+def _get(url: str) -> bytes:
+    import httpx2
+
+    from vit_hub import __version__
+
+    content = bytearray()
+    try:
+        headers = {"User-Agent": f"vit-hub/{__version__}"}
+        with httpx2.stream("GET", url, headers=headers, timeout=10.0, follow_redirects=True) as response:
+            if response.status_code != 200:
+                raise DownloadError(f"{url}: the server answered {response.status_code}", hint=_HINT)
+            for chunk in response.iter_bytes(_CHUNK):
+                content += chunk
+                if len(content) > LONGEST_INDEX:
+                    break
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise DownloadError(f"{url}: {error or type(error).__name__}", hint=_HINT) from error
+    return bytes(content)

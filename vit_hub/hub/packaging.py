@@ -1,0 +1,264 @@
+"""Laying out weights as a repository of Hugging Face's hub, with a card that says where they come from."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vit_hub.errors import ConfigError, ModelNotFoundError
+from vit_hub.hub.integrity import sha256_of
+from vit_hub.hub.model_card import LAYOUTS, UNKNOWN, CardFacts, is_open, model_card
+from vit_hub.hub.origin import address
+from vit_hub.hub.sources import Resolved, locate, open_resolved, resolve
+from vit_hub.registry import Entry
+
+if TYPE_CHECKING:
+    from vit_hub.converters.checkpoint import Checkpoint
+
+__all__ = ["CARD", "Package", "package"]
+
+CARD = "README.md"
+_SIDECARS = ("config.json", "preprocessor_config.json", "model.safetensors.index.json")
+_REPO = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """All that will be in a repository, laid out on disk.
+
+    Attributes:
+        repo: ``owner/name``.
+        layout: one of :data:`vit_hub.hub.model_card.LAYOUTS`.
+        files: what is in the repository -> the file on disk, the card not among them.
+        card: the text of README.md.
+        license: of the weights.
+        restricted: it is no open licence.
+        left_out: files of the folder that do not belong to the layout.
+        warnings: what the user should know.
+        title: what is pushed, in words.
+    """
+
+    repo: str
+    layout: str
+    files: Mapping[str, Path]
+    card: str
+    license: str
+    restricted: bool
+    left_out: tuple[str, ...]
+    warnings: tuple[str, ...]
+    title: str
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file, the card included."""
+        found = {name: path.stat().st_size for name, path in self.files.items()}
+        return {**found, CARD: len(self.card.encode())}
+
+
+def package(
+    source: str | Path,
+    repo: str,
+    folder: Path,
+    *,
+    to: str | None = None,
+    license: str | None = None,
+    format: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    offline: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Package:
+    """Lays out a model as a repository. Nothing is sent.
+
+    Args:
+        source: registry name, Hugging Face repository, URL, or local file or folder. A local folder that is in the
+            layout already is taken as it is.
+        repo: ``owner/name``.
+        folder: an empty folder for what is converted.
+        to: one of :data:`vit_hub.hub.model_card.LAYOUTS`; None: the one that a local folder is in, else ``canonical``.
+        license: of the weights, where the source does not say it.
+        format: insist on a format of the source instead of recognising it.
+        overrides: config fields that the source cannot tell.
+        offline: open no connection for the source.
+        progress: called with the bytes written since the last call.
+
+    Raises:
+        ConfigError: ``repo`` is no name of a repository, or nobody says what the licence is.
+        UnsupportedByFormatError: the layout cannot express the model.
+        VitHubError: the source cannot be had or read.
+    """
+    _refuse_bad_name(repo)
+    resolved = resolve(source, offline=offline, progress=progress is not None)
+    ckpt = open_resolved(resolved, format=format, overrides=overrides)
+    entry = resolved.entry or _entry_of(ckpt)
+    found = _layout_of(resolved, ckpt)
+    layout = to or found or "canonical"
+    own_card = resolved.path / CARD
+    as_it_is = found == layout and not overrides
+    kept_card = own_card.read_text(encoding="utf-8") if as_it_is and own_card.is_file() else None
+    chosen, warnings = _license(ckpt, kept_card, license, str(source))
+    restricted = entry.restricted if entry and entry.license == chosen else not is_open(chosen)
+    if chosen.lower() == UNKNOWN:
+        warnings.append("nobody states a licence: see that you may publish the weights at all")
+    elif restricted:
+        warnings.append(f"licence {chosen} is not an open one: see that its terms allow you to publish the weights")
+    if as_it_is:
+        files, left_out = _own_files(resolved.path, ckpt)
+    else:
+        files, left_out = _converted(source, ckpt, folder, layout, format, overrides, offline, progress), ()
+    facts = _facts(repo, layout, resolved, ckpt, entry, chosen, restricted, files, converted=not as_it_is)
+    return Package(
+        repo=repo,
+        layout=layout,
+        files=files,
+        card=kept_card or model_card(facts),
+        license=chosen,
+        restricted=restricted,
+        left_out=left_out,
+        warnings=tuple(warnings),
+        title=ckpt.passport.weights_id or Path(source).name,
+    )
+
+
+def _refuse_bad_name(repo: str) -> None:
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        hf_hub_url(repo, CARD)  # which has the hub's own rules for names
+        if _REPO.fullmatch(repo):
+            return
+        reason = "the owner is missing"
+    except HFValidationError as error:
+        reason = str(error).splitlines()[0]
+    raise ConfigError(
+        f"{repo!r} is no name of a repository: {reason}",
+        hint="write owner/name, such as your-name/vit-b16, with letters, digits, -, _ and . only",
+    )
+
+
+def _entry_of(ckpt: Checkpoint) -> Entry | None:
+    """The registry's entry of weights that were converted before."""
+    try:
+        return locate(ckpt.passport.weights_id)[0] if ckpt.passport.weights_id else None
+    except ModelNotFoundError:
+        return None
+
+
+def _layout_of(resolved: Resolved, ckpt: Checkpoint) -> str | None:
+    """The layout that a local folder is in."""
+    if resolved.weight_source is not None or not resolved.path.is_dir():
+        return None
+    family = ckpt.format.partition("-")[0]
+    if family != "canonical" and not (resolved.path / "config.json").is_file():
+        return None
+    names = {file.name for file in ckpt.source.files}
+    return family if family in LAYOUTS and names & {"model.safetensors", "model.safetensors.index.json"} else None
+
+
+def _own_files(folder: Path, ckpt: Checkpoint) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """The files of a folder that belong to its layout, and the names of the others."""
+    wanted = {*_SIDECARS, *(file.name for file in ckpt.source.files)}
+    present = sorted(path for path in folder.iterdir() if path.name != CARD)
+    files = {
+        path.name: path
+        for path in present
+        if path.is_file() and (path.name in wanted or path.stem.upper() in ("LICENSE", "LICENCE", "NOTICE"))
+    }
+    return files, tuple(path.name for path in present if path.name not in files)
+
+
+def _converted(
+    source: str | Path,
+    ckpt: Checkpoint,
+    folder: Path,
+    layout: str,
+    format: str | None,
+    overrides: Mapping[str, Any] | None,
+    offline: bool,
+    progress: Callable[[int], None] | None,
+) -> dict[str, Path]:
+    from vit_hub.conversion import convert
+
+    told: dict[str, Any] = {"format": format, "overrides": overrides, "offline": offline, "progress": progress}
+    convert(source, folder, to=layout, **told)
+    return {path.name: path for path in sorted(folder.iterdir())}
+
+
+def _license(ckpt: Checkpoint, card: str | None, given: str | None, source: str) -> tuple[str, list[str]]:
+    """The licence to publish under, and what to warn of.
+
+    Raises:
+        ConfigError: nobody says it, or the folder's own card says another.
+    """
+    known = ckpt.passport.license if ckpt.passport.license != UNKNOWN else ""
+    if card is not None:
+        from huggingface_hub import ModelCard
+
+        data = ModelCard(card, ignore_metadata_errors=True).data
+        stated = str(data.get("license_name") or data.get("license") or "")
+        if not stated:
+            raise ConfigError(
+                f"{source}: its {CARD} states no licence",
+                hint=f"write license: NAME between the --- lines at the top of {CARD}, or move that file away",
+            )
+        if given and given.lower() != stated.lower():
+            raise ConfigError(
+                f"{source}: its {CARD} says licence {stated}, and --license says {given}",
+                hint=f"{CARD} is pushed as it is: change it there, or move that file away",
+            )
+        return stated, []
+    if not (given or known):
+        raise ConfigError(
+            f"{source}: the licence of the weights is not known",
+            hint='say it: --license apache-2.0, or whatever it is; "unknown" publishes them without',
+        )
+    if given and known and given.lower() != known.lower():
+        return given, [f"licence {given} takes the place of {known}, under which the weights were published"]
+    return given or known, []
+
+
+def _facts(
+    repo: str,
+    layout: str,
+    resolved: Resolved,
+    ckpt: Checkpoint,
+    entry: Entry | None,
+    license: str,
+    restricted: bool,
+    files: Mapping[str, Path],
+    *,
+    converted: bool,
+) -> CardFacts:
+    from vit_hub import __version__
+
+    passport, origin = ckpt.passport, resolved.weight_source
+    sources = list(passport.source)
+    if any("sha256" not in item for item in sources):
+        sources = [
+            {"file": path.name, "size": path.stat().st_size, "sha256": sha256_of(path)} for path in ckpt.source.files
+        ]
+    base = origin.repo if origin and origin.repo != repo else None
+    hf_class = ""
+    if layout == "hf":
+        hf_class = (json.loads(files["config.json"].read_bytes()).get("architectures") or [""])[0]
+    return CardFacts(
+        repo=repo,
+        layout=layout,
+        config=ckpt.config,
+        license=license,
+        restricted=restricted,
+        weights_id=passport.weights_id,
+        address=address(origin) if origin else "",
+        base_model=base,
+        source_format=passport.format,
+        source_files=sources,
+        converter=__version__ if converted else passport.converter if layout == "canonical" else "",
+        data=entry.data if entry else {},
+        preprocess=passport.preprocess,
+        labels=passport.labels if isinstance(passport.labels, str) else None,
+        hf_class=hf_class,
+    )
