@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from vit_hub.converters.containers.mapped import row_major
 from vit_hub.converters.tensors import Array, LazyTensor
 from vit_hub.errors import ConfigError
 
@@ -56,7 +57,7 @@ def to_torch(tensor: LazyTensor) -> torch.Tensor:
     """Reads a tensor, sharing the file's memory where it is contiguous there."""
     import torch
 
-    found = torch.from_numpy(np.require(tensor.read(), requirements=["C", "A"]).reshape(tensor.shape))
+    found = torch.from_numpy(np.require(row_major(tensor.read()), requirements="A").reshape(tensor.shape))
     return found.view(torch.bfloat16) if tensor.dtype == "BF16" else found
 
 

@@ -13,7 +13,7 @@ from vit_hub.config import ViTConfig
 from vit_hub.converters.checkpoint import Checkpoint
 from vit_hub.converters.tensors import LazyTensor
 
-__all__ = ["Comparison", "TensorComparison", "compare_checkpoints"]
+__all__ = ["TOLERANCE", "Comparison", "TensorComparison", "compare_checkpoints"]
 
 # Two float32 runs of one model agree to this; a wrong activation or epsilon shows far above it.
 TOLERANCE = 2e-5

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from vit_hub.config import ViTConfig
 from vit_hub.converters.checkpoint import CONFIG_KEY, PASSPORT_KEY, Checkpoint, read_source
 from vit_hub.converters.containers import CONTAINER_SUFFIXES, Source, open_source, write_tensors
+from vit_hub.converters.containers.ahead import meanwhile
 from vit_hub.converters.containers.atomic import atomic_path
 from vit_hub.converters.folding import FOLDS, Fold
 from vit_hub.converters.format import Dialect, Format, Sidecars, all_formats, format_names, formats_named
@@ -320,23 +322,38 @@ def write_canonical(
     file: Path, ckpt: Checkpoint, *, dtype: str | None = None, progress: Callable[[int], None] | None = None
 ) -> None:
     """Writes the canonical file: tensors in canonical order; config and passport as metadata, keys sorted."""
-    passport = ckpt.passport
-    if any("sha256" not in item for item in passport.source):
-        passport = dataclasses.replace(passport, source=[_hashed(path) for path in ckpt.source.files])
-    metadata = {
+    tensors, paths = _cast_all(ckpt.tensors, dtype), ckpt.source.files
+    if all("sha256" in item for item in ckpt.passport.source):
+        write_tensors(file, "safetensors", tensors, _metadata(ckpt), progress=progress)
+        return
+
+    def hashed(hashes: Sequence[str]) -> dict[str, str]:
+        files = [
+            {"file": path.name, "size": path.stat().st_size, "sha256": sha256}
+            for path, sha256 in zip(paths, hashes, strict=True)
+        ]
+        return _metadata(dataclasses.replace(ckpt, passport=dataclasses.replace(ckpt.passport, source=files)))
+
+    # Hashing the source takes as long as all the rest: it is done meanwhile, and filled in at the end.
+    with meanwhile(lambda cancelled: [_sha256(path, cancelled) for path in paths]) as hashes:
+        blank = hashed(["0" * 64] * len(paths))
+        write_tensors(file, "safetensors", tensors, blank, finish=lambda: hashed(hashes()), progress=progress)
+
+
+def _metadata(ckpt: Checkpoint) -> dict[str, str]:
+    return {
         "format": "pt",
         CONFIG_KEY: json.dumps(ckpt.config.to_dict(), sort_keys=True),
-        PASSPORT_KEY: passport.to_json(),
+        PASSPORT_KEY: ckpt.passport.to_json(),
     }
-    write_tensors(file, "safetensors", _cast_all(ckpt.tensors, dtype), metadata, progress=progress)
 
 
-def _hashed(path: Path) -> dict[str, Any]:
+def _sha256(path: Path, cancelled: threading.Event) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
+        while not cancelled.is_set() and (chunk := file.read(1 << 20)):
             digest.update(chunk)
-    return {"file": path.name, "size": path.stat().st_size, "sha256": digest.hexdigest()}
+    return digest.hexdigest()
 
 
 def _cast_all(tensors: Mapping[str, LazyTensor], dtype: str | None) -> Mapping[str, LazyTensor]:

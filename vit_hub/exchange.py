@@ -22,7 +22,7 @@ from vit_hub.model import VisionTransformer
 from vit_hub.saving import from_tensor, snapshot
 from vit_hub.timm_modules import timm_facts, timm_format
 
-__all__ = ["from_module", "to_timm", "to_transformers"]
+__all__ = ["from_module", "timm_model", "to_timm", "to_transformers"]
 
 
 def to_timm(model: VisionTransformer) -> dict[str, Tensor]:
@@ -36,6 +36,23 @@ def to_timm(model: VisionTransformer) -> dict[str, Tensor]:
     source = model.passport.format if model.passport else ""
     tensors, _ = _foreign(model, source if source.partition("-")[0] == "timm" else "timm", source)
     return {name: to_torch(tensor) for name, tensor in tensors.items()}
+
+
+def timm_model(model: VisionTransformer) -> nn.Module:
+    """timm's model with the same weights, in evaluation mode.
+
+    Raises:
+        UnsupportedByFormatError: timm has no such architecture.
+    """
+    import timm
+
+    tensors, sidecars = _foreign(model, "timm", "canonical")
+    config = sidecars["config.json"]
+    options = {**config["model_args"], "num_classes": config["num_classes"]}
+    made: nn.Module = timm.create_model(config["architecture"], pretrained=False, **options)
+    state = {name: to_torch(tensor) for name, tensor in tensors.items()}
+    made.load_state_dict(state)
+    return made.to(next(iter(state.values())).dtype).eval()
 
 
 def to_transformers(model: VisionTransformer) -> nn.Module:

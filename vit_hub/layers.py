@@ -17,15 +17,25 @@ from vit_hub.stems import ConvStem, ResNetStem
 __all__ = ["Attention", "AttentionPool", "Block", "LayerScale", "Mlp", "PackedSwiGLU", "PatchEmbed", "SwiGLU"]
 
 
-def _activate(name: str, x: Tensor) -> Tensor:
+def _activate(name: str, x: Tensor, *, inplace: bool) -> Tensor:
     """GELU in its three published forms (arXiv 1606.08415, section 2), SiLU (section 2, eq. of SiLU) and ReLU."""
-    if name == "gelu":
-        return F.gelu(x)
-    if name == "gelu_tanh":
-        return F.gelu(x, approximate="tanh")
+    if name in _GELU:
+        return (torch.ops.aten.gelu_ if inplace else F.gelu)(x, approximate=_GELU[name])
     if name == "quick_gelu":
-        return x * torch.sigmoid(1.702 * x)
-    return F.silu(x) if name == "silu" else F.relu(x)
+        gate = (1.702 * x).sigmoid_()
+        return gate.mul_(x) if inplace else gate * x
+    return F.silu(x, inplace) if name == "silu" else F.relu(x, inplace)
+
+
+_GELU = {"gelu": "none", "gelu_tanh": "tanh"}
+
+
+def _nobody_else_sees(layer: nn.Module) -> bool:
+    """Whether a layer's output can be overwritten: autograd keeps no tensors, and no hook may have.
+
+    The hidden activations are the largest tensors of a model. Pages of a second one cost more time than the activation.
+    """
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or layer._forward_hooks)
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
@@ -83,6 +93,7 @@ class Attention(nn.Module):
             mask = torch.ones(3, dim)
             mask[1] = 0
             self.qkv.register_buffer("bias_mask", mask.flatten())
+        self.composes_bias = config.qkv_bias in ("masked", "qv")
         self.q_bias: Tensor | None = None
         self.v_bias: Tensor | None = None
         if config.qkv_bias == "qv":
@@ -112,12 +123,15 @@ class Attention(nn.Module):
         self, x: Tensor, queries: int | None = None, rope: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of the first ``queries`` tokens (None: all), keys and values of all, each [B, H, *, D/H]."""
-        dim = self.qkv.in_features
-        weight: Tensor = self.qkv.weight
-        bias = self._bias()
-        if queries is None:
-            q, k, v = F.linear(x, weight, bias).chunk(3, dim=-1)
+        if not self.composes_bias and (queries is None or type(self.qkv) is not nn.Linear):
+            # Called as a module, because an adapter or a quantized layer may stand in its place.
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+            q = q[:, :queries]
+        elif queries is None:
+            q, k, v = F.linear(x, self.qkv.weight, self._bias()).chunk(3, dim=-1)
         else:
+            dim = x.shape[-1]
+            weight, bias = self.qkv.weight, self._bias()
             q = F.linear(x[:, :queries], weight[:dim], None if bias is None else bias[:dim])
             k, v = F.linear(x, weight[dim:], None if bias is None else bias[dim:]).chunk(2, dim=-1)
         q, k, v = (_split_heads(part, self.num_heads) for part in (q, k, v))
@@ -162,7 +176,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        return self.fc2(self.norm(_activate(self.act, self.fc1(x))))  # type: ignore[no-any-return]
+        hidden = _activate(self.act, self.fc1(x), inplace=_nobody_else_sees(self.fc1))
+        return self.fc2(self.norm(hidden))  # type: ignore[no-any-return]
 
 
 class SwiGLU(nn.Module):
@@ -178,7 +193,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        gated = _activate(self.act, self.fc1_g(x)) * self.fc1_x(x)
+        gate = _activate(self.act, self.fc1_g(x), inplace=_nobody_else_sees(self.fc1_g))
+        gated = gate * self.fc1_x(x)
         return self.fc2(self.norm(gated))  # type: ignore[no-any-return]
 
 
@@ -195,7 +211,8 @@ class PackedSwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         gate, value = self.fc1(x).chunk(2, dim=-1)
-        return self.fc2(self.norm(_activate(self.act, gate) * value))  # type: ignore[no-any-return]
+        gate = _activate(self.act, gate, inplace=_nobody_else_sees(self.fc1))
+        return self.fc2(self.norm(gate * value))  # type: ignore[no-any-return]
 
 
 _FEED_FORWARD: dict[str, type[Mlp] | type[SwiGLU] | type[PackedSwiGLU]] = {

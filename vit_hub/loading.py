@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +26,12 @@ from vit_hub.resizing import resized_checkpoint
 if TYPE_CHECKING:
     from vit_hub.config import ViTConfig
     from vit_hub.converters import Checkpoint
+    from vit_hub.converters.tensors import LazyTensor
 
 __all__ = ["build", "load"]
 
+# Threads that lay out and cast tensors; more than a few only wait for memory.
+_READERS = min(4, os.cpu_count() or 1)
 _LOG = logging.getLogger("vit_hub")
 
 
@@ -42,6 +49,7 @@ def load(
     dtype: str | torch.dtype = "float32",
     format: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    revision: str | None = None,
     offline: bool = False,
     progress: bool = False,
 ) -> VisionTransformer:
@@ -66,6 +74,7 @@ def load(
         dtype: of the parameters; ``"auto"`` keeps the stored ones.
         format: insist on a checkpoint format instead of recognising it.
         overrides: config fields that the file cannot tell, such as ``{"num_heads": 3}``.
+        revision: branch, tag or commit of the Hugging Face repository, in place of the one that the registry pins.
         offline: open no connection; what is not in the cache is an error.
         progress: show progress bars on a terminal.
 
@@ -74,16 +83,33 @@ def load(
         DownloadError, IntegrityError: the weights cannot be had, or are not the pinned ones.
         CheckpointError, ConfigError: the file cannot be read as a Vision Transformer.
     """
-    resolved = resolve(source, offline=offline, progress=progress)
-    ckpt = open_resolved(resolved, format=format, overrides=overrides)
-    for message in ckpt.warnings:
-        warnings.warn(f"{ckpt.path}: {message}", stacklevel=2)
-    ckpt = resized_checkpoint(ckpt, image_size, patch_size, resize=resize, pad=pad)
-    model = build(ckpt, num_classes=num_classes, in_chans=in_chans, device=device, dtype=dtype)
+    resolved = resolve(source, revision=revision, offline=offline, progress=progress)
+    with _no_collection():
+        ckpt = open_resolved(resolved, format=format, overrides=overrides)
+        for message in ckpt.warnings:
+            warnings.warn(f"{ckpt.path}: {message}", stacklevel=2)
+        ckpt = resized_checkpoint(ckpt, image_size, patch_size, resize=resize, pad=pad)
+        model = build(ckpt, num_classes=num_classes, in_chans=in_chans, device=device, dtype=dtype)
     model.dynamic, model.pad, model.resize = dynamic or model.dynamic, pad, resize
     if pad and image_size is not None:
         model.input_size = size_pair("image_size", image_size)
     return model
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keeps the garbage collector from searching all of torch's objects while thousands of small ones are made.
+
+    One such search takes longer than all the rest of loading a canonical file.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def build(
@@ -98,7 +124,7 @@ def build(
     target = None if dtype == "auto" else dtype if isinstance(dtype, torch.dtype) else torch_dtype(dtype)
     if target is not None and not target.is_floating_point:
         raise ConfigError(f"dtype {dtype} is not a floating-point dtype")
-    tensors = {name: _placed(to_torch(tensor), device, target) for name, tensor in ckpt.tensors.items()}
+    tensors = _read(ckpt.tensors, device, target)
     carried = {name: tensors.pop(name) for name in ckpt.passport.carried}
     config = ckpt.config
     if num_classes is not None and num_classes != config.num_classes:
@@ -113,6 +139,20 @@ def build(
     model.reset_tables()
     model.passport, model.carried = ckpt.passport, carried
     return model.eval()
+
+
+def _read(
+    tensors: Mapping[str, LazyTensor], device: str | torch.device | None, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """Every tensor on its device and in its dtype; a few are read at a time, so that no second copy is ever whole."""
+    names = list(tensors)
+
+    def share(part: int) -> dict[str, Tensor]:
+        return {name: _placed(to_torch(tensors[name]), device, dtype) for name in names[part::_READERS]}
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = {name: tensor for part in pool.map(share, range(_READERS)) for name, tensor in part.items()}
+    return {name: found[name] for name in names}
 
 
 def _placed(tensor: Tensor, device: str | torch.device | None, dtype: torch.dtype | None) -> Tensor:

@@ -134,7 +134,13 @@ class VisionTransformer(nn.Module):
         return computed_tables(config, self.patch_embed.proj.weight, periods)  # type: ignore[arg-type]
 
     def _relative_tables(self) -> dict[str, Tensor]:
-        return {name: p for name, p in self.named_parameters() if name.endswith("relative_position_bias_table")}
+        """By name: one that all blocks share, or one a block, in their order."""
+        table = "relative_position_bias_table"
+        if self.rel_pos_bias is not None:
+            return {f"rel_pos_bias.{table}": getattr(self.rel_pos_bias, table)}
+        if self.config.rel_pos == "none":
+            return {}
+        return {f"blocks.{i}.attn.{table}": getattr(block.attn, table) for i, block in enumerate(self.blocks)}
 
     def _geometry(self, images: Tensor) -> Geometry:
         """The tables for a batch of images: the model's own, or those of another size if it is dynamic."""
@@ -152,8 +158,7 @@ class VisionTransformer(nn.Module):
         if size == self.input_size:
             positions = self.pos_table if self.pos_embed is None else self.pos_embed
             rope = None if self.rope_cos is None or self.rope_sin is None else (self.rope_cos, self.rope_sin)
-            tables = list(self._relative_tables().values()) if self.config.rel_pos != "none" else []
-            return Geometry(self.config, positions, rope, self.rel_pos_index, tables)
+            return Geometry(self.config, positions, rope, self.rel_pos_index, list(self._relative_tables().values()))
         return self._other_geometry(size)
 
     def _other_geometry(self, size: tuple[int, int]) -> Geometry:

@@ -11,24 +11,21 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
-from vit_hub.errors import ConfigError, VitHubError
-from vit_hub.images import ImageLike, read_image
+from vit_hub.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
+    from vit_hub.images import ImageLike
+
 __all__ = ["CONVENTIONS", "INTERPOLATIONS", "Preprocessing", "native_size"]
 
-Pixels: TypeAlias = "npt.NDArray[np.uint8] | npt.NDArray[np.float32]"
-
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
-_MAX_PIXELS = 10**8
+_PILLOW_NUMBERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 _CHOICES = {
     "interpolation": INTERPOLATIONS,
     "crop_mode": ("center", "squash", "border"),
@@ -168,7 +165,7 @@ class Preprocessing:
         if not _is_number(factor) or factor <= 0:
             raise ConfigError(f"rescale_factor must be greater than 0, not {factor!r}")
         mean, std = (merged["image_mean"], merged["image_std"]) if merged["do_normalize"] else (0.0, 1.0)
-        if merged["resample"] not in list(Image.Resampling):
+        if merged["resample"] not in [*_PILLOW_NUMBERS]:
             raise ConfigError(f"resample must be a Pillow filter number, not {merged['resample']!r}")
         return cls(
             image_size=image_size,
@@ -178,7 +175,7 @@ class Preprocessing:
             std=tuple(
                 value / (255 * factor) for value in _channels("image_std", [std] * 3 if _is_number(std) else std)
             ),
-            interpolation=Image.Resampling(merged["resample"]).name.lower(),
+            interpolation=_PILLOW_NUMBERS[merged["resample"]],
             crop_pct=crop_pct,
             crop_mode=crop_mode,
             crop_offset="floor",
@@ -201,6 +198,9 @@ class Preprocessing:
         """
         import torch
 
+        from vit_hub.images import read_image
+        from vit_hub.pixels import fitted
+
         several = isinstance(images, (list, tuple)) or (isinstance(images, np.ndarray) and images.ndim == 4)
         sources: Sequence[Any] = images if several else [images]  # type: ignore[assignment]
         mode = "L" if len(self.mean) == 1 else "RGB"
@@ -208,57 +208,9 @@ class Preprocessing:
         batch = np.empty((len(sources), len(self.mean), *self.image_size), np.float32)
         for index, source in enumerate(sources):
             name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"image {index}"
-            pixels = self._fit(read_image(source, mode=mode, name=name), name)
+            pixels = fitted(self, read_image(source, mode=mode, name=name), name)
             batch[index] = np.moveaxis((pixels.astype(np.float32) / np.float32(255) - mean) / std, -1, 0)
         return torch.from_numpy(batch)
-
-    def _fit(self, image: Image.Image, name: str) -> Pixels:
-        """``image`` resized and cropped to ``[*image_size, C]``, values 0..255."""
-        resized = self._resized_size(image.height, image.width)
-        if math.prod(resized) > _MAX_PIXELS:
-            raise VitHubError(
-                f"{name}: {image.height}x{image.width} pixels would become {resized[0]}x{resized[1]} before the crop",
-                hint="cut the image to a less extreme aspect ratio first",
-            )
-        pixels = self._resize(image, resized)
-        fill = [round(255 * value) for value in self.mean] if self.crop_mode == "border" else 0
-        canvas = np.full((*self.image_size, pixels.shape[2]), fill, pixels.dtype)
-        source, target = [], []
-        for size, wanted in zip(pixels.shape, self.image_size, strict=False):
-            cut = size - wanted
-            start = round(cut / 2) if self.crop_offset == "round" else cut // 2
-            margin = -cut // 2
-            source.append(slice(start, start + wanted) if cut > 0 else slice(None))
-            target.append(slice(margin, margin + size) if cut < 0 else slice(None))
-        canvas[tuple(target)] = pixels[tuple(source)]
-        return canvas
-
-    def _resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """The (height, width) before cropping, rounded as torchvision's and timm's transforms round it."""
-        wanted = tuple(math.floor(side / self.crop_pct) for side in self.image_size)
-        if self.crop_mode == "squash":
-            return wanted[0], wanted[1]
-        if self.crop_mode == "center" and wanted[0] == wanted[1]:
-            shorter = min(height, width)
-            return wanted[0] * height // shorter, wanted[0] * width // shorter
-        ratios = height / wanted[0], width / wanted[1]
-        ratio = max(ratios) if self.crop_mode == "border" else min(ratios)
-        return max(1, round(height / ratio)), max(1, round(width / ratio))
-
-    def _resize(self, image: Image.Image, size: tuple[int, int]) -> Pixels:
-        """``image`` as ``[*size, C]``: uint8 where Pillow rounds, else float32 after ``quantize``."""
-        extent, resampling = (size[1], size[0]), Image.Resampling[self.interpolation.upper()]
-        if self.antialias and self.quantize == "round":
-            return np.atleast_3d(np.asarray(image.resize(extent, resampling)))
-        if self.antialias:
-            bands = [np.asarray(band.convert("F").resize(extent, resampling)) for band in image.split()]
-            pixels = np.stack(bands, axis=-1)
-        else:
-            pixels = _bilinear(np.atleast_3d(np.asarray(image, np.float32)), size)
-        if self.quantize == "none":
-            return pixels
-        whole: npt.NDArray[np.float32] = np.rint(pixels) if self.quantize == "round" else np.floor(pixels)
-        return whole.clip(0, 255)
 
 
 def native_size(size: tuple[int, int], patch_size: int | tuple[int, int], max_patches: int) -> tuple[int, int]:
@@ -293,18 +245,6 @@ def native_size(size: tuple[int, int], patch_size: int | tuple[int, int], max_pa
         low, high = (middle, high) if math.prod(grid(middle)) <= max_patches else (low, middle)
     rows, columns = grid(low)
     return rows * patch[0], columns * patch[1]
-
-
-def _bilinear(pixels: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """``pixels`` ``[H, W, C]`` at another size as by ``tf.image.resize``: half-pixel centres, clamped, no antialias."""
-    for axis, wanted in enumerate(size):
-        last = pixels.shape[axis] - 1
-        position = np.clip((np.arange(wanted) + 0.5) * (pixels.shape[axis] / wanted) - 0.5, 0, last)
-        low = np.floor(position).astype(np.intp)
-        weight = np.expand_dims((position - low).astype(np.float32), tuple(i for i in range(3) if i != axis))
-        first, second = pixels.take(low, axis), pixels.take(np.minimum(low + 1, last), axis)
-        pixels = first + (second - first) * weight
-    return pixels
 
 
 def _is_number(value: Any) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vit_hub.converters.containers.ahead import ahead
 from vit_hub.converters.containers.atomic import atomic_path
 from vit_hub.converters.containers.folder import find_weights, read_index, read_sidecars
 from vit_hub.converters.containers.mapped import chunks
@@ -116,15 +117,19 @@ def write_tensors(
     tensors: Mapping[str, LazyTensor],
     metadata: Mapping[str, str] | None = None,
     *,
+    finish: Callable[[], Mapping[str, str]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Write tensors one at a time to a file that appears whole or not at all; equal input gives equal bytes.
+
+    A second thread reads and lays out what is written next.
 
     Args:
         path: the file; its folder is made if missing.
         container: ``safetensors``, ``npz``, or ``torch``, where a ``/`` in a name opens a nested dict.
         tensors: name -> tensor, in the order to be written.
         metadata: text for the header of a safetensors file; the others have no place for it.
+        finish: gives the metadata to keep after all values are written, each text as long as the one in ``metadata``.
         progress: called with the number of bytes of values written since the last call.
 
     Raises:
@@ -136,7 +141,7 @@ def write_tensors(
     pieces = partial(_pieces, tensors, progress)
     with atomic_path(path) as temporary:
         if container == "safetensors":
-            write_safetensors(temporary, tensors, metadata or {}, pieces)
+            write_safetensors(temporary, tensors, metadata or {}, pieces, finish)
         elif container == "npz":
             write_npz(temporary, tensors, pieces)
         else:
@@ -144,16 +149,23 @@ def write_tensors(
 
 
 def _pieces(
-    tensors: Mapping[str, LazyTensor], progress: Callable[[int], None] | None, name: str
-) -> Iterator[memoryview]:
-    tensor = tensors[name]
-    array = tensor.read()
-    if array.shape != tensor.shape or array.dtype != DTYPES[tensor.dtype]:
-        raise CheckpointError(
-            f"tensor {name!r}: {tensor.dtype} {tensor.shape} expected, {array.dtype} {array.shape} read",
-            hint="the file was changed while it was read",
-        )
-    for piece in chunks(array):
-        yield piece
+    tensors: Mapping[str, LazyTensor], progress: Callable[[int], None] | None, names: Iterable[str]
+) -> Iterator[tuple[str, memoryview]]:
+    """The bytes of these tensors, each with at least one piece, even if empty."""
+    for name, piece in ahead(_read_pieces(tensors, names)):
+        yield name, piece
         if progress:
             progress(piece.nbytes)
+
+
+def _read_pieces(tensors: Mapping[str, LazyTensor], names: Iterable[str]) -> Iterator[tuple[str, memoryview]]:
+    for name in names:
+        tensor = tensors[name]
+        array = tensor.read()
+        if array.shape != tensor.shape or array.dtype != DTYPES[tensor.dtype]:
+            raise CheckpointError(
+                f"tensor {name!r}: {tensor.dtype} {tensor.shape} expected, {array.dtype} {array.shape} read",
+                hint="the file was changed while it was read",
+            )
+        for piece in chunks(array):
+            yield name, piece

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 from weakref import finalize
 
 import numpy as np
@@ -14,9 +15,11 @@ import numpy as np
 from vit_hub.converters.tensors import Array
 from vit_hub.errors import CheckpointError
 
-__all__ = ["MappedFile", "Renewed", "chunks"]
+__all__ = ["MappedFile", "Pieces", "Renewed", "chunks", "row_major"]
 
 T = TypeVar("T")
+# Of tensors named in the order wanted: the bytes of each in one piece or more, with its name.
+Pieces: TypeAlias = "Callable[[Iterable[str]], Iterator[tuple[str, memoryview]]]"
 
 # Pages of a mapped file count as the process's memory once touched, until their mapping goes. So a new mapping is made
 # after this many bytes; the old one lives as long as somebody holds an array of it. Each mapping costs a file handle,
@@ -24,7 +27,7 @@ T = TypeVar("T")
 _GENERATION_BYTES = 32 << 20
 _MOST_GENERATIONS = 128
 _CHUNK_BYTES = 2 << 20
-_TILE = 128
+_COLUMNS = 32
 
 
 class Renewed(Generic[T]):
@@ -35,16 +38,18 @@ class Renewed(Generic[T]):
         self._budget = max(_GENERATION_BYTES, size // _MOST_GENERATIONS)
         self._current: T | None = None
         self._read = 0
+        self._lock = threading.Lock()
 
     def take(self, nbytes: int) -> T:
         """The resource, of which the caller is going to read ``nbytes``."""
-        current = self._current
-        if current is None or self._read + nbytes > self._budget:
-            current = self._current = None
-            current = self._current = self._opener()
-            self._read = 0
-        self._read += nbytes
-        return current
+        with self._lock:
+            current = self._current
+            if current is None or self._read + nbytes > self._budget:
+                current = self._current = None
+                current = self._current = self._opener()
+                self._read = 0
+            self._read += nbytes
+            return current
 
 
 class MappedFile:
@@ -85,31 +90,30 @@ class MappedFile:
 
 
 def chunks(array: Array) -> Iterator[memoryview]:
-    """The bytes of an array in row-major order, in pieces of some megabytes.
+    """The bytes of an array in row-major order, in pieces of some megabytes; one empty piece if there are none.
 
     A contiguous array is not copied; of any other only a piece at a time is.
     """
     array = np.atleast_1d(np.squeeze(array))
     if array.flags.c_contiguous:
         flat = array.reshape(-1).view(np.uint8).data
-        for start in range(0, flat.nbytes, _CHUNK_BYTES):
+        for start in range(0, max(1, flat.nbytes), _CHUNK_BYTES):
             yield flat[start : start + _CHUNK_BYTES]
         return
     rows = max(1, _CHUNK_BYTES * array.shape[0] // array.nbytes)
     for start in range(0, array.shape[0], rows):
-        yield _contiguous(array[start : start + rows]).reshape(-1).view(np.uint8).data
+        yield row_major(array[start : start + rows]).reshape(-1).view(np.uint8).data
 
 
-def _contiguous(array: Array) -> Array:
-    """A row-major copy, made tile by tile: numpy's own of a transposed matrix misses the cache at every element."""
-    fastest = int(np.argmin(np.abs(array.strides)))
-    if fastest == array.ndim - 1:
+def row_major(array: Array) -> Array:
+    """A row-major copy, made some columns at a time; the array itself if it is row-major already.
+
+    numpy's own of a transposed matrix misses the cache at every element; so many columns lie side by side in as many
+    cache lines as the cache holds, and are read in long runs.
+    """
+    if array.flags.c_contiguous or int(np.argmin(np.abs(array.strides))) == array.ndim - 1:
         return np.ascontiguousarray(array)
     copy: Array = np.empty(array.shape, array.dtype)
-    for start in range(0, array.shape[fastest], _TILE):
-        for column in range(0, array.shape[-1], _TILE):
-            tile = [slice(None)] * array.ndim
-            tile[-1] = slice(column, column + _TILE)
-            tile[fastest] = slice(start, start + _TILE)
-            copy[tuple(tile)] = array[tuple(tile)]
+    for column in range(0, array.shape[-1], _COLUMNS):
+        copy[..., column : column + _COLUMNS] = array[..., column : column + _COLUMNS]
     return copy

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 
 from vit_hub.converters.containers.archive import Member, read_member, read_members, stored_zip
-from vit_hub.converters.containers.mapped import MappedFile
+from vit_hub.converters.containers.mapped import MappedFile, Pieces
 from vit_hub.converters.tensors import DTYPES, Array, LazyTensor
 from vit_hub.errors import CheckpointError, UnsafeCheckpointError
 
@@ -97,26 +99,26 @@ def _unpack(
     return array
 
 
-def write_npz(path: Path, tensors: Mapping[str, LazyTensor], pieces: Callable[[str], Iterator[memoryview]]) -> None:
+def write_npz(path: Path, tensors: Mapping[str, LazyTensor], pieces: Pieces) -> None:
     """Write as ``np.savez`` does, one tensor at a time.
 
     Args:
         path: new file.
         tensors: name -> tensor; the member's name gets ``.npy`` appended.
-        pieces: gives a tensor's bytes.
+        pieces: gives the tensors' bytes.
 
     Raises:
         OSError: it cannot be written.
     """
     with stored_zip(path) as archive:
-        for name, tensor in tensors.items():
-            archive.add(name + _SUFFIX, _npy(tensor, partial(pieces, name)))
+        for name, parts in groupby(pieces(tensors), key=itemgetter(0)):
+            archive.add(name + _SUFFIX, _npy(tensors[name], (piece for _, piece in parts)))
 
 
-def _npy(tensor: LazyTensor, pieces: Callable[[], Iterator[memoryview]]) -> Iterator[bytes | memoryview]:
+def _npy(tensor: LazyTensor, pieces: Iterator[memoryview]) -> Iterator[bytes | memoryview]:
     dtype = _VOID if tensor.dtype == "BF16" else DTYPES[tensor.dtype]
     header = io.BytesIO()
     descr = np.lib.format.dtype_to_descr(dtype)
     np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": tensor.shape})
     yield header.getvalue()
-    yield from pieces()
+    yield from pieces

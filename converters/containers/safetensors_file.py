@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from vit_hub.converters.containers.mapped import MappedFile
+from vit_hub.converters.containers.mapped import MappedFile, Pieces
 from vit_hub.converters.tensors import DTYPES, Array, LazyTensor
 from vit_hub.errors import CheckpointError
 
@@ -103,7 +103,8 @@ def write_safetensors(
     path: Path,
     tensors: Mapping[str, LazyTensor],
     metadata: Mapping[str, str],
-    pieces: Callable[[str], Iterator[memoryview]],
+    pieces: Pieces,
+    finish: Callable[[], Mapping[str, str]] | None = None,
 ) -> None:
     """Write the header in the given order with the metadata's keys sorted, then one tensor at a time.
 
@@ -114,7 +115,8 @@ def write_safetensors(
         path: new file.
         tensors: name -> tensor.
         metadata: text to keep in the header.
-        pieces: gives a tensor's bytes.
+        pieces: gives the tensors' bytes.
+        finish: gives the metadata to keep after all values are written, as long as ``metadata``.
 
     Raises:
         CheckpointError: a tensor has the name that the format reserves for the metadata.
@@ -128,14 +130,26 @@ def write_safetensors(
     for name in stored:
         offsets[name] = (end, end + tensors[name].nbytes)
         end += tensors[name].nbytes
-    header: dict[str, Any] = {_METADATA: dict(sorted(metadata.items()))} if metadata else {}
-    for name, tensor in tensors.items():
-        header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": offsets[name]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-(_LENGTH.size + len(text)) % _ALIGNMENT)
+    entries = {
+        name: {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": offsets[name]}
+        for name, tensor in tensors.items()
+    }
+    text = _header(metadata, entries)
     with path.open("wb") as file:
-        file.write(_LENGTH.pack(len(text)))
         file.write(text)
-        for name in stored:
-            for piece in pieces(name):
-                file.write(piece)
+        for _, piece in pieces(stored):
+            file.write(piece)
+        if finish is not None:
+            final = _header(finish(), entries)
+            if len(final) != len(text):
+                raise ValueError(f"the metadata took {len(text)} bytes at first and {len(final)} at last")
+            file.seek(0)
+            file.write(final)
+
+
+def _header(metadata: Mapping[str, str], entries: Mapping[str, Any]) -> bytes:
+    """The file up to its values."""
+    about = {_METADATA: dict(sorted(metadata.items()))} if metadata else {}
+    text = json.dumps({**about, **entries}, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(_LENGTH.size + len(text)) % _ALIGNMENT)
+    return _LENGTH.pack(len(text)) + text

@@ -12,13 +12,15 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from vit_hub.converters.containers.archive import Member, check_expansion, read_member, read_members, stored_zip
-from vit_hub.converters.containers.mapped import MappedFile, Renewed
+from vit_hub.converters.containers.mapped import MappedFile, Pieces, Renewed
 from vit_hub.converters.containers.torchscript import is_torchscript, read_torchscript
 from vit_hub.converters.tensors import DTYPES, Array, LazyTensor
 from vit_hub.errors import CheckpointError, UnsafeCheckpointError
@@ -259,7 +261,7 @@ class _Pickler(pickle.Pickler):
         return "storage", getattr(torch, obj.class_name), obj.key, "cpu", obj.size
 
 
-def write_torch(path: Path, tensors: Mapping[str, LazyTensor], pieces: Callable[[str], Iterator[memoryview]]) -> None:
+def write_torch(path: Path, tensors: Mapping[str, LazyTensor], pieces: Pieces) -> None:
     """Write what ``torch.save`` writes for plain tensors; a ``/`` in a name opens a nested dict.
 
     ``torch.save`` itself wants every tensor in memory at once.
@@ -267,7 +269,7 @@ def write_torch(path: Path, tensors: Mapping[str, LazyTensor], pieces: Callable[
     Args:
         path: new file.
         tensors: name -> tensor.
-        pieces: gives a tensor's bytes.
+        pieces: gives the tensors' bytes.
 
     Raises:
         CheckpointError: one name is both a tensor and a dict of tensors.
@@ -289,6 +291,6 @@ def write_torch(path: Path, tensors: Mapping[str, LazyTensor], pieces: Callable[
     with stored_zip(path) as archive:
         archive.add("archive/data.pkl", [pickled.getvalue()])
         archive.add("archive/byteorder", [b"little"])
-        for key, name in enumerate(tensors):
-            archive.add(f"archive/data/{key}", pieces(name))
+        for key, (_, parts) in enumerate(groupby(pieces(tensors), key=itemgetter(0))):
+            archive.add(f"archive/data/{key}", (piece for _, piece in parts))
         archive.add("archive/version", [b"3\n"])

@@ -87,6 +87,7 @@ def held_at_once(config: ViTConfig) -> float:
     "fields",
     [
         {"mlp_dim": 192},
+        {"mlp_dim": 192, "act": "quick_gelu"},
         {"mlp_dim": 40},
         {"mlp_dim": 128, "ffn": "swiglu", "act": "silu"},
         {"mlp_dim": 128, "ffn": "swiglu_packed", "act": "silu"},

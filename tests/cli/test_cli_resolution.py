@@ -93,14 +93,14 @@ def test_info_at_another_size(run: Run, answer: Answer) -> None:
         "  weights, bfloat16      173 MB      174 MB",
     ):
         assert line in text.splitlines()
-    assert "346 MB of weights and about 7.26 MB for one image in float32, half of it in bfloat16" in text
+    assert "346 MB of weights and about 5.45 MB for one image in float32, half of it in bfloat16" in text
     found = answer("info", "vit-b16", "--image-size", "384")["resized"]
     config = vit_hub.get_config("vit-b16").replace(image_size=384)
     assert found["config"] == json.loads(json.dumps(config.to_dict()))
     assert found["flops"] == forward_flops(config)
     assert found["params"] == num_parameters(config)
     assert (found["grid_size"], found["tokens"]) == ([24, 24], 577)
-    assert found["memory_bytes"]["float32"] == {"weights": 4 * found["params"], "activations": 4 * 577 * 12 * 768}
+    assert found["memory_bytes"]["float32"] == {"weights": 4 * found["params"], "activations": 4 * 577 * 9 * 768}
     assert found["differences"] is None
     assert "resized" not in answer("info", "vit-b16")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import vit_hub
+from vit_hub.cli.computing import checked_device, device_option, dtype_option
 from vit_hub.cli.failures import FAILED, error_data
 from vit_hub.cli.options import (
     Verb,
@@ -17,6 +18,7 @@ from vit_hub.cli.options import (
     offline_option,
     patch_size_option,
     resize_option,
+    revision_option,
     source_format_option,
 )
 from vit_hub.cli.output import Output, pass_output
@@ -43,19 +45,14 @@ Examples:
 @click.argument("model", shell_complete=complete_source)
 @click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many classes to name.")
-@click.option("--device", default="cpu", show_default=True, help="Where to compute, such as cuda or mps.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16", "auto"]),
-    default="float32",
-    show_default=True,
-    help="What to compute in; auto is what is stored.",
-)
+@device_option
+@dtype_option
 @image_size_option
 @patch_size_option
 @resize_option
 @source_format_option
 @set_option
+@revision_option
 @offline_option
 @click.pass_context
 @pass_output
@@ -72,6 +69,7 @@ def command(
     resize: str,
     format: str | None,
     overrides: dict[str, Any],
+    revision: str | None,
     offline: bool,
 ) -> None:
     """Name the most probable classes of images.
@@ -82,16 +80,16 @@ def command(
     probability, separated by tabs.
     """
     files = list(_expanded(images))
-    _check_device(device)
     net = vit_hub.load(
         model,
         image_size=image_size,
         patch_size=patch_size,
         resize=resize,
-        device=device,
+        device=checked_device(device),
         dtype=dtype,
         format=format,
         overrides=overrides,
+        revision=revision,
         offline=offline,
         progress=not output.quiet,
     )
@@ -131,17 +129,6 @@ def _expanded(images: Sequence[Path]) -> Iterator[Path]:
                 f"{path}: no image file in this folder", hint=f"looked for {', '.join(sorted(_SUFFIXES))}"
             )
         yield from inside
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.zeros(1, device=device).item()
-    # What torch raises for a device that is misspelt, not compiled in or not there differs from device to device.
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"device {device!r} cannot be used: {reason}", hint="--device cpu always works") from error
 
 
 def _check_head(model: VisionTransformer, source: str) -> None:

@@ -9,8 +9,8 @@ from vit_hub.layout import tensor_shapes
 
 __all__ = ["activation_values", "forward_flops", "tokens_of"]
 
-# Tensors of the feed-forward layer's hidden width that live at once: its output, and what the activation makes of it.
-_HIDDEN = {"mlp": 2, "swiglu": 3, "swiglu_packed": 4}
+# Tensors of the feed-forward layer's hidden width that live at once: before its last matrix product, and in it.
+_HIDDEN = {"mlp": (1, 1), "swiglu": (3, 2), "swiglu_packed": (3, 3)}
 
 
 def tokens_of(config: ViTConfig) -> int:
@@ -44,16 +44,19 @@ def forward_flops(config: ViTConfig) -> int:
 def activation_values(config: ViTConfig) -> int | None:
     """Values that a forward pass without gradients holds at once for one image, an estimate; None for hybrids.
 
-    The widest moment of a block of width D with a hidden width M: 7 T D in attention (residual, normed input, queries,
-    keys, values, and the output before and after its heads are joined) or 4 T D + k T M in the feed-forward layer
-    (residuals before and after attention, attention's output, normed input; k = 2, or 3 and 4 where it is gated).
+    The widest moment of a block of T tokens and width D is either in attention, 7 T D (residual, normed input, queries,
+    keys, values, and the output before and after its heads are joined) or in the feed-forward layer (residuals before
+    and after attention, attention's output, normed input, the output, and what has the hidden width; QuickGELU, which
+    is not one kernel, takes one more of the latter).
     Attention is fused: its T^2 weights are never held. What is left out: the bias of relative positions, which the
     images of a batch share, and a stem, which may take more than the blocks.
     """
     if config.stem != "patch":
         return None
-    hidden = _HIDDEN[config.ffn] * config.mlp_dim
-    return tokens_of(config) * max(7 * config.embed_dim, 4 * config.embed_dim + hidden)
+    before, during = _HIDDEN[config.ffn]
+    before = max(before, 2) if config.act == "quick_gelu" else before
+    dim, hidden = config.embed_dim, config.mlp_dim
+    return tokens_of(config) * max(7 * dim, 4 * dim + before * hidden, 5 * dim + during * hidden)
 
 
 def _rows(weight: str, config: ViTConfig) -> int:

@@ -1,0 +1,69 @@
+"""Two things at once: what is needed next is made in a second thread while the first writes what there is."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from queue import Queue
+from typing import TypeVar
+
+__all__ = ["ahead", "meanwhile"]
+
+T = TypeVar("T")
+
+# How many items wait to be taken. Enough for both threads to work, few enough for the memory bound of a conversion.
+_DEPTH = 4
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items in the same order, made by a thread that is up to some items ahead; exceptions come through.
+
+    It pays where making an item releases Python's lock, as numpy's copies and file reads do.
+    """
+    waiting: Queue[Callable[[], T] | None] = Queue(_DEPTH)
+    stopped = threading.Event()
+
+    def make() -> None:
+        try:
+            for item in items:
+                waiting.put(lambda item=item: item)  # type: ignore[misc]
+                if stopped.is_set():
+                    return
+        except BaseException as error:
+            waiting.put(lambda error=error: _raise(error))  # type: ignore[misc]
+        finally:
+            waiting.put(None)
+
+    thread = threading.Thread(target=make, name="ahead", daemon=True)
+    thread.start()
+    take: Callable[[], T] | None = None
+    try:
+        while (take := waiting.get()) is not None:
+            yield take()
+    finally:
+        stopped.set()
+        while take is not None:  # nobody wants them; the thread may be waiting for room
+            take = waiting.get()
+        thread.join()
+
+
+def _raise(error: BaseException) -> T:  # type: ignore[type-var]
+    raise error
+
+
+@contextmanager
+def meanwhile(work: Callable[[threading.Event], T]) -> Iterator[Callable[[], T]]:
+    """Does some work in a thread during the ``with`` body, which gets a function that waits for the result.
+
+    Args:
+        work: takes an event that is set when nobody wants the result any more.
+    """
+    cancelled = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work, cancelled)
+        try:
+            yield future.result
+        finally:
+            cancelled.set()

@@ -1,0 +1,151 @@
+"""``vit-hub bench``: how fast a model is on this machine, beside timm and transformers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import vit_hub
+from vit_hub.cli.computing import checked_device, device_option, dtype_option
+from vit_hub.cli.options import Verb, complete_source, image_size_option, offline_option
+from vit_hub.cli.output import Output, pass_output
+from vit_hub.progress import step_bar
+
+if TYPE_CHECKING:
+    from vit_hub.benching import Timing
+    from vit_hub.model import VisionTransformer
+
+_PEERS = ("timm", "transformers")
+_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+_HEADER = ("task", "batch", "implementation", "time", "images/s", "speed-up", "difference")
+_MIB = 1 << 20
+
+_EPILOG = """\b
+Examples:
+  vit-hub bench vit-b16
+  vit-hub bench vit-s16 --batch-size 1 --batch-size 32 --dtype bfloat16
+  vit-hub bench vit-l16 --device cuda --dtype bfloat16 --compile max-autotune
+  vit-hub bench finetuned.safetensors --against none --json
+"""
+
+
+def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in value.split(",") if name.strip() and name.strip() != "none")
+    wrong = [name for name in names if name not in _PEERS]
+    if wrong:
+        raise click.BadParameter(f"{wrong[0]!r} is neither {' nor '.join(_PEERS)}, nor none.", ctx, param)
+    return names
+
+
+@click.command("bench", cls=Verb, epilog=_EPILOG)
+@click.argument("model", shell_complete=complete_source)
+@device_option
+@dtype_option
+@click.option(
+    "--batch-size",
+    "batch_sizes",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1, 8, 32),
+    show_default=True,
+    help="Images a forward pass. Repeatable.",
+)
+@click.option(
+    "--compile",
+    is_flag=False,
+    flag_value="default",
+    type=click.Choice(_MODES),
+    metavar="[MODE]",
+    help=f"Compile all of them with torch.compile, in one of its modes: {', '.join(_MODES)}.",
+)
+@click.option(
+    "--against",
+    default=",".join(_PEERS),
+    show_default=True,
+    callback=_names,
+    help="Whom to measure beside, separated by commas; none: nobody.",
+)
+@click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True, help="Measurements of each.")
+@image_size_option
+@offline_option
+@pass_output
+def command(
+    output: Output,
+    model: str,
+    device: str,
+    dtype: str,
+    batch_sizes: tuple[int, ...],
+    compile: str | None,
+    against: tuple[str, ...],
+    rounds: int,
+    image_size: tuple[int, int] | None,
+    offline: bool,
+) -> None:
+    """Time forward passes on this machine, beside timm and transformers with the same weights.
+
+    A model that the registry knows gets random weights: nothing is fetched, and times do not depend on the values.
+    Anything else is loaded.
+
+    All run in turn in every round, and the table has the medians. "output" is what the model is for (logits, or an
+    embedding), "features" all tokens before pooling. "speed-up" is the time of the line divided by vit-hub's: above 1
+    vit-hub is faster. "difference" is the largest absolute difference from vit-hub's result.
+    """
+    from vit_hub.benching import OURS, TASKS, machine, time_forward
+
+    net = _model(model, checked_device(device), dtype, image_size, offline, output)
+    with step_bar("measuring", len(TASKS) * len(batch_sizes), show=not output.quiet) as advance:
+        table = time_forward(
+            net, against=against, batch_sizes=batch_sizes, rounds=rounds, compile=compile, progress=advance
+        )
+    about = machine(device)
+    if output.json:
+        setup: dict[str, Any] = {"model": model, "device": device, "dtype": dtype, "compile": compile}
+        output.document({**setup, "image_size": net.config.image_size, "machine": about, "timings": table})
+        return
+    # The first problem of a peer is that of all its lines.
+    for name, problem in {line.implementation: line.problem for line in table if line.problem}.items():
+        output.warning(f"{name} is not measured: {problem}")
+    memory = any(line.peak_memory is not None for line in table)
+    header = (*_HEADER, "memory") if memory else _HEADER
+    rows = [_row(line, memory) for line in table if line.seconds is not None]
+    output.lines(output.table(header, rows, right=set(header) - {"task", "implementation"}))
+    output.note(", ".join(f"{key} {value}" for key, value in about.items() if value))
+    if len({line.implementation for line in table}) == 1:
+        output.note(f"only {OURS} was measured")
+
+
+def _model(
+    name: str, device: str, dtype: str, image_size: tuple[int, int] | None, offline: bool, output: Output
+) -> VisionTransformer:
+    """The model of a file or repository; one with random weights where the registry has the config."""
+    from vit_hub.hub.sources import local_path, locate
+
+    entry = None if local_path(name) is not None else locate(name)[0]
+    if entry is None:
+        return vit_hub.load(
+            name, image_size=image_size, device=device, dtype=dtype, offline=offline, progress=not output.quiet
+        )
+    import torch
+
+    from vit_hub.converters.casting import torch_dtype
+
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = vit_hub.VisionTransformer(entry.config)
+    if image_size is not None:
+        model.set_image_size(image_size)
+    return model.to(torch_dtype("float32" if dtype == "auto" else dtype)).eval()
+
+
+def _row(line: Timing, memory: bool) -> tuple[str, ...]:
+    cells = (
+        line.task,
+        str(line.batch_size),
+        line.implementation,
+        f"{1000 * (line.seconds or 0):.2f} ms",
+        f"{line.images_per_second:.1f}",
+        f"{line.speedup:.2f}",
+        "-" if line.difference is None else f"{line.difference:.1e}",
+    )
+    return (*cells, f"{(line.peak_memory or 0) / _MIB:.0f} MiB") if memory else cells
