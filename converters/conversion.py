@@ -7,9 +7,7 @@ must give the same config.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +20,7 @@ from vit_hub.converters.containers.ahead import meanwhile
 from vit_hub.converters.containers.atomic import atomic_path
 from vit_hub.converters.folding import FOLDS, Fold
 from vit_hub.converters.format import Dialect, Format, Sidecars, all_formats, format_names, formats_named
+from vit_hub.converters.hashing import file_sha256
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.tensors import LazyTensor, zeros
 from vit_hub.errors import UnknownFormatError, UnsupportedByFormatError, VitHubError
@@ -164,10 +163,13 @@ def _plan(ckpt: Checkpoint, to: str, *, with_sidecars: bool, lossy: bool) -> _Pl
     if best.problems and not lossy:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in best.problems)
         able = [name for name in _able(ckpt, with_sidecars) if name != to]
-        raise UnsupportedByFormatError(
-            f"{to} cannot express this model: {reasons}",
-            hint=f"formats that can: {', '.join(able)}; or write it all the same with lossy=True (--lossy)",
-        )
+        hint = f"formats that can: {', '.join(able)}; or write it all the same with lossy=True (--lossy)"
+        if not with_sidecars and not _plan(ckpt, to, with_sidecars=True, lossy=True).problems:
+            raise UnsupportedByFormatError(
+                f"{to} cannot express this model in one file without a config file beside it: {reasons}",
+                hint=f"write a folder, which gets its config file: a destination without a suffix; {hint}",
+            )
+        raise UnsupportedByFormatError(f"{to} cannot express this model: {reasons}", hint=hint)
     return best
 
 
@@ -335,7 +337,7 @@ def write_canonical(
         return _metadata(dataclasses.replace(ckpt, passport=dataclasses.replace(ckpt.passport, source=files)))
 
     # Hashing the source takes as long as all the rest: it is done meanwhile, and filled in at the end.
-    with meanwhile(lambda cancelled: [_sha256(path, cancelled) for path in paths]) as hashes:
+    with meanwhile(lambda step: [file_sha256(path, step) for path in paths]) as hashes:
         blank = hashed(["0" * 64] * len(paths))
         write_tensors(file, "safetensors", tensors, blank, finish=lambda: hashed(hashes()), progress=progress)
 
@@ -346,14 +348,6 @@ def _metadata(ckpt: Checkpoint) -> dict[str, str]:
         CONFIG_KEY: json.dumps(ckpt.config.to_dict(), sort_keys=True),
         PASSPORT_KEY: ckpt.passport.to_json(),
     }
-
-
-def _sha256(path: Path, cancelled: threading.Event) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while not cancelled.is_set() and (chunk := file.read(1 << 20)):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _cast_all(tensors: Mapping[str, LazyTensor], dtype: str | None) -> Mapping[str, LazyTensor]:

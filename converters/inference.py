@@ -55,7 +55,8 @@ def infer_config(
     rows = _prefix_rows(shapes, fields)
     for name, present in (("pos_embed_prefix", rows > 0), ("pos_embed_registers", rows > _class_tokens(fields))):
         if name not in fields:
-            fields[name], inferred[name] = present, f"{rows} rows of pos_embed before those of the patches"
+            before = f"{rows} row{'s' * (rows != 1)} of pos_embed"
+            fields[name], inferred[name] = present, f"{before} before those of the patches"
     config = ViTConfig.from_dict(fields)
     return config, {name: inferred[name] for name in sorted(inferred) if name not in overrides}
 

@@ -45,22 +45,29 @@ class Match:
         return self.form.label(self.dialect)
 
 
-def _match(source: Source, form: Format, dialect: Dialect, prefix: str) -> Match:
+def _match(source: Source, form: Format, dialect: Dialect, prefix: str, complete: bool) -> Match | None:
+    """None if a complete match is asked for, and a name is unknown."""
     inside = {name[len(prefix) :]: tensor for name, tensor in source.tensors.items() if name.startswith(prefix)}
-    table = form.table(dialect)
-    verdicts = {name: table.explain(name) for name in inside}
-    unknown = tuple(name for name, verdict in verdicts.items() if not verdict)
-    return Match(form, dialect, prefix, inside, sum(verdict == "rule" for verdict in verdicts.values()), unknown)
+    table, ruled, unknown = form.table(dialect), 0, []
+    for name in inside:
+        verdict = table.explain(name)
+        ruled += verdict == "rule"
+        if not verdict:
+            if complete:
+                return None
+            unknown.append(name)
+    return Match(form, dialect, prefix, inside, ruled, tuple(unknown))
 
 
-def _matches(source: Source, candidates: Candidates) -> list[Match]:
-    return [
-        _match(source, form, dialect, prefix)
+def _matches(source: Source, candidates: Candidates, *, complete: bool = False) -> list[Match]:
+    found = (
+        _match(source, form, dialect, prefix, complete)
         for form, dialects in candidates
         for dialect in dialects
         for prefix in form.prefixes
         if any(name.startswith(prefix) for name in source.tensors)
-    ]
+    )
+    return [match for match in found if match is not None]
 
 
 def _best(source: Source, matches: Sequence[Match]) -> Match | None:
@@ -91,8 +98,12 @@ def recognise(source: Source, label: str | None = None) -> Match:
         candidates = formats_named(label)
         if not candidates:
             raise UnknownFormatError(f"there is no format {label!r}", hint=f"formats: {', '.join(format_names())}")
-    matches = _matches(source, candidates)
+    # Nearly every file has a complete match; to know how far off the others are takes much longer.
+    matches = _matches(source, candidates, complete=True)
     best = _best(source, matches)
+    if best is None or not best.ruled:
+        matches = _matches(source, candidates)
+        best = _best(source, matches)
     if best is None or not best.ruled or 2 * len(best.unknown) > len(best.tensors):
         names = [name for name in format_names() if "-" not in name]
         raise UnknownFormatError(

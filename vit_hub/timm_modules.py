@@ -50,7 +50,10 @@ def timm_facts(module: Any) -> dict[str, Any]:
     }
     stem = getattr(module.patch_embed, "backbone", None)
     if stem is not None:
-        facts |= {"stem_standardize": "var", "stem_norm_eps": getattr(stem, "stem", stem).norm.eps}
+        first = getattr(stem, "stem", stem)
+        if not hasattr(first, "norm"):
+            raise ConfigError(f"stem: timm's {type(stem).__name__} is not supported, the ResNet of the hybrids is")
+        facts |= {"stem_standardize": "var", "stem_norm_eps": first.norm.eps}
     return facts | _pooling(module, facts["act"])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import Queue
 from typing import TypeVar
@@ -54,16 +54,21 @@ def _raise(error: BaseException) -> T:  # type: ignore[type-var]
 
 
 @contextmanager
-def meanwhile(work: Callable[[threading.Event], T]) -> Iterator[Callable[[], T]]:
+def meanwhile(work: Callable[[Callable[[int], None]], T]) -> Iterator[Callable[[], T]]:
     """Does some work in a thread during the ``with`` body, which gets a function that waits for the result.
 
     Args:
-        work: takes an event that is set when nobody wants the result any more.
+        work: takes a function to call at every step, with any count; it raises when nobody wants the result any more.
     """
-    cancelled = threading.Event()
+    unwanted = threading.Event()
+
+    def step(count: int) -> None:
+        if unwanted.is_set():
+            raise CancelledError
+
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work, cancelled)
+        future = pool.submit(work, step)
         try:
             yield future.result
         finally:
-            cancelled.set()
+            unwanted.set()

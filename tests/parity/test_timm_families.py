@@ -362,3 +362,10 @@ def test_gates_with_attention_pooling_are_refused_in_files(tmp_path: Path) -> No
     save_file(theirs.state_dict(), tmp_path / "bare.safetensors")
     with pytest.raises(ConfigError, match="act: "):
         vit_hub.open_checkpoint(tmp_path / "bare.safetensors", overrides={"num_heads": 2})
+
+
+def test_a_stem_of_another_kind_is_refused_by_name() -> None:
+    with torch.device("meta"):
+        peer = timm.create_model("vit_base_mci_224", pretrained=False)
+    with pytest.raises(ConfigError, match="stem: timm's ConvStem"):
+        vit_hub.from_module(peer)

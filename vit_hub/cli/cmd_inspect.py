@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +56,7 @@ def command(
     why. SRC is fetched if it is not on this machine. Only headers are read, unless --values or --hash asks for more.
     With --quiet only the format.
     """
+    from vit_hub.converters.hashing import file_sha256
     from vit_hub.converters.inspection import head_is_zero, survey
     from vit_hub.progress import byte_bar
 
@@ -74,7 +74,7 @@ def command(
         values = survey(ckpt.tensors, advance) if check_values else None
     total = sum(file.stat().st_size for file in ckpt.source.files)
     with byte_bar("hashing", total, show=hash_files and not output.quiet) as advance:
-        hashes = {file: _sha256(file, advance) for file in ckpt.source.files} if hash_files else {}
+        hashes = {file: file_sha256(file, advance) for file in ckpt.source.files} if hash_files else {}
     warnings = _warnings(ckpt, zero_head, values)
     if output.json:
         output.document(_as_data(ckpt, zero_head, values, warnings, hashes, list_tensors))
@@ -197,12 +197,3 @@ def _as_data(
             for name, tensor in ckpt.tensors.items()
         }
     return data
-
-
-def _sha256(file: Path, advance: Callable[[int], None]) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-            advance(len(chunk))
-    return digest.hexdigest()

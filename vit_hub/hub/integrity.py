@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vit_hub.converters.containers import atomic_path
+from vit_hub.converters.hashing import file_sha256
 from vit_hub.errors import IntegrityError, VitHubError
 from vit_hub.hub.cache import cache_dir
 from vit_hub.registry import WeightSource
 
 __all__ = ["check", "hash_anew", "is_current", "sha256_of", "stamp", "stamp_file", "verify"]
 
-_CHUNK = 1 << 20
 
 
 def check(source: WeightSource, name: str, *, size: int, sha256: str, hint: str) -> None:
@@ -70,15 +70,10 @@ def hash_anew(path: Path, advance: Callable[[int], None] | None = None) -> str:
     Raises:
         OSError: it cannot be read.
     """
-    before, digest = _identity(path), hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            if advance:
-                advance(len(chunk))
+    before, found = _identity(path), file_sha256(path, advance)
     if _identity(path) == before:
-        stamp(path, digest.hexdigest())
-    return digest.hexdigest()
+        stamp(path, found)
+    return found
 
 
 def stamp(path: Path, sha256: str) -> None:

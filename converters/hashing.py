@@ -1,0 +1,31 @@
+"""The hash of a file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ["file_sha256"]
+
+# What is read fits into a core's cache, so that it need not come from memory a second time to be hashed.
+_BLOCK = 1 << 17
+
+
+def file_sha256(path: Path, advance: Callable[[int], None] | None = None) -> str:
+    """The sha256 of a file in 64 hex digits.
+
+    Args:
+        path: the file.
+        advance: called with each count of bytes that were hashed; what it raises ends the work.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            digest.update(block[:count])
+            if advance:
+                advance(count)
+    return digest.hexdigest()
