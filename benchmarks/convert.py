@@ -1,17 +1,22 @@
-"""Times conversions beside ``cp`` of the same file in the same run, and measures the memory they take. Linux only.
+"""Times conversions beside ``cp`` and a script with the peer's loader, and measures their memory. Linux only.
 
     python benchmarks/convert.py --markdown benchmarks/convert.md
 
-Writes a random checkpoint (make_checkpoint.py), then converts it npz -> canonical -> Hugging Face -> npz. The last file
-must hold the same bytes per tensor as the first.
+Writes a random checkpoint a size (make_checkpoint.py), then converts it npz -> canonical -> Hugging Face -> npz. The
+last file must hold the same bytes per tensor as the first. Models are ViT-B/16, L/16 and H/14 with 1000 classes.
 
-Time: every round runs ``cp``, ``cp`` and ``sync`` (a conversion ends with fsync, ``cp`` does not) and the conversion of
-one file, one after the other; the table has the medians. The file is read before each of them, so that it is in the
-page cache; outputs are new files; the interpreter is up with vit_hub imported. "CPU" is user and system time, which
-other work on the machine changes less.
+Time: every round runs ``cp``, ``cp`` and ``sync`` (a conversion ends with fsync, ``cp`` does not), the conversion of
+one file and the peer's script, one after the other; the table has the medians. The file is read before each of them, so
+that it is in the page cache; outputs are new files; the interpreter is up with everything imported, and each has run
+once before. "CPU" is user and system time, which other work on the machine changes less.
 
-Memory: one more run a conversion, in a process of its own; what it had after the import is subtracted. "Resident" is
-the high-water mark of the process's resident memory, pages of mapped files included (VmHWM: ru_maxrss without what the
+The peer's script is the shortest that gives the same tensors (benchmarks/peers.py): timm's ``load_pretrained`` and
+``safetensors.torch.save_file``; ``load_file``, renaming, ``from_pretrained`` and ``save_pretrained``; and
+``from_pretrained``, transposing by hand and ``numpy.savez``, since nobody writes npz files otherwise. It ends without
+fsync.
+
+Memory: one more run each, in a process of its own; what it had after the imports is subtracted. "Resident" is the
+high-water mark of the process's resident memory, pages of mapped files included (VmHWM: ru_maxrss without what the
 parent process had). "Anonymous" is the largest RssAnon seen at any piece written: memory that is no file's.
 """
 
@@ -19,43 +24,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import make_checkpoint
+import measuring
 import numpy as np
+import report
+from report import MB
+from safetensors.numpy import load_file
 
 import vit_hub
-
-MB = 1_000_000
-# Reading /proc takes as long as writing a hundred kilobytes, so memory is measured apart from time.
-MEASURE = """
-import json, sys
-from pathlib import Path
-import vit_hub
-vit_hub.convert
-
-def memory(key):
-    return int(Path("/proc/self/status").read_text().split(key + ":")[1].split()[0]) * 1024
-
-def look(written):
-    global anonymous
-    anonymous = max(anonymous, memory("RssAnon"))
-
-resident, anonymous = memory("VmHWM"), memory("RssAnon")
-before = {"resident": resident, "anonymous": anonymous}
-vit_hub.convert(sys.argv[1], sys.argv[2], to=sys.argv[3], progress=look)
-print(json.dumps({"resident": memory("VmHWM") - resident, "anonymous": anonymous - before["anonymous"]}))
-"""
 
 
 @dataclass(frozen=True)
@@ -67,28 +53,42 @@ class Conversion:
     file: Path
     destination: Path
     to: str
+    peer: str
 
 
-@dataclass(frozen=True)
-class Result:
-    """Medians in seconds, memory in bytes above the interpreter and its imports."""
+def memory_once(source: str, destination: str, size: str, to: str, peer: str) -> dict[str, int]:
+    """Peak memory in bytes, ``resident`` and ``anonymous``, of one conversion, or of the peer's script."""
+    convert, anonymous = vit_hub.convert, 0
 
-    title: str
-    cp: float
-    cp_sync: float
-    convert: float
-    cp_cpu: float
-    convert_cpu: float
-    resident: int
-    anonymous: int
+    # Reading /proc takes as long as writing a hundred kilobytes, so memory is measured apart from time.
+    def look(written: int) -> None:
+        nonlocal anonymous
+        anonymous = max(anonymous, measuring.memory("RssAnon"))
+
+    if not to:
+        script = peer_script(peer)
+    measuring.reset_peak()
+    before = {key: measuring.memory(key) for key in ("VmRSS", "RssAnon")}
+    if to:
+        convert(source, destination, to=to, progress=look)
+    else:
+        script(Path(source), Path(destination), size)
+    return {"resident": measuring.memory("VmHWM") - before["VmRSS"], "anonymous": anonymous - before["RssAnon"]}
 
 
-def memory_of(source: Path, destination: Path, to: str) -> dict[str, int]:
-    """Peak memory in bytes, ``resident`` and ``anonymous``, of one conversion in a process of its own."""
-    command = [sys.executable, "-c", MEASURE, str(source), str(destination), to]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found: dict[str, int] = json.loads(done.stdout)
-    return found
+def peer_script(name: str) -> Callable[[Path, Path, str], None]:
+    """One of peers.py, with what it takes imported."""
+    import peers
+
+    if name == "npz_to_timm":
+        import timm  # noqa: F401
+    else:
+        from transformers import ViTForImageClassification  # noqa: F401
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+    script: Callable[[Path, Path, str], None] = getattr(peers, name)
+    return script
 
 
 def remove(path: Path) -> None:
@@ -97,126 +97,147 @@ def remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def warm(file: Path) -> None:
-    """Reads the file, so that it is in the page cache."""
-    with file.open("rb") as stream:
-        while stream.read(MB):
-            pass
+def timed(action: Callable[[], object], file: Path) -> tuple[float, float]:
+    """Wall and CPU seconds, of processes started too; the file is in the page cache."""
+
+    def cpu() -> float:
+        used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+    measuring.warm(file)
+    start, before = time.perf_counter(), cpu()
+    action()
+    return time.perf_counter() - start, cpu() - before
 
 
 def time_copy(file: Path, *, sync: bool) -> tuple[float, float]:
-    """Wall and CPU seconds."""
     copy = file.with_name("copy")
-    warm(file)
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(["cp", "--reflink=never", str(file), str(copy)], check=True)
-    if sync:
-        subprocess.run(["sync", str(copy)], check=True)
-    elapsed, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+
+    def action() -> None:
+        subprocess.run(["cp", "--reflink=never", str(file), str(copy)], check=True)
+        if sync:
+            subprocess.run(["sync", str(copy)], check=True)
+
+    found = timed(action, file)
     copy.unlink()
-    return elapsed, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return found
 
 
-def time_conversion(conversion: Conversion) -> tuple[float, float]:
+def time_conversion(each: Conversion) -> tuple[float, float]:
+    remove(each.destination)
+    return timed(lambda: vit_hub.convert(each.source, each.destination, to=each.to), each.file)
+
+
+def beside(path: Path) -> Path:
+    """Where the peer's script writes."""
+    return path.with_name(f"peer-{path.name}")
+
+
+def time_peer(each: Conversion, size: str) -> tuple[float, float]:
     """Wall and CPU seconds."""
-    remove(conversion.destination)
-    warm(conversion.file)
-    start, before = time.perf_counter(), time.process_time()
-    vit_hub.convert(conversion.source, conversion.destination, to=conversion.to)
-    return time.perf_counter() - start, time.process_time() - before
+    script, destination = peer_script(each.peer), beside(each.destination)
+    remove(destination)
+    return timed(lambda: script(each.source, destination, size), each.file)
 
 
-def run(conversions: list[Conversion], rounds: int) -> list[Result]:
-    for conversion in conversions:  # each makes the next one's source
-        time_conversion(conversion)
-    times: dict[str, list[tuple[float, ...]]] = {conversion.title: [] for conversion in conversions}
-    for _ in range(rounds):
-        for conversion in conversions:
-            cp, cp_cpu = time_copy(conversion.file, sync=False)
-            cp_sync, _ = time_copy(conversion.file, sync=True)
-            convert, convert_cpu = time_conversion(conversion)
-            times[conversion.title].append((cp, cp_sync, convert, cp_cpu, convert_cpu))
-    results = []
-    for conversion in conversions:
-        medians = [statistics.median(column) for column in zip(*times[conversion.title], strict=True)]
-        remove(conversion.destination)
-        memory = memory_of(conversion.source, conversion.destination, conversion.to)
-        results.append(Result(conversion.title, *medians, **memory))
-    return results
+def run(conversions: list[Conversion], size: str, rounds: int) -> list[tuple[str, ...]]:
+    for each in conversions:  # each makes the next one's source
+        time_conversion(each)
+        time_peer(each, size)
+        check_same(each.destination, beside(each.destination))
+        remove(beside(each.destination))
+    times: dict[str, list[tuple[float, ...]]] = {each.title: [] for each in conversions}
+    for turn in range(rounds):
+        report.step(f"{size}: round {turn + 1} of {rounds}")
+        for each in conversions:
+            cp, cp_cpu = time_copy(each.file, sync=False)
+            cp_sync, _ = time_copy(each.file, sync=True)
+            convert, convert_cpu = time_conversion(each)
+            peer, peer_cpu = time_peer(each, size)
+            remove(beside(each.destination))
+            times[each.title].append((cp, cp_sync, convert, peer, cp_cpu, convert_cpu, peer_cpu))
+    return [row_of(each, size, times[each.title]) for each in conversions]
 
 
-def check_round_trip(first: Path, last: Path) -> None:
-    """Both npz files hold the same names, shapes, dtypes and bytes."""
-    with np.load(first) as a, np.load(last) as b:
-        assert set(a.files) == set(b.files)
-        for name in a.files:
-            x, y = a[name], b[name]
-            assert (x.shape, x.dtype, x.tobytes()) == (y.shape, y.dtype, y.tobytes()), name
-
-
-def table(results: list[Result], largest: int) -> list[str]:
-    bound = max(150 * MB, 2 * largest)
-    columns = ("cp", "cp + sync", "convert", "convert / cp", "convert / (cp + sync)", "CPU: cp", "CPU: convert")
-    lines = [f"| conversion | {' | '.join(columns)} | resident | anonymous |", "|---|" + 9 * "---:|"]
-    for r in results:
-        cells = [
-            *(f"{seconds:.2f} s" for seconds in (r.cp, r.cp_sync, r.convert)),
-            *(f"{ratio:.1f}" for ratio in (r.convert / r.cp, r.convert / r.cp_sync)),
-            *(f"{seconds:.2f} s" for seconds in (r.cp_cpu, r.convert_cpu)),
-            *(f"{memory / MB:.0f} MB" for memory in (r.resident, r.anonymous)),
-        ]
-        lines.append(f"| {r.title} | {' | '.join(cells)} |")
-    return [*lines, "", f"Largest tensor: {largest / MB:.1f} MB. Bound on resident memory: {bound / MB:.0f} MB."]
-
-
-def machine(folder: Path) -> str:
-    """Processor, memory, file system and versions, in words."""
-    model = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    kind = subprocess.run(["stat", "-f", "-c", "%T", str(folder)], check=True, capture_output=True, text=True)
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    linux, _, _ = platform.release().partition("-")
+def row_of(each: Conversion, size: str, times: list[tuple[float, ...]]) -> tuple[str, ...]:
+    """Measures the memory, too."""
+    cp, cp_sync, convert, peer, *cpu = (statistics.median(column) for column in zip(*times, strict=True))
+    ours, theirs = each.destination, beside(each.destination)
+    task = {"source": str(each.source), "size": size, "peer": each.peer}
+    other = measuring.once(__file__, {**task, "destination": str(theirs), "to": ""})
+    remove(theirs)
+    remove(ours)
+    own = measuring.once(__file__, {**task, "destination": str(ours), "to": each.to})
     return (
-        f"{model.partition(':')[2].strip()}, {os.cpu_count()} cores, {total:.0f} GiB of memory, file system "
-        f"{kind.stdout.strip()}, Linux {linux}, Python {platform.python_version()}, numpy {np.__version__}"
+        size,
+        each.title,
+        *(f"{seconds:.2f} s" for seconds in (cp, cp_sync, convert, peer)),
+        *(f"{ratio:.1f}" for ratio in (convert / cp, convert / cp_sync, peer / convert)),
+        *(f"{seconds:.2f} s" for seconds in cpu),
+        *(report.in_mb(memory) for memory in (own["resident"], own["anonymous"], other["resident"])),
+    )
+
+
+def check_same(first: Path, last: Path) -> None:
+    """Both files or folders hold the same names, shapes, dtypes and bytes."""
+    if first.suffix == ".npz":
+        with np.load(first) as a, np.load(last) as b:
+            assert set(a.files) == set(b.files)
+            assert all(same(a[name], b[name]) for name in a.files)
+        return
+    found, other = (load_file(path / "model.safetensors" if path.is_dir() else path) for path in (first, last))
+    assert set(found) == set(other)
+    assert all(same(found[name], other[name]) for name in found)
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    return (a.shape, a.dtype, a.tobytes()) == (b.shape, b.dtype, b.tobytes())
+
+
+def measure(size: str, given: argparse.Namespace) -> tuple[list[tuple[str, ...]], str]:
+    """Lines of the table, and what there is to say about the memory."""
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        folder = Path(name)
+        npz, canonical, hf, back = (folder / part for part in ("a.npz", "b.safetensors", "c", "d.npz"))
+        patch = make_checkpoint.usual_patch(size)
+        report.step(f"{size}: writing the file")
+        make_checkpoint.write(npz, size, patch)
+        conversions = [
+            Conversion("npz -> canonical", npz, npz, canonical, "canonical", "npz_to_timm"),
+            Conversion("canonical -> Hugging Face", canonical, canonical, hf, "hf", "timm_to_transformers"),
+            Conversion("Hugging Face -> npz", hf, hf / "model.safetensors", back, "vit_jax", "transformers_to_npz"),
+        ]
+        rows = run(conversions, size, given.rounds)
+        check_same(npz, back)
+        bytes_of_file = npz.stat().st_size
+    largest = max(4 * int(np.prod(shape)) for _, shape in make_checkpoint.shapes(size, patch, 224, 1000))
+    return rows, (
+        f"* ViT-{size}/{patch}: {report.in_mb(bytes_of_file)}, largest tensor {largest / MB:.1f} MB, bound on resident "
+        f"memory {report.in_mb(max(150 * MB, 2 * largest))}; promised time: at most 2 cp."
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--size", choices=make_checkpoint.SIZES, default="B", help="size of the model (default: B)")
-    parser.add_argument("--rounds", type=int, default=9, help="default: 9")
-    parser.add_argument("--folder", type=Path, help="where the files are written (default: a temporary folder)")
-    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=given.folder) as name:
-        folder = Path(name)
-        npz, canonical, hf, back = (folder / part for part in ("a.npz", "b.safetensors", "c", "d.npz"))
-        make_checkpoint.write(npz, given.size)
-        sizes = make_checkpoint.shapes(given.size, 16, 224, 1000)
-        largest = max(4 * int(np.prod(shape)) for _, shape in sizes)
-        size, where = npz.stat().st_size, machine(folder)
-        conversions = [
-            Conversion("npz -> canonical", npz, npz, canonical, "canonical"),
-            Conversion("canonical -> Hugging Face", canonical, canonical, hf, "hf"),
-            Conversion("Hugging Face -> npz", hf, hf / "model.safetensors", back, "vit_jax"),
-        ]
-        loads = [os.getloadavg()[0]]
-        results = run(conversions, given.rounds)
-        loads.append(os.getloadavg()[0])
-        check_round_trip(npz, back)
-    text = "\n".join(
-        [
-            f"ViT-{given.size}/16, {size / MB:.0f} MB, random values; medians of {given.rounds} rounds.",
-            f"{where}.",
-            f"Load average of the machine before and after: {loads[0]:.1f}, {loads[1]:.1f}.",
-            "",
-            *table(results, largest),
-        ]
+    options = report.parser(__doc__, rounds=9)
+    options.add_argument(
+        "--size",
+        dest="sizes",
+        action="append",
+        choices=make_checkpoint.SIZES,
+        help="of the model; repeatable (default: B, L and H; H takes 13 GB of disk)",
     )
-    print(text)
-    if given.markdown:
-        explanation = (__doc__ or "").split("\n\n")[1:]
-        given.markdown.write_text("\n\n".join(["# Conversions beside `cp`", text, *explanation]), encoding="utf-8")
+    given: argparse.Namespace = options.parse_args()
+    if given.once:
+        print(json.dumps(memory_once(**json.loads(given.once))))
+        return
+    with report.report("Conversions beside `cp`", __doc__, given) as lines:
+        measured = [measure(size, given) for size in given.sizes or ("B", "L", "H")]
+        header = ("size", "conversion", "cp", "cp + sync", "convert", "peer script")
+        ratios = ("convert / cp", "convert / (cp + sync)", "peer / convert")
+        used = ("CPU: cp", "CPU: convert", "CPU: peer", "resident", "anonymous", "peer: resident")
+        rows = [row for part, _ in measured for row in part]
+        lines += [f"Random values; medians of {given.rounds} rounds.", ""]
+        lines += [*report.table((*header, *ratios, *used), rows, left=2), "", *(line for _, line in measured)]
 
 
 if __name__ == "__main__":

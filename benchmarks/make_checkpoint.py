@@ -15,14 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
-# Width, blocks, heads, hidden width.
+# Width, blocks, heads, hidden width. "tiny" is for trying a benchmark out.
 SIZES = {
+    "tiny": (32, 2, 2, 64),
     "Ti": (192, 12, 3, 768),
     "S": (384, 12, 6, 1536),
     "B": (768, 12, 12, 3072),
     "L": (1024, 24, 16, 4096),
     "H": (1280, 32, 16, 5120),
 }
+
+
+def usual_patch(size: str) -> int:
+    """Side of a patch in pixels in the public files that the benchmarks stand for."""
+    return 14 if size == "H" else 16
 
 
 def shapes(size: str, patch: int, image: int, classes: int) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -111,14 +111,7 @@ class Table:
         self, rules: Sequence[Rule], drops: Sequence[Drop] = (), variables: Mapping[str, str] | None = None
     ) -> None:
         values = variables or {}
-        self._rules = [
-            dataclasses.replace(
-                r,
-                foreign=tuple(part for name in r.foreign for part in _expand(name, values)),
-                unless=_substitute(r.unless, values),
-            )
-            for r in rules
-        ]
+        self._rules = [_resolved(r, values) for r in rules]
         self._drops = [(re.compile(_substitute(drop.pattern, values, re.escape)), drop.reason) for drop in drops]
         # Many tables are asked about many names: most are ruled out without a regular expression.
         self._alike = _grouped(self.foreign_names())
@@ -263,6 +256,14 @@ def _grouped(names: Iterable[str]) -> dict[str, list[str]]:
     for name in names:
         groups.setdefault(_outline(name), []).append(name)
     return groups
+
+
+def _resolved(r: Rule, values: Mapping[str, str]) -> Rule:
+    """The rule with its variables filled in."""
+    if "$" not in "".join((*r.foreign, r.unless)):
+        return r
+    foreign = tuple(part for name in r.foreign for part in _expand(name, values))
+    return dataclasses.replace(r, foreign=foreign, unless=_substitute(r.unless, values))
 
 
 def _substitute(text: str, values: Mapping[str, str], escape: Callable[[str], str] = str) -> str:

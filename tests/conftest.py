@@ -1,30 +1,8 @@
 from __future__ import annotations
 
-import contextlib
-import importlib.util
+import sys
 from pathlib import Path
 
-import torch
+sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
-
-def _define_torchvision_operators() -> torch.library.Library | None:
-    """Lets ``import torchvision`` work beside a torch build that its compiled operators do not fit.
-
-    A torchvision built for CUDA refuses to import on a CPU-only torch, because importing registers shapes for operators
-    that its extension could not define. Declaring them is enough: nothing here calls them.
-    """
-    spec = importlib.util.find_spec("torchvision")
-    folders = spec.submodule_search_locations if spec else None
-    for extension in sorted(file for folder in folders or [] for file in Path(folder).glob("_C*.*")):
-        with contextlib.suppress(OSError):
-            torch.ops.load_library(extension)
-    if hasattr(torch.ops.torchvision, "nms"):
-        return None
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
-
-
-# The definitions live as long as the object.
-TORCHVISION_OPERATORS = _define_torchvision_operators()
+import torchvision_operators  # noqa: F401

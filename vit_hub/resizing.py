@@ -238,7 +238,7 @@ def _resample(grid: Tensor, size: tuple[int, int], method: str) -> Tensor:
     import torch
 
     wy, wx = _matrix(method, grid.shape[0], size[0], grid), _matrix(method, grid.shape[1], size[1], grid)
-    return torch.einsum("yh,xw,hw...->yx...", wy, wx, grid.double())
+    return torch.einsum("xw,yw...->yx...", wx, torch.einsum("yh,hw...->yw...", wy, grid.double()))
 
 
 def _resize_table(table: Tensor, old: ViTConfig, new: ViTConfig, method: str, by_count: bool) -> Tensor:
@@ -272,4 +272,4 @@ def _resize_kernel(kernel: Tensor, old: ViTConfig, new: ViTConfig) -> Tensor:
     method = _KERNEL_METHODS[old.resize.startswith("bilinear")]
     sides = zip(old.patch_size, new.patch_size, strict=True)
     by, bx = (torch.tensor(kernel_matrix(method, *side), device=kernel.device) for side in sides)
-    return torch.einsum("yh,xw,dchw->dcyx", by, bx, kernel.double()).to(kernel.dtype)
+    return torch.einsum("xw,dcyw->dcyx", bx, torch.einsum("yh,dchw->dcyw", by, kernel.double())).to(kernel.dtype)

@@ -1,0 +1,198 @@
+"""Times loading beside timm and transformers, and measures the memory it takes. Linux only.
+
+    python benchmarks/load.py --markdown benchmarks/load.md
+
+One random checkpoint a size (make_checkpoint.py), converted to all the formats. Every measurement is a process of its
+own that imports what it needs, then loads once; the rounds take one way after the other, and the table has the medians.
+The file is read before each of them, so that it is in the page cache. "/ vit-hub" is the time divided by vit-hub's for
+the same file: above 1 vit-hub is faster.
+
+Memory is what came on top of what the process had after its imports: "peak" the high-water mark of resident memory
+while loading (VmHWM, pages of mapped files included), "after" what is resident then, "after a pass" what is resident
+after a forward pass of one image, which touches all weights. Memory that is no file's (RssAnon) is looked at every half
+millisecond, in one more process, for the load in bfloat16.
+
+"read and transpose" is `numpy.load` and every array in torch's layout, contiguous, once. timm makes its model with
+random weights before it reads any file. The models are ViT-Ti/16, B/16, L/16 and H/14 with 1000 classes, in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import make_checkpoint
+import measuring
+import numpy as np
+import report
+
+OURS = "vit-hub"
+BFLOAT16 = "vit-hub, bfloat16"
+READ = "read and transpose"
+# Which file, and by what.
+WAYS = (
+    ("canonical", OURS),
+    ("canonical", BFLOAT16),
+    ("npz", OURS),
+    ("npz", "timm load_pretrained"),
+    ("npz", READ),
+    ("timm", OURS),
+    ("timm", "timm checkpoint_path"),
+    ("hf", OURS),
+    ("hf", "transformers from_pretrained"),
+)
+
+
+def make_files(folder: Path, size: str) -> dict[str, Path]:
+    """The same weights in every format; exact GELU, as timm's and transformers' models have it without being told."""
+    import vit_hub
+
+    files = {kind: folder / name for kind, name in (("npz", "a.npz"), ("canonical", "b.safetensors"))}
+    make_checkpoint.write(files["npz"], size, make_checkpoint.usual_patch(size))
+    vit_hub.convert(files["npz"], files["canonical"], overrides={"act": "gelu"})
+    for kind in ("timm", "hf"):
+        files[kind] = vit_hub.convert(files["canonical"], folder / kind, to=kind).path
+    return files
+
+
+def loader(way: tuple[str, str], size: str, path: Path, device: str) -> Callable[[], Any]:
+    """Imports what it takes; calling the result loads."""
+    _, how = way
+    if how in (OURS, BFLOAT16):
+        import vit_hub
+
+        load, dtype = vit_hub.load, "bfloat16" if how == BFLOAT16 else "float32"
+        return lambda: load(path, device=device, dtype=dtype)
+    import peers
+
+    if how == READ:
+        return lambda: peers.read_and_transpose(path)
+    if how.startswith("timm"):
+        import timm  # noqa: F401
+
+        def from_timm() -> Any:
+            if path.suffix == ".npz":
+                model = peers.timm_model(size)
+                model.load_pretrained(str(path))
+            else:
+                model = peers.timm_model(size, checkpoint_path=str(path / "model.safetensors"))
+            return model.eval().to(device)
+
+        return from_timm
+    from transformers import ViTForImageClassification
+
+    return lambda: ViTForImageClassification.from_pretrained(path).to(device)
+
+
+def load_once(task: dict[str, Any]) -> dict[str, float | None]:
+    """Seconds and bytes of one load, in a process that has done nothing before."""
+    import torch
+
+    way, device = tuple(task["way"]), task["device"]
+    load = loader(way, task["size"], Path(task["path"]), device)
+    if device != "cpu":
+        torch.zeros(1, device=device)
+    measuring.reset_peak()
+    before = measuring.memory("VmRSS")
+    if task["anonymous"]:
+        with measuring.anonymous_peak() as found:
+            load()
+        return {"anonymous": found[0]}
+    start = time.perf_counter()
+    model = load()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    peak, after, touched = measuring.memory("VmHWM"), measuring.memory("VmRSS"), None
+    if isinstance(model, torch.nn.Module):
+        with torch.inference_mode():
+            model(torch.zeros(1, 3, 224, 224, device=device, dtype=next(model.parameters()).dtype))
+        touched = measuring.memory("VmRSS") - before
+    return {"seconds": seconds, "peak": peak - before, "after": after - before, "touched": touched}
+
+
+def measure(
+    way: tuple[str, str], size: str, files: dict[str, Path], *, device: str = "cpu", anonymous: bool = False
+) -> dict[str, float | None]:
+    """:func:`load_once` in a process of its own."""
+    path = files[way[0]]
+    measuring.warm(path)
+    task = {"way": way, "size": size, "path": str(path), "device": device, "anonymous": anonymous}
+    found: dict[str, float | None] = measuring.once(__file__, task)
+    return found
+
+
+def medians(measured: list[dict[str, float | None]]) -> dict[str, float | None]:
+    columns = {key: [each[key] for each in measured] for key in measured[0]}
+    return {
+        key: None if None in values else statistics.median(value for value in values if value is not None)
+        for key, values in columns.items()
+    }
+
+
+def rows_of(size: str, found: dict[tuple[str, str], dict[str, float | None]]) -> list[tuple[str, ...]]:
+    rows = []
+    for (kind, how), middle in found.items():
+        seconds, own = middle["seconds"] or 0.0, found[kind, OURS]["seconds"] or 1.0
+        memory = [report.in_mb(middle[key]) for key in ("peak", "after", "touched")]
+        rows.append((size, kind, how, report.in_ms(seconds), f"{seconds / own:.2f}", *memory))
+    return rows
+
+
+def figures(
+    size: str, found: dict[tuple[str, str], dict[str, float | None]], anonymous: float, halved: int
+) -> list[str]:
+    """What is promised, beside what was found."""
+    seconds = {way: middle["seconds"] or 0.0 for way, middle in found.items()}
+    bound = " (promised for B: at most 50 ms)" if size == "B" else ""
+    ratio = seconds["npz", OURS] / seconds["npz", READ]
+    return [
+        f"* {size}, canonical: {report.in_ms(seconds['canonical', OURS])}{bound}; "
+        f"npz / read and transpose: {ratio:.2f} (promised: at most 1.5); in bfloat16 at most "
+        f"{report.in_mb(anonymous)} of memory that is no file's, {anonymous / halved:.2f} times the model's "
+        f"{report.in_mb(halved)} (promised: never 2 times)."
+    ]
+
+
+def main() -> None:
+    options = report.parser(__doc__, rounds=5)
+    options.add_argument(
+        "--sizes",
+        type=report.names,
+        default=["Ti", "B", "L", "H"],
+        help=f"of {', '.join(make_checkpoint.SIZES)}, separated by commas (default: Ti,B,L,H; H takes 12 GB of disk)",
+    )
+    given: argparse.Namespace = options.parse_args()
+    if given.once:
+        print(json.dumps(load_once(json.loads(given.once))))
+        return
+    rows: list[tuple[str, ...]] = []
+    promised: list[str] = []
+    with report.report("Loading", __doc__, given) as lines:
+        for size in given.sizes:
+            with tempfile.TemporaryDirectory(dir=given.folder) as name:
+                report.step(f"{size}: writing files")
+                files = make_files(Path(name), size)
+                measured: dict[tuple[str, str], list[dict[str, float | None]]] = {way: [] for way in WAYS}
+                for turn in range(given.rounds):
+                    report.step(f"{size}: round {turn + 1} of {given.rounds}")
+                    for way in WAYS:
+                        measured[way].append(measure(way, size, files))
+                anonymous = measure(("canonical", BFLOAT16), size, files, anonymous=True)["anonymous"] or 0.0
+            shapes = make_checkpoint.shapes(size, make_checkpoint.usual_patch(size), 224, 1000)
+            halved = 2 * sum(int(np.prod(shape)) for _, shape in shapes)
+            found = {way: medians(each) for way, each in measured.items()}
+            rows += rows_of(size, found)
+            promised += figures(size, found, anonymous, halved)
+        header = ("size", "file", "loader", "time", "/ vit-hub", "peak", "after", "after a pass")
+        lines += [f"Medians of {given.rounds} processes.", "", *report.table(header, rows, left=3), "", *promised]
+
+
+if __name__ == "__main__":
+    main()
