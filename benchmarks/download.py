@@ -36,7 +36,6 @@ import report
 from vit_hub.hub import transfer, web
 from vit_hub.registry import WeightSource
 
-
 HEADER = ("client", "time", "rate", "rate / curl", "rate / (curl + sync)", "CPU")
 
 
