@@ -165,10 +165,7 @@ def _plan(ckpt: Checkpoint, to: str, *, with_sidecars: bool, lossy: bool) -> _Pl
         able = [name for name in _able(ckpt, with_sidecars) if name != to]
         hint = f"formats that can: {', '.join(able)}; or write it all the same with lossy=True (--lossy)"
         if not with_sidecars and not _plan(ckpt, to, with_sidecars=True, lossy=True).problems:
-            raise UnsupportedByFormatError(
-                f"{to} cannot express this model in one file without a config file beside it: {reasons}",
-                hint=f"write a folder, which gets its config file: a destination without a suffix; {hint}",
-            )
+            hint = f"a folder, with {to}'s config file, can: give a destination without a suffix; {hint}"
         raise UnsupportedByFormatError(f"{to} cannot express this model: {reasons}", hint=hint)
     return best
 

@@ -105,10 +105,13 @@ def recognise(source: Source, label: str | None = None) -> Match:
         matches = _matches(source, candidates)
         best = _best(source, matches)
     if best is None or not best.ruled or 2 * len(best.unknown) > len(best.tensors):
-        names = [name for name in format_names() if "-" not in name]
+        known = f"formats: {', '.join(name for name in format_names() if '-' not in name)}"
+        if label is None:
+            wanted, hint = "a known format", f"{known}; name one with format=, on the command line --format"
+        else:
+            wanted, hint = f"the format {label}", f"without format= (--format) its content decides; {known}"
         raise UnknownFormatError(
-            f"{source.path}: not a Vision Transformer checkpoint of a known format; {_near_miss(source, best)}",
-            hint=f"formats: {', '.join(names)}; name one with format=, on the command line --format",
+            f"{source.path}: not a Vision Transformer checkpoint of {wanted}; {_near_miss(source, best)}", hint=hint
         )
     equal = [match for match in matches if (match.ruled, match.unknown) == (best.ruled, best.unknown)]
     possible = [match for match in equal if match.form.evidence(source, match.prefix) >= 0]

@@ -10,13 +10,12 @@ import base64
 import contextlib
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from servers import HubServer, Reply
+from servers import HubServer, Reply, listening
 
 TOKEN = "hf_tests"
 OWNER = "me"
@@ -152,13 +151,6 @@ def serving_uploads() -> Iterator[UploadServer]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state = UploadServer(f"http://127.0.0.1:{httpd.server_address[1]}")
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with listening(Handler) as url:
+        state = UploadServer(url)
         yield state
-    finally:
-        httpd.shutdown()
-        httpd.server_close()
-        thread.join()

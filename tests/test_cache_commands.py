@@ -21,6 +21,7 @@ from tiny import vit_jax_file
 
 import vit_hub
 import vit_hub.hub.inventory
+import vit_hub.hub.pruning
 from vit_hub.cli import main
 from vit_hub.hub.cache import cache_dir, canonical_file, locked
 from vit_hub.hub.fetch import fetch
@@ -220,6 +221,24 @@ def test_all_of_a_model_is_removed(file: Path, cache: Path, server: Server) -> N
     assert "nothing of tiny is in the cache" in result.stderr
 
 
+def test_all_but_an_open_lock_is_removed(file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:  # as Windows does it
+        if path.suffix == ".lock":
+            raise PermissionError(13, "The process cannot access the file", str(path))
+        plain(path, missing_ok=missing_ok)
+
+    def rmtree(folder: Path) -> None:
+        raise PermissionError(13, "The process cannot access the file", str(folder))
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    vit_hub.download("tiny")
+    assert run("cache", "rm", "tiny").exit_code == 0
+    assert {path.suffix for path in everything(cache)} <= {".lock"}
+
+
 def test_what_nothing_is_recorded_of_is_removed_too(server: Server, cache: Path) -> None:
     url = server.url + "/tiny.npz"
     fetch(WeightSource(kind="https", format="", url=url))
@@ -323,6 +342,27 @@ def test_prune_keeps_what_can_be_continued(litter: dict[str, Path]) -> None:
     assert not litter["temporary"].exists()
     prune(days=0.5)
     assert not litter["part"].exists()
+
+
+def test_what_goes_away_while_prune_looks_is_no_failure(litter: dict[str, Path], cache: Path) -> None:
+    # A link to nowhere is in the list of the folder, and cannot be looked at.
+    for name in ("stamps/a.json", "stamps/.0.vit-hub.tmp", "records/a.json", "files/.0.vit-hub.tmp"):
+        (cache / name).symlink_to("nowhere")
+    assert {litter["stamp"], litter["stray"]} <= {leftover.path for leftover in prune(days=7)}
+
+
+def test_prune_sees_who_begins_to_work_meanwhile(litter: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = vit_hub.hub.pruning._unfinished
+
+    def unfinished(folder: Path, days: float, is_ours: bool) -> list[tuple[Path, str]]:
+        (folder / ".another.safetensors.lock").touch()
+        return list(plain(folder, days, is_ours))
+
+    monkeypatch.setattr(vit_hub.hub.pruning, "_unfinished", unfinished)
+    prune(days=7)
+    assert litter["temporary"].exists()
+    assert litter["version"].exists()
+    assert not litter["stray"].exists()
 
 
 def test_prune_leaves_alone_what_another_process_works_on(litter: dict[str, Path], file: Path) -> None:

@@ -229,8 +229,10 @@ def test_a_repository_without_weights(server: HubServer, fetch: Fetch) -> None:
     assert "none of the files model.safetensors" in found["message"]
 
 
-def test_a_damaged_index_is_named(server: HubServer, fetch: Fetch) -> None:
-    server.add_repo(REPO, {"model.safetensors.index.json": b'{"weight_map": 3}'})
+@pytest.mark.parametrize("shard", [None, "../x.safetensors", "a/x.safetensors", "/x.safetensors", "..", ""])
+def test_a_damaged_index_is_named(server: HubServer, fetch: Fetch, shard: str | None) -> None:
+    index = {"weight_map": 3 if shard is None else {"w": shard}}
+    server.add_repo(REPO, {"model.safetensors.index.json": json.dumps(index).encode()})
     found = fetch()
     assert found["error"] == "CheckpointError"
     assert "model.safetensors.index.json" in found["message"]

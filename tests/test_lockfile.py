@@ -55,6 +55,20 @@ def test_other_models_stay(server: Server) -> None:
     assert list(json.loads(LOCKFILE.read_text())["models"]) == sorted([first, second])
 
 
+def test_what_another_process_locks_meanwhile_stays(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = [server.url + "/tiny.npz", server.url + "/tiny.safetensors"]
+    plain = vit_hub.hub.lockfile.resolve
+
+    def slow(name: str, **options: Any) -> Any:
+        monkeypatch.setattr(vit_hub.hub.lockfile, "resolve", plain)
+        lock(urls[1:])
+        return plain(name, **options)
+
+    monkeypatch.setattr(vit_hub.hub.lockfile, "resolve", slow)
+    assert list(lock(urls[:1])) == urls[:1]
+    assert set(read_lock(LOCKFILE)) == set(urls)
+
+
 def test_an_alias_is_locked_under_its_id() -> None:
     lock(["vit-nano-digits"], Path("other.lock"))
     assert run("lock", "vit-nano-digits", "--lockfile", "other.lock", "--offline").exit_code == 0

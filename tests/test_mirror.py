@@ -9,9 +9,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from hub_fixtures import MakeEntry, cache, make_entry, server
 from hub_process import COMMIT, REPO, Hub, config_file, hub
 from hypothesis import given
 from hypothesis import strategies as st
-from servers import Reply, Server
+from servers import Reply, Server, listening
 from test_fetch import forbid_sockets
 from tiny import timm_file, vit_jax_file
 
@@ -71,15 +70,9 @@ def served(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(mirror)))
-    thread = Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    address = f"http://127.0.0.1:{httpd.server_address[1]}"
-    monkeypatch.setenv("VIT_HUB_MIRROR", address + "/")
-    yield address
-    httpd.shutdown()
-    httpd.server_close()
-    thread.join()
+    with listening(partial(Quiet, directory=str(mirror))) as address:
+        monkeypatch.setenv("VIT_HUB_MIRROR", address + "/")
+        yield address
 
 
 def change_index(mirror: Path, **changes: Any) -> None:
@@ -118,6 +111,15 @@ def test_more_names_extend_it_and_the_same_ones_change_nothing(
     assert len(json.loads(content)["addresses"]) == 2
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert {path.name for path in (mirror / "files").iterdir()} == {SHA256, NPZ_SHA256}
+
+
+def test_writing_it_anew_repairs_it(mirror: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = mirror / "files" / SHA256
+    stored.write_bytes(WEIGHTS[:-1] + b"!")
+    monkeypatch.delenv("VIT_HUB_MIRROR")
+    [again] = add_to_mirror(mirror, [url])
+    assert stored.read_bytes() == WEIGHTS
+    assert again.added == len(WEIGHTS)
 
 
 @pytest.mark.parametrize("offline", [False, True])

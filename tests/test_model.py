@@ -332,6 +332,13 @@ def test_loading_keeps_or_changes_the_dtype_as_asked(tmp_path: Path) -> None:
             vit_hub.load(path, dtype=wrong)
 
 
+@pytest.mark.parametrize("device", ["toaster", "cuda:1000", "xpu:7"])
+def test_a_device_that_is_not_there_is_named(device: str) -> None:
+    with pytest.raises(ConfigError, match=device) as error:
+        vit_hub.load("vit-nano-digits", device=device)
+    assert "cpu" in error.value.hint
+
+
 def test_loading_initialises_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = random_model(vit_hub.ViTConfig(**SMALL)).save(tmp_path / "model.safetensors")
     monkeypatch.setattr(torch.Tensor, "uniform_", _forbidden(torch.Tensor.uniform_))

@@ -165,6 +165,8 @@ def test_a_folders_own_card_is_kept(command: Command, source: Path, tmp_path: Pa
     assert "README.md says licence cc-by-nc-4.0" in refused.stderr
     (folder / "README.md").write_text("# Mine\n")
     assert "states no licence" in command("push", folder, REPO).stderr
+    (folder / "README.md").write_bytes(b"---\nlicense: mit\n---\n# M\xfcller\n")
+    assert "README.md: not text in UTF-8" in command("push", folder, REPO).stderr
 
 
 def test_a_dry_run_sends_nothing(server: UploadServer, command: Command, source: Path) -> None:
@@ -268,6 +270,9 @@ def test_a_card_takes_nobodys_text_for_markup() -> None:
     card = model_card(facts(source_files=[{"file": name, "size": 3, "sha256": "0" * 64}], license="MIT"))
     assert "a\\|b\\`c\\<script\\>\\[x\\](y).npz" in card
     assert ModelCard(card).data.license == "mit"
+    card = model_card(facts(layout="hf", hf_class="X\n```\n<script>"))
+    assert "from transformers import AutoModel\n" in card
+    assert "script" not in card
 
 
 @pytest.mark.parametrize(

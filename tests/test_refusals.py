@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 from misbehaving import Fault, File, Host, host, hosting, weights
-from test_resuming import FILE, SHA256, TOTAL, WEIGHTS, left, path, several, waits, web
+from test_resuming import FILE, SHA256, TOTAL, WEIGHTS, leave_a_part, left, path, several, waits, web
 
 import vit_hub.hub.answers
 import vit_hub.hub.transfer
@@ -115,6 +115,13 @@ def test_a_refusal_in_the_middle_is_an_error_at_once(host: Host, path: Path, wai
     assert len(host.asked) == 2
 
 
+def test_a_part_that_says_nonsense_is_not_taken(host: Host, path: Path) -> None:
+    nonsense = Fault(headers={"Content-Range": f"bytes 50000-{'9' * 5000}/{'9' * 5000}"})
+    stream_to(path, web(host.add(FILE, File(WEIGHTS), Fault(cut=50_000), nonsense)))
+    assert path.read_bytes() == WEIGHTS
+    assert [asked.start for asked in host.asked] == [None, 50_000, None]
+
+
 def test_a_sign_in_page_in_the_middle_does_not_cost_what_is_there(host: Host, path: Path) -> None:
     page = Fault(status=200, body=HTML, headers={"Content-Type": "text/html"})
     source = web(host.add(FILE, File(WEIGHTS), Fault(cut=90_000), page))
@@ -154,6 +161,30 @@ def test_https_is_never_left_for_http(monkeypatch: pytest.MonkeyPatch) -> None:
     with new_client() as client, pytest.raises(DownloadError, match="redirected from https:// to http://example.org/b"):
         ask(client, "https://example.org/a")
     assert asked == ["https://example.org/a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "socks5://me:secret@127.0.0.1:9"),
+        ("HTTPS_PROXY", "foo://me:secret@127.0.0.1:9"),
+        ("HTTP_PROXY", "http://me:secret@[::"),
+        ("SSL_CERT_FILE", "nowhere.pem"),
+    ],
+)
+def test_settings_that_allow_no_connection_are_named(
+    host: Host, path: Path, name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = leave_a_part(host, path, File(WEIGHTS), 50_000)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "socksio", None)  # not there
+        patch.setenv(name, value)
+        with pytest.raises(DownloadError, match="no connection can be made") as error:
+            stream_to(path, source)
+    assert name in error.value.hint
+    assert "secret" not in str(error.value)
+    stream_to(path, source)
+    assert host.asked[-1].start == 50_000
 
 
 def test_a_password_stays_with_its_host(host: Host, path: Path) -> None:

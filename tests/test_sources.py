@@ -156,7 +156,21 @@ def test_it_does_not_know_other_revisions_and_files(name: str) -> None:
     assert source.sha256 is None
 
 
-@pytest.mark.parametrize("name", ["hf://", "hf://someone", "hf-hub:tiny", "hf-hub:a/b/c", "hf://a/b/../c", "hf:///x/y"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf://",
+        "hf://someone",
+        "hf-hub:tiny",
+        "hf-hub:a/b/c",
+        "hf:///x/y",
+        "hf://a/b/../c",
+        "hf://a/b/%2e%2e/c",
+        "hf://a/b/x%2F..%2Fc",
+        "hf://a/b@%2e%2e/c",
+        "hf://../b/c",
+    ],
+)
 def test_a_malformed_place_on_the_hub_says_how_it_is_written(name: str) -> None:
     with pytest.raises(ModelNotFoundError, match="owner/name"):
         resolve(name)

@@ -23,6 +23,7 @@ import httpx2
 from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
 
 from vit_hub.converters.containers.atomic import atomic_path
+from vit_hub.errors import first_line
 from vit_hub.weights_manifest import FOLDER
 
 _MODEL, _SOURCE = "\n[[model]]\n", "\n[[model.sources]]\n"
@@ -95,7 +96,7 @@ def ask_hub(source: Source, date: str) -> None:
             source.problems.append('the repository wants a login: add "gated = true"')
         return
     except (errors.HfHubHTTPError, errors.EntryNotFoundError, httpx2.HTTPError, OSError) as error:
-        source.problems.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        source.problems.append(f"{type(error).__name__}: {first_line(error)}")
         return
     facts: dict[str, str | int] = {}
     if found.etag and _SHA256.fullmatch(found.etag):
@@ -116,7 +117,7 @@ def ask_server(source: Source, date: str) -> None:
         reply = httpx2.head(source.get("url") or "", headers=headers, follow_redirects=True, timeout=_TIMEOUT)
         reply.raise_for_status()
     except httpx2.HTTPError as error:
-        source.problems.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        source.problems.append(f"{type(error).__name__}: {first_line(error)}")
         return
     length = reply.headers.get("Content-Length")
     if length is not None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vit_hub.errors import ConfigError, UnsupportedByFormatError
+from vit_hub.errors import ConfigError, UnsupportedByFormatError, first_line
 from vit_hub.exchange import timm_model, to_transformers
 from vit_hub.model import VisionTransformer
 
@@ -148,7 +148,7 @@ def _modules(model: VisionTransformer, against: Sequence[str]) -> tuple[dict[str
             problems[name] = error.message
         # A broken installation of a peer fails with anything at all.
         except Exception as error:
-            problems[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+            problems[name] = f"{type(error).__name__}: {first_line(error)}"
     return modules, problems
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "UnsafeCheckpointError",
     "UnsupportedByFormatError",
     "VitHubError",
+    "first_line",
 ]
 
 
@@ -66,3 +67,8 @@ class DownloadError(VitHubError):
 
 class ModelNotFoundError(VitHubError):
     """A name that is neither in the registry nor a path, a repository id or a URL."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, for a message of one line; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vit_hub.config import size_pair
 from vit_hub.converters.casting import to_torch, torch_dtype
+from vit_hub.devices import usable_device
 from vit_hub.errors import ConfigError
 from vit_hub.hub.sources import open_resolved, resolve
 from vit_hub.layout import tensor_shapes
@@ -82,6 +83,7 @@ def load(
         ModelNotFoundError: no such name.
         DownloadError, IntegrityError: the weights cannot be had, or are not the pinned ones.
         CheckpointError, ConfigError: the file cannot be read as a Vision Transformer.
+        ConfigError: the device cannot be used.
     """
     resolved = resolve(source, revision=revision, offline=offline, progress=progress)
     with _no_collection():
@@ -121,6 +123,8 @@ def build(
     dtype: str | torch.dtype = "float32",
 ) -> VisionTransformer:
     """The model of an opened checkpoint; arguments as for :func:`load`."""
+    if device is not None and str(device) != "meta":  # which computes nothing, but shows the shapes
+        device = usable_device(device)
     target = None if dtype == "auto" else dtype if isinstance(dtype, torch.dtype) else torch_dtype(dtype)
     if target is not None and not target.is_floating_point:
         raise ConfigError(f"dtype {dtype} is not a floating-point dtype")

@@ -157,10 +157,13 @@ def preferring(entry: Entry, source: WeightSource) -> Entry:
 
 
 def get_config(name: str) -> ViTConfig:
-    """The config of :func:`get_entry`'s entry.
+    """The config of a model, without its weights: ``VisionTransformer(config)`` builds it.
+
+    Args:
+        name: any name of :func:`list_models`, alias, timm name, Hugging Face repository or original file's stem.
 
     Raises:
-        ModelNotFoundError: as :func:`get_entry`.
+        ModelNotFoundError: no model or more than one has the name; the hint names the nearest ones.
     """
     return get_entry(name).config
 
@@ -176,7 +179,7 @@ def _entry(model_id: str, first: int = 0) -> Entry:
         **{
             **data,
             "config": config,
-            "aliases": (*outline.aliases, *_derived_names(outline)),
+            "aliases": tuple(dict.fromkeys((*outline.aliases, *_derived_names(outline)))),
             "preprocess": {"image_size": config.image_size, **preprocess},
             "sources": tuple(WeightSource(**source) for source in data["sources"]),
             "metrics": tuple(Metric(**metric) for metric in data.get("metrics", ())),

@@ -33,15 +33,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         CheckpointError: the operating system refuses (no space, no permission, ``path`` is a folder).
     """
     kind = f".{hashlib.sha256(path.name.encode()).hexdigest()[:16]}"
-    temporary = path.parent / f"{kind}-{secrets.token_hex(8)}.vit-hub.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f"{kind}-*.vit-hub.tmp"):
             _remove_if_abandoned(left)
+        claim = _claimed(path.parent, kind)
+        temporary = Path(claim.name)
         try:
-            # Opened rather than made by tempfile, whose files nobody else may read.
-            with temporary.open("xb") as claim:
-                _is_mine(claim)
+            with claim:
                 yield temporary
                 if sys.platform == "win32":  # which renames no open file
                     claim.close()
@@ -50,8 +49,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
+        reason = error.strerror or str(error)
+        if isinstance(error, (FileExistsError, NotADirectoryError)):
+            reason = next((f"{folder} is a file, not a folder" for folder in path.parents if folder.is_file()), reason)
         raise CheckpointError(
-            f"{path}: cannot be written: {error.strerror or error}",
+            f"{path}: cannot be written: {reason}",
             hint="check the free space and the permissions of the folder; nothing was changed under this name",
         ) from error
 
@@ -67,24 +69,30 @@ def put_in_place(temporary: Path, path: Path) -> None:
     _sync_folder(path.parent)
 
 
-def _is_mine(file: BinaryIO) -> bool:
-    """Claims a file until it is closed or the process ends; False where another process has it.
+def _claimed(folder: Path, kind: str) -> BinaryIO:
+    """A new file that is this process's until it is closed or the process ends.
 
     On Windows an open file cannot be removed, which is claim enough.
     """
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-    return True
+    while True:
+        # Opened rather than made by tempfile, whose files nobody else may read.
+        file = (folder / f"{kind}-{secrets.token_hex(8)}.vit-hub.tmp").open("xb")
+        if sys.platform != "win32":
+            with contextlib.suppress(OSError):  # not every file system has locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+        # Before it was claimed, another writer may have taken it for abandoned.
+        if Path(file.name).exists():
+            return file
+        file.close()
 
 
 def _remove_if_abandoned(temporary: Path) -> None:
     with contextlib.suppress(OSError):
         with temporary.open("rb") as file:
-            abandoned = _is_mine(file)
-        if abandoned:
+            if sys.platform != "win32":
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an error where another process has it
+                temporary.unlink()
+        if sys.platform == "win32":
             temporary.unlink()
 
 

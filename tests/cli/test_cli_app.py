@@ -107,6 +107,7 @@ def test_debug_shows_the_traceback(run: Run) -> None:
         (("list", "--colour"), "No such option"),
         (("convert", "a.npz"), "Missing argument 'DST'."),
         (("convert", "a.npz", "b", "--to", "onnx"), "there is no format 'onnx'. Formats: canonical, "),
+        (("convert", "a.npz", "b", "--to", "hff"), "there is no format 'hff', did you mean hf"),
         (("predict", "vit-b16", "a.png", "--top", "0"), "0 is not in the range"),
     ],
 )
@@ -135,6 +136,36 @@ def test_the_unexpected_is_called_a_bug(run: Run, monkeypatch: pytest.MonkeyPatc
     assert first == f"vit-hub: error: this is a bug: {type(error).__name__}: two lines"
     assert "--debug" in hint
     assert "in fail" in run("list", "--debug").stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 320000000000 bytes"),
+    ],
+)
+def test_too_little_memory_is_no_bug(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(pattern: str | None) -> None:
+        raise error
+
+    monkeypatch.setattr(cmd_list, "list_models", fail)
+    result = run("list")
+    assert (result.exit_code, result.stderr.splitlines()[0]) == (1, "vit-hub: error: not enough memory")
+
+
+def test_errors_have_public_names(run: Run) -> None:
+    error = json.loads(run("download", "vit-b16", "--offline", "--json").stdout)["error"]
+    assert error["type"] == "DownloadError"
+
+
+@pytest.mark.parametrize("args", [(), ("cache",)])
+def test_a_group_alone_shows_its_help(run: Run, args: tuple[str, ...]) -> None:
+    result = run(*args)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == run(*args, "--help").stdout
+    assert "Commands:" in result.stdout
+    assert "..." not in result.stdout.partition("Commands:")[2].partition("Examples:")[0]
 
 
 def test_system_errors_are_no_bugs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ import torch
 from click.testing import Result
 from safetensors.torch import load_file
 
-from vit_hub import open_checkpoint
+from vit_hub import load, open_checkpoint
+from vit_hub.converters import format_names
 
 Run = Callable[..., Result]
 Answer = Callable[..., Any]
@@ -89,6 +91,20 @@ def test_convert_refuses_and_obeys_lossy(run: Run, tmp_path: Path) -> None:
     assert "warning: lossy: act: " in result.stderr
     assert "warning: lossy: outputs on a random image differ" in result.stderr
     assert (tmp_path / "bare.npz").exists()
+
+
+def test_the_help_of_convert_names_the_formats(run: Run) -> None:
+    text = " ".join(run("convert", "--help").stdout.split())
+    (named,) = re.findall(r"The format to write: (.*?);", text)
+    assert set(re.split(", | or ", named)) == {name for name in format_names() if "-" not in name}
+
+
+def test_convert_says_where_a_folder_would_do(run: Run, tmp_path: Path) -> None:
+    result = run("convert", VIT_JAX, tmp_path / "bare.safetensors", "--to", "timm")
+    assert result.exit_code == 1
+    assert "timm cannot express this model: act" in result.stderr
+    assert "hint: a folder, with timm's config file, can: give a destination without a suffix; " in result.stderr
+    assert run("convert", VIT_JAX, tmp_path / "folder", "--to", "timm").exit_code == 0
 
 
 def test_convert_dtype(answer: Answer, run: Run, tmp_path: Path) -> None:
@@ -242,6 +258,22 @@ def test_compare_finds_other_numbers(run: Run, answer: Answer, models: Path, tmp
     assert data["output_difference"] > 2e-5
     quiet = run("compare", file, tmp_path / "relu.safetensors", "--quiet")
     assert (quiet.exit_code, quiet.output) == (3, "")
+
+
+def test_compare_says_that_embeddings_are_compared_where_a_head_is_missing(
+    run: Run, models: Path, tmp_path: Path
+) -> None:
+    file = models / "classifier.safetensors"
+    load(file, num_classes=0).save(tmp_path / "headless.safetensors")
+    result = run("compare", file, tmp_path / "headless.safetensors")
+    assert result.exit_code == 3
+    assert "same numbers  yes: no difference of the embeddings" in result.stdout
+
+
+def test_inspect_names_the_format_that_a_file_is_not(run: Run) -> None:
+    result = run("inspect", VIT_JAX, "--format", "torchvision")
+    assert "not a Vision Transformer checkpoint of the format torchvision" in result.stderr
+    assert "hint: without format= (--format) its content decides" in result.stderr
 
 
 def test_compare_of_another_architecture(run: Run) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from vit_hub import get_config, list_models, open_checkpoint
+from vit_hub import ViTConfig, get_config, list_models, open_checkpoint
 from vit_hub.hub.cache import fetched_file
 from vit_hub.registry import get_entry
 
@@ -111,8 +111,27 @@ def test_info_tells_what_the_registry_knows(run: Run) -> None:
         "crop_pct       0.9",
     ):
         assert str(expected) in text
-    for field in vars(entry.config):
-        assert f"\n  {field} " in text
+
+
+def test_info_lists_the_fields_that_matter(run: Run, answer: Callable[..., Any]) -> None:
+    usual = vars(ViTConfig())
+    for name in ("vit-b16", "beit-b16", "dinov3-s16", "vit-r-ti16", "siglip-b16"):
+        text, config = run("info", name).stdout, vars(get_config(name))
+        listed = [field for field in config if f"\n  {field} " in text]
+        assert {field for field in config if config[field] != usual[field]} <= {*listed}
+        assert {"image_size", "patch_size", "act", "pool", "num_classes"} <= {*listed}
+        assert f"{len(config) - len(listed)} fields have their usual values" in text
+        assert set(answer("info", name)["config"]) == set(config)
+
+
+def test_info_does_not_call_an_embedding_classes_without_names(run: Run) -> None:
+    assert "512 outputs of the head; no names are known for them" in run("info", "pe-core-ti16").stdout
+
+
+def test_no_model_has_a_name_twice() -> None:
+    for name in list_models():
+        aliases = get_entry(name).aliases
+        assert len({*aliases}) == len(aliases), name
 
 
 def test_info_says_nothing_that_nobody_documents(run: Run) -> None:

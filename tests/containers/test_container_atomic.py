@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,16 @@ def test_an_exception_leaves_what_was_there(tmp_path: Path, error: type[BaseExce
 def test_system_errors_name_the_destination(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
-    for path in (tmp_path / "folder", tmp_path / "file" / "below"):
-        with pytest.raises(CheckpointError, match=f"{path}: cannot be written"), atomic_path(path) as temporary:
+    for path, reason in (
+        (tmp_path / "folder", ""),
+        (tmp_path / "file" / "below", f"{tmp_path / 'file'} is a file, not a folder"),
+        (tmp_path / "file" / "far" / "below", f"{tmp_path / 'file'} is a file, not a folder"),
+        (tmp_path / ("long" * 100) / "below", ""),
+    ):
+        with (
+            pytest.raises(CheckpointError, match=f"{path}: cannot be written: {reason}"),
+            atomic_path(path) as temporary,
+        ):
             temporary.write_text("x")
     assert sorted(item.name for item in tmp_path.iterdir()) == ["file", "folder"]
 
@@ -119,3 +128,16 @@ def test_a_live_writer_of_the_same_name_is_not_disturbed(tmp_path: Path) -> None
         assert path.read_text() == "second"
     assert path.read_text() == "first"
     assert {item.name for item in tmp_path.iterdir()} == {"file", "other"}
+
+
+def test_many_writers_of_one_name_all_succeed(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+
+    def write(turn: int) -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text(str(turn))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(400)))
+    assert path.read_text().isdecimal()
+    assert list(tmp_path.iterdir()) == [path]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import vit_hub
-from vit_hub.cli.computing import checked_device, device_option, dtype_option
+from vit_hub.cli.computing import device_option, dtype_option
 from vit_hub.cli.options import Verb, complete_source, image_size_option, offline_option
 from vit_hub.cli.output import Output, pass_output
 from vit_hub.progress import step_bar
@@ -38,7 +38,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     return names
 
 
-@click.command("bench", cls=Verb, epilog=_EPILOG)
+@click.command("bench", cls=Verb, short_help="Time forward passes, beside timm and transformers.", epilog=_EPILOG)
 @click.argument("model", shell_complete=complete_source)
 @device_option
 @dtype_option
@@ -61,6 +61,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
 )
 @click.option(
     "--against",
+    metavar="NAMES",
     default=",".join(_PEERS),
     show_default=True,
     callback=_names,
@@ -92,8 +93,10 @@ def command(
     vit-hub is faster. "difference" is the largest absolute difference from vit-hub's result.
     """
     from vit_hub.benching import OURS, TASKS, machine, time_forward
+    from vit_hub.devices import usable_device
 
-    net = _model(model, checked_device(device), dtype, image_size, offline, output)
+    usable_device(device)
+    net = _model(model, device, dtype, image_size, offline, output)
     with step_bar("measuring", len(TASKS) * len(batch_sizes), show=not output.quiet) as advance:
         table = time_forward(
             net, against=against, batch_sizes=batch_sizes, rounds=rounds, compile=compile, progress=advance

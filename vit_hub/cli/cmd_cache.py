@@ -27,9 +27,14 @@ VIT_HUB_CACHE moves the cache. What comes from Hugging Face's hub lies in Huggin
 """
 
 
-@click.group("cache", epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-def command() -> None:
+@click.group(
+    "cache", epilog=_EPILOG, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.pass_context
+def command(ctx: click.Context) -> None:
     """List and remove what vit-hub keeps on this machine."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 @command.command("dir", cls=Verb)
@@ -75,7 +80,7 @@ def _complete_cached(ctx: click.Context, param: click.Parameter, incomplete: str
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
-@command.command("rm", cls=Verb)
+@command.command("rm", cls=Verb, short_help="Remove a model: originals, converted files, records.")
 @click.argument("names", shell_complete=_complete_cached, nargs=-1, required=True, metavar="NAME...")
 @pass_output
 def remove_models(output: Output, names: tuple[str, ...]) -> None:

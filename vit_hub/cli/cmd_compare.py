@@ -49,8 +49,9 @@ def command(
     """Compare two checkpoints of any formats.
 
     Same weights: every tensor that the model computes with has equal values (a dtype may differ). Same numbers: the
-    outputs on a random image agree to 2e-5; the same weights give other numbers where activation, heads or epsilon
-    differ. Exit status 3 where weights or numbers differ. --set is for both. With --quiet the status says it all.
+    outputs on a random image agree to 2e-5 (the embeddings, where only one has a head or their heads differ in size);
+    the same weights give other numbers where activation, heads or epsilon differ. Exit status 3 where weights or
+    numbers differ. --set is for both. With --quiet the status says it all.
     """
     found = vit_hub.compare(first, second, formats=(format_a, format_b), overrides=overrides, offline=offline)
     if output.json:
@@ -93,9 +94,11 @@ def _numbers(found: Comparison) -> str:
     if found.output_difference is None:
         return "no: images or outputs have different shapes"
     answer = "yes" if found.same_numbers else "no"
+    heads_differ = "num_classes" in found.config
     if found.output_difference == 0.0:
-        return f"{answer}: no difference"
-    return f"{answer}: outputs on a random image differ by up to {found.output_difference:.2g}"
+        return f"{answer}: no difference" + " of the embeddings" * heads_differ
+    what = "embeddings" if heads_differ else "outputs"
+    return f"{answer}: {what} on a random image differ by up to {found.output_difference:.2g}"
 
 
 def _difference(value: float | None) -> str:

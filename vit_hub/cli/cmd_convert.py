@@ -42,10 +42,15 @@ Examples:
 """
 
 
-@click.command("convert", cls=Verb, epilog=_EPILOG)
+@click.command("convert", cls=Verb, short_help="Convert a checkpoint to another format, bit for bit.", epilog=_EPILOG)
 @click.argument("source", shell_complete=complete_source, metavar="SRC")
 @click.argument("destination", type=click.Path(path_type=Path), metavar="DST")
-@format_option("--to", default="canonical", help="The format to write.")
+@format_option(
+    "--to",
+    default="canonical",
+    help="The format to write: canonical, timm, hf, vit_jax, big_vision, torchvision, openai_clip, open_clip or "
+    "facebook; or a dialect of one (docs/formats.md has them).",
+)
 @source_format_option
 @set_option
 @image_size_option

@@ -109,7 +109,9 @@ def _announcement(planned: Plan, source: PlannedSource) -> str:
     """One line on what is about to be fetched, and under which terms."""
     size = f", {count_of(source.size, 'byte')}" if source.size else ""
     first = f"the mirror {planned.mirror} or " if planned.mirror else ""
-    return f"{planned.id or planned.name}: {'; '.join(_terms(planned, source))}; from {first}{source.address}{size}"
+    name = planned.id or planned.name
+    place = f"; from {first}{source.address}" if first or source.address != name else ""
+    return f"{name}: {'; '.join(_terms(planned, source))}{place}{size}"
 
 
 def _terms(planned: Plan, source: PlannedSource) -> Iterator[str]:

@@ -188,7 +188,7 @@ def _classes(entry: Entry) -> str:
         return "none: there is no head"
     count = f"{entry.config.num_classes:,}"
     if entry.labels is None:
-        return f"{count}, names not known"
+        return f"{count} outputs of the head; no names are known for them"
     from vit_hub.labels import label_names
 
     names = [name.split(",")[0] for name in label_names(entry.labels)]

@@ -30,7 +30,9 @@ def _complete_family(ctx: click.Context, param: click.Parameter, incomplete: str
 
 @click.command("list", cls=Verb, epilog=_EPILOG)
 @click.argument("pattern", required=False)
-@click.option("--family", shell_complete=_complete_family, help="Only the models of one family, such as augreg.")
+@click.option(
+    "--family", metavar="FAMILY", shell_complete=_complete_family, help="Only the models of one family, such as augreg."
+)
 @pass_output
 def command(output: Output, pattern: str | None, family: str | None) -> None:
     """List the models that have a name here.
@@ -39,7 +41,8 @@ def command(output: Output, pattern: str | None, family: str | None) -> None:
     with * and ? as in a shell, and without them anywhere in the name.
 
     Columns: parameters; image size in pixels; accuracy in percent on ImageNet-1k, or on the data set named beside it,
-    where somebody published it (`vit-hub info` says who); licence, with * where it is not an open one (no commercial
+    with the model's own head, where somebody published it (`vit-hub info` says who, and has other results: zero-shot,
+    k-NN, linear); licence, with * where it is not an open one (no commercial
     use, or terms of its own) and "login" where every source wants one; formats in which the weights are published, the
     preferred one first. A narrow terminal hides the last columns. With --quiet only the ids.
     """

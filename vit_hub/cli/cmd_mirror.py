@@ -18,7 +18,9 @@ Examples:
 """
 
 
-@click.command("mirror", cls=Verb, epilog=_EPILOG)
+@click.command(
+    "mirror", cls=Verb, short_help="Put the original files of models into a folder to serve.", epilog=_EPILOG
+)
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @click.argument("names", shell_complete=complete_source, nargs=-1, required=True, metavar="NAME...")
 @offline_option

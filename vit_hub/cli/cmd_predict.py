@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import vit_hub
-from vit_hub.cli.computing import checked_device, device_option, dtype_option
+from vit_hub.cli.computing import device_option, dtype_option
 from vit_hub.cli.failures import FAILED, error_data
 from vit_hub.cli.options import (
     Verb,
@@ -79,13 +79,16 @@ def command(
     others are still predicted, and the exit status is 1. With --quiet a line for each image: path, class and
     probability, separated by tabs.
     """
+    from vit_hub.devices import usable_device
+
     files = list(_expanded(images))
+    usable_device(device)
     net = vit_hub.load(
         model,
         image_size=image_size,
         patch_size=patch_size,
         resize=resize,
-        device=checked_device(device),
+        device=device,
         dtype=dtype,
         format=format,
         overrides=overrides,

@@ -18,7 +18,9 @@ Examples:
 """
 
 
-@click.command("verify", cls=Verb, epilog=_EPILOG)
+@click.command(
+    "verify", cls=Verb, short_help="Hash anew what is on this machine: is it as it should be?", epilog=_EPILOG
+)
 @click.argument("names", shell_complete=complete_source, nargs=-1, metavar="[NAME...]")
 @lockfile_option("Compare with this lock file, too.")
 @click.pass_context

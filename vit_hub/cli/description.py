@@ -14,6 +14,11 @@ from vit_hub.layout import num_parameters
 __all__ = ["config_data", "config_lines", "dropped_lines", "grouped", "memory_of", "value_text"]
 
 _SHOWN = 3
+# Fields that say what a model is, even where they have their usual values.
+_ESSENTIAL = (
+    *("image_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_dim"),
+    *("act", "norm_eps", "class_token", "pos_embed", "pool", "num_classes", "resize"),
+)
 
 
 def config_lines(
@@ -22,12 +27,13 @@ def config_lines(
     inferred: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """What a model is: size, tokens, arithmetic, then every field.
+    """What a model is: size, tokens, arithmetic, then its fields.
 
     Args:
         output: how wide lines may be.
         config: the model.
-        inferred: field -> what it was taken from; None where it was not read from a file.
+        inferred: field -> what it was taken from; None where it was not read from a file: then the fields that have
+            their usual values are not listed.
         overrides: fields that the user set.
     """
     patches = f"{size_text(config.grid_size)} patches of {size_text(config.patch_size)} pixels"
@@ -42,7 +48,12 @@ def config_lines(
         ]
     )
     values = {name: value_text(value) for name, value in vars(config).items()}
-    origins = {**(inferred or {}), **dict.fromkeys(overrides or {}, "--set")}
+    if inferred is None:
+        usual = vars(ViTConfig())
+        shown = {name: values[name] for name in vars(config) if name in _ESSENTIAL or vars(config)[name] != usual[name]}
+        rest = [("others", f"{len(values) - len(shown)} fields have their usual values; --json has all")]
+        return [*lines, "", output.heading("Config"), *output.fields([*shown.items(), *rest])]
+    origins = {**inferred, **dict.fromkeys(overrides or {}, "--set")}
     if len(set(origins.values())) <= 1:
         title = ", from ".join(["Config", *set(origins.values())])
         return [*lines, "", output.heading(title), *output.fields(values.items())]

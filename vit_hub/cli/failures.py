@@ -33,7 +33,9 @@ def report(error: Exception, output: Output) -> int:
 
 def error_data(error: Exception) -> dict[str, str]:
     """An error as data: ``type``, ``message`` and ``hint``, which may be empty."""
-    kind, hint = type(error).__name__, ""
+    # What is private is raised as the public error that it is a kind of.
+    kind = next(name for name in (cls.__name__ for cls in type(error).__mro__) if not name.startswith("_"))
+    hint = ""
     if isinstance(error, click.UsageError):
         message, hint = error.format_message(), _usage(error.ctx)
     elif isinstance(error, click.ClickException):
@@ -42,10 +44,19 @@ def error_data(error: Exception) -> dict[str, str]:
         message, hint = error.message, error.hint
     elif isinstance(error, OSError):
         message = _system_message(error)
+    elif isinstance(error, MemoryError) or _is_torch_memory(error):
+        message, hint = "not enough memory", "a smaller size, or less at a time, takes less"
     else:
         message = f"this is a bug: {kind}: {error}"
         hint = "run it again with --debug for the traceback, and report both"
     return {"type": kind, "message": message, "hint": hint}
+
+
+def _is_torch_memory(error: Exception) -> bool:
+    """torch has a class of its own for full accelerators only."""
+    return isinstance(error, RuntimeError) and any(
+        text in str(error) for text in ("can't allocate memory", "not enough memory", "out of memory")
+    )
 
 
 def _usage(ctx: click.Context | None) -> str:

@@ -79,8 +79,12 @@ def _known_format(ctx: click.Context, param: click.Parameter, name: str | None) 
     from vit_hub.converters import format_names
 
     if name not in format_names():
-        formats = ", ".join(format_names())
-        raise click.BadParameter(f"there is no format {name!r}. Formats: {formats}.", ctx, param)
+        import difflib
+
+        near = " or ".join(difflib.get_close_matches(name, format_names(), n=2))
+        asked = f", did you mean {near}?" if near else "."
+        formats = ", ".join(known for known in format_names() if "-" not in known)
+        raise click.BadParameter(f"there is no format {name!r}{asked} Formats: {formats}.", ctx, param)
     return name
 
 
@@ -132,11 +136,15 @@ RESIZE = click.Choice(["source", *RESIZE_METHODS])
 ALL_METHODS = "all"
 """What ``--resize`` without a method means where methods are compared."""
 image_size_option = click.option(
-    "--image-size", type=_Size(), help="Another image size in pixels, such as 384 or 384x512. Position tables follow."
+    "--image-size",
+    type=_Size(),
+    metavar="SIZE",
+    help="Another image size in pixels, such as 384 or 384x512. Position tables follow.",
 )
 patch_size_option = click.option(
     "--patch-size",
     type=_Size(),
+    metavar="SIZE",
     help="Another patch size in pixels. The image keeps its grid of patches unless --image-size is given, too.",
 )
 resize_option = click.option(

@@ -14,6 +14,7 @@ import httpcore2
 import httpx2
 
 from vit_hub.errors import DownloadError
+from vit_hub.hub.logins import hide_logins
 from vit_hub.hub.retries import ChangedError, PassingError, retry_after
 
 __all__ = ["Answer", "ask", "html_error", "new_client"]
@@ -23,12 +24,13 @@ _REDIRECTS = 10
 _CHUNK = 1 << 20
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _REMEDIES = {
-    401: "the server wants a login: fetch the file yourself and give its path",
+    401: "the server wants a login: give the address as https://USER:PASSWORD@..., or fetch the file yourself and give "
+    "its path",
     403: "the server refuses: fetch the file yourself and give its path",
     404: "check the address",
     410: "the file is gone from there: look for another source",
 }
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_CONTENT_RANGE = re.compile("bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
 
 @dataclass(frozen=True)
@@ -87,18 +89,33 @@ class Answer:
         self.response.close()
 
 
-def new_client() -> httpx2.Client:
-    """A client for any number of threads. From https:// it never follows a redirect to http://."""
+def new_client(login: tuple[str, str] | None = None) -> httpx2.Client:
+    """A client for any number of threads. From https:// it never follows a redirect to http://.
+
+    Args:
+        login: user name and password; only the server that is asked first gets them, none that it redirects to.
+
+    Raises:
+        DownloadError: the environment's settings of proxies and certificates cannot be followed.
+    """
     from vit_hub import __version__
 
-    return httpx2.Client(
-        # Without compression, so that Content-Length is the size of the file.
-        headers={"User-Agent": f"vit-hub/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"},
-        timeout=TIMEOUT,
-        follow_redirects=True,
-        max_redirects=_REDIRECTS,
-        event_hooks={"response": [_refuse_downgrade]},
-    )
+    try:
+        return httpx2.Client(
+            # Without compression, so that Content-Length is the size of the file.
+            headers={"User-Agent": f"vit-hub/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"},
+            auth=login,
+            timeout=TIMEOUT,
+            follow_redirects=True,
+            max_redirects=_REDIRECTS,
+            event_hooks={"response": [_refuse_downgrade]},
+        )
+    except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
+        raise DownloadError(
+            f"no connection can be made: {error}",
+            hint="check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY (a SOCKS proxy wants `pip install socksio`), and "
+            "SSL_CERT_FILE",
+        ) from error
 
 
 def ask(
@@ -162,7 +179,8 @@ def _refuse_downgrade(response: httpx2.Response) -> None:
         target = response.url.join(response.headers["Location"])
         if target.scheme == "http":
             raise DownloadError(
-                f"{response.url}: redirected from https:// to {target}, where anybody on the way could change it",
+                hide_logins(f"{response.url}: redirected from https:// to {target}")
+                + ", where anybody on the way could change it",
                 hint="look for another address of the file",
             )
 

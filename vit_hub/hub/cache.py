@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from vit_hub.errors import VitHubError
+from vit_hub.hub.logins import without_login
 
 __all__ = ["cache_dir", "canonical_file", "fetched_file", "lock_file", "locked", "mirrored_folder", "readable"]
 
@@ -30,6 +31,7 @@ def cache_dir() -> Path:
 
 def fetched_file(url: str) -> Path:
     """Where the file of a URL is kept: under its own name, in a folder of the URL's."""
+    url = without_login(url)
     name = readable(unquote(PurePosixPath(urlsplit(url).path).name))
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
     return cache_dir() / "files" / f"{PurePosixPath(name).stem}-{digest}" / name

@@ -97,7 +97,7 @@ def _from_web(source: WeightSource, offline: bool, progress: bool) -> Path:
         if path.is_file():
             verify(path, source, hint=f"fetch it again with a connection, or put the right file at {path}")
         raise DownloadError(
-            f"{source.url}: not in the cache, and offline mode is on",
+            f"{address(source)}: not in the cache, and offline mode is on",
             hint="fetch it once with a connection: without offline=True (--offline), VIT_HUB_OFFLINE and "
             f"HF_HUB_OFFLINE; or put the file at {path}",
         )

@@ -49,7 +49,7 @@ def hub_source(text: str) -> WeightSource | None:
         return None
     else:
         match = (_HF if scheme[1].lower() == "hf://" else _TIMM).fullmatch(text)
-        if match is None or ".." in text.split("/"):
+        if match is None or _leads_out(match):
             forms = "hf://owner/name, hf://owner/name@revision/path/to/file or hf-hub:owner/name@revision"
             raise ModelNotFoundError(f"{text!r} is no address on Hugging Face's hub", hint=f"write {forms}")
     if match is None:
@@ -71,4 +71,9 @@ def _on_site(url: str) -> re.Match[str] | None:
     match = _PAGE.fullmatch(parts.path.removeprefix(root)) if parts.path.startswith(root) else None
     # A file that merely lies in a folder of the same server.
     is_file = match is not None and match["revision"] is None and parts.path.endswith(tuple(CONTAINER_SUFFIXES))
-    return None if is_file else match
+    return None if match is None or is_file or _leads_out(match) else match
+
+
+def _leads_out(match: re.Match[str]) -> bool:
+    """Whether a part of it, once it is decoded, leads out of the repository."""
+    return any(".." in unquote(part or "").split("/") for part in match.groups())

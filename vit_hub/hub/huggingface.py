@@ -12,8 +12,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from vit_hub.errors import CheckpointError, DownloadError, VitHubError
+from vit_hub.errors import CheckpointError, DownloadError, VitHubError, first_line
 from vit_hub.hub.integrity import verify
+from vit_hub.hub.logins import hide_logins, without_login
+from vit_hub.hub.origin import is_safe_name
 from vit_hub.progress import on_terminal
 from vit_hub.registry import WeightSource
 
@@ -108,7 +110,7 @@ def cached_weights(source: WeightSource) -> Path | None:
 
 def page_of(source: WeightSource) -> str:
     """The repository's page on the web."""
-    return f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{source.repo}"
+    return f"{without_login(os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').rstrip('/')}/{source.repo}"
 
 
 def _file(source: WeightSource, name: str, offline: bool) -> Path:
@@ -141,7 +143,7 @@ def _cached(source: WeightSource, name: str) -> Path | None:
     try:
         found = try_to_load_from_cache(source.repo or "", name, revision=source.revision)
     except ValueError as error:
-        raise DownloadError(f"{_described(source)}: {_first_line(error)}", hint="check the name") from error
+        raise DownloadError(f"{_described(source)}: {_shown(error)}", hint="check the name") from error
     if found is _CACHED_NO_EXIST:
         raise _AbsentError(f"{_described(source)} has no file {name}", hint=f"see {page_of(source)}")
     return Path(found) if isinstance(found, str) else None
@@ -177,19 +179,19 @@ def _fetched(source: WeightSource, name: str) -> Path:
         cause = error.__cause__ or error
         refused = _status(cause) in (401, 403)
         raise DownloadError(
-            f"{where}: {name} cannot be fetched: {_first_line(cause)}",
+            f"{where}: {name} cannot be fetched: {_shown(cause)}",
             hint=_LOGIN if refused else "check the connection, the proxy, and HF_ENDPOINT if it is set",
         ) from error
     except hub.EntryNotFoundError as error:
         raise _AbsentError(f"{where} has no file {name}", hint=f"see {page_of(source)}") from error
     except UserWarning as error:
-        raise _disk_full(f"{where}: {name}: {_first_line(error)}") from error
+        raise _disk_full(f"{where}: {name}: {_shown(error)}") from error
     # Which exceptions of which HTTP client come out of it differs between the versions of huggingface_hub.
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
             raise _disk_full(f"{where}: {name} cannot be kept: {error.strerror}") from error
         hint = _LOGIN if _status(error) in (401, 403) else ""
-        raise DownloadError(f"{where}: {name} cannot be fetched: {_first_line(error)}", hint=hint) from error
+        raise DownloadError(f"{where}: {name} cannot be fetched: {_shown(error)}", hint=hint) from error
     return Path(found)
 
 
@@ -243,17 +245,24 @@ def _shards(path: Path) -> list[str]:
     if path.suffix != ".json":
         return []
     try:
-        return sorted({str(shard) for shard in json.loads(path.read_bytes())["weight_map"].values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        shards = sorted({str(shard) for shard in json.loads(path.read_bytes())["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not an index of sharded weights: {error!r}") from error
+    for shard in shards:
+        if "/" in shard or not is_safe_name(shard):
+            raise CheckpointError(
+                f"{path}: an index of sharded weights that names {shard!r}, which is no file beside it",
+                hint="its authors have to mend it; another revision may be right (revision=, --revision)",
+            )
+    return shards
 
 
 def _described(source: WeightSource) -> str:
     return f"{source.repo}@{source.revision}" if source.revision else str(source.repo)
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def _shown(error: BaseException) -> str:
+    return hide_logins(first_line(error))
 
 
 @contextmanager

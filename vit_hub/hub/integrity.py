@@ -17,7 +17,6 @@ from vit_hub.registry import WeightSource
 __all__ = ["check", "hash_anew", "is_current", "sha256_of", "stamp", "stamp_file", "verify"]
 
 
-
 def check(source: WeightSource, name: str, *, size: int, sha256: str, hint: str) -> None:
     """Compares a file with what its source pins.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from vit_hub.errors import ModelNotFoundError, VitHubError
 from vit_hub.hub.cache import cache_dir, fetched_file, lock_file, locked, readable
 from vit_hub.hub.integrity import stamp_file
+from vit_hub.hub.logins import without_login
 from vit_hub.hub.origin import address, source_of
 from vit_hub.hub.records import CANONICAL, Delivery, all_records
 from vit_hub.hub.sources import locate
@@ -132,11 +132,12 @@ def find(name: str) -> list[Item]:
     Raises:
         ModelNotFoundError: nothing is.
     """
+    name = without_login(name)
     names, addresses, paths = {name}, {name}, set()
     try:
         entry, candidates = locate(name)
     except ModelNotFoundError as error:
-        hint = error.hint
+        hint = f"{error.hint}; `vit-hub cache ls` shows what is there"
     else:
         hint = f"`vit-hub download {name}` fetches it; `vit-hub cache ls` shows what is there"
         addresses |= {address(source) for source in candidates}
@@ -178,11 +179,19 @@ def remove(item: Item) -> bool:
 
 
 def _remove_files(item: Item) -> None:
-    if item.kind != "canonical":  # whose folder has other versions, which are items of their own
-        shutil.rmtree(item.folder)
-        return
-    item.path.unlink(missing_ok=True)
-    # A file that is open cannot be removed everywhere, and a folder with something in it nowhere.
-    with contextlib.suppress(OSError):
-        lock_file(item.path).unlink()
-        item.folder.rmdir()
+    lock = lock_file(item.path)
+    if item.kind == "canonical":  # whose folder has other versions, which are items of their own
+        item.path.unlink(missing_ok=True)
+    else:
+        for path in item.folder.rglob("*"):
+            if path.is_file() and path != lock:
+                path.unlink(missing_ok=True)
+    # A file that is open, as the lock is, cannot be removed everywhere, and a folder with something in it nowhere.
+    for remove_it in (lock.unlink, *(folder.rmdir for folder in _folders(item.folder))):
+        with contextlib.suppress(OSError):
+            remove_it()
+
+
+def _folders(folder: Path) -> list[Path]:
+    """A folder and all in it, the innermost first."""
+    return [*sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True), folder]

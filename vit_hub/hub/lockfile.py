@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from vit_hub.converters.containers import atomic_path
 from vit_hub.errors import IntegrityError, ModelNotFoundError, VitHubError
+from vit_hub.hub.logins import without_login
 from vit_hub.hub.origin import address, source_of
 from vit_hub.hub.records import Delivery, difference, record_of
 from vit_hub.hub.sources import Resolved, locate, refuse_local, resolve
@@ -39,13 +40,15 @@ def lock(
         ConfigError: a name is a local file.
         VitHubError: as :func:`vit_hub.hub.sources.resolve`; or there is a lock file that cannot be read.
     """
-    before = read_lock(file) if file.exists() else {}
+    if file.exists():  # one that cannot be read is refused before anything is fetched
+        read_lock(file)
     found = {}
     for name in names:
         refuse_local(name)
         resolved = resolve(name, offline=offline, progress=progress)
         found[_key(name, resolved.entry)] = _delivered(resolved)
-    models = {**before, **found}
+    # Read now, and not before: fetching takes long, and others may have locked something meanwhile.
+    models = {**(read_lock(file) if file.exists() else {}), **found}
     data = {"version": _VERSION, "models": {name: delivery.to_data() for name, delivery in models.items()}}
     with atomic_path(file) as temporary:
         temporary.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
@@ -53,7 +56,7 @@ def lock(
 
 
 def _key(name: str, entry: Entry | None) -> str:
-    return entry.id if entry else name
+    return entry.id if entry else without_login(name)
 
 
 def _delivered(resolved: Resolved) -> Delivery:
@@ -98,7 +101,8 @@ def locked_model(name: str, file: Path) -> tuple[Entry | None, WeightSource, Del
     entry, candidates = locate(name)
     key = _key(name, entry)
     if key not in locked:
-        raise ModelNotFoundError(f"{file}: {name} is not in it", hint=f"`vit-hub lock {name}` adds it")
+        shown = without_login(name)
+        raise ModelNotFoundError(f"{file}: {shown} is not in it", hint=f"`vit-hub lock {shown}` adds it")
     return entry, _pinned(candidates, locked[key]), locked[key]
 
 
@@ -106,10 +110,10 @@ def _pinned(candidates: Sequence[WeightSource], delivery: Delivery) -> WeightSou
     """The source that is locked, with what the registry knows about it, if it does."""
     exact, pin = source_of(delivery.address), delivery.files[delivery.main]
 
-    def parts(source: WeightSource) -> Mapping[str, str | None]:
-        return {"kind": source.kind, "repo": source.repo, "url": source.url, "file": source.file or exact.file}
+    def place(source: WeightSource) -> str:
+        return address(replace(source, revision=None, file=source.file or exact.file))
 
-    known = next((source for source in candidates if parts(source) == parts(exact)), exact)
+    known = next((source for source in candidates if place(source) == place(exact)), exact)
     return replace(
         known, revision=exact.revision, file=exact.file, sha256=pin.sha256, sha256_prefix=None, size=pin.size
     )

@@ -19,12 +19,13 @@ from vit_hub.converters.containers import atomic_path
 from vit_hub.errors import DownloadError
 from vit_hub.hub.cache import fetched_file, locked, mirrored_folder
 from vit_hub.hub.integrity import check, sha256_of, stamp
+from vit_hub.hub.logins import login_of, without_login
 from vit_hub.hub.origin import address, is_commit, source_of
 from vit_hub.hub.records import Delivery, Pin, Record
 from vit_hub.progress import byte_bar
 from vit_hub.registry import WeightSource
 
-__all__ = ["FILES", "INDEX", "VERSION", "copy_checked", "from_mirror", "parse_index"]
+__all__ = ["FILES", "INDEX", "VERSION", "copy_checked", "from_mirror", "has_file", "parse_index"]
 
 INDEX = "index.json"
 FILES = "files"
@@ -92,23 +93,23 @@ def _brought(base: str | Path, source: WeightSource, delivery: Delivery, progres
         with locked(found.path):
             # The weights come last: where they are, the others are.
             for name in sorted(files, key=lambda name: name == found.delivery.main):
-                if not _is_file(folder / name, files[name]):
+                if not has_file(folder / name, files[name]):
                     _bring(base, folder / name, files[name], progress)
     return found
 
 
 def _is_there(record: Record) -> bool:
-    return all(_is_file(record.folder / name, pin) for name, pin in record.delivery.files.items())
+    return all(has_file(record.folder / name, pin) for name, pin in record.delivery.files.items())
 
 
-def _is_file(path: Path, pin: Pin) -> bool:
+def has_file(path: Path, pin: Pin) -> bool:
+    """Whether the file is there, and the right one."""
     return path.is_file() and sha256_of(path) == pin.sha256
 
 
 def _bring(base: str | Path, path: Path, pin: Pin, progress: bool) -> None:
     if isinstance(base, Path):
         copy_checked(base / FILES / pin.sha256, path, pin, hint=_TAMPERED, progress=progress)
-        stamp(path, pin.sha256)
         return
     from vit_hub.hub.web import stream_to
 
@@ -139,6 +140,7 @@ def copy_checked(file: Path, path: Path, pin: Pin, *, hint: str, progress: bool 
                 advance(len(chunk))
         wanted = WeightSource(kind="https", format="", sha256=pin.sha256, size=pin.size)
         check(wanted, str(file), size=size, sha256=digest.hexdigest(), hint=hint)
+    stamp(path, pin.sha256)
 
 
 def parse_index(content: bytes, place: str) -> dict[str, Any]:
@@ -165,8 +167,8 @@ def parse_index(content: bytes, place: str) -> dict[str, Any]:
 def _index(base: str | Path) -> dict[str, Any]:
     content = _read(base / INDEX) if isinstance(base, Path) else _get(f"{base}/{INDEX}")
     if len(content) > LONGEST_INDEX:
-        raise DownloadError(f"{base}: {INDEX} is longer than {LONGEST_INDEX:,} bytes", hint=_HINT)
-    return parse_index(content, str(base))
+        raise DownloadError(f"{without_login(str(base))}: {INDEX} is longer than {LONGEST_INDEX:,} bytes", hint=_HINT)
+    return parse_index(content, without_login(str(base)))
 
 
 def _read(file: Path) -> bytes:
@@ -180,12 +182,11 @@ def _read(file: Path) -> bytes:
 def _get(url: str) -> bytes:
     import httpx2
 
-    from vit_hub import __version__
+    from vit_hub.hub.answers import new_client
 
-    content = bytearray()
+    content, login, url = bytearray(), login_of(url), without_login(url)
     try:
-        headers = {"User-Agent": f"vit-hub/{__version__}"}
-        with httpx2.stream("GET", url, headers=headers, timeout=10.0, follow_redirects=True) as response:
+        with new_client(login) as client, client.stream("GET", url, timeout=10.0) as response:
             if response.status_code != 200:
                 raise DownloadError(f"{url}: the server answered {response.status_code}", hint=_HINT)
             for chunk in response.iter_bytes(_CHUNK):

@@ -10,7 +10,8 @@ from typing import Any
 
 from vit_hub.converters.containers import atomic_path
 from vit_hub.hub.cache import locked
-from vit_hub.hub.mirror import FILES, INDEX, VERSION, copy_checked, parse_index
+from vit_hub.hub.logins import without_login
+from vit_hub.hub.mirror import FILES, INDEX, VERSION, copy_checked, has_file, parse_index
 from vit_hub.hub.origin import address, source_of
 from vit_hub.hub.records import Delivery, Record, record_of
 from vit_hub.hub.sources import Resolved, refuse_local, resolve
@@ -68,10 +69,10 @@ def add_to_mirror(
 
 
 def _add_file(folder: Path, record: Record, name: str, progress: bool) -> int:
-    """Copies one file, unless the mirror has it; gives the bytes that are new."""
+    """Copies one file, unless the mirror has it undamaged; gives the bytes that are new."""
     pin = record.delivery.files[name]
     path = folder / FILES / pin.sha256
-    if path.is_file() and path.stat().st_size == pin.size:
+    if has_file(path, pin):
         return 0
     copy_checked(record.folder / name, path, pin, hint="fetch it again", progress=progress)
     return pin.size
@@ -82,7 +83,7 @@ def _add_to_index(
 ) -> Mirrored:
     entry, file = resolved.entry, folder / INDEX
     found = Mirrored(
-        entry.id if entry else name,
+        entry.id if entry else without_login(name),
         delivery.address,
         entry.license if entry else None,
         entry.restricted if entry else False,

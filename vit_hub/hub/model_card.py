@@ -156,7 +156,7 @@ def _usage(facts: CardFacts) -> str:
     if facts.layout == "timm":
         lines += ["", "import timm", "", f'model = timm.create_model("hf-hub:{facts.repo}", pretrained=True)']
     if facts.layout == "hf":
-        name = facts.hf_class or "AutoModel"
+        name = facts.hf_class if facts.hf_class.isidentifier() else "AutoModel"
         lines += ["", f"from transformers import {name}", "", f'model = {name}.from_pretrained("{facts.repo}")']
     return "\n".join(["```python", *lines, "```"])
 

@@ -1,4 +1,7 @@
-"""One text for each place that weights come from: ``hf://owner/name@revision/file``, a URL, ``bundled:file``."""
+"""One text for each place that weights come from: ``hf://owner/name@revision/file``, a URL, ``bundled:file``.
+
+It is shown, recorded, locked and published, so it has no user name and password in it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from urllib.parse import quote
 
 from vit_hub.errors import ModelNotFoundError
 from vit_hub.hub.hub_names import hub_source
+from vit_hub.hub.logins import without_login
 from vit_hub.registry import WeightSource
 
 __all__ = ["address", "is_commit", "is_fixed", "is_safe_name", "source_of"]
@@ -20,7 +24,7 @@ _UNSAFE = re.compile(r'[\\:*?"<>|\x00-\x1f]')
 def address(source: WeightSource) -> str:
     """The address of a source, parts left out where it does not say them; :func:`source_of` reads it back."""
     if source.kind == "https":
-        return source.url or ""
+        return without_login(source.url or "")
     if source.kind == "bundled":
         return f"{_BUNDLED}{source.file}"
     # The slashes of a branch such as refs/pr/1 would be taken for those before the file.
@@ -36,7 +40,7 @@ def source_of(address: str) -> WeightSource:
     """
     if re.match("https?://", address, re.IGNORECASE):
         return WeightSource(kind="https", format="", url=address)
-    if address.startswith(_BUNDLED):
+    if address.startswith(_BUNDLED) and is_safe_name(address.removeprefix(_BUNDLED)):
         return WeightSource(kind="bundled", format="", file=address.removeprefix(_BUNDLED))
     try:
         found = hub_source(address) if address.startswith("hf://") else None

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit_hub.errors import ConfigError, ModelNotFoundError
+from vit_hub.errors import ConfigError, ModelNotFoundError, first_line
 from vit_hub.hub.integrity import sha256_of
+from vit_hub.hub.logins import without_login
 from vit_hub.hub.model_card import LAYOUTS, UNKNOWN, CardFacts, is_open, model_card
 from vit_hub.hub.origin import address
 from vit_hub.hub.sources import Resolved, locate, open_resolved, resolve
@@ -96,10 +97,9 @@ def package(
     entry = resolved.entry or _entry_of(ckpt)
     found = _layout_of(resolved, ckpt)
     layout = to or found or "canonical"
-    own_card = resolved.path / CARD
     as_it_is = found == layout and not overrides
-    kept_card = own_card.read_text(encoding="utf-8") if as_it_is and own_card.is_file() else None
-    chosen, warnings = _license(ckpt, kept_card, license, str(source))
+    kept_card = _own_card(resolved.path / CARD) if as_it_is else None
+    chosen, warnings = _license(ckpt, kept_card, license, without_login(str(source)))
     restricted = entry.restricted if entry and entry.license == chosen else not is_open(chosen)
     if chosen.lower() == UNKNOWN:
         warnings.append("nobody states a licence: see that you may publish the weights at all")
@@ -133,7 +133,7 @@ def _refuse_bad_name(repo: str) -> None:
             return
         reason = "the owner is missing"
     except HFValidationError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
     raise ConfigError(
         f"{repo!r} is no name of a repository: {reason}",
         hint="write owner/name, such as your-name/vit-b16, with letters, digits, -, _ and . only",
@@ -157,6 +157,18 @@ def _layout_of(resolved: Resolved, ckpt: Checkpoint) -> str | None:
         return None
     names = {file.name for file in ckpt.source.files}
     return family if family in LAYOUTS and names & {"model.safetensors", "model.safetensors.index.json"} else None
+
+
+def _own_card(file: Path) -> str | None:
+    """The text of a folder's own card, if it has one.
+
+    Raises:
+        ConfigError: it is not in UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8") if file.is_file() else None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not text in UTF-8", hint="save it as UTF-8, or move it away") from error
 
 
 def _own_files(folder: Path, ckpt: Checkpoint) -> tuple[dict[str, Path], tuple[str, ...]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from vit_hub.hub.cache import canonical_file, fetched_file
 from vit_hub.hub.fetch import bundled_file
 from vit_hub.hub.lockfile import locked_model
+from vit_hub.hub.logins import without_login
 from vit_hub.hub.origin import address
 from vit_hub.hub.records import read_record
 from vit_hub.hub.sources import locate, refuse_local
@@ -92,12 +94,12 @@ def plan(name: str, *, revision: str | None = None, lockfile: Path | None = None
     else:
         entry, sources = locate(name, revision=revision)
     return Plan(
-        name=name,
+        name=without_login(name),
         id=entry.id if entry else None,
         license=entry.license if entry else None,
         restricted=entry.restricted if entry else None,
         converted=_converted(entry, sources[0]) if entry else None,
-        mirror=os.environ.get("VIT_HUB_MIRROR") or None,
+        mirror=without_login(os.environ.get("VIT_HUB_MIRROR", "")) or None,
         sources=tuple(_planned(entry, source) for source in sources),
     )
 
@@ -110,7 +112,7 @@ def _converted(entry: Entry, source: WeightSource) -> Path | None:
 
 
 def _planned(entry: Entry | None, source: WeightSource) -> PlannedSource:
-    files: tuple[str, ...] = (source.file or (source.url or "").rpartition("/")[2],)
+    files: tuple[str, ...] = (source.file or urlsplit(source.url or "").path.rpartition("/")[2],)
     gated: bool | None = source.gated
     page = None
     if source.kind == "hf":

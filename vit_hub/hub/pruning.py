@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +47,7 @@ def prune(*, days: float, dry_run: bool = False) -> list[Leftover]:
     try:
         for folder in _folders():
             found += _prune_folder(folder, days, dry_run)
-        for leftover in _notes():
-            if not dry_run:
-                leftover.path.unlink(missing_ok=True)
-            found.append(leftover)
+        found += _removed(_notes(), dry_run)
     except OSError as error:
         raise VitHubError(
             f"{error.filename}: cannot be removed: {error.strerror or error}", hint="check the permissions of the cache"
@@ -68,29 +65,35 @@ def _prune_folder(folder: Path, days: float, dry_run: bool) -> list[Leftover]:
     from filelock import FileLock, Timeout
 
     locks = sorted(folder.glob(".*.lock"))
-    found = []
     with ExitStack() as held:
         try:
             for lock in locks:
                 held.enter_context(FileLock(lock, blocking=False))
-        except Timeout:  # somebody is at work here
+        except (Timeout, FileNotFoundError):  # somebody is at work here, or has just removed the folder
             return []
         except OSError:  # the folder cannot be written: nothing would go
             if dry_run:
                 return []
             raise
-        for path, reason in [
-            *_unfinished(folder, days, bool(locks)),
-            *_outdated(folder),
-            *((p, "lock") for p in locks),
-        ]:
-            with contextlib.suppress(FileNotFoundError):
-                found.append(Leftover(path, reason, path.stat().st_size))
-                if not dry_run:
-                    _unlink(path)
+        useless = [*_unfinished(folder, days, bool(locks)), *_outdated(folder), *((path, "lock") for path in locks)]
+        # Who writes makes a lock first: with no new one there, nothing of the above is a living process's.
+        if sorted(folder.glob(".*.lock")) != locks:
+            return []
+        found = _removed(useless, dry_run)
     if not dry_run:
         with contextlib.suppress(OSError):  # it is not empty
             folder.rmdir()
+    return found
+
+
+def _removed(useless: Iterable[tuple[Path, str]], dry_run: bool) -> list[Leftover]:
+    """What there still is of these files, each with its reason; they are removed."""
+    found = []
+    for path, reason in useless:
+        with contextlib.suppress(FileNotFoundError):
+            found.append(Leftover(path, reason, path.stat().st_size))
+            if not dry_run:
+                _unlink(path)
     return found
 
 
@@ -106,7 +109,7 @@ def _unfinished(folder: Path, days: float, is_ours: bool) -> Iterator[tuple[Path
         resumable = path.name.endswith((".vit-hub.part", ".vit-hub.journal"))
         # Without a lock to ask, only the time tells whether somebody is writing it.
         patience = days * _DAY if resumable else 0.0 if is_ours else _HOUR
-        if path.is_file() and time.time() - path.stat().st_mtime >= patience:
+        if _idle(path) >= patience:
             yield path, "unfinished download" if resumable else "left by a killed process"
 
 
@@ -119,15 +122,20 @@ def _outdated(folder: Path) -> Iterator[tuple[Path, str]]:
                 yield path, "converted by another version"
 
 
-def _notes() -> Iterator[Leftover]:
+def _idle(path: Path) -> float:
+    """Seconds since the file was written; -1 where it has just gone."""
+    return time.time() - path.stat().st_mtime if path.is_file() else -1.0
+
+
+def _notes() -> Iterator[tuple[Path, str]]:
     """Stamps and records of files that are gone."""
     for folder in ("stamps", "records"):
         for path in sorted((cache_dir() / folder).glob(".*.vit-hub.tmp")):
-            if time.time() - path.stat().st_mtime >= _HOUR:
-                yield Leftover(path, "left by a killed process", path.stat().st_size)
+            if _idle(path) >= _HOUR:
+                yield path, "left by a killed process"
     for path in sorted((cache_dir() / "stamps").glob("*.json")):
         if not is_current(path):
-            yield Leftover(path, "stamp of a file that is gone", path.stat().st_size)
+            yield path, "stamp of a file that is gone"
     for path, _, record in all_records():
         if not any((record.folder / name).is_file() for name in record.delivery.files):
-            yield Leftover(path, "record of files that are gone", path.stat().st_size)
+            yield path, "record of files that are gone"

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from vit_hub.errors import VitHubError
+from vit_hub.hub.logins import hide_logins
 from vit_hub.hub.packaging import CARD, Package
 
 __all__ = ["Pushed", "push"]
@@ -63,7 +64,7 @@ def push(
     additions = [CommitOperationAdd(name, str(path)) for name, path in packed.files.items()]
     additions.append(CommitOperationAdd(CARD, packed.card.encode()))
     with _refusals(packed.repo), hub_bars(progress):
-        url = str(api.create_repo(packed.repo, private=private or None, exist_ok=True))
+        url = hide_logins(str(api.create_repo(packed.repo, private=private or None, exist_ok=True)))
         if private and not api.model_info(packed.repo).private:
             raise VitHubError(
                 f"{packed.repo} is there already, and it is public",
@@ -116,4 +117,4 @@ def _status(error: BaseException | None) -> int | None:
 
 
 def _words(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return hide_logins(" ".join(str(error).split())) or type(error).__name__

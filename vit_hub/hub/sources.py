@@ -14,6 +14,8 @@ from vit_hub.converters.containers import CONTAINER_SUFFIXES
 from vit_hub.errors import CheckpointError, ConfigError, DownloadError, ModelNotFoundError
 from vit_hub.hub.fetch import fetch
 from vit_hub.hub.hub_names import hub_source, is_address
+from vit_hub.hub.logins import without_login
+from vit_hub.hub.origin import address
 from vit_hub.registry import Entry, WeightSource, get_entry, preferring
 from vit_hub.weights_manifest import outlines
 
@@ -67,7 +69,9 @@ def resolve(
     path = local_path(source)
     if path is not None:
         if revision is not None:
-            raise ConfigError(f"{source}: a local file or folder has no revisions", hint="leave out revision=")
+            raise ConfigError(
+                f"{source}: a local file or folder has no revisions", hint="leave out revision= (--revision)"
+            )
         return Resolved(path)
     entry, candidates = locate(str(source), revision=revision)
     return fetch_any(entry, candidates, offline=offline, progress=progress)
@@ -126,7 +130,7 @@ def locate(name: str, *, revision: str | None = None) -> tuple[Entry | None, tup
     hub = [source for source in hub if name.lower() == str(source.repo).lower()] or hub
     if not hub:
         raise ConfigError(
-            f"{name}: none of its sources is on Hugging Face's hub, so it has no revision {revision!r}",
+            f"{without_login(name)}: none of its sources is on Hugging Face's hub, so it has no revision {revision!r}",
             hint="leave out revision= (--revision)",
         )
     asked = hub_source(name)
@@ -227,7 +231,7 @@ def fetch_any(
             if failures:
                 reasons = "; ".join(error.message for error in failures)
                 what = f"{entry.id}: " if entry else ""
-                warnings.warn(f"{what}taken from {_place(source)}, because {reasons}", stacklevel=2)
+                warnings.warn(f"{what}taken from {address(source)}, because {reasons}", stacklevel=2)
             entry = preferring(entry, source) if entry else None
             return Resolved(path, entry, source, _hints(entry, source) if entry else {})
     if len(failures) == 1:
@@ -237,10 +241,6 @@ def fetch_any(
         f"none of the {len(failures)} sources of {name} delivers: {'; '.join(error.message for error in failures)}",
         hint="; ".join(dict.fromkeys(error.hint for error in failures if error.hint)),
     )
-
-
-def _place(source: WeightSource) -> str:
-    return source.url or "/".join(part for part in (source.repo, source.file) if part)
 
 
 def _hints(entry: Entry, source: WeightSource) -> dict[str, Any]:
@@ -297,5 +297,5 @@ def _refuse_another_model(
         if found != expected and name not in overrides:
             raise CheckpointError(
                 f"{ckpt.path}: not the model {entry.id}: its {name} is {found}, and should be {expected}",
-                hint=f"the file is another one than its source promised: {_place(source) if source else 'unknown'}",
+                hint=f"the file is another one than its source promised: {address(source) if source else 'unknown'}",
             )

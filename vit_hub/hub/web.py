@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -13,6 +14,7 @@ from vit_hub.converters.containers.sniff import sniff
 from vit_hub.errors import CheckpointError, DownloadError, IntegrityError, VitHubError
 from vit_hub.hub.answers import Answer, ask, html_error, new_client
 from vit_hub.hub.integrity import check, stamp
+from vit_hub.hub.logins import login_of, without_login
 from vit_hub.hub.partial import Part
 from vit_hub.hub.retries import ChangedError, PassingError, Patience
 from vit_hub.hub.transfer import NOTHING_KEPT, Transfer
@@ -35,7 +37,7 @@ def stream_to(path: Path, source: WeightSource, *, checkpoint: bool = True, prog
 
     Args:
         path: the file; it appears under this name whole and checked, or not at all.
-        source: ``url``, and what is pinned of size and sha256.
+        source: ``url``, which may have a user name and a password, and what is pinned of size and sha256.
         checkpoint: refuse what is no checkpoint.
         progress: show a bar on a terminal.
 
@@ -45,12 +47,13 @@ def stream_to(path: Path, source: WeightSource, *, checkpoint: bool = True, prog
         CheckpointError: what it delivers is no checkpoint.
         VitHubError: the disk is full, or does not take the file for another reason.
     """
+    login, source = login_of(source.url or ""), replace(source, url=without_login(source.url or ""))
     part = Part(path, pinned=bool(source.sha256 or source.sha256_prefix))
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             part.restore(source.size)
-            with new_client() as client:
+            with new_client(login) as client:
                 sha256 = _fetch(client, part, source, path.name, progress)
         except (IntegrityError, OSError):
             part.discard()

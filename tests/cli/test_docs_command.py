@@ -1,0 +1,69 @@
+"""docs/command.md lists every verb, and the keys of every JSON document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from vit_hub.cli import main
+
+TEXT = (Path(__file__).parents[2] / "docs" / "command.md").read_text(encoding="utf-8")
+DATA = Path(__file__).parents[2] / "vit_hub" / "data"
+DIGITS, SEVEN = DATA / "vit_nano_digits.npz", DATA / "digits" / "7.png"
+NAME = "vit-nano-digits"
+CALLS: dict[str, tuple[object, ...]] = {
+    "list": ("list", NAME),
+    "info NAME": ("info", NAME),
+    "info FILE": ("info", DIGITS),
+    "download": ("download", NAME),
+    "download --dry-run": ("download", NAME, "--dry-run"),
+    "convert": ("convert", DIGITS, "out.safetensors"),
+    "inspect": ("inspect", DIGITS),
+    "compare": ("compare", DIGITS, NAME),
+    "predict": ("predict", NAME, SEVEN),
+    "verify": ("verify", NAME),
+    "cache ls": ("cache", "ls"),
+    "cache rm": ("cache", "rm", NAME),
+    "cache prune": ("cache", "prune"),
+    "cache dir": ("cache", "dir"),
+    "lock": ("lock", NAME),
+    "mirror": ("mirror", "mirrored", NAME),
+    "push --dry-run": ("push", NAME, "me/digits", "--dry-run"),
+    "bench": ("bench", NAME, "--against", "none", "--batch-size", "1", "--rounds", "1"),
+    "completion": ("completion", "bash"),
+}
+
+
+def documented() -> dict[str, tuple[str, list[str]]]:
+    """What the row of a verb says: the kind of document, and its keys."""
+    rows = re.findall(r"^\| `([a-z -]+)`( [A-Z]+)? \| (a list|an object) \| (.*) \|$", TEXT, re.MULTILINE)
+    keys = {row: re.findall(r"`([a-z0-9_]+)`", re.sub(r"\(.*\)", "", row[3])) for row in rows}
+    return {verb + argument: (kind, keys[verb, argument, kind, text]) for verb, argument, kind, text in rows}
+
+
+def test_every_verb_is_listed() -> None:
+    table = TEXT.partition("## JSON")[0]
+    context = click.Context(main)
+    verbs = set(main.list_commands(context))
+    assert {
+        verb for row in re.findall(r"^\| (`[a-z`, ]+`) \|", table, re.MULTILINE) for verb in row.split("`")
+    } >= verbs
+    assert {name.split()[0] for name in documented()} == verbs
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_documents_have_the_keys_that_are_documented(
+    answer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if name.startswith("cache"):
+        answer("download", NAME)
+    kind, keys = documented()[name]
+    document = answer(*CALLS[name])
+    assert isinstance(document, list if kind == "a list" else dict)
+    assert sorted(document[0] if kind == "a list" else document) == sorted(keys)
