@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_hub.converters.containers.ahead import ahead
-from vit_hub.converters.containers.atomic import atomic_path
+from vit_hub.converters.containers.atomic import atomic_path, steady_sync
 from vit_hub.converters.containers.folder import find_weights, read_index, read_sidecars
 from vit_hub.converters.containers.mapped import chunks
 from vit_hub.converters.containers.npz import read_npz, write_npz
@@ -138,8 +138,8 @@ def write_tensors(
     """
     if container not in CONTAINER_SUFFIXES.values():
         raise ValueError(f"there is no container {container!r}")
-    pieces = partial(_pieces, tensors, progress)
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, steady_sync(temporary) as written:
+        pieces = partial(_pieces, tensors, progress, written)
         if container == "safetensors":
             write_safetensors(temporary, tensors, metadata or {}, pieces, finish)
         elif container == "npz":
@@ -149,11 +149,15 @@ def write_tensors(
 
 
 def _pieces(
-    tensors: Mapping[str, LazyTensor], progress: Callable[[int], None] | None, names: Iterable[str]
+    tensors: Mapping[str, LazyTensor],
+    progress: Callable[[int], None] | None,
+    written: Callable[[int], None],
+    names: Iterable[str],
 ) -> Iterator[tuple[str, memoryview]]:
     """The bytes of these tensors, each with at least one piece, even if empty."""
     for name, piece in ahead(_read_pieces(tensors, names)):
         yield name, piece
+        written(piece.nbytes)
         if progress:
             progress(piece.nbytes)
 

@@ -7,7 +7,8 @@ import hashlib
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -17,7 +18,9 @@ from vit_hub.errors import CheckpointError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["atomic_path", "put_in_place"]
+__all__ = ["atomic_path", "put_in_place", "steady_sync"]
+
+_SYNC_BYTES = 16 << 20
 
 
 @contextmanager
@@ -56,6 +59,29 @@ def atomic_path(path: Path) -> Iterator[Path]:
             f"{path}: cannot be written: {reason}",
             hint="check the free space and the permissions of the folder; nothing was changed under this name",
         ) from error
+
+
+@contextmanager
+def steady_sync(path: Path) -> Iterator[Callable[[int], None]]:
+    """Syncs a file to disk in a thread while it grows, so that the sync at its end waits less.
+
+    The ``with`` body calls what it gets with each count of bytes that it wrote.
+    """
+    if not hasattr(os, "fdatasync"):
+        yield lambda count: None
+        return
+    pending = 0
+    running: Future[None] | None = None
+
+    def written(count: int) -> None:
+        nonlocal pending, running
+        pending += count
+        if pending >= _SYNC_BYTES and (running is None or running.done()):
+            pending, running = 0, pool.submit(os.fdatasync, file.fileno())
+
+    # What a sync here fails of, the one at the end fails of, too.
+    with path.open("rb") as file, ThreadPoolExecutor(1) as pool:
+        yield written
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
