@@ -22,7 +22,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 
 from vit_hub.converters.rearrange import rearrange
 from vit_hub.converters.tensors import LazyTensor, concat, split, stack, unstack
@@ -115,9 +115,14 @@ class Table:
         self._drops = [(re.compile(_substitute(drop.pattern, values, re.escape)), drop.reason) for drop in drops]
         # Many tables are asked about many names: most are ruled out without a regular expression.
         self._alike = _grouped(self.foreign_names())
-        self._writers: dict[str, list[int]] = {}
+
+    @cached_property
+    def _writers(self) -> dict[str, list[int]]:
+        """Positions of the rules that may write a canonical name, by its outline."""
+        found: dict[str, list[int]] = {}
         for position, r in enumerate(self._rules):
-            self._writers.setdefault(_outline(r.canonical[0]), []).append(position)
+            found.setdefault(_outline(r.canonical[0]), []).append(position)
+        return found
 
     def explain(self, name: str) -> str:
         """``"rule"``, ``"drop"`` or ``""``: whether the table knows a foreign name."""

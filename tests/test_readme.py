@@ -148,7 +148,9 @@ def test_names_lead_to_models() -> None:
         assert sources
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md", "docs/adding-a-format.md", "docs/hub.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/architecture.md", "docs/adding-a-format.md", "docs/hub.md", "docs/performance.md"]
+)
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
     links = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vit_hub.config import size_pair
 from vit_hub.converters.casting import to_torch, torch_dtype
+from vit_hub.converters.format import all_formats
 from vit_hub.devices import usable_device
 from vit_hub.errors import ConfigError
 from vit_hub.hub.sources import open_resolved, resolve
@@ -33,6 +34,8 @@ __all__ = ["build", "load"]
 
 # Threads that lay out and cast tensors; more than a few only wait for memory.
 _READERS = min(4, os.cpu_count() or 1)
+# Their modules are imported here, with all else that loading needs, and not while the first file waits.
+all_formats()
 _LOG = logging.getLogger("vit_hub")
 
 
