@@ -213,7 +213,7 @@ def measure(size: str, given: argparse.Namespace) -> tuple[list[tuple[str, ...]]
     largest = max(4 * int(np.prod(shape)) for _, shape in make_checkpoint.shapes(size, patch, 224, 1000))
     return rows, (
         f"* ViT-{size}/{patch}: {report.in_mb(bytes_of_file)}, largest tensor {largest / MB:.1f} MB, bound on resident "
-        f"memory {report.in_mb(max(150 * MB, 2 * largest))}; promised time: at most 2 cp."
+        f"memory {report.in_mb(max(150 * MB, 2 * largest))}; goal: at most 2 cp."
     )
 
 

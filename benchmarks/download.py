@@ -181,7 +181,7 @@ def main() -> None:
             server.kill()
         lines += [
             f"A file of {given.megabytes} MB; medians of {given.rounds} rounds; httpx2 {httpx2.__version__}, "
-            f"curl {curl_version()}. Promised: at least 0.8 of curl's rate.",
+            f"curl {curl_version()}. Goal: at least 0.8 of curl's rate.",
             "",
             *report.table(
                 ("client", "time", "rate", "rate / curl", "rate / (curl + sync)", "CPU"), rows_of(times, size)

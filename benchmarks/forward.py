@@ -167,8 +167,8 @@ def main() -> None:
             *report.table((*header, *ratios), rows, left=4),
             "",
             f"* Smallest ratio for logits of 12-layer models, eager: {least(rows, 'output', True)} "
-            "(promised: at least 1.05).",
-            f"* Smallest ratio for features, eager: {least(rows, 'features', False)} (promised: at least 0.98).",
+            "(goal: at least 1.05).",
+            f"* Smallest ratio for features, eager: {least(rows, 'features', False)} (goal: at least 0.98).",
             "",
             "Peak memory of a pass, float32, output, above weights and what the first pass left:",
             "",

@@ -148,15 +148,15 @@ def rows_of(size: str, found: dict[tuple[str, str], dict[str, float | None]]) ->
 def figures(
     size: str, found: dict[tuple[str, str], dict[str, float | None]], anonymous: float, halved: int
 ) -> list[str]:
-    """What is promised, beside what was found."""
+    """The goals, beside what was found."""
     seconds = {way: middle["seconds"] or 0.0 for way, middle in found.items()}
-    bound = " (promised for B: at most 50 ms)" if size == "B" else ""
+    bound = " (goal for B: at most 50 ms)" if size == "B" else ""
     ratio = seconds["npz", OURS] / seconds["npz", READ]
     return [
         f"* {size}, canonical: {report.in_ms(seconds['canonical', OURS])}{bound}; "
-        f"npz / read and transpose: {ratio:.2f} (promised: at most 1.5); in bfloat16 at most "
+        f"npz / read and transpose: {ratio:.2f} (goal: at most 1.5); in bfloat16 at most "
         f"{report.in_mb(anonymous)} of memory that is no file's, {anonymous / halved:.2f} times the model's "
-        f"{report.in_mb(halved)} (promised: never 2 times)."
+        f"{report.in_mb(halved)} (goal: never 2 times)."
     ]
 
 
@@ -173,7 +173,7 @@ def main() -> None:
         print(json.dumps(load_once(json.loads(given.once))))
         return
     rows: list[tuple[str, ...]] = []
-    promised: list[str] = []
+    goals: list[str] = []
     with report.report("Loading", __doc__, given) as lines:
         for size in given.sizes:
             with tempfile.TemporaryDirectory(dir=given.folder) as name:
@@ -189,9 +189,9 @@ def main() -> None:
             halved = 2 * sum(int(np.prod(shape)) for _, shape in shapes)
             found = {way: medians(each) for way, each in measured.items()}
             rows += rows_of(size, found)
-            promised += figures(size, found, anonymous, halved)
+            goals += figures(size, found, anonymous, halved)
         header = ("size", "file", "loader", "time", "/ vit-hub", "peak", "after", "after a pass")
-        lines += [f"Medians of {given.rounds} processes.", "", *report.table(header, rows, left=3), "", *promised]
+        lines += [f"Medians of {given.rounds} processes.", "", *report.table(header, rows, left=3), "", *goals]
 
 
 if __name__ == "__main__":

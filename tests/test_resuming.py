@@ -34,9 +34,12 @@ SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
 TOTAL = len(WEIGHTS)
 FILE = "/weights.safetensors"
 GONE = Fault(status=404)
+# Started in the background of a shell, a process ignores interrupts, and so do its children.
 FETCH = """
+import signal
 import sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from vit_hub.hub.web import stream_to
 from vit_hub.registry import WeightSource
 stream_to(Path(sys.argv[1]), WeightSource(kind="https", format="", url=sys.argv[2]))
