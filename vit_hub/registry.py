@@ -150,10 +150,9 @@ def get_entry(name: str) -> Entry:
 
 def preferring(entry: Entry, source: WeightSource) -> Entry:
     """The entry as if one of its sources were the first: with the conventions of that source's project."""
-    if entry.id not in outlines() or source not in entry.sources:
+    if source == entry.sources[0] or source not in entry.sources or entry.id not in outlines():
         return entry
-    preferred = _entry(entry.id)
-    return _entry(entry.id, preferred.sources.index(source))
+    return _entry(entry.id, _entry(entry.id).sources.index(source))
 
 
 def get_config(name: str) -> ViTConfig:
