@@ -24,7 +24,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import vit_hub
-from vit_hub.config import RESIZE_METHODS
+from vit_hub.model.config import RESIZE_METHODS
 
 NAME = "vit-nano-digits"
 STORED = 32

@@ -33,7 +33,7 @@ import httpx2
 import numpy as np
 import report
 
-from vit_hub.hub import transfer, web
+from vit_hub.hub.http import download, transfer
 from vit_hub.registry import WeightSource
 
 HEADER = ("client", "time", "rate", "rate / curl", "rate / (curl + sync)", "CPU")
@@ -109,7 +109,7 @@ def curl(url: str, path: Path, *, sync: bool) -> None:
 def fetch(source: WeightSource, path: Path, *, ramp: float) -> None:
     """Opens further connections after so many seconds."""
     transfer.RAMP = ramp
-    web.stream_to(path, source)
+    download.stream_to(path, source)
 
 
 def timed(action: Callable[[Path], None], path: Path) -> tuple[float, float]:
@@ -172,7 +172,7 @@ def main() -> None:
                 "curl": lambda path: curl(url, path, sync=False),
                 "curl + sync": lambda path: curl(url, path, sync=True),
                 "vit-hub": lambda path: fetch(source, path, ramp=usual),
-                f"vit-hub, {web.CONNECTIONS} connections at once": lambda path: fetch(source, path, ramp=0.0),
+                f"vit-hub, {download.CONNECTIONS} connections at once": lambda path: fetch(source, path, ramp=0.0),
             }
             times: dict[str, list[tuple[float, float]]] = {title: [] for title in actions}
             for _ in range(given.rounds):

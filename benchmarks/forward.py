@@ -61,7 +61,7 @@ def memory_once(model: Any) -> list[int]:
     """Bytes at the peak, of one implementation after the other."""
     import torch
 
-    from vit_hub.exchange import timm_model, to_transformers
+    from vit_hub.interop import timm_model, to_transformers
 
     peaks, images = [], torch.zeros(MEMORY_BATCH, 3, 224, 224)
     for made in (model, timm_model(model), to_transformers(model)):

@@ -5,7 +5,7 @@
 Throughput: ViT-B/16 and L/16 in bfloat16 at 224 and 384 pixels with random weights, the same for all three; inference
 mode; medians of rounds in which they run in turn. "eager" and "max-autotune" (a mode of torch.compile) are measured by
 `vit_hub.benching.time_forward`, "CUDA graph" is the eager model captured once and replayed. "of the peak" is the
-arithmetic of the model (vit_hub.cli.flops.forward_flops, which counts the last block for all tokens, although vit-hub
+arithmetic of the model (vit_hub.model.flops.forward_flops, which counts the last block for all tokens, although vit-hub
 needs fewer of it) by the time and by the measured rate of a product of two bfloat16 matrices of 8192 x 8192. Memory is
 what a pass allocated on the GPU at its peak.
 
@@ -40,8 +40,8 @@ from torch import Tensor
 
 import vit_hub
 from vit_hub.benching import OURS, PEERS, time_forward
-from vit_hub.cli.flops import forward_flops
-from vit_hub.exchange import timm_model, to_transformers
+from vit_hub.interop import timm_model, to_transformers
+from vit_hub.model.flops import forward_flops
 
 MISSING = "not measured: no GPU"
 GRAPH = "CUDA graph"

@@ -38,8 +38,8 @@ from torch import Tensor
 from torch.nn import functional
 
 import vit_hub
-from vit_hub.resample import axis_matrix
-from vit_hub.resizing import resize_tensor, resized_config
+from vit_hub.model.resample import axis_matrix
+from vit_hub.model.resize import resize_tensor, resized_config
 
 # Method -> the project whose it is, and how that project calls interpolate.
 METHODS: dict[str, tuple[str, dict[str, object]]] = {

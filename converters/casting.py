@@ -14,7 +14,7 @@ from vit_hub.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["cast", "floats", "to_torch", "torch_dtype"]
+__all__ = ["cast", "floats", "from_tensor", "to_torch", "torch_dtype"]
 
 _TORCH_NAMES = {
     "F64": "float64",
@@ -81,3 +81,27 @@ def cast(tensor: LazyTensor, dtype: str) -> LazyTensor:
         return (values.view(torch.uint16) if target == "BF16" else values).numpy()
 
     return LazyTensor(target, tensor.shape, read)
+
+
+def from_tensor(tensor: torch.Tensor) -> LazyTensor:
+    """A lazy tensor over a torch tensor, which may live on any device until it is read."""
+    import torch
+
+    names = {
+        torch.float64: "F64",
+        torch.float32: "F32",
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+        torch.int64: "I64",
+        torch.int32: "I32",
+        torch.int16: "I16",
+        torch.int8: "I8",
+        torch.uint8: "U8",
+        torch.bool: "BOOL",
+    }
+
+    def read() -> object:
+        values = tensor.detach().cpu().contiguous()
+        return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
+
+    return LazyTensor(names[tensor.dtype], tuple(tensor.shape), read)  # type: ignore[arg-type]

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vit_hub.config import ViTConfig
 from vit_hub.converters.casting import cast, floats
 from vit_hub.converters.tensors import DTYPES, Array, LazyTensor, concat, from_array, split, zeros
-from vit_hub.positions import sincos2d
+from vit_hub.model.config import ViTConfig
 
 __all__ = ["FOLDS", "Fold"]
 
@@ -115,9 +114,13 @@ def _computed_table(config: ViTConfig, tensors: Tensors) -> Folded | None:
         return None
     shape = (1, config.num_patches, config.embed_dim)
     grid, width = config.grid_size, config.embed_dim
-    table = _computed(
-        tensors["patch_embed.proj.weight"], shape, lambda: np.asarray(sincos2d(grid, width).reshape(shape))
-    )
+
+    def values() -> Array:
+        from vit_hub.model.positions import sincos2d
+
+        return np.asarray(sincos2d(grid, width).reshape(shape))
+
+    table = _computed(tensors["patch_embed.proj.weight"], shape, values)
     changed = config.replace(pos_embed="learned", pos_embed_prefix=False, pos_embed_registers=False)
     return changed, {**tensors, "pos_embed": table}
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vit_hub.converters.casting import floats
-from vit_hub.converters.checkpoint import Checkpoint
+from vit_hub.converters.read import Checkpoint
 from vit_hub.converters.tensors import LazyTensor
 
 __all__ = ["ZERO_HEAD", "Values", "head_is_zero", "other_copies", "survey"]

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from vit_hub.errors import CheckpointError
+from vit_hub.model.config import ViTConfig
+from vit_hub.preprocessing.project_files import resized_sidecars
 
 __all__ = ["Passport"]
+
+_SIZES = ("image_size", "patch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +37,7 @@ class Passport:
         converter: version of vit-hub that made the record.
         weights_id: registry id of the weights, where known.
         license: licence of the weights, where known.
-        preprocess: evaluation preprocessing of the checkpoint, as :class:`vit_hub.preprocessing.Preprocessing` data.
+        preprocess: evaluation preprocessing, as data of :class:`vit_hub.preprocessing.spec.Preprocessing`.
         labels: names of the classes: a list, or the name of a list that vit-hub ships.
     """
 
@@ -52,6 +57,23 @@ class Passport:
     license: str = ""
     preprocess: dict[str, Any] | None = None
     labels: str | list[str] | None = None
+
+    def resized(self, old: ViTConfig, new: ViTConfig) -> Passport:
+        """Return the record changed where it depends on the size, so that the resized model can be written back."""
+        # NaFlex' files have the position table as a grid and the patch kernel as a matrix.
+        before, after = (
+            ((*config.grid_size, config.embed_dim), (math.prod(config.patch_size) * config.in_chans, config.embed_dim))
+            for config in (old, new)
+        )
+        odd = dict(zip(before, after, strict=True))
+        return dataclasses.replace(
+            self,
+            resized_from=self.resized_from or {name: list(getattr(old, name)) for name in _SIZES},
+            overrides={name: value for name, value in self.overrides.items() if name not in _SIZES},
+            shapes={name: list(odd.get(tuple(shape), shape)) for name, shape in self.shapes.items()},
+            preprocess=self.preprocess and {**self.preprocess, "image_size": list(new.image_size)},
+            sidecars=resized_sidecars(self.sidecars, new.image_size),
+        )
 
     def to_json(self) -> str:
         """Deterministic JSON: sorted keys, empty fields left out."""

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
-import sys
+import os
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
-
 import torchvision_operators  # noqa: F401
+
+# What the tests start in other processes finds the package in a clone that is not installed, too.
+ROOT = str(Path(__file__).resolve().parent.parent)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))

@@ -14,8 +14,9 @@ import warnings
 from pathlib import Path
 
 from vit_hub.converters import format_names, formats, open_checkpoint
-from vit_hub.converters.conversion import prospects
-from vit_hub.converters.format import Format, all_formats
+from vit_hub.converters.formats import all_formats
+from vit_hub.converters.rules.format import Format
+from vit_hub.converters.write import prospects
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "docs" / "formats.md"
@@ -138,6 +139,8 @@ def _modules() -> dict[str, tuple[Format, ...]]:
     """The first sentence of a module of formats -> its formats."""
     found = {}
     for info in pkgutil.iter_modules(formats.__path__):
+        if info.name.startswith("_"):
+            continue
         module = importlib.import_module(f"{formats.__name__}.{info.name}")
         summary = " ".join((module.__doc__ or "").split("\n\n")[0].split())
         found[summary] = module.FORMATS

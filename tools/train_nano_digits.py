@@ -31,9 +31,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 import vit_hub
-from vit_hub.converters.conversion import convert_checkpoint
-from vit_hub.preprocessing import CONVENTIONS
-from vit_hub.saving import snapshot
+from vit_hub.converters.save import snapshot
+from vit_hub.converters.write import convert_checkpoint
+from vit_hub.preprocessing.spec import CONVENTIONS
 
 CONFIG = vit_hub.ViTConfig(
     image_size=(32, 32),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
+from vit_hub.version import __version__
+
 if TYPE_CHECKING:
-    from vit_hub.config import ViTConfig
     from vit_hub.conversion import compare, convert, open_checkpoint
     from vit_hub.errors import (
         CheckpointError,
@@ -19,34 +21,38 @@ if TYPE_CHECKING:
         UnsupportedByFormatError,
         VitHubError,
     )
-    from vit_hub.exchange import from_module, to_timm, to_transformers
-    from vit_hub.hub.downloading import download
+    from vit_hub.hub.download import download
+    from vit_hub.interop import from_module, to_timm, to_transformers
     from vit_hub.loading import load
-    from vit_hub.model import VisionTransformer
-    from vit_hub.preprocessing import Preprocessing, native_size
+    from vit_hub.model.config import ViTConfig
+    from vit_hub.model.vit import VisionTransformer
+    from vit_hub.preprocessing.of_checkpoint import class_names, preprocess
+    from vit_hub.preprocessing.spec import Preprocessing, native_size
     from vit_hub.registry import get_config, list_models
-    from vit_hub.transforms import class_names, preprocess
 
-__version__ = "0.1.0"
+# A source tree has converters/ and weights_manifest/ beside this folder; an installed package has them inside.
+# (os.path, because importing pathlib would double the time that `import vit_hub` takes.)
+if not os.path.isdir(os.path.join(__path__[0], "converters")):  # noqa: PTH112, PTH118
+    __path__.append(os.path.dirname(__path__[0]))  # noqa: PTH120
 
 # Public name -> module. Imported on first use, so that `import vit_hub` costs no torch.
-_HOMES = {
-    "ViTConfig": "config",
+_MODULES = {
+    "ViTConfig": "model.config",
+    "VisionTransformer": "model.vit",
+    "Preprocessing": "preprocessing.spec",
+    "native_size": "preprocessing.spec",
+    "class_names": "preprocessing.of_checkpoint",
+    "preprocess": "preprocessing.of_checkpoint",
+    "get_config": "registry",
+    "list_models": "registry",
+    "from_module": "interop",
+    "to_timm": "interop",
+    "to_transformers": "interop",
+    "download": "hub.download",
+    "load": "loading",
     "compare": "conversion",
     "convert": "conversion",
     "open_checkpoint": "conversion",
-    "download": "hub.downloading",
-    "from_module": "exchange",
-    "to_timm": "exchange",
-    "to_transformers": "exchange",
-    "load": "loading",
-    "VisionTransformer": "model",
-    "Preprocessing": "preprocessing",
-    "native_size": "preprocessing",
-    "get_config": "registry",
-    "list_models": "registry",
-    "class_names": "transforms",
-    "preprocess": "transforms",
     **dict.fromkeys(
         (
             "CheckpointError",
@@ -76,6 +82,7 @@ __all__ = [
     "ViTConfig",
     "VisionTransformer",
     "VitHubError",
+    "__version__",
     "class_names",
     "compare",
     "convert",
@@ -93,12 +100,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_MODULES})

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from vit_hub.errors import ConfigError, UnsupportedByFormatError, first_line
-from vit_hub.exchange import timm_model, to_transformers
-from vit_hub.model import VisionTransformer
+from vit_hub.interop import timm_model, to_transformers
+from vit_hub.model.vit import VisionTransformer
 
 __all__ = ["OURS", "PEERS", "TASKS", "Timing", "machine", "time_forward"]
 

@@ -38,7 +38,7 @@ class VitHubError(Exception):
 
 
 class ConfigError(VitHubError, ValueError):
-    """A :class:`~vit_hub.config.ViTConfig` that contradicts itself or cannot fit the tensors."""
+    """A :class:`~vit_hub.model.config.ViTConfig` that contradicts itself or cannot fit the tensors."""
 
 
 class UnsupportedByFormatError(VitHubError):

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from vit_hub.config import ViTConfig
 from vit_hub.errors import ModelNotFoundError
-from vit_hub.layout import num_parameters
+from vit_hub.model.config import ViTConfig
+from vit_hub.model.shapes import num_parameters
 from vit_hub.weights_manifest import Outline, outlines, record
 
 __all__ = ["Entry", "Metric", "WeightSource", "get_config", "get_entry", "list_models", "preferring"]
@@ -91,8 +91,8 @@ class Entry:
         restricted: the licence is not an open one: no commercial use, or terms of its own.
         data: data sets of the stages ``pretrain`` and ``finetune``.
         preprocess: evaluation preprocessing of the first source's project: fields of
-            :class:`vit_hub.preprocessing.Preprocessing`.
-        labels: what the head's outputs mean, for :func:`vit_hub.labels.label_names`; None: no head or not known.
+            :class:`vit_hub.preprocessing.spec.Preprocessing`.
+        labels: list of the class names, for :func:`vit_hub.preprocessing.labels.label_names`; None: unknown.
         metrics: published results.
         params: parameters of the first source, of the image tower with its head.
         notes: what a user should know.

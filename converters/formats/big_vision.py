@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from vit_hub.config import ViTConfig
 from vit_hub.converters.containers import Source
-from vit_hub.converters.format import Dialect, Format, Requirement, Stated
-from vit_hub.converters.rules import Drop, rule
+from vit_hub.converters.rules.format import Dialect, Format, Requirement, Stated
+from vit_hub.converters.rules.table import Drop, rule
 from vit_hub.converters.tensors import LazyTensor
+from vit_hub.model.config import ViTConfig
 
 _ATTENTION = "MultiHeadDotProductAttention_0"
 _QKV = tuple(f"${{block}}/{_ATTENTION}/{part}" for part in ("query", "key", "value"))

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_hub.config import ViTConfig
 from vit_hub.converters.containers import Source
-from vit_hub.converters.format import Dialect, Format, Requirement, Stated
-from vit_hub.converters.rules import Drop, Rule, rule
+from vit_hub.converters.rules.format import Dialect, Format, Requirement, Stated
+from vit_hub.converters.rules.table import Drop, Rule, rule
 from vit_hub.converters.tensors import LazyTensor
+from vit_hub.model.config import ViTConfig
 
 __all__ = ["CLASS_TOKEN", "CONVENTIONS", "COUNTERS", "HAS_CLASS_TOKEN", "PLAIN", "both", "is_original"]
 

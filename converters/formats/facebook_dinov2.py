@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import product
 
-from vit_hub.config import ViTConfig
 from vit_hub.converters.containers import Source
-from vit_hub.converters.format import Dialect, Format, Requirement, Stated
 from vit_hub.converters.formats.facebook import (
     CLASS_TOKEN,
     CONVENTIONS,
@@ -21,8 +19,10 @@ from vit_hub.converters.formats.facebook import (
     both,
     is_original,
 )
-from vit_hub.converters.rules import Drop, rule
+from vit_hub.converters.rules.format import Dialect, Format, Requirement, Stated
+from vit_hub.converters.rules.table import Drop, rule
 from vit_hub.converters.tensors import LazyTensor
+from vit_hub.model.config import ViTConfig
 
 RULES = (
     *CLASS_TOKEN,

@@ -9,10 +9,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from vit_hub.config import ViTConfig
 from vit_hub.converters.containers import Source
-from vit_hub.converters.format import Dialect, Format, Requirement, Sidecars, Stated
-from vit_hub.converters.huggingface import (
+from vit_hub.converters.formats._transformers import (
     QV_BIAS,
     SQUARE,
     VIT_BLOCK,
@@ -24,8 +22,10 @@ from vit_hub.converters.huggingface import (
     write_config,
 )
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules import Drop, rule
+from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.table import Drop, rule
 from vit_hub.converters.tensors import LazyTensor
+from vit_hub.model.config import ViTConfig
 
 RULES = (
     rule("cls_token", "${root}embeddings.cls_token"),

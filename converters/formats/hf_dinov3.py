@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vit_hub.config import Rope, ViTConfig
 from vit_hub.converters.containers import Source
-from vit_hub.converters.format import Dialect, Format, Requirement, Sidecars, Stated
-from vit_hub.converters.huggingface import (
+from vit_hub.converters.formats._transformers import (
     ATTENTION,
     QKV_BIAS,
     QV_BIAS,
@@ -22,9 +20,11 @@ from vit_hub.converters.huggingface import (
     write_config,
 )
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules import rule
+from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.table import rule
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import ConfigError
+from vit_hub.model.config import Rope, ViTConfig
 
 _GATE = "${first}.mlp.gate_proj.weight"
 

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vit_hub.config import ViTConfig
 from vit_hub.converters.containers import Source
-from vit_hub.converters.format import Dialect, Format, Requirement, Sidecars, Stated
-from vit_hub.converters.huggingface import (
+from vit_hub.converters.formats._transformers import (
     QKV_BIAS,
     VIT_BLOCK,
     VIT_SPELLINGS,
@@ -21,8 +19,10 @@ from vit_hub.converters.huggingface import (
     write_config,
 )
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules import rule
+from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.table import rule
 from vit_hub.converters.tensors import LazyTensor
+from vit_hub.model.config import ViTConfig
 
 TYPES = (ModelType("ijepa", "IJepa", {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "num_attention_heads": 12}),)
 _ROOTS = ("ijepa.", "")

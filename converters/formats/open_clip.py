@@ -11,14 +11,15 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from vit_hub.config import ViTConfig
 from vit_hub.converters.containers import Source
-from vit_hub.converters.format import Dialect, Format, Requirement, Sidecars, Stated
 from vit_hub.converters.formats.openai_clip import CLIP_CLASS, TEXT, attention, clip_rules, mlp, norm1, norm2
 from vit_hub.converters.formats.timm import mlp_ratio
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules import Drop, rule
+from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.table import Drop, rule
 from vit_hub.converters.tensors import LazyTensor
+from vit_hub.model.config import ViTConfig
+from vit_hub.preprocessing.project_files import open_clip_preprocess
 
 __all__ = ["CONFIG", "DROPS", "OUTSIDE", "PREFIXES", "is_named", "model_config"]
 
@@ -105,15 +106,8 @@ def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
     model |= {"embed_dim": config.projection_dim, "quick_gelu": quick, "vision_cfg": vision}
     file = {**kept, "model_cfg": model}
     if passport and passport.preprocess and "preprocess_cfg" not in file:
-        file["preprocess_cfg"] = _preprocess(passport.preprocess)
+        file["preprocess_cfg"] = open_clip_preprocess(passport.preprocess)
     return {CONFIG: file}
-
-
-def _preprocess(preprocess: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of open_clip's PreprocessCfg."""
-    squash = preprocess.get("crop_mode", "center") == "squash"
-    found = {name: preprocess[name] for name in ("mean", "std", "interpolation") if name in preprocess}
-    return {"size": preprocess["image_size"], **found, "resize_mode": "squash" if squash else "shortest"}
 
 
 def _format(name: str, last_norm: str) -> Format:

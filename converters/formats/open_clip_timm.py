@@ -10,10 +10,10 @@ import dataclasses
 from collections.abc import Mapping
 
 from vit_hub.converters.containers import Source
-from vit_hub.converters.format import Dialect, Format, Requirement, Stated
 from vit_hub.converters.formats import timm, timm_beit, timm_eva
 from vit_hub.converters.formats.open_clip import CONFIG, DROPS, OUTSIDE, PREFIXES, model_config
-from vit_hub.converters.rules import Drop, rule
+from vit_hub.converters.rules.format import Dialect, Format, Requirement, Stated
+from vit_hub.converters.rules.table import Drop, rule
 from vit_hub.converters.tensors import LazyTensor
 
 _TRUNK = "visual.trunk."

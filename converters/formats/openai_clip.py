@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vit_hub.converters.containers import Source
-from vit_hub.converters.format import Dialect, Format, Requirement, Stated
-from vit_hub.converters.rules import Drop, Rule, rule
+from vit_hub.converters.rules.format import Dialect, Format, Requirement, Stated
+from vit_hub.converters.rules.table import Drop, Rule, rule
 from vit_hub.converters.tensors import LazyTensor
 
 __all__ = ["CLIP_CLASS", "TEXT", "attention", "both", "clip_rules", "mlp", "norm1", "norm2"]

@@ -10,14 +10,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vit_hub.config import ViTConfig
 from vit_hub.converters.containers import Source
-from vit_hub.converters.format import Dialect, Format, Requirement, Sidecars, Stated
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.processors import timm_data_config
-from vit_hub.converters.rules import Drop, rule
+from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.table import Drop, rule
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import ConfigError
+from vit_hub.model.config import ViTConfig
+from vit_hub.preprocessing.project_files import timm_data_config
 
 _ATTENTION = ("attn.qkv", "attn.q_norm", "attn.k_norm", "attn.norm", "attn.proj")
 _BLOCK_LAYERS = ("norm1", *_ATTENTION, "norm2", "mlp.fc1", "mlp.norm", "mlp.fc2")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vit_hub.config import ViTConfig
 from vit_hub.converters.containers import Source
-from vit_hub.converters.format import Dialect, Format, Requirement, Sidecars, Stated
 from vit_hub.converters.formats.timm import OUTSIDE, PREFIXES, hub_config, mlp_ratio, shared_args, stated_everywhere
 from vit_hub.converters.formats.timm_eva import COMMON
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules import Drop, rule
+from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.table import Drop, rule
 from vit_hub.converters.tensors import LazyTensor
+from vit_hub.model.config import ViTConfig
 
 _NAMES = (
     "blocks.{i}.attn.qkv.weight",

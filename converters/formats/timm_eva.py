@@ -13,9 +13,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from vit_hub.config import Rope, ViTConfig
 from vit_hub.converters.containers import Source
-from vit_hub.converters.format import Dialect, Format, Requirement, Sidecars, Stated
 from vit_hub.converters.formats.timm import (
     NAMES,
     OUTSIDE,
@@ -27,9 +25,11 @@ from vit_hub.converters.formats.timm import (
     stated_everywhere,
 )
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules import Rule, rule
+from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.table import Rule, rule
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import ConfigError
+from vit_hub.model.config import Rope, ViTConfig
 
 _QKV = ("blocks.{i}.attn.q_proj", "blocks.{i}.attn.k_proj", "blocks.{i}.attn.v_proj")
 _MORE = ("blocks.{i}.mlp.fc1_g", "blocks.{i}.mlp.fc1_x")

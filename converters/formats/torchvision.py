@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 
-from vit_hub.config import ViTConfig
-from vit_hub.converters.format import Dialect, Format, Requirement
-from vit_hub.converters.rules import Rule, rule
+from vit_hub.converters.rules.format import Dialect, Format, Requirement
+from vit_hub.converters.rules.table import Rule, rule
+from vit_hub.model.config import ViTConfig
 
 _LAYER = "encoder.layers.encoder_layer_{i}"
 _STEM, _FOREIGN_STEM = "patch_embed.backbone.layers.{l}", "conv_proj.conv_bn_relu_{l}"

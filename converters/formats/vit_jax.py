@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_hub.converters.containers import Source
-from vit_hub.converters.format import Dialect, Format, Requirement, Stated
-from vit_hub.converters.rules import Drop, Rule, rule
+from vit_hub.converters.rules.format import Dialect, Format, Requirement, Stated
+from vit_hub.converters.rules.table import Drop, Rule, rule
 from vit_hub.converters.tensors import LazyTensor
 
 _BLOCK = "Transformer/encoderblock_{i}"

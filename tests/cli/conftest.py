@@ -16,7 +16,7 @@ from PIL import Image
 from vit_hub import VisionTransformer, ViTConfig
 from vit_hub.cli import main
 from vit_hub.converters.passport import Passport
-from vit_hub.preprocessing import CONVENTIONS
+from vit_hub.preprocessing.project_files import CONVENTIONS
 
 Run = Callable[..., Result]
 

@@ -15,7 +15,7 @@ from servers import Server
 
 import vit_hub
 from vit_hub.cli import main
-from vit_hub.hub.cache import fetched_file
+from vit_hub.hub.cache.paths import fetched_file
 from vit_hub.registry import WeightSource
 
 __all__ = ["cache", "make_entry", "server"]  # fixtures

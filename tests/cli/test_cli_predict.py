@@ -11,7 +11,7 @@ import torch
 from click.testing import Result
 
 import vit_hub
-from vit_hub.labels import label_names
+from vit_hub.preprocessing.labels import label_names
 
 Run = Callable[..., Result]
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -12,7 +12,7 @@ import pytest
 from click.testing import Result
 
 from vit_hub import ViTConfig, get_config, list_models, open_checkpoint
-from vit_hub.hub.cache import fetched_file
+from vit_hub.hub.cache.paths import fetched_file
 from vit_hub.registry import get_entry
 
 Run = Callable[..., Result]

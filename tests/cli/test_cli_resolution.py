@@ -14,9 +14,9 @@ import torch
 from click.testing import Result
 
 import vit_hub
-from vit_hub.cli.flops import forward_flops
-from vit_hub.config import RESIZE_METHODS
-from vit_hub.layout import num_parameters
+from vit_hub.model.config import RESIZE_METHODS
+from vit_hub.model.flops import forward_flops
+from vit_hub.model.shapes import num_parameters
 
 Run = Callable[..., Result]
 Answer = Callable[..., Any]

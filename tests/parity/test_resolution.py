@@ -24,7 +24,7 @@ from transformers.models.siglip2.image_processing_siglip2 import get_image_size_
 
 import vit_hub
 from vit_hub.errors import ConfigError
-from vit_hub.preprocessing import CONVENTIONS, Preprocessing
+from vit_hub.preprocessing.project_files import CONVENTIONS, from_hf
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*default .* is used",
@@ -226,7 +226,7 @@ class TestNativeAspect:
         picture = np.random.default_rng(0).integers(0, 256, (37, 90, 3), dtype=np.uint8)
         processor = transformers.Siglip2ImageProcessor(patch_size=4, max_num_patches=16)
         size = vit_hub.native_size((37, 90), ours.config.patch_size, 16)
-        images = Preprocessing.from_hf(processor.to_dict()).with_image_size(size)(picture)
+        images = from_hf(processor.to_dict()).with_image_size(size)(picture)
         inputs = processor(torch.from_numpy(picture).permute(2, 0, 1), return_tensors="pt")
         wanted = arguments_of(theirs, images)
         assert wanted["spatial_shapes"].tolist() == inputs["spatial_shapes"].tolist()
@@ -237,4 +237,4 @@ class TestNativeAspect:
         assert relative_error(found, padded) <= 0.02
         with torch.inference_mode():
             assert relative_error(found, theirs(**wanted).pooler_output) <= 1e-5
-        assert CONVENTIONS["siglip"].mean == Preprocessing.from_hf(processor.to_dict()).mean
+        assert CONVENTIONS["siglip"].mean == from_hf(processor.to_dict()).mean

@@ -25,12 +25,12 @@ from timm.models.vision_transformer_hybrid import HybridEmbed
 from torch import Tensor, nn
 
 import vit_hub
-from vit_hub.converters.checkpoint import read_source
 from vit_hub.converters.containers import Source
-from vit_hub.converters.inference import conventional_heads
+from vit_hub.converters.infer_config import conventional_heads
+from vit_hub.converters.read import read_source
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import ConfigError, VitHubError
-from vit_hub.timm_modules import timm_facts, timm_format
+from vit_hub.interop import timm_facts, timm_format
 
 # timm computes rotary embeddings in float32 whatever the model is in.
 EXACT, SINGLE = 1e-10, 1e-6

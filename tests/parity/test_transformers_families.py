@@ -19,10 +19,10 @@ from small_models import examples, random_images, random_model, randomise, relat
 from torch import Tensor
 
 import vit_hub
-from vit_hub.converters.checkpoint import read_source
+from vit_hub.converters.casting import from_tensor
 from vit_hub.converters.containers import Source
+from vit_hub.converters.read import read_source
 from vit_hub.errors import CheckpointError, ConfigError, UnsupportedByFormatError
-from vit_hub.saving import from_tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*default .* is used")
 

@@ -14,7 +14,7 @@ from vit_hub.progress import step_bar
 
 if TYPE_CHECKING:
     from vit_hub.benching import Timing
-    from vit_hub.model import VisionTransformer
+    from vit_hub.model.vit import VisionTransformer
 
 _PEERS = ("timm", "transformers")
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -93,7 +93,7 @@ def command(
     vit-hub is faster. "difference" is the largest absolute difference from vit-hub's result.
     """
     from vit_hub.benching import OURS, TASKS, machine, time_forward
-    from vit_hub.devices import usable_device
+    from vit_hub.converters.build import usable_device
 
     usable_device(device)
     net = _model(model, device, dtype, image_size, offline, output)
@@ -122,7 +122,7 @@ def _model(
     name: str, device: str, dtype: str, image_size: tuple[int, int] | None, offline: bool, output: Output
 ) -> VisionTransformer:
     """The model of a file or repository; one with random weights where the registry has the config."""
-    from vit_hub.hub.sources import local_path, locate
+    from vit_hub.hub.names.locate import local_path, locate
 
     entry = None if local_path(name) is not None else locate(name)[0]
     if entry is None:

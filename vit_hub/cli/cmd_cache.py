@@ -12,7 +12,7 @@ from vit_hub.cli.options import Verb
 from vit_hub.cli.output import Output, amount, count_of, pass_output
 
 if TYPE_CHECKING:
-    from vit_hub.hub.inventory import Item
+    from vit_hub.hub.cache.inventory import Item
 
 _EPILOG = """\b
 Examples:
@@ -41,7 +41,7 @@ def command(ctx: click.Context) -> None:
 @pass_output
 def show_folder(output: Output) -> None:
     """Print the folder of the cache, which need not exist yet."""
-    from vit_hub.hub.cache import cache_dir
+    from vit_hub.hub.cache.paths import cache_dir
 
     if output.json:
         output.document({"folder": cache_dir()})
@@ -58,7 +58,7 @@ def show_models(output: Output) -> None:
     originals, from a plain address, from a mirror, and in Hugging Face's own cache. The day is when the file was last
     read, as far as the file system keeps account of that, or written. With --quiet only the names.
     """
-    from vit_hub.hub.inventory import items
+    from vit_hub.hub.cache.inventory import items
 
     found = items()
     if output.json:
@@ -74,7 +74,7 @@ def show_models(output: Output) -> None:
 
 
 def _complete_cached(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    from vit_hub.hub.inventory import items
+    from vit_hub.hub.cache.inventory import items
 
     names = dict.fromkeys(item.name for item in items())
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
@@ -88,7 +88,7 @@ def remove_models(output: Output, names: tuple[str, ...]) -> None:
 
     Files in Hugging Face's own cache are left, for other programs may use them; `hf cache rm` removes those.
     """
-    from vit_hub.hub.inventory import find, remove
+    from vit_hub.hub.cache.inventory import find, remove
 
     chosen = list({item.path: item for name in names for item in find(name)}.values())
     size, gone, left = 0, [], []
@@ -127,7 +127,7 @@ def remove_useless(output: Output, dry_run: bool, days: float) -> None:
     That is: unfinished downloads, what killed processes left, files converted by another version of vit-hub, and notes
     about files that are gone. What another process is working on stays.
     """
-    from vit_hub.hub.pruning import prune
+    from vit_hub.hub.cache.inventory import prune
 
     found = prune(days=days, dry_run=dry_run)
     size = sum(leftover.size for leftover in found)

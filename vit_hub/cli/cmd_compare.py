@@ -15,7 +15,7 @@ from vit_hub.cli.output import Output, count_of, pass_output
 from vit_hub.cli.settings import set_option
 
 if TYPE_CHECKING:
-    from vit_hub.converters.comparison import Comparison
+    from vit_hub.converters.compare import Comparison
 
 _EPILOG = """\b
 Examples:

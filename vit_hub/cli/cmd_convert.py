@@ -92,28 +92,19 @@ def command(
     customary files. What it says on stdout: the path for loading, the format, what each config field was taken from,
     and what was left out and why. With --quiet only the path.
     """
+    from vit_hub.converters.resize import resized_checkpoint
+    from vit_hub.converters.write import convert_checkpoint
     from vit_hub.progress import byte_bar
-    from vit_hub.resizing import resized_checkpoint
 
-    # Opened here as well for its format and size: only headers are read, and what is fetched is fetched once.
-    told: dict[str, Any] = {"format": format, "overrides": overrides, "revision": revision, "offline": offline}
-    ckpt = vit_hub.open_checkpoint(source, **told, progress=not output.quiet)
+    ckpt = vit_hub.open_checkpoint(
+        source, format=format, overrides=overrides, revision=revision, offline=offline, progress=not output.quiet
+    )
+    source_format = ckpt.format
     sizes: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size}
     ckpt = resized_checkpoint(ckpt, **sizes, resize=resize)
-    source_format, total = ckpt.format, _bytes(ckpt, dtype)
-    del ckpt  # an old-style pickle would be in memory twice
-    with byte_bar("converting", total, show=not output.quiet) as advance:
-        report = vit_hub.convert(
-            source,
-            destination,
-            to=to,
-            **sizes,
-            resize=resize,
-            dtype=dtype,
-            lossy=lossy,
-            keep_rest=keep_rest,
-            **told,
-            progress=advance,
+    with byte_bar("converting", _bytes(ckpt, dtype), show=not output.quiet) as advance:
+        report = convert_checkpoint(
+            ckpt, destination, to=to, dtype=dtype, lossy=lossy, keep_rest=keep_rest, progress=advance
         )
     if output.json:
         output.document(_as_data(report, source_format))

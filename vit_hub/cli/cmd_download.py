@@ -13,7 +13,7 @@ from vit_hub.cli.options import Verb, complete_source, lockfile_option, offline_
 from vit_hub.cli.output import Output, count_of, pass_output
 
 if TYPE_CHECKING:
-    from vit_hub.hub.planning import Plan, PlannedSource
+    from vit_hub.hub.plan import Plan, PlannedSource
 
 _EPILOG = """\b
 Examples:
@@ -57,7 +57,7 @@ def command(
     """
     from vit_hub.hub.fetch import is_offline
     from vit_hub.hub.lockfile import LOCKFILE, read_lock
-    from vit_hub.hub.planning import plan
+    from vit_hub.hub.plan import plan
 
     if lockfile and not locked:
         raise click.UsageError("--lockfile is for --locked")

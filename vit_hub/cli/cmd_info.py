@@ -92,7 +92,7 @@ def command(
         config, data, lines = entry.config, _entry_data(entry), _entry_lines(output, entry)
     if size != (None, None):
         from vit_hub.cli.resized import differences_of, resized_data, resized_lines
-        from vit_hub.resizing import resized_config
+        from vit_hub.model.resize import resized_config
 
         new = resized_config(config, *size)
         ckpt = (ckpt or _weights_at_hand(output, model)) if resize else None
@@ -117,7 +117,7 @@ def _known(model: str) -> Entry | None:
     with contextlib.suppress(ModelNotFoundError, OSError, ValueError):
         if not Path(model).expanduser().exists():
             return get_entry(model)
-    from vit_hub.hub.sources import local_path, locate
+    from vit_hub.hub.names.locate import local_path, locate
 
     if local_path(model) is not None:
         return None
@@ -152,7 +152,7 @@ def _file_lines(output: Output, ckpt: Checkpoint, overrides: dict[str, Any]) -> 
 
 
 def _preprocess(entry: Entry) -> dict[str, Any]:
-    from vit_hub.preprocessing import Preprocessing
+    from vit_hub.preprocessing.spec import Preprocessing
 
     return Preprocessing.from_dict(entry.preprocess).to_dict()
 
@@ -189,7 +189,7 @@ def _classes(entry: Entry) -> str:
     count = f"{entry.config.num_classes:,}"
     if entry.labels is None:
         return f"{count} outputs of the head; no names are known for them"
-    from vit_hub.labels import label_names
+    from vit_hub.preprocessing.labels import label_names
 
     names = [name.split(",")[0] for name in label_names(entry.labels)]
     return f"{count} of {entry.labels}: {', '.join(names[:3])}, ..., {names[-1]}"

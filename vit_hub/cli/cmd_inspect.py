@@ -56,7 +56,7 @@ def command(
     why. SRC is fetched if it is not on this machine. Only headers are read, unless --values or --hash asks for more.
     With --quiet only the format.
     """
-    from vit_hub.converters.hashing import file_sha256
+    from vit_hub.converters.containers.hashing import file_sha256
     from vit_hub.converters.inspection import head_is_zero, survey
     from vit_hub.progress import byte_bar
 

@@ -32,7 +32,7 @@ def command(output: Output, folder: Path, names: tuple[str, ...], offline: bool)
     VIT_HUB_MIRROR is such a folder, or its address, it is asked before the weights' own servers, and what it delivers
     is verified. What it does not have comes from where it always came, with a warning.
     """
-    from vit_hub.hub.mirroring import add_to_mirror
+    from vit_hub.hub.make_mirror import add_to_mirror
 
     found = []
     for model in add_to_mirror(folder, names, offline=offline, progress=not output.quiet):

@@ -28,7 +28,7 @@ from vit_hub.errors import ConfigError, VitHubError
 if TYPE_CHECKING:
     import torch
 
-    from vit_hub.model import VisionTransformer
+    from vit_hub.model.vit import VisionTransformer
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -79,7 +79,7 @@ def command(
     others are still predicted, and the exit status is 1. With --quiet a line for each image: path, class and
     probability, separated by tabs.
     """
-    from vit_hub.devices import usable_device
+    from vit_hub.converters.build import usable_device
 
     files = list(_expanded(images))
     usable_device(device)

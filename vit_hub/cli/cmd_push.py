@@ -14,7 +14,7 @@ from vit_hub.cli.settings import set_option
 from vit_hub.hub.model_card import LAYOUTS
 
 if TYPE_CHECKING:
-    from vit_hub.hub.packaging import Package
+    from vit_hub.hub.publish import Package
 
 _EPILOG = """\b
 Examples:
@@ -65,8 +65,7 @@ def command(
 
     It gives one line on stdout: the address of the repository.
     """
-    from vit_hub.hub.packaging import package
-    from vit_hub.hub.pushing import push
+    from vit_hub.hub.publish import package, push
     from vit_hub.progress import byte_bar
 
     shown = not (output.quiet or output.json)

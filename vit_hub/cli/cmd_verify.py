@@ -33,12 +33,13 @@ def command(output: Output, ctx: click.Context, names: tuple[str, ...], lockfile
     was first used, and the lock file's if there is one. Exit status 3 where a file is changed or missing. No connection
     is opened. With --quiet only the files that are wrong.
     """
-    from vit_hub.hub.lockfile import LOCKFILE
-    from vit_hub.hub.verifying import verify_all
+    from vit_hub.hub.cache.verify import verify_all
+    from vit_hub.hub.lockfile import LOCKFILE, read_lock
 
     if lockfile is None and LOCKFILE.exists():
         lockfile = LOCKFILE
-    found = verify_all(names, lockfile=lockfile, progress=not output.quiet)
+    locked = read_lock(lockfile).values() if lockfile else ()
+    found = verify_all(names, locked=locked, lockfile=str(lockfile), progress=not output.quiet)
     wrong = [verdict for verdict in found if verdict.is_wrong]
     if output.json:
         output.document(found)

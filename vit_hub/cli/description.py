@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from vit_hub.cli.flops import activation_values, forward_flops, tokens_of
 from vit_hub.cli.output import Output, amount, count_of, plain, size_text
-from vit_hub.config import Rope, ViTConfig
-from vit_hub.layout import num_parameters
+from vit_hub.model.config import Rope, ViTConfig
+from vit_hub.model.flops import activation_values, forward_flops, tokens_of
+from vit_hub.model.shapes import num_parameters
 
 __all__ = ["config_data", "config_lines", "dropped_lines", "grouped", "memory_of", "value_text"]
 

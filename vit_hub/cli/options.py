@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 
 from vit_hub.cli.output import Output
 from vit_hub.cli.settings import parse_size
-from vit_hub.config import RESIZE_METHODS
+from vit_hub.model.config import RESIZE_METHODS
 
 __all__ = [
     "ALL_METHODS",

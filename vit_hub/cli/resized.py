@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vit_hub.cli.description import config_data, memory_of
-from vit_hub.cli.flops import forward_flops, tokens_of
 from vit_hub.cli.options import ALL_METHODS
 from vit_hub.cli.output import Output, amount, size_text
-from vit_hub.config import ViTConfig
-from vit_hub.layout import num_parameters
-from vit_hub.resizing import TableDifference, resized_config, table_differences, table_method
+from vit_hub.converters.resize import TableDifference, table_differences
+from vit_hub.model.config import ViTConfig
+from vit_hub.model.flops import forward_flops, tokens_of
+from vit_hub.model.resize import resized_config, table_method
+from vit_hub.model.shapes import num_parameters
 
 if TYPE_CHECKING:
     from vit_hub.converters import Checkpoint

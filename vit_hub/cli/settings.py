@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from vit_hub.config import ViTConfig
+from vit_hub.model.config import ViTConfig
 
 __all__ = ["parse_size", "set_option"]
 

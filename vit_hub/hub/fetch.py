@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from vit_hub.errors import DownloadError, IntegrityError
-from vit_hub.hub.cache import fetched_file, locked
-from vit_hub.hub.integrity import verify
+from vit_hub.hub.cache.hashes import sha256_of, verify
+from vit_hub.hub.cache.paths import bundled_file, fetched_file, locked
+from vit_hub.hub.cache.records import Delivery, Pin, Record, as_first_seen, forgetting, read_record, remember
 from vit_hub.hub.mirror import from_mirror
-from vit_hub.hub.origin import address, is_fixed
-from vit_hub.hub.records import as_first_seen, describe, forgetting, read_record, remember
+from vit_hub.hub.names.address import address, is_commit, is_fixed
 from vit_hub.registry import WeightSource
 
-__all__ = ["bundled_file", "fetch", "is_offline"]
+__all__ = ["describe", "fetch", "is_offline", "record_of"]
 
-_DATA = Path(__file__).parent.parent / "data"
 _OFFLINE = ("VIT_HUB_OFFLINE", "HF_HUB_OFFLINE")
 _UNSET = ("", "0", "false", "no", "off")
 
@@ -75,13 +75,8 @@ def _from_origin(source: WeightSource, offline: bool, progress: bool) -> Path:
     return _from_web(source, offline, progress)
 
 
-def bundled_file(source: WeightSource) -> Path:
-    """Where the package keeps a file that it brings along."""
-    return _DATA / str(source.file)
-
-
 def _bundled(source: WeightSource) -> Path:
-    path = bundled_file(source)
+    path = bundled_file(source.file or "")
     hint = "the installation is incomplete: install vit-hub again"
     if not path.is_file():
         raise DownloadError(f"{path}: the package's own file is missing", hint=hint)
@@ -103,7 +98,7 @@ def _from_web(source: WeightSource, offline: bool, progress: bool) -> Path:
         )
     with locked(path):
         if not _is_fetched(path, source):  # another process may have, while this one waited
-            from vit_hub.hub.web import stream_to
+            from vit_hub.hub.http.download import stream_to
 
             stream_to(path, source, progress=progress)
     return path
@@ -117,3 +112,27 @@ def _is_fetched(path: Path, source: WeightSource) -> bool:
     except IntegrityError:
         return False
     return True
+
+
+def describe(source: WeightSource, path: Path) -> Record:
+    """What a source delivered, told from the place and the content of its file in the cache or the package."""
+    if source.kind != "hf":
+        return Record(path.parent, Delivery(address(source), {path.name: _seen(path)}))
+    from vit_hub.hub.huggingface import companions
+
+    # Hugging Face's cache keeps the files of a commit in a folder of its name.
+    folder = path.parents[source.file.count("/") if source.file else 0]
+    revision = folder.name if is_commit(folder.name) else source.revision
+    exact = replace(source, revision=revision, file=path.relative_to(folder).as_posix())
+    files = {file.relative_to(folder).as_posix(): _seen(file) for file in (path, *companions(path))}
+    return Record(folder, Delivery(address(exact), files))
+
+
+def _seen(path: Path) -> Pin:
+    return Pin(sha256_of(path), path.stat().st_size)
+
+
+def record_of(source: WeightSource, path: Path) -> Record:
+    """What a source delivered, for a file that was just fetched from it."""
+    known = read_record(address(source))
+    return known if known and known.path == path else describe(source, path)

@@ -13,11 +13,12 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from vit_hub.errors import CheckpointError, DownloadError, VitHubError, first_line
-from vit_hub.hub.integrity import verify
-from vit_hub.hub.logins import hide_logins, without_login
-from vit_hub.hub.origin import is_safe_name
+from vit_hub.hub.cache.hashes import verify
+from vit_hub.hub.names.address import is_safe_name
+from vit_hub.hub.names.credentials import hide_logins, without_login
 from vit_hub.progress import on_terminal
 from vit_hub.registry import WeightSource
+from vit_hub.version import __version__
 
 __all__ = ["cached_weights", "companions", "fetch_from_hub", "hub_bars", "page_of", "possible_files"]
 
@@ -152,8 +153,6 @@ def _cached(source: WeightSource, name: str) -> Path | None:
 def _fetched(source: WeightSource, name: str) -> Path:
     from huggingface_hub import errors as hub
     from huggingface_hub import hf_hub_download
-
-    from vit_hub import __version__
 
     where = _described(source)
     try:

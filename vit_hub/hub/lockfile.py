@@ -9,10 +9,12 @@ from pathlib import Path
 
 from vit_hub.converters.containers import atomic_path
 from vit_hub.errors import IntegrityError, ModelNotFoundError, VitHubError
-from vit_hub.hub.logins import without_login
-from vit_hub.hub.origin import address, source_of
-from vit_hub.hub.records import Delivery, difference, record_of
-from vit_hub.hub.sources import Resolved, locate, refuse_local, resolve
+from vit_hub.hub.cache.records import Delivery, difference
+from vit_hub.hub.fetch import record_of
+from vit_hub.hub.names.address import address, source_of
+from vit_hub.hub.names.credentials import without_login
+from vit_hub.hub.names.locate import locate, refuse_local
+from vit_hub.hub.resolve import Resolved, resolve
 from vit_hub.registry import Entry, WeightSource
 
 __all__ = ["LOCKFILE", "check_locked", "lock", "locked_model", "read_lock"]
@@ -38,7 +40,7 @@ def lock(
 
     Raises:
         ConfigError: a name is a local file.
-        VitHubError: as :func:`vit_hub.hub.sources.resolve`; or there is a lock file that cannot be read.
+        VitHubError: as :func:`vit_hub.hub.resolve.resolve`; or there is a lock file that cannot be read.
     """
     if file.exists():  # one that cannot be read is refused before anything is fetched
         read_lock(file)

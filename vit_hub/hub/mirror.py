@@ -17,11 +17,11 @@ from typing import Any
 
 from vit_hub.converters.containers import atomic_path
 from vit_hub.errors import DownloadError
-from vit_hub.hub.cache import fetched_file, locked, mirrored_folder
-from vit_hub.hub.integrity import check, sha256_of, stamp
-from vit_hub.hub.logins import login_of, without_login
-from vit_hub.hub.origin import address, is_commit, source_of
-from vit_hub.hub.records import Delivery, Pin, Record
+from vit_hub.hub.cache.hashes import check, sha256_of, stamp
+from vit_hub.hub.cache.paths import fetched_file, locked, mirrored_folder
+from vit_hub.hub.cache.records import Delivery, Pin, Record
+from vit_hub.hub.names.address import address, is_commit, source_of
+from vit_hub.hub.names.credentials import login_of, without_login
 from vit_hub.progress import byte_bar
 from vit_hub.registry import WeightSource
 
@@ -111,7 +111,7 @@ def _bring(base: str | Path, path: Path, pin: Pin, progress: bool) -> None:
     if isinstance(base, Path):
         copy_checked(base / FILES / pin.sha256, path, pin, hint=_TAMPERED, progress=progress)
         return
-    from vit_hub.hub.web import stream_to
+    from vit_hub.hub.http.download import stream_to
 
     url = f"{base}/{FILES}/{pin.sha256}"
     source = WeightSource(kind="https", format="", url=url, sha256=pin.sha256, size=pin.size)
@@ -182,7 +182,7 @@ def _read(file: Path) -> bytes:
 def _get(url: str) -> bytes:
     import httpx2
 
-    from vit_hub.hub.answers import new_client
+    from vit_hub.hub.http.response import new_client
 
     content, login, url = bytearray(), login_of(url), without_login(url)
     try:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vit_hub.config import ViTConfig
-from vit_hub.layout import num_parameters
+from vit_hub.model.config import ViTConfig
+from vit_hub.model.shapes import num_parameters
 
 __all__ = ["LAYOUTS", "UNKNOWN", "CardFacts", "is_open", "model_card"]
 

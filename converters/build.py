@@ -1,0 +1,125 @@
+"""From an opened checkpoint to a model."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from vit_hub.converters.casting import to_torch, torch_dtype
+from vit_hub.converters.read import Checkpoint
+from vit_hub.converters.tensors import LazyTensor
+from vit_hub.errors import ConfigError, first_line
+from vit_hub.model.config import ViTConfig
+from vit_hub.model.shapes import tensor_shapes
+from vit_hub.model.vit import VisionTransformer
+
+__all__ = ["build", "usable_device"]
+
+# Threads that lay out and cast tensors; more than a few only wait for memory.
+_READERS = min(4, os.cpu_count() or 1)
+_LOG = logging.getLogger("vit_hub")
+
+
+def build(
+    ckpt: Checkpoint,
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "float32",
+) -> VisionTransformer:
+    """The model of an opened checkpoint; arguments as for :func:`vit_hub.load`."""
+    if device is not None and str(device) != "meta":  # which computes nothing, but shows the shapes
+        device = usable_device(device)
+    target = None if dtype == "auto" else dtype if isinstance(dtype, torch.dtype) else torch_dtype(dtype)
+    if target is not None and not target.is_floating_point:
+        raise ConfigError(f"dtype {dtype} is not a floating-point dtype")
+    tensors = _read(ckpt.tensors, device, target)
+    carried = {name: tensors.pop(name) for name in ckpt.passport.carried}
+    config = ckpt.config
+    if num_classes is not None and num_classes != config.num_classes:
+        config = _replace_head(config, tensors, num_classes)
+    if in_chans is not None and in_chans != config.in_chans:
+        config = config.replace(in_chans=in_chans)
+        first = next(name for name in _FIRST_KERNELS if name in tensors)
+        tensors[first] = _adapt_channels(tensors[first], in_chans)
+    with torch.device("meta"):
+        model = VisionTransformer(config)
+    model.load_state_dict(tensors, strict=True, assign=True)
+    model.reset_tables()
+    model.passport, model.carried = ckpt.passport, carried
+    return model.eval()
+
+
+def _read(
+    tensors: Mapping[str, LazyTensor], device: str | torch.device | None, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """Every tensor on its device and in its dtype; a few are read at a time, so that no second copy is ever whole."""
+    names = list(tensors)
+
+    def share(part: int) -> dict[str, Tensor]:
+        return {name: _placed(to_torch(tensors[name]), device, dtype) for name in names[part::_READERS]}
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = {name: tensor for part in pool.map(share, range(_READERS)) for name, tensor in part.items()}
+    return {name: found[name] for name in names}
+
+
+def _placed(tensor: Tensor, device: str | torch.device | None, dtype: torch.dtype | None) -> Tensor:
+    """On the device and, where it is floating point, in the dtype asked for."""
+    return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+
+
+def _replace_head(config: ViTConfig, tensors: dict[str, Tensor], num_classes: int) -> ViTConfig:
+    """Zeros for a new head: its first gradients then come from the features alone, and nothing random is loaded."""
+    without = {} if num_classes else {"head_norm": False, "head_input": "pooled"}
+    changed = config.replace(num_classes=num_classes, **without)
+    shapes, like = tensor_shapes(changed), tensors["patch_embed.proj.weight"]
+    for name in [name for name in tensors if name not in shapes]:
+        del tensors[name]
+    for name, shape in shapes.items():
+        if name.startswith(("head.", "head_dist.")):
+            tensors[name] = like.new_zeros(shape)
+    _LOG.warning("the head for %d classes is replaced by zeros for %d", config.num_classes, num_classes)
+    return changed
+
+
+# The first of these that a model has reads the image.
+_FIRST_KERNELS = (
+    "patch_embed.backbone.stem.conv.weight",
+    "patch_embed.backbone.layers.0.conv.weight",
+    "patch_embed.proj.weight",
+)
+
+
+def _adapt_channels(kernel: Tensor, in_chans: int) -> Tensor:
+    """Kernel [D, C, p, q] for other channels, as timm's ``adapt_input_conv``: summed for one, else repeated.
+
+    A repeated kernel is scaled by C / in_chans, so that equal channels give the same tokens.
+    """
+    chans = kernel.shape[1]
+    if in_chans == 1:
+        return kernel.float().sum(dim=1, keepdim=True).to(kernel.dtype)
+    repeated = kernel.repeat(1, -(-in_chans // chans), 1, 1)[:, :in_chans]
+    return (repeated.float() * (chans / in_chans)).to(kernel.dtype)
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device of this name, on which something was computed to see that it works.
+
+    Raises:
+        ConfigError: there is none, or it cannot be used.
+    """
+    try:
+        torch.zeros(1, device=device).item()
+        return torch.device(device)
+    # What torch raises for a device that is misspelt, not compiled in or not there differs from device to device.
+    except Exception as error:
+        raise ConfigError(
+            f"device {str(device)!r} cannot be used: {first_line(error)}", hint="cpu always works"
+        ) from error

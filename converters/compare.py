@@ -1,0 +1,109 @@
+"""Comparing two checkpoints tensor by tensor, whatever their formats."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vit_hub.converters.read import Checkpoint
+from vit_hub.converters.tensors import LazyTensor
+from vit_hub.model.config import ViTConfig
+
+__all__ = ["TOLERANCE", "Comparison", "TensorComparison", "compare_checkpoints", "output_difference"]
+
+# Two float32 runs of one model agree to this; a wrong activation or epsilon shows far above it.
+TOLERANCE = 2e-5
+
+
+@dataclass(frozen=True)
+class TensorComparison:
+    """One canonical tensor of two checkpoints.
+
+    Attributes:
+        status: ``equal``, ``dtype`` (equal values in another dtype), ``different``, ``shape``, ``only in first`` or
+            ``only in second``.
+        max_difference: largest absolute difference, where both have it in one shape.
+    """
+
+    name: str
+    status: str
+    max_difference: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The answer to: the same weights? the same numbers?
+
+    Attributes:
+        same_weights: every tensor that the models compute with is equal.
+        same_numbers: outputs on a random image agree to 2e-5.
+        tensors: a row per canonical tensor.
+        config: field -> the two values, where they differ.
+        output_difference: largest absolute difference of the outputs; None where they have different shapes.
+    """
+
+    same_weights: bool
+    same_numbers: bool
+    tensors: tuple[TensorComparison, ...]
+    config: dict[str, tuple[Any, Any]]
+    output_difference: float | None
+
+
+def compare_checkpoints(a: Checkpoint, b: Checkpoint) -> Comparison:
+    """Compare two opened checkpoints; both models run where weights or configs differ."""
+    rows = tuple(_compare(name, a.tensors.get(name), b.tensors.get(name)) for name in {**a.tensors, **b.tensors})
+    carried = {*a.passport.carried, *b.passport.carried}
+    same_weights = all(row.status in ("equal", "dtype") for row in rows if row.name not in carried)
+    fields = [item.name for item in dataclasses.fields(ViTConfig)]
+    config = {
+        name: (getattr(a.config, name), getattr(b.config, name))
+        for name in fields
+        if getattr(a.config, name) != getattr(b.config, name)
+    }
+    identical = same_weights and not set(config) - {"resize", "resize_by_count"}
+    difference = 0.0 if identical else output_difference(a, b)
+    return Comparison(same_weights, difference is not None and difference <= TOLERANCE, rows, config, difference)
+
+
+def _compare(name: str, a: LazyTensor | None, b: LazyTensor | None) -> TensorComparison:
+    if a is None or b is None:
+        return TensorComparison(name, "only in second" if a is None else "only in first")
+    if a.shape != b.shape:
+        return TensorComparison(name, "shape")
+    if a.dtype == b.dtype and np.ascontiguousarray(a.read()).tobytes() == np.ascontiguousarray(b.read()).tobytes():
+        return TensorComparison(name, "equal", 0.0)
+    from vit_hub.converters.casting import to_torch
+
+    # Difference in float64: exact for every pair of the narrower dtypes.
+    x, y = to_torch(a).double(), to_torch(b).double()
+    difference = float((x - y).abs().max()) if x.numel() else 0.0
+    if difference == 0.0:
+        return TensorComparison(name, "equal" if a.dtype == b.dtype else "dtype", 0.0)
+    return TensorComparison(name, "different", difference)
+
+
+def output_difference(a: Checkpoint, b: Checkpoint) -> float | None:
+    """Largest absolute difference of outputs and embeddings on one seeded random image; None if shapes differ."""
+    import torch
+
+    from vit_hub.converters.build import build
+
+    models = [build(item) for item in (a, b)]
+    if models[0].config.image_size != models[1].config.image_size or (
+        models[0].config.in_chans != models[1].config.in_chans
+    ):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(1, models[0].config.in_chans, *models[0].config.image_size, generator=generator)
+    poolless = any(model.config.pool == "none" for model in models)
+    with torch.inference_mode():
+        # Embeddings too: heads may differ in width, or hide everything behind zeros.
+        outputs = [
+            (model(images), model.forward_features(images) if poolless else model.embed(images)) for model in models
+        ]
+    differences = [float((x - y).abs().max()) for x, y in zip(*outputs, strict=True) if x.shape == y.shape]
+    # The outputs' own difference tells most, unless it is nothing but rounding.
+    return next((found for found in differences if found > TOLERANCE), max(differences, default=None))

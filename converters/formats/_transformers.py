@@ -1,0 +1,256 @@
+"""What the formats of Hugging Face transformers share: ``config.json`` in both directions, and names of ViT's blocks.
+
+Source: transformers/configuration_utils.py and models/*/configuration_*.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vit_hub.converters.containers import Source
+from vit_hub.converters.passport import Passport
+from vit_hub.converters.rules.format import Requirement, Sidecars, Stated
+from vit_hub.converters.rules.table import Rule, rule
+from vit_hub.errors import ConfigError
+from vit_hub.model.config import ViTConfig
+from vit_hub.preprocessing.project_files import hf_processor
+
+__all__ = [
+    "ATTENTION",
+    "CLIP_BLOCK",
+    "QKV_BIAS",
+    "QV_BIAS",
+    "SQUARE",
+    "VIT_BLOCK",
+    "VIT_SPELLINGS",
+    "ModelType",
+    "both",
+    "names_model_type",
+    "read_config",
+    "stated_type",
+    "write_config",
+]
+
+_FILE = "config.json"
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+}
+# Keys of config.json that say what tensors do not, or only half.
+_FIELDS = {
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "depth",
+    "layer_norm_eps": "norm_eps",
+}
+
+
+@dataclass(frozen=True)
+class ModelType:
+    """One model type of transformers.
+
+    Attributes:
+        name: its ``model_type`` in config.json.
+        classes: what the names of its classes start with.
+        defaults: class defaults of what a config.json may leave out and tensors do not tell.
+        whole: the model type of two towers whose config.json holds this one's as ``vision_config``.
+        square: its class takes every position table for that of a square image.
+    """
+
+    name: str
+    classes: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    whole: str = ""
+    square: bool = False
+
+    @property
+    def project(self) -> str:
+        """Whose conventions its files follow."""
+        return f"Hugging Face transformers' {self.classes}"
+
+
+def both(canonical: str, foreign: str, **options: Any) -> tuple[Rule, ...]:
+    """The rules of a layer's weight and bias."""
+    return tuple(rule(f"{canonical}.{part}", f"{foreign}.{part}", **options) for part in ("weight", "bias"))
+
+
+# What save_pretrained writes has the names of transformers 4; the modules of transformers 5 have others.
+VIT_SPELLINGS: dict[str, dict[str, str]] = {
+    "": {
+        "layers": "encoder.layer.{i}",
+        "q": "attention.attention.query",
+        "k": "attention.attention.key",
+        "v": "attention.attention.value",
+        "o": "attention.output.dense",
+        "fc1": "intermediate.dense",
+        "fc2": "output.dense",
+    },
+    "v5": {
+        "layers": "layers.{i}",
+        "q": "attention.q_proj",
+        "k": "attention.k_proj",
+        "v": "attention.v_proj",
+        "o": "attention.o_proj",
+        "fc1": "mlp.fc1",
+        "fc2": "mlp.fc2",
+    },
+}
+_QKV = tuple(f"${{layer}}.${{{part}}}" for part in "qkv")
+ATTENTION = (
+    rule("blocks.{i}.attn.qkv.weight", tuple(f"{name}.weight" for name in _QKV)),
+    *both("blocks.{i}.attn.proj", "${layer}.${o}"),
+)
+VIT_BLOCK = (
+    *both("blocks.{i}.norm1", "${layer}.layernorm_before"),
+    *ATTENTION,
+    *both("blocks.{i}.norm2", "${layer}.layernorm_after"),
+    *both("blocks.{i}.mlp.fc1", "${layer}.${fc1}"),
+    *both("blocks.{i}.mlp.fc2", "${layer}.${fc2}"),
+)
+QKV_BIAS = rule("blocks.{i}.attn.qkv.bias", tuple(f"{name}.bias" for name in _QKV))
+QV_BIAS = (
+    rule("blocks.{i}.attn.q_bias", f"{_QKV[0]}.bias"),
+    rule("blocks.{i}.attn.v_bias", f"{_QKV[2]}.bias"),
+)
+# CLIP, SigLIP and SigLIP 2.
+CLIP_BLOCK = (
+    *both("blocks.{i}.norm1", "${root}encoder.layers.{i}.layer_norm1"),
+    *(
+        rule(
+            f"blocks.{{i}}.attn.qkv.{end}",
+            tuple(f"${{root}}encoder.layers.{{i}}.self_attn.{part}_proj.{end}" for part in "qkv"),
+        )
+        for end in ("weight", "bias")
+    ),
+    *both("blocks.{i}.attn.proj", "${root}encoder.layers.{i}.self_attn.out_proj"),
+    *both("blocks.{i}.norm2", "${root}encoder.layers.{i}.layer_norm2"),
+    *both("blocks.{i}.mlp.fc1", "${root}encoder.layers.{i}.mlp.fc1"),
+    *both("blocks.{i}.mlp.fc2", "${root}encoder.layers.{i}.mlp.fc2"),
+)
+
+SQUARE = Requirement(
+    "image_size",
+    lambda c: c.image_size[0] == c.image_size[1] and c.patch_size[0] == c.patch_size[1],
+    "its images and patches are square",
+)
+
+
+def _parts(sidecars: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A whole config.json, and the part of it that is about the image tower."""
+    whole = dict(sidecars.get(_FILE, {}))
+    tower = whole.get("vision_config", whole)
+    return whole, dict(tower) if isinstance(tower, Mapping) else {}
+
+
+def stated_type(sidecars: Mapping[str, Mapping[str, Any]], types: Sequence[ModelType]) -> ModelType | None:
+    """The one of some model types that a config.json names, itself or as its image tower's."""
+    whole, tower = _parts(sidecars)
+    names = (tower.get("model_type"), whole.get("model_type"))
+    return next((kind for kind in types for name in names if name in (kind.name, kind.whole or kind.name)), None)
+
+
+def names_model_type(source: Source, types: Sequence[ModelType]) -> int:
+    """Evidence: 1 if config.json names one of the model types, -1 if it names another, 0 if none."""
+    if "model_type" not in source.sidecars.get(_FILE, {}):
+        return 0
+    return 1 if stated_type(source.sidecars, types) else -1
+
+
+def read_config(source: Source, types: Sequence[ModelType]) -> tuple[dict[str, Any], Stated]:
+    """What a config.json says about the image tower: all its values, and those that are fields of the model.
+
+    What it leaves out takes the default of its class, as transformers does, and a warning says so.
+
+    Raises:
+        ConfigError: an activation that the model does not have.
+    """
+    whole, values = _parts(source.sidecars)
+    kind, warnings = stated_type(source.sidecars, types), []
+    if kind:
+        missing = {key: default for key, default in kind.defaults.items() if values.get(key) is None}
+        warnings = [f"{_FILE} has no {key}: {kind.classes}'s default {value} is used" for key, value in missing.items()]
+        values |= missing
+    fields = {name: values[key] for key, name in _FIELDS.items() if values.get(key) is not None}
+    if isinstance(fields.get("norm_eps"), int):
+        fields["norm_eps"] = float(fields["norm_eps"])
+    act = str(values.get("hidden_act"))
+    if act in ACTIVATIONS:
+        fields["act"] = ACTIVATIONS[act]
+    elif "hidden_act" in values:
+        known = ", ".join(ACTIVATIONS)
+        raise ConfigError(f"{source.path}: {_FILE}: hidden_act {act!r} is not supported", hint=f"supported: {known}")
+    size = fields.get("image_size")
+    if kind and kind.square and isinstance(size, (list, tuple)) and len(set(size)) > 1:
+        warnings.append(
+            f"{_FILE}: image_size {list(size)} is not square: transformers' {kind.classes} takes every position table "
+            f"for that of a square image, and so gives other numbers"
+        )
+    return values, Stated(fields, _FILE if whole else "transformers' classes", tuple(warnings))
+
+
+def write_config(
+    kind: ModelType,
+    types: Sequence[ModelType],
+    config: ViTConfig,
+    passport: Passport | None,
+    *,
+    head: str,
+    extra: Mapping[str, Any],
+    nested: bool = False,
+) -> Sidecars:
+    """config.json as transformers writes it; what an earlier one said beyond the config is kept.
+
+    Args:
+        kind: the model type to write.
+        types: the model types whose earlier config.json has the same keys.
+        config: the model.
+        passport: holds the earlier config files.
+        head: the end of the class name: ``Model``, ``ForImageClassification``.
+        extra: keys beyond those that all model types have; None leaves one out.
+        nested: the class wants the config of two towers, though it has only this one.
+    """
+    sidecars = passport.sidecars if passport else {}
+    earlier, tower = _parts(sidecars) if stated_type(sidecars, types) else ({}, {})
+    (height, width), (p, q) = config.image_size, config.patch_size
+    act = next(name for name, meaning in ACTIVATIONS.items() if meaning == config.act)
+    earlier_act = str(tower.get("hidden_act"))
+    file: dict[str, Any] = {
+        **tower,
+        "model_type": kind.name,
+        "hidden_size": config.embed_dim,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.mlp_dim,
+        "hidden_act": earlier_act if ACTIVATIONS.get(earlier_act) == config.act else act,
+        "layer_norm_eps": config.norm_eps,
+        "image_size": height if height == width else [height, width],
+        "patch_size": p if p == q else [p, q],
+        "num_channels": config.in_chans,
+        **extra,
+    }
+    file = {key: value for key, value in file.items() if value is not None or key not in extra}
+    if nested:
+        file = {**(earlier if "vision_config" in earlier else {}), "model_type": kind.whole, "vision_config": file}
+    file["architectures"] = [kind.classes.removesuffix("Vision" * nested) + head]
+    if config.num_classes and len(file.get("id2label", {})) != config.num_classes:
+        names = passport.labels if passport and isinstance(passport.labels, list) else []
+        labels = names if len(names) == config.num_classes else [f"LABEL_{i}" for i in range(config.num_classes)]
+        file["id2label"] = {str(index): label for index, label in enumerate(labels)}
+        file["label2id"] = {label: index for index, label in enumerate(labels)}
+    found: Sidecars = {_FILE: file}
+    if "preprocessor_config.json" in sidecars:
+        found["preprocessor_config.json"] = sidecars["preprocessor_config.json"]
+    elif passport and passport.preprocess:
+        found["preprocessor_config.json"] = hf_processor(passport.preprocess)
+    return found

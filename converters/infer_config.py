@@ -1,0 +1,244 @@
+"""The config of a model from its canonical tensors and what is known beside them.
+
+Every format comes through here: a format says only its conventions and what its config files and original shapes
+tell. Precedence: the caller, then the config file, then the tensors, then the conventions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from vit_hub.errors import ConfigError
+from vit_hub.model.config import ViTConfig, size_pair
+
+__all__ = ["conventional_heads", "infer_config"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def infer_config(
+    shapes: Shapes,
+    *,
+    overrides: Mapping[str, Any],
+    stated: Mapping[str, Any],
+    stated_by: str,
+    conventions: Mapping[str, Any],
+    convention_of: str,
+) -> tuple[ViTConfig, dict[str, str]]:
+    """A config, and for each field that the caller did not give, what it was taken from.
+
+    Args:
+        shapes: canonical tensor names and shapes.
+        overrides: fields the caller gave.
+        stated: fields that the source itself states (config file, shapes of the original tensors), and
+        stated_by: where.
+        conventions: fields that files of the format never say, and
+        convention_of: whose they are.
+
+    Raises:
+        ConfigError: a field can neither be seen nor assumed, or the result is inconsistent.
+    """
+    known = {**stated, **overrides}
+    visible = _from_tensors(shapes, known)
+    fields = {**conventions, **visible, **known}
+    inferred = dict.fromkeys(conventions, f"convention of {convention_of}")
+    inferred |= dict.fromkeys(visible, "tensor names and shapes") | dict.fromkeys(stated, stated_by)
+
+    if "num_heads" not in fields:
+        fields["num_heads"] = conventional_heads(fields["embed_dim"], fields["depth"], fields.get("ffn", "mlp"))
+        inferred["num_heads"] = "convention: 64 channels a head, but for published shapes with others"
+    if "image_size" not in fields:
+        fields["image_size"], inferred["image_size"] = _image_size(shapes, fields)
+    rows = _prefix_rows(shapes, fields)
+    for name, present in (("pos_embed_prefix", rows > 0), ("pos_embed_registers", rows > _class_tokens(fields))):
+        if name not in fields:
+            before = f"{rows} row{'s' * (rows != 1)} of pos_embed"
+            fields[name], inferred[name] = present, f"{before} before those of the patches"
+    config = ViTConfig.from_dict(fields)
+    return config, {name: inferred[name] for name in sorted(inferred) if name not in overrides}
+
+
+def _from_tensors(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that names and shapes alone decide."""
+    patch = shapes.get("patch_embed.proj.weight")
+    if patch is None or len(patch) != 4:
+        raise ConfigError("embed_dim cannot be told: there is no patch embedding [D, C, p, q] among the tensors")
+    blocks = {int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")}
+    found: dict[str, Any] = {
+        "embed_dim": patch[0],
+        "in_chans": _stem_input(shapes, patch[1]),
+        "patch_size": patch[2:],
+        "patch_bias": "patch_embed.proj.bias" in shapes,
+        "depth": max(blocks, default=-1) + 1,
+        "class_token": "cls_token" in shapes,
+        "distilled": "dist_token" in shapes,
+        "num_registers": shapes["reg_token"][1] if "reg_token" in shapes else 0,
+        "pre_norm": "norm_pre.weight" in shapes,
+        "layer_scale": "blocks.0.ls1.gamma" in shapes,
+        "qk_norm": "blocks.0.attn.q_norm.weight" in shapes,
+        "qkv_bias": _qkv_bias(shapes),
+        "rel_pos": _rel_pos(shapes),
+        "attn_norm": "blocks.0.attn.norm.weight" in shapes,
+        "mlp_norm": "blocks.0.mlp.norm.weight" in shapes,
+        "prefix_norm": "cls_norm.weight" in shapes,
+        "representation_dim": shapes["pre_logits.fc.weight"][0] if "pre_logits.fc.weight" in shapes else 0,
+        "projection_dim": shapes["projection.weight"][0] if "projection.weight" in shapes else 0,
+        "head_norm": "head_norm.running_mean" in shapes,
+        "num_classes": shapes["head.weight"][0] if "head.weight" in shapes else 0,
+        "final_norm": "before" if "norm.weight" in shapes else "after" if "fc_norm.weight" in shapes else "none",
+    }
+    found |= _feed_forward(shapes) | _stem(shapes)
+    if "attn_pool.mlp.fc1.weight" in shapes and shapes["attn_pool.mlp.fc1.weight"][0] != found.get("mlp_dim"):
+        found["pool_mlp_dim"] = shapes["attn_pool.mlp.fc1.weight"][0]
+    if "head.weight" in shapes and shapes["head.weight"][1] == 2 * patch[0]:
+        found["head_input"] = "cls_avg"
+    if found["qk_norm"]:
+        found["num_heads"] = patch[0] // shapes["blocks.0.attn.q_norm.weight"][0]
+    if "pos_embed" in shapes:
+        found["pos_embed"] = "learned"
+    elif known.get("pos_embed", "none") == "none":
+        found["pos_embed"] = "none"
+    if "pos_embed" not in shapes:
+        found["pos_embed_prefix"] = False
+    found["pool"] = _pool(shapes)
+    return found
+
+
+def _qkv_bias(shapes: Shapes) -> bool | str:
+    if "blocks.0.attn.qkv.bias_mask" in shapes:
+        return "masked"
+    return "qv" if "blocks.0.attn.q_bias" in shapes else "blocks.0.attn.qkv.bias" in shapes
+
+
+def _rel_pos(shapes: Shapes) -> str:
+    if "rel_pos_bias.relative_position_bias_table" in shapes:
+        return "shared"
+    return "block" if "blocks.0.attn.relative_position_bias_table" in shapes else "none"
+
+
+_BACKBONE = "patch_embed.backbone"
+
+
+def _stem_input(shapes: Shapes, patch_chans: int) -> int:
+    first = shapes.get(f"{_BACKBONE}.stem.conv.weight") or shapes.get(f"{_BACKBONE}.layers.0.conv.weight")
+    return first[1] if first else patch_chans
+
+
+def _stem(shapes: Shapes) -> dict[str, Any]:
+    """The convolutions before the patch embedding; a kernel's stride is not in the file: 2, as published."""
+    root = shapes.get(f"{_BACKBONE}.stem.conv.weight")
+    if root:
+        units = Counter(
+            int(name.split(".")[3])
+            for name in shapes
+            if name.startswith(f"{_BACKBONE}.stages.") and name.endswith(".conv1.weight")
+        )
+        return {"stem": "resnet", "stem_width": root[0], "stem_stages": tuple(units[stage] for stage in sorted(units))}
+    kernels = [shapes[name] for name in shapes if name.startswith(f"{_BACKBONE}.layers.") and ".conv." in name]
+    return {"stem": "conv", "stem_convs": tuple((k[0], k[2], 2) for k in kernels)} if kernels else {}
+
+
+def _feed_forward(shapes: Shapes) -> dict[str, Any]:
+    """Plain or gated, and how wide; every published gated model uses SiLU (arXiv 2002.05202)."""
+    if "blocks.0.mlp.fc1_g.weight" in shapes:
+        return {"ffn": "swiglu", "mlp_dim": shapes["blocks.0.mlp.fc1_g.weight"][0], "act": "silu"}
+    fc1, fc2 = shapes.get("blocks.0.mlp.fc1.weight"), shapes.get("blocks.0.mlp.fc2.weight")
+    if fc1 is None or fc2 is None or len(fc2) != 2:
+        return {}
+    if fc1[0] == 2 * fc2[1]:
+        return {"ffn": "swiglu_packed", "mlp_dim": fc2[1], "act": "silu"}
+    return {"ffn": "mlp", "mlp_dim": fc2[1]}
+
+
+def _pool(shapes: Shapes) -> str:
+    if "attn_pool.latent" in shapes:
+        return "map"
+    if "head_dist.weight" in shapes:
+        return "cls_dist"
+    return "avg" if "fc_norm.weight" in shapes or "cls_token" not in shapes else "cls"
+
+
+# Published shapes (embed_dim, depth, ffn) whose heads are not 64 wide: ViT-H, ViT-g, ViT-G, So400m, SigLIP 2's giant,
+# Perception Encoder G and DINOv3 7B (arXiv 2010.11929, 2106.04560, 2305.13035, 2502.14786, 2504.13181, 2508.10104).
+_PUBLISHED_HEADS = {
+    (1280, 32, "mlp"): 16,
+    (1408, 40, "mlp"): 16,
+    (1664, 48, "mlp"): 16,
+    (1152, 27, "mlp"): 16,
+    (1536, 40, "mlp"): 16,
+    (1536, 50, "mlp"): 16,
+    (1536, 47, "mlp"): 16,
+    (4096, 40, "swiglu"): 32,
+}
+
+
+def conventional_heads(dim: int, depth: int, ffn: str) -> int:
+    """Attention heads of the published models of a shape: 64 channels a head, but for a few.
+
+    Raises:
+        ConfigError: the width is not a multiple of 64.
+    """
+    if (dim, depth, ffn) in _PUBLISHED_HEADS:
+        return _PUBLISHED_HEADS[dim, depth, ffn]
+    heads, rest = divmod(dim, 64)
+    if rest or not heads:
+        raise ConfigError(
+            f"num_heads cannot be told from the tensors, and embed_dim={dim} is not a multiple of 64",
+            hint='give it: overrides={"num_heads": N}, on the command line --set num_heads=N',
+        )
+    return heads
+
+
+def _class_tokens(fields: Mapping[str, Any]) -> int:
+    return int(fields["class_token"]) + int(fields["distilled"])
+
+
+def _image_size(shapes: Shapes, fields: Mapping[str, Any]) -> tuple[tuple[int, int], str]:
+    """A square image from the rows of the position table, with or without prefix rows."""
+    if fields.get("pos_embed") != "learned":
+        return _image_size_without_table(shapes, fields)
+    rows, leading = shapes["pos_embed"][1], _class_tokens(fields)
+    options = dict.fromkeys((leading, leading + fields["num_registers"], 0))
+    if "pos_embed_prefix" in fields:
+        options = dict.fromkeys(
+            extra for extra in options if bool(extra) == (fields["pos_embed_prefix"] and leading > 0)
+        )
+    patch = _pixels_per_patch(fields)
+    for extra in options:
+        side = math.isqrt(max(rows - extra, 0))
+        if side and side * side == rows - extra:
+            size = (side * patch[0], side * patch[1])
+            return size, f"pos_embed has {rows} rows: a square grid of {side}x{side}" + f" + {extra}" * bool(extra)
+    raise ConfigError(
+        f"image_size cannot be told: the {rows} rows of pos_embed are not a square grid",
+        hint='give it: overrides={"image_size": (height, width)}, on the command line --set image_size=HxW',
+    )
+
+
+def _image_size_without_table(shapes: Shapes, fields: Mapping[str, Any]) -> tuple[tuple[int, int], str]:
+    """From the relative position table of a square grid, else what most models are published at."""
+    patch = _pixels_per_patch(fields)
+    names = ("blocks.0.attn.relative_position_bias_table", "rel_pos_bias.relative_position_bias_table")
+    for name in names:
+        side = math.isqrt(max(shapes[name][0] - 3, 0)) if name in shapes else 0
+        if side % 2 and side * side == shapes[name][0] - 3:
+            grid = (side + 1) // 2
+            return (grid * patch[0], grid * patch[1]), f"rows of the relative position table: a grid of {grid}x{grid}"
+    return (224, 224), "convention: no table tells the size"
+
+
+def _prefix_rows(shapes: Shapes, fields: Mapping[str, Any]) -> int:
+    if "pos_embed" not in shapes:
+        return 0
+    (height, width), (p, q) = size_pair("image_size", fields["image_size"]), _pixels_per_patch(fields)
+    return max(shapes["pos_embed"][1] - (height // p) * (width // q), 0)
+
+
+def _pixels_per_patch(fields: Mapping[str, Any]) -> tuple[int, int]:
+    """As ViTConfig.pixels_per_patch, before there is a config."""
+    known = ("patch_size", "stem", "stem_stages", "stem_convs")
+    blank = ViTConfig(**{name: fields[name] for name in known if name in fields}, image_size=(1 << 20, 1 << 20))
+    return blank.pixels_per_patch

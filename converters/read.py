@@ -1,0 +1,239 @@
+"""Opening a checkpoint of any format: canonical tensors, lazily, with a config and an account of every tensor."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vit_hub.converters.containers import Source, open_source
+from vit_hub.converters.infer_config import infer_config
+from vit_hub.converters.passport import Passport
+from vit_hub.converters.recognize import Match, recognise, unexplained
+from vit_hub.converters.rules.table import Reading
+from vit_hub.converters.tensors import LazyTensor
+from vit_hub.errors import CheckpointError, ConfigError
+from vit_hub.model.config import ViTConfig
+from vit_hub.model.shapes import tensor_shapes
+
+__all__ = ["CONFIG_KEY", "PASSPORT_KEY", "Checkpoint", "open_checkpoint", "read_source"]
+
+CONFIG_KEY = "vit_hub.config"
+PASSPORT_KEY = "vit_hub.passport"
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """An opened checkpoint; nothing of it is read before it is asked for.
+
+    Attributes:
+        path: the file or folder.
+        format: what it is in, a name that ``to=`` accepts; ``canonical`` for vit-hub's own files.
+        config: the model.
+        tensors: canonical name -> tensor, those of :func:`vit_hub.model.shapes.tensor_shapes` first, carried ones last.
+        passport: where the weights come from and how to write them back.
+        dropped: source name -> why it is left out.
+        inferred: config field -> what it was taken from.
+        warnings: what the user should know.
+        source: the opened file or folder.
+        origin: canonical name -> the source names it came from.
+    """
+
+    path: Path
+    format: str
+    config: ViTConfig
+    tensors: Mapping[str, LazyTensor]
+    passport: Passport
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    inferred: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    source: Source
+    origin: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """The passport as plain data: source file, format, and what the way back needs."""
+        return self.passport.to_dict()
+
+
+def open_checkpoint(
+    path: str | Path,
+    *,
+    format: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    hints: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """Opens a checkpoint of any known format without reading its tensors.
+
+    Args:
+        path: file or folder.
+        format: insist on a format instead of recognising it.
+        overrides: config fields that the file cannot tell or tells wrongly.
+        hints: config fields known from elsewhere (a registry), used where the source itself does not state them.
+
+    Raises:
+        UnknownFormatError: not a checkpoint, or of no known format.
+        UnsafeCheckpointError: it can only be read by executing code from it.
+        CheckpointError: damaged, or tensors are missing, unknown or of unexpected shape.
+        ConfigError: a config field cannot be told, or an override does not fit.
+    """
+    return read_source(open_source(path), format=format, overrides=overrides, hints=hints)
+
+
+def read_source(
+    source: Source,
+    *,
+    format: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    hints: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """As :func:`open_checkpoint`, for a source that is open already (or was never a file)."""
+    given = dict(overrides or {})
+    if not source.tensors:
+        raise CheckpointError(f"{source.path}: the file holds no tensors")
+    if CONFIG_KEY in source.metadata and format in (None, "canonical"):
+        return _read_canonical(source, given)
+    if format == "canonical":
+        raise CheckpointError(
+            f"{source.path}: not a canonical file: its metadata has no {CONFIG_KEY!r}",
+            hint="leave out format= (--format): the content says what it is",
+        )
+    match = recognise(source, format)
+    sizes = {**match.form.axes(source, match.tensors), **_axis_sizes(given)}
+    try:
+        reading = match.form.table(match.dialect).read(match.tensors, sizes)
+    except CheckpointError as error:
+        hint = "the file is damaged, or an override does not fit it"
+        raise CheckpointError(f"{source.path}: {error.message}", hint=hint) from error
+    dropped = {match.prefix + name: reason for name, reason in reading.dropped.items()}
+    unknown = [match.prefix + name for name in reading.unknown]
+    for name in source.tensors:
+        if not name.startswith(match.prefix):
+            reason = next((drop.reason for drop in match.form.outside if re.fullmatch(drop.pattern, name)), None)
+            if reason is None:
+                unknown.append(name)
+            else:
+                dropped[name] = reason
+    if unknown:
+        raise unexplained(match, source, unknown)
+    stated = match.form.state(source, match.tensors, match.dialect)
+    try:
+        config, inferred = infer_config(
+            {name: tensor.shape for name, tensor in reading.tensors.items()},
+            overrides=given,
+            stated={**(hints or {}), **stated.fields},
+            stated_by=stated.by or "the registry",
+            conventions=match.form.conventions,
+            convention_of=match.form.project,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{source.path}: {error.message}", hint=error.hint) from error
+    warnings = list(stated.warnings)
+    if match.alike:
+        inferred["format"] = f"container, wrapper and tensors; {', '.join(match.alike)} names its tensors alike"
+        warnings.append(
+            f"read as {match.label}; {', '.join(match.alike)} checkpoints have the same tensor names: "
+            f"give format= (--format) if it is one, for they may run or resize differently"
+        )
+    passport = Passport(
+        format=match.label,
+        variables=dict(match.dialect.variables),
+        prefix=match.prefix,
+        container=source.container,
+        shapes={match.prefix + name: list(shape) for name, shape in reading.shapes.items()},
+        names={match.prefix + name: match.prefix + found for name, found in reading.names.items()},
+        carried=sorted(reading.carried),
+        overrides={key: list(value) if isinstance(value, tuple) else value for key, value in given.items()},
+        sidecars=dict(source.sidecars),
+        source=[{"file": file.name, "size": file.stat().st_size} for file in source.files],
+    )
+    return Checkpoint(
+        path=source.path,
+        format=match.label,
+        config=config,
+        tensors=_ordered(source, config, reading.tensors, reading.carried, match, reading),
+        passport=passport,
+        dropped=dropped,
+        inferred=inferred,
+        warnings=tuple(warnings),
+        source=source,
+        origin={name: tuple(match.prefix + part for part in parts) for name, parts in reading.origin.items()},
+    )
+
+
+def _axis_sizes(fields: Mapping[str, Any]) -> dict[str, int]:
+    """Sizes of layout axes that shapes may not tell: h heads, p x q patch, c channels."""
+    sizes = {"h": fields["num_heads"]} if "num_heads" in fields else {}
+    if "patch_size" in fields:
+        patch = fields["patch_size"]
+        sizes["p"], sizes["q"] = (patch, patch) if isinstance(patch, int) else patch
+    return sizes
+
+
+def _read_canonical(source: Source, overrides: Mapping[str, Any]) -> Checkpoint:
+    try:
+        stored = json.loads(source.metadata[CONFIG_KEY])
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{source.path}: {CONFIG_KEY} in the metadata is not JSON: {error}") from error
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{source.path}: {CONFIG_KEY} in the metadata is not a JSON object")
+    try:
+        config = ViTConfig.from_dict({**stored, **overrides})
+    except ConfigError as error:
+        raise ConfigError(f"{source.path}: {error.message}", hint=error.hint) from error
+    passport = Passport(format="canonical")
+    if PASSPORT_KEY in source.metadata:
+        passport = Passport.from_json(source.metadata[PASSPORT_KEY], str(source.path))
+    return Checkpoint(
+        path=source.path,
+        format="canonical",
+        config=config,
+        tensors=_ordered(source, config, source.tensors, passport.carried, None, None),
+        passport=passport,
+        inferred={name: "metadata of the file" for name in stored if name not in overrides},
+        source=source,
+        origin={name: (name,) for name in source.tensors},
+    )
+
+
+def _ordered(
+    source: Source,
+    config: ViTConfig,
+    tensors: Mapping[str, LazyTensor],
+    carried: list[str],
+    match: Match | None,
+    reading: Reading | None,
+) -> dict[str, LazyTensor]:
+    """The tensors in canonical order, after checking that none is missing, too many or of the wrong shape or dtype."""
+    expected = tensor_shapes(config)
+    missing = [name for name in expected if name not in tensors]
+    surplus = [name for name in tensors if name not in expected and name not in carried]
+    if missing or surplus:
+        parts = [f"missing {_listed(missing)}" * bool(missing), f"unexpected {_listed(surplus)}" * bool(surplus)]
+        fmt = match.label if match else "canonical"
+        raise CheckpointError(
+            f"{source.path}: as a {fmt} checkpoint it has {'; '.join(part for part in parts if part)}",
+            hint="the file is incomplete, or overrides do not fit it",
+        )
+    for name, shape in expected.items():
+        found = tensors[name]
+        if found.shape != shape:
+            origin = f" (from {', '.join(reading.origin[name])})" if reading and name in reading.origin else ""
+            raise CheckpointError(
+                f"{source.path}: tensor {name}{origin} has shape {found.shape}, the config says {shape}",
+                hint="the file is damaged, or an override or its config.json does not fit it",
+            )
+        if found.dtype not in _FLOATS and not name.endswith("num_batches_tracked"):
+            raise CheckpointError(
+                f"{source.path}: tensor {name} has dtype {found.dtype}; weights must be floating point",
+                hint="a quantised or damaged checkpoint: take one in float32, float16 or bfloat16",
+            )
+    return {**{name: tensors[name] for name in expected}, **{name: tensors[name] for name in carried}}
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

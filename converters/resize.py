@@ -1,0 +1,107 @@
+"""Checkpoints at another image or patch size, still lazy; and what another way of resizing would change."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, NamedTuple
+
+from vit_hub.converters.casting import from_tensor, to_torch
+from vit_hub.converters.read import Checkpoint
+from vit_hub.converters.tensors import Array, LazyTensor
+from vit_hub.model.config import RESIZE_METHODS, ViTConfig
+from vit_hub.model.resize import SIZED, TABLES, resize_tensor, resized_config, table_method
+from vit_hub.model.shapes import tensor_shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["TableDifference", "resized_checkpoint", "table_differences"]
+
+
+def resized_checkpoint(
+    ckpt: Checkpoint,
+    image_size: int | tuple[int, int] | None = None,
+    patch_size: int | tuple[int, int] | None = None,
+    *,
+    resize: str = "source",
+    pad: bool = False,
+) -> Checkpoint:
+    """The same checkpoint at another size, still lazy: what loading and converting read when asked for one.
+
+    A new patch size keeps the grid unless the image size is given, too. The passport then describes the model as
+    resized, so that it is written at its new size in whatever format.
+
+    Raises:
+        ConfigError: the image is not a whole number of patches, or there is no such method.
+    """
+    old = ckpt.config
+    table_method(old, resize)
+    new = resized_config(old, image_size, patch_size, pad=pad)
+    if new == old:
+        return ckpt
+
+    def resized(name: str, tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
+        def read() -> Array:
+            return from_tensor(resize_tensor(name, to_torch(tensor), old, new, resize)).read()
+
+        return LazyTensor(tensor.dtype, shape, read)
+
+    shapes = tensor_shapes(new)
+    tensors = {
+        name: resized(name, tensor, shapes[name]) if name.endswith(SIZED) and name in shapes else tensor
+        for name, tensor in ckpt.tensors.items()
+    }
+    inferred = {name: origin for name, origin in ckpt.inferred.items() if name not in ("image_size", "patch_size")}
+    passport = ckpt.passport.resized(old, new)
+    return dataclasses.replace(ckpt, config=new, tensors=tensors, inferred=inferred, passport=passport)
+
+
+class TableDifference(NamedTuple):
+    """How far resized tables lie from those that the source's own method gives.
+
+    Attributes:
+        maximum: largest absolute difference of two values.
+        mean: mean absolute difference, rows that are never resized left out.
+        relative: that, in parts of the mean absolute value.
+    """
+
+    maximum: float
+    mean: float
+    relative: float
+
+
+def table_differences(ckpt: Checkpoint, new: ViTConfig) -> dict[str, TableDifference]:
+    """What choosing another method than the source's would change, before any image is seen.
+
+    Args:
+        ckpt: the model as stored.
+        new: its config at another size, from :func:`resized_config`.
+
+    Returns:
+        Method -> difference over all stored tables, in the order of ``RESIZE_METHODS``; empty where the model stores
+        no table or its grid stays the same. Methods of relative tables are there only if it has such a table.
+    """
+    import torch
+
+    old = ckpt.config
+    # Where the rows are that depend on the grid: past the prefix rows, or before the three of the class token.
+    kept = slice(old.num_prefix_rows, None), slice(None, -3)
+    tables = {
+        name: (to_torch(tensor).double(), kept[name != "pos_embed"])
+        for name, tensor in ckpt.tensors.items()
+        if name.endswith(TABLES) and name not in ckpt.passport.carried
+    }
+    if not tables or old.grid_size == new.grid_size:
+        return {}
+
+    def resized(resize: str) -> Tensor:
+        found = [resize_tensor(name, table, old, new, resize)[..., rows, :] for name, (table, rows) in tables.items()]
+        return torch.cat([table.flatten() for table in found])
+
+    wanted, differences = resized("source"), {}
+    for method in RESIZE_METHODS:
+        if old.rel_pos != "none" or not method.startswith("relpos-"):
+            errors = (resized(method) - wanted).abs()
+            mean = float(errors.mean())
+            differences[method] = TableDifference(float(errors.max()), mean, mean / (float(wanted.abs().mean()) or 1.0))
+    return differences

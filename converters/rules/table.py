@@ -1,0 +1,315 @@
+"""The rule language: one table a format, read in both directions.
+
+A :class:`Rule` pairs canonical tensor names with foreign ones and says how the axes are laid out. Nothing in a rule is
+a function, so its inverse needs no second table.
+
+* ``{i}`` in a name is a layer index. Where only the canonical side has it, the foreign tensor stacks all layers along
+  a leading axis. Other letters are other indices; ``{s+1}`` counts from one where the other side counts from zero. An
+  index that only the foreign side has (a chunk number) is recorded, so that it is written again.
+* Several foreign names are joined along the first axis (q, k, v into qkv); several canonical names cut it, in the
+  proportion ``weights``.
+* ``layout`` maps each foreign tensor to the canonical axes (see :mod:`vit_hub.converters.rules.layouts`); ``h`` heads,
+  ``m`` heads of map pooling, ``p`` x ``q`` patch and ``c`` channels of the patch embedding are known from the config,
+  other axes from the shape. Alternatives after the first are accepted when read; the shape found is recorded so that
+  it is written again.
+* ``${name}`` in a foreign name is a variable of the dialect; ``a+b`` as its value stands for two foreign names.
+* ``unless`` names a foreign tensor whose presence takes a rule out of force.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+
+from vit_hub.converters.rules.layouts import rearrange
+from vit_hub.converters.tensors import LazyTensor, concat, split, stack, unstack
+from vit_hub.errors import CheckpointError
+
+__all__ = ["Drop", "Reading", "Rule", "Table", "rule"]
+
+_LAYER = "{i}"
+_INDEX = re.compile(r"\{(\w)(\+1)?\}")
+_DIGITS = re.compile(r"\d+")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Canonical names, foreign names and the layout between them; build it with :func:`rule`.
+
+    Attributes:
+        layouts: how each foreign tensor maps to canonical axes; the first is written.
+        weights: proportions of the canonical tensors along the first axis.
+        carried: the model does not use the tensor; it is kept for the way back.
+        unless: a foreign tensor that takes the rule out of force.
+    """
+
+    canonical: tuple[str, ...]
+    foreign: tuple[str, ...]
+    layouts: tuple[str, ...] = ("",)
+    weights: tuple[int, ...] = (1,)
+    carried: bool = False
+    unless: str = ""
+
+    @property
+    def stacked(self) -> bool:
+        """Whether one foreign tensor holds all layers."""
+        return _LAYER in self.canonical[0] and _LAYER not in self.foreign[0]
+
+
+def rule(
+    canonical: str | tuple[str, ...],
+    foreign: str | tuple[str, ...],
+    *layouts: str,
+    weights: tuple[int, ...] = (),
+    carried: bool = False,
+    unless: str = "",
+) -> Rule:
+    """A rule from single names or tuples of them."""
+    names = (canonical,) if isinstance(canonical, str) else canonical
+    others = (foreign,) if isinstance(foreign, str) else foreign
+    return Rule(names, others, layouts or ("",), weights or (1,) * len(names), carried, unless)
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Foreign tensors left out on purpose: a regular expression over whole names, and why."""
+
+    pattern: str
+    reason: str
+
+
+@dataclass
+class Reading:
+    """What a table made of a source.
+
+    Attributes:
+        tensors: canonical name -> tensor.
+        origin: canonical name -> the foreign names it came from.
+        carried: canonical names that the model does not use.
+        dropped: foreign name -> reason.
+        unknown: foreign names that no rule explains.
+        shapes: foreign name -> shape, where it is not the one the table would write.
+        names: the foreign name that the table would write -> the one found, where they differ.
+    """
+
+    tensors: dict[str, LazyTensor] = field(default_factory=dict)
+    origin: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    carried: list[str] = field(default_factory=list)
+    dropped: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+
+
+class Table:
+    """The rules of one dialect of a format, names resolved."""
+
+    def __init__(
+        self, rules: Sequence[Rule], drops: Sequence[Drop] = (), variables: Mapping[str, str] | None = None
+    ) -> None:
+        values = variables or {}
+        self._rules = [_resolved(r, values) for r in rules]
+        self._drops = [(re.compile(_substitute(drop.pattern, values, re.escape)), drop.reason) for drop in drops]
+        # Many tables are asked about many names: most are ruled out without a regular expression.
+        self._alike = _grouped(self.foreign_names())
+
+    @cached_property
+    def _writers(self) -> dict[str, list[int]]:
+        """Positions of the rules that may write a canonical name, by its outline."""
+        found: dict[str, list[int]] = {}
+        for position, r in enumerate(self._rules):
+            found.setdefault(_outline(r.canonical[0]), []).append(position)
+        return found
+
+    def explain(self, name: str) -> str:
+        """``"rule"``, ``"drop"`` or ``""``: whether the table knows a foreign name."""
+        if any(_compile(known).fullmatch(name) for known in self._alike.get(_outline(name), ())):
+            return "rule"
+        return "drop" if any(pattern.fullmatch(name) for pattern, _ in self._drops) else ""
+
+    def foreign_names(self) -> list[str]:
+        """Every foreign name pattern, for near-miss messages."""
+        return [name for r in self._rules for name in r.foreign]
+
+    def read(self, source: Mapping[str, LazyTensor], sizes: Mapping[str, int]) -> Reading:
+        """Foreign tensors to canonical ones; lazily, from their headers.
+
+        Raises:
+            CheckpointError: a shape that does not fit its rule.
+        """
+        result, claimed = Reading(), set[str]()
+        alike = _grouped(source)
+        for r in self._rules:
+            if r.unless and r.unless in source:
+                continue
+            for name in alike.get(_outline(r.foreign[0]), ()):
+                indices = _match(r.foreign[0], name)
+                if indices is None or name in claimed:
+                    continue
+                names = tuple(_format(part, indices) for part in r.foreign)
+                if any(part not in source or part in claimed for part in names):
+                    continue
+                claimed.update(names)
+                self._read_one(r, names, indices, source, sizes, result)
+        for name in source:
+            if name not in claimed:
+                reason = next((reason for pattern, reason in self._drops if pattern.fullmatch(name)), None)
+                if reason is None:
+                    result.unknown.append(name)
+                else:
+                    result.dropped[name] = reason
+        return result
+
+    @staticmethod
+    def _read_one(
+        r: Rule,
+        names: tuple[str, ...],
+        indices: Mapping[str, int],
+        source: Mapping[str, LazyTensor],
+        sizes: Mapping[str, int],
+        result: Reading,
+    ) -> None:
+        shared = {index: value for index, value in indices.items() if f"{{{index}" in r.canonical[0]}
+        for name, pattern in zip(names, r.foreign, strict=True):
+            written = _format(pattern, shared)
+            if written != name:
+                result.names[written] = name
+        try:
+            layers = [unstack(source[name]) if r.stacked else [source[name]] for name in names]
+            columns = list(zip(*layers, strict=True))
+        except ValueError as error:
+            raise CheckpointError(f"tensor {', '.join(names)}: {error}") from error
+        for layer, parts in enumerate(columns):
+            try:
+                laid_out = [_apply_layouts(part, r.layouts, sizes) for part in parts]
+                pieces = split(concat([tensor for tensor, _ in laid_out]), r.weights)
+            except ValueError as error:
+                raise CheckpointError(f"tensor {', '.join(names)}: {error}") from error
+            for name, (_, first) in zip(names, laid_out, strict=True):
+                if not first:
+                    result.shapes[name] = source[name].shape
+            for canonical, piece in zip(r.canonical, pieces, strict=True):
+                name = _format(canonical, {**indices, "i": layer} if r.stacked else indices)
+                result.tensors[name] = piece
+                result.origin[name] = names
+                if r.carried or 0 in piece.shape:
+                    result.carried.append(name)
+
+    def write(
+        self, tensors: Mapping[str, LazyTensor], sizes: Mapping[str, int]
+    ) -> tuple[dict[str, LazyTensor], list[str]]:
+        """Canonical tensors to foreign ones; lazily. Also gives the canonical names that no rule can write.
+
+        The foreign ones come in the order of the table, which is that of the project's own files: rules with a layer
+        index that follow one another are written layer by layer.
+        """
+        runs = _runs(self._rules)
+        foreign: dict[str, LazyTensor] = {}
+        order: dict[str, tuple[int, int, int]] = {}
+        claimed = set[str]()
+        for name in tensors:
+            for position in self._writers.get(_outline(name), ()):
+                r = self._rules[position]
+                indices = _match(r.canonical[0], name)
+                if indices is None or name in claimed:
+                    continue
+                layers = [indices]
+                if r.stacked:
+                    found = (_match(r.canonical[0], other) for other in tensors)
+                    layers = sorted((item for item in found if item is not None), key=lambda item: item["i"])
+                names = [[_format(part, layer) for part in r.canonical] for layer in layers]
+                flat = [part for parts in names for part in parts]
+                if any(part not in tensors or part in claimed for part in flat):
+                    continue
+                claimed.update(flat)
+                columns = [
+                    [
+                        rearrange(piece, r.layouts[0], sizes, inverse=True)
+                        for piece in split(concat([tensors[part] for part in parts]), (1,) * len(r.foreign))
+                    ]
+                    for parts in names
+                ]
+                for target, column in zip(r.foreign, zip(*columns, strict=True), strict=True):
+                    written = _format(target, indices)
+                    foreign[written] = stack(column) if r.stacked else column[0]
+                    order[written] = (runs[position], indices.get("i", 0), position)
+        ordered = {name: foreign[name] for name in sorted(foreign, key=lambda name: order[name])}
+        return ordered, [name for name in tensors if name not in claimed]
+
+
+def _runs(rules: Sequence[Rule]) -> list[int]:
+    """For each rule, where the run of rules that it belongs to begins: with a layer index and neighbours alike."""
+    starts: list[int] = []
+    for position, r in enumerate(rules):
+        layered = position > 0 and _LAYER in r.canonical[0] and _LAYER in rules[position - 1].canonical[0]
+        starts.append(starts[-1] if layered else position)
+    return starts
+
+
+@cache
+def _outline(name: str) -> str:
+    """A name or template with every number and index made alike."""
+    return _DIGITS.sub("0", _INDEX.sub("0", name))
+
+
+def _grouped(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names or templates by their outline, in their order."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_outline(name), []).append(name)
+    return groups
+
+
+def _resolved(r: Rule, values: Mapping[str, str]) -> Rule:
+    """The rule with its variables filled in."""
+    if "$" not in "".join((*r.foreign, r.unless)):
+        return r
+    foreign = tuple(part for name in r.foreign for part in _expand(name, values))
+    return dataclasses.replace(r, foreign=foreign, unless=_substitute(r.unless, values))
+
+
+def _substitute(text: str, values: Mapping[str, str], escape: Callable[[str], str] = str) -> str:
+    return re.sub(r"\$\{(\w+)\}", lambda match: escape(values[match.group(1)]), text)
+
+
+def _expand(name: str, values: Mapping[str, str]) -> list[str]:
+    """The foreign names that a template stands for: several, where a variable has several values."""
+    several = next((key for key, value in values.items() if "+" in value and f"${{{key}}}" in name), None)
+    if several is None:
+        return [_substitute(name, values)]
+    return [part for value in values[several].split("+") for part in _expand(name, {**values, several: value})]
+
+
+@cache
+def _compile(name: str) -> re.Pattern[str]:
+    literals = _INDEX.sub("\0", name).split("\0")
+    groups = [rf"(?P<{match.group(1)}>\d+)" for match in _INDEX.finditer(name)]
+    return re.compile("".join(re.escape(text) + group for text, group in zip(literals, [*groups, ""], strict=True)))
+
+
+def _match(template: str, name: str) -> dict[str, int] | None:
+    """The indices in a name, counted from zero; None if the name is another."""
+    match = _compile(template).fullmatch(name)
+    if match is None:
+        return None
+    first = {item.group(1): 1 if item.group(2) else 0 for item in _INDEX.finditer(template)}
+    return {index: int(value) - first[index] for index, value in match.groupdict().items()}
+
+
+def _format(template: str, indices: Mapping[str, int]) -> str:
+    """A name with its indices; one that is not known (a chunk number) is written as its first value."""
+    return _INDEX.sub(lambda item: str(indices.get(item.group(1), 0) + (1 if item.group(2) else 0)), template)
+
+
+def _apply_layouts(tensor: LazyTensor, layouts: Sequence[str], sizes: Mapping[str, int]) -> tuple[LazyTensor, bool]:
+    """The tensor under the first layout that fits it, and whether that is the one written by default."""
+    for index, layout in enumerate(layouts):
+        try:
+            return rearrange(tensor, layout, sizes), index == 0
+        except ValueError:
+            if index == len(layouts) - 1:
+                raise
+    raise ValueError("no layout")

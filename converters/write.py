@@ -1,0 +1,406 @@
+"""Writing a checkpoint in any format that can express the model.
+
+Whether a format can is not a list kept by hand: the file that would be written is read back, from headers alone, and
+must give the same config.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vit_hub.converters.containers import CONTAINER_SUFFIXES, Source, open_source, write_tensors
+from vit_hub.converters.containers.ahead import meanwhile
+from vit_hub.converters.containers.atomic import atomic_path
+from vit_hub.converters.containers.hashing import file_sha256
+from vit_hub.converters.folding import FOLDS, Fold
+from vit_hub.converters.formats import all_formats, format_names, formats_named
+from vit_hub.converters.passport import Passport
+from vit_hub.converters.read import CONFIG_KEY, PASSPORT_KEY, Checkpoint, open_checkpoint, read_source
+from vit_hub.converters.rules.format import Dialect, Format, Sidecars
+from vit_hub.converters.tensors import LazyTensor, zeros
+from vit_hub.errors import ConfigError, UnknownFormatError, UnsupportedByFormatError, VitHubError
+from vit_hub.model.config import ViTConfig
+from vit_hub.model.shapes import field_of
+from vit_hub.preprocessing.of_checkpoint import preprocessing_of
+
+__all__ = ["Report", "convert_checkpoint", "foreign_tensors", "prospects", "write_canonical"]
+
+# What a bare file never says and every loader of it is told: no reason to refuse, but to say so.
+_TOLD_BY_CALLER = ("num_heads", "image_size")
+# How a table is resized later does not change the numbers at the stored size.
+_NOT_NUMERIC = ("resize", "resize_by_count")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did.
+
+    Attributes:
+        path: what :func:`vit_hub.load` accepts: the file, or the folder with its config files.
+        format: the format written.
+        config: the model.
+        dropped: source name -> why it was left out.
+        inferred: config field -> what it was taken from.
+        warnings: what the user should know.
+        lossy: the format cannot express the model, and it was written all the same.
+    """
+
+    path: Path
+    format: str
+    config: ViTConfig
+    dropped: dict[str, str] = field(default_factory=dict)
+    inferred: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    lossy: bool = False
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything about to be written, still unread; the checkpoint is the one given, or that folded."""
+
+    ckpt: Checkpoint
+    form: Format
+    dialect: Dialect
+    tensors: dict[str, LazyTensor]
+    sidecars: Sidecars
+    left_out: tuple[str, ...]
+    problems: tuple[tuple[str, str], ...]
+    # Whether the source was in this dialect of this format, and how far else this is from what it was in.
+    home: bool
+    distance: tuple[int, ...]
+    folds: tuple[Fold, ...] = ()
+
+    @property
+    def cost(self) -> int:
+        """How much had to be folded."""
+        return sum(fold.cost for fold in self.folds)
+
+    @property
+    def fields(self) -> set[str]:
+        """The config fields that speak against it."""
+        return {name for name, _ in self.problems}
+
+
+def convert_checkpoint(
+    ckpt: Checkpoint,
+    destination: str | Path,
+    *,
+    to: str = "canonical",
+    dtype: str | None = None,
+    lossy: bool = False,
+    keep_rest: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Report:
+    """Writes an opened checkpoint in another format (or its own).
+
+    Args:
+        ckpt: what :func:`vit_hub.converters.open_checkpoint` gave.
+        destination: a file with a known suffix, or a folder for the format's customary files.
+        to: a name of :func:`vit_hub.converters.format_names`.
+        dtype: ``F32``, ``F16``, ``BF16`` or ``F64``; None keeps every tensor's own.
+        lossy: write it even where the format cannot express the model.
+        keep_rest: also write what was left out of the source into ``*.rest.safetensors`` beside the result, and put
+            such a file beside the source back in.
+        progress: called with the bytes written since the last call.
+
+    Raises:
+        UnknownFormatError: there is no format ``to``.
+        UnsupportedByFormatError: the format cannot express the model; names the field and the formats that can.
+        VitHubError: the destination cannot be written.
+    """
+    target = Path(destination)
+    container = CONTAINER_SUFFIXES.get(target.suffix)
+    if to == "canonical":
+        file = target if container else target / "model.safetensors"
+        if container not in (None, "safetensors"):
+            raise UnsupportedByFormatError(
+                f"{target}: a canonical file is a .safetensors file",
+                hint='name it so, or say which format to write: to="vit_jax", on the command line --to vit_jax',
+            )
+        write_canonical(file, ckpt, dtype=dtype, progress=progress)
+        report = Report(file, to, ckpt.config, dict(ckpt.dropped), dict(ckpt.inferred), list(ckpt.warnings))
+    else:
+        ckpt = _with_preprocessing(ckpt)
+        plan = _plan(ckpt, to, with_sidecars=container is None, lossy=lossy)
+        report = _write(ckpt, plan, target, container, dtype, keep_rest, progress)
+        if report.lossy:
+            report.warnings.append(_loss(ckpt, report))
+    if keep_rest:
+        _write_rest(ckpt, report.path)
+    return report
+
+
+def foreign_tensors(ckpt: Checkpoint, to: str) -> tuple[dict[str, LazyTensor], Sidecars, list[str]]:
+    """The tensors and config files of another format, in memory, and what was folded: nothing is written.
+
+    Raises:
+        UnknownFormatError, UnsupportedByFormatError: as for :func:`convert_checkpoint`.
+    """
+    plan = _plan(ckpt, to, with_sidecars=True, lossy=False)
+    return plan.tensors, plan.sidecars, _folded(plan)
+
+
+def prospects(ckpt: Checkpoint, to: str) -> tuple[dict[str, str], list[str]]:
+    """Whether a format can express a model, from headers alone.
+
+    Returns:
+        What speaks against it, by config field, and what would be folded.
+
+    Raises:
+        UnknownFormatError: there is no format ``to``.
+    """
+    if to == "canonical":
+        return {}, []
+    plan = _plan(ckpt, to, with_sidecars=True, lossy=True)
+    return dict(plan.problems), _folded(plan)
+
+
+def _plan(ckpt: Checkpoint, to: str, *, with_sidecars: bool, lossy: bool) -> _Plan:
+    named = formats_named(to)
+    if not named:
+        raise UnknownFormatError(f"there is no format {to!r}", hint=f"formats: {', '.join(format_names())}")
+    open_to_all = [(form, dialects) for form, dialects in named if not form.returned_only or ckpt.passport.format == to]
+    plans = [_plan_for(ckpt, form, dialects, to, with_sidecars) for form, dialects in open_to_all or named]
+    best = min(plans, key=lambda plan: (len(plan.problems), plan.cost, not plan.home, plan.distance))
+    if best.problems and not lossy:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in best.problems)
+        able = [name for name in _able(ckpt, with_sidecars) if name != to]
+        hint = f"formats that can: {', '.join(able)}; or write it all the same with lossy=True (--lossy)"
+        if not with_sidecars and not _plan(ckpt, to, with_sidecars=True, lossy=True).problems:
+            hint = f"a folder, with {to}'s config file, can: give a destination without a suffix; {hint}"
+        raise UnsupportedByFormatError(f"{to} cannot express this model: {reasons}", hint=hint)
+    return best
+
+
+def _able(ckpt: Checkpoint, with_sidecars: bool) -> list[str]:
+    """The formats that can express a model."""
+    able = ["canonical"]
+    for form in all_formats():
+        if form.name not in able and not _plan_for(ckpt, form, form.dialects, form.name, with_sidecars).problems:
+            able.append(form.name)
+    return able
+
+
+def _plan_for(ckpt: Checkpoint, form: Format, dialects: Sequence[Dialect], label: str, with_sidecars: bool) -> _Plan:
+    """What writing in one format would give, with what the format needs folded."""
+    plan = _plain_plan(ckpt, form, dialects, label, with_sidecars)
+    for fold in FOLDS:
+        wanted = plan.fields & {*fold.fields}
+        folded = fold.apply(plan.ckpt.config, plan.ckpt.tensors) if wanted else None
+        if folded is not None:
+            changed = dataclasses.replace(plan.ckpt, config=folded[0], tensors=folded[1])
+            candidate = _plain_plan(changed, form, dialects, label, with_sidecars)
+            if not wanted & candidate.fields:
+                plan = dataclasses.replace(candidate, folds=(*plan.folds, fold))
+    return plan
+
+
+def _folded(plan: _Plan) -> list[str]:
+    return [f"irreversible: {fold.text}" for fold in plan.folds]
+
+
+def _plain_plan(ckpt: Checkpoint, form: Format, dialects: Sequence[Dialect], label: str, with_sidecars: bool) -> _Plan:
+    """What writing in one format would give, and everything that speaks against it."""
+    config, passport = ckpt.config, ckpt.passport
+    own = [d for d in dialects if form.label(d) == passport.format == label and dict(d.variables) == passport.variables]
+    home = bool(own)
+    dialect = own[0] if home else form.dialect_for(config, dialects)
+    # What a source of this very format held, its project could do, if not at every size.
+    problems = [need for need in form.obstacles(config) if not home or need[0] in passport.resized_from]
+    foreign, left = form.table(dialect).write(ckpt.tensors, _axis_sizes(config))
+    if not home:
+        dtype = next(iter(ckpt.tensors.values())).dtype
+        filled = form.zeros(config, dialect).items()
+        foreign |= {name: zeros(dtype, shape) for name, shape in filled if name not in foreign}
+    carried = tuple(name for name in left if name in passport.carried)
+    for name in left:
+        if name not in carried and field_of(name) not in {field for field, _ in problems}:
+            problems.append((field_of(name), f"it has no place for {name}"))
+    prefix = passport.prefix if home else form.prefixes[0]
+    tensors = {prefix + name: tensor for name, tensor in foreign.items()}
+    if home:
+        tensors = {passport.names.get(name, name): tensor for name, tensor in tensors.items()}
+        shapes = passport.shapes
+        tensors = {name: tensor.reshape(shapes[name]) if name in shapes else tensor for name, tensor in tensors.items()}
+    sidecars = form.sidecars(config, passport) if with_sidecars else {}
+    if not problems:
+        problems += _read_back(ckpt, form, dialect, tensors, sidecars, home)
+    distance = (int(form.label(dialect) != passport.format), *_unlikeness(form, config, passport, sidecars))
+    return _Plan(ckpt, form, dialect, tensors, sidecars, carried, tuple(problems), home, distance)
+
+
+def _unlikeness(form: Format, config: ViTConfig, passport: Passport, sidecars: Sidecars) -> tuple[int, int]:
+    """What tells apart formats of one name that can all express a model: lower is closer to what it was.
+
+    First come the config files it had, then how many conventions of the format it follows.
+    """
+    kept = sum(
+        sidecars.get(name, {}).get(key) == value
+        for name, content in passport.sidecars.items()
+        for key, value in content.items()
+    )
+    return -kept, -sum(getattr(config, name) == value for name, value in form.conventions.items())
+
+
+def _axis_sizes(config: ViTConfig) -> dict[str, int]:
+    heads = {"h": config.num_heads, "m": config.pool_heads or config.num_heads}
+    return {**heads, "p": config.patch_size[0], "q": config.patch_size[1], "c": config.patch_chans}
+
+
+def _read_back(
+    ckpt: Checkpoint, form: Format, dialect: Dialect, foreign: Mapping[str, LazyTensor], sidecars: Sidecars, home: bool
+) -> list[tuple[str, str]]:
+    """Fields that the written file would not give back."""
+    config = ckpt.config
+    again = {**(ckpt.passport.overrides if home else {}), **_told(config)}
+    source = Source(Path("planned"), form.container, dict(foreign), {}, sidecars, ())
+    try:
+        result = read_source(source, format=form.label(dialect), overrides=again).config
+    except VitHubError as error:
+        return [("config", error.message)]
+    return [
+        (item.name, f"{getattr(config, item.name)!r} would be read back as {getattr(result, item.name)!r}")
+        for item in dataclasses.fields(ViTConfig)
+        if item.name not in _NOT_NUMERIC and getattr(config, item.name) != getattr(result, item.name)
+    ]
+
+
+def _told(config: ViTConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in _TOLD_BY_CALLER}
+
+
+def _untold(plan: _Plan) -> list[str]:
+    """What readers of the written file will have to be told."""
+    ckpt, told = plan.ckpt, _told(plan.ckpt.config)
+    again = {**(ckpt.passport.overrides if plan.home else {}), **told}
+    source = Source(Path("planned"), plan.form.container, plan.tensors, {}, plan.sidecars, ())
+    label, untold = plan.form.label(plan.dialect), []
+    for name, value in told.items():
+        try:
+            alone = read_source(source, format=label, overrides={k: v for k, v in again.items() if k != name}).config
+            known = getattr(alone, name) == value
+        except VitHubError:
+            known = False
+        if not known:
+            untold.append(f"the file does not say {name}={value}: whoever loads it must be told")
+    return untold
+
+
+def _write(
+    ckpt: Checkpoint,
+    plan: _Plan,
+    target: Path,
+    container: str | None,
+    dtype: str | None,
+    keep_rest: bool,
+    progress: Callable[[int], None] | None,
+) -> Report:
+    tensors = dict(plan.tensors)
+    rest = _read_rest(ckpt) if keep_rest else {}
+    tensors |= rest
+    sidecars = dict(plan.sidecars)
+    if rest and plan.home:
+        # The whole model is together again, and the source's own config files describe it.
+        sidecars |= {name: content for name, content in ckpt.passport.sidecars.items() if name in sidecars}
+    file = target if container else target / plan.form.filename
+    write_tensors(
+        file, container or plan.form.container, _cast_all(tensors, dtype), plan.form.metadata, progress=progress
+    )
+    for name, content in sidecars.items():
+        with atomic_path(target / name) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    dropped = dict(ckpt.dropped)
+    for name in plan.left_out:
+        for source_name in ckpt.origin.get(name, (name,)):
+            dropped[source_name] = f"unused by the model, and {plan.form.name} has no place for it"
+    notes = [*ckpt.warnings, *_folded(plan), *([] if plan.problems else _untold(plan))]
+    notes += [f"lossy: {name}: {reason}" for name, reason in plan.problems]
+    label = plan.form.label(plan.dialect)
+    return Report(target, label, plan.ckpt.config, dropped, dict(ckpt.inferred), notes, lossy=bool(plan.problems))
+
+
+def _with_preprocessing(ckpt: Checkpoint) -> Checkpoint:
+    """The checkpoint with the preprocessing of its project's convention, if it records none of its own."""
+    if ckpt.passport.preprocess is not None:
+        return ckpt
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = preprocessing_of(ckpt.passport, ckpt.config.image_size, ckpt.config.in_chans)
+    except ConfigError:
+        # Images of other than one or three channels: no config file has words for them.
+        return ckpt
+    return dataclasses.replace(ckpt, passport=dataclasses.replace(ckpt.passport, preprocess=found.to_dict()))
+
+
+def _loss(ckpt: Checkpoint, report: Report) -> str:
+    """By how much a lossy conversion changes the outputs, in words."""
+    from vit_hub.converters.compare import output_difference
+
+    try:
+        written = open_checkpoint(report.path, format=report.format, overrides=_told(ckpt.config))
+        difference = output_difference(ckpt, written)
+    except Exception as error:
+        return f"lossy: the result cannot be read back to measure the loss: {error}"
+    if difference is None:
+        return "lossy: the outputs have another shape than the source's"
+    return f"lossy: outputs on a random image differ from the source's by up to {difference:.2g}"
+
+
+def write_canonical(
+    file: Path, ckpt: Checkpoint, *, dtype: str | None = None, progress: Callable[[int], None] | None = None
+) -> None:
+    """Writes the canonical file: tensors in canonical order; config and passport as metadata, keys sorted."""
+    tensors, paths = _cast_all(ckpt.tensors, dtype), ckpt.source.files
+    if all("sha256" in item for item in ckpt.passport.source):
+        write_tensors(file, "safetensors", tensors, _metadata(ckpt), progress=progress)
+        return
+
+    def hashed(hashes: Sequence[str]) -> dict[str, str]:
+        files = [
+            {"file": path.name, "size": path.stat().st_size, "sha256": sha256}
+            for path, sha256 in zip(paths, hashes, strict=True)
+        ]
+        return _metadata(dataclasses.replace(ckpt, passport=dataclasses.replace(ckpt.passport, source=files)))
+
+    # Hashing the source takes as long as all the rest: it is done meanwhile, and filled in at the end.
+    with meanwhile(lambda step: [file_sha256(path, step) for path in paths]) as hashes:
+        blank = hashed(["0" * 64] * len(paths))
+        write_tensors(file, "safetensors", tensors, blank, finish=lambda: hashed(hashes()), progress=progress)
+
+
+def _metadata(ckpt: Checkpoint) -> dict[str, str]:
+    return {
+        "format": "pt",
+        CONFIG_KEY: json.dumps(ckpt.config.to_dict(), sort_keys=True),
+        PASSPORT_KEY: ckpt.passport.to_json(),
+    }
+
+
+def _cast_all(tensors: Mapping[str, LazyTensor], dtype: str | None) -> Mapping[str, LazyTensor]:
+    if dtype is None:
+        return tensors
+    from vit_hub.converters.casting import cast
+
+    return {name: cast(tensor, dtype) for name, tensor in tensors.items()}
+
+
+def _rest_path(path: Path) -> Path:
+    return path / "rest.safetensors" if path.is_dir() else path.with_name(path.name + ".rest.safetensors")
+
+
+def _write_rest(ckpt: Checkpoint, path: Path) -> None:
+    rest = {name: ckpt.source.tensors[name] for name in ckpt.dropped if name in ckpt.source.tensors}
+    if rest:
+        write_tensors(_rest_path(path), "safetensors", rest, {"format": "pt"})
+
+
+def _read_rest(ckpt: Checkpoint) -> Mapping[str, LazyTensor]:
+    path = _rest_path(ckpt.path)
+    return open_source(path).tensors if path.exists() else {}

@@ -1,0 +1,148 @@
+"""Every benchmark runs, at its tiniest, and its tables have the lines that are promised. No figure is looked at."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import runpy
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+# What writes a checkpoint, and what measures accuracy, are no benchmarks.
+OTHERS = {"all.py", "make_checkpoint.py", "digits_resolution.py"}
+
+
+def everything() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("all_benchmarks", FOLDER / "all.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+ALL = everything()
+# Script -> the first cells of the lines of its tables, and text that stands elsewhere.
+PROMISED: dict[str, tuple[list[str], list[str]]] = {
+    "startup.py": (
+        [
+            "`python -c pass`",
+            '`python -c "import vit_hub"`',
+            "`vit-hub --help`",
+            "`vit-hub list`",
+            "`vit-hub info vit-b16`",
+            '`python -c "import timm"`',
+            '`python -c "import transformers"`',
+        ],
+        [],
+    ),
+    "load.py": (
+        [
+            *(f"tiny canonical {name}" for name in ("vit-hub", "vit-hub, bfloat16")),
+            *(f"tiny npz {name}" for name in ("vit-hub", "timm load_pretrained", "read and transpose")),
+            *(f"tiny timm {name}" for name in ("vit-hub", "timm checkpoint_path")),
+            *(f"tiny hf {name}" for name in ("vit-hub", "transformers from_pretrained")),
+        ],
+        ["memory that is no file's"],
+    ),
+    "forward.py": (
+        [
+            *(f"tiny float32 eager {task} {batch}" for task in ("output", "features") for batch in (1, 2)),
+            "tiny 8",
+        ],
+        ["Smallest ratio for logits", "Smallest ratio for features"],
+    ),
+    "convert.py": (
+        [
+            "tiny npz -> canonical",
+            "tiny canonical -> Hugging Face",
+            "tiny Hugging Face -> npz",
+        ],
+        ["largest tensor", "peer script"],
+    ),
+    "resize.py": (
+        [
+            "bilinear-align-corners vit_jax",
+            "bicubic-antialias timm",
+            "bicubic transformers",
+            "bicubic-offset DINOv2",
+            "32 x 32",
+            "48 x 48",
+        ],
+        ["Peak memory"],
+    ),
+    "download.py": (["curl", "curl + sync", "vit-hub"], []),
+    "gpu.py": (["float32", "TF32", "bfloat16"], ["matrices", "Loading to the GPU", "against float64"]),
+}
+
+
+def run(script: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [str(FOLDER / script), *arguments])
+    runpy.run_path(str(FOLDER / script), run_name="__main__")
+
+
+@pytest.mark.parametrize("script", ALL.SCRIPTS)
+def test_a_benchmark_prints_and_writes_its_tables(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    markdown = tmp_path / "table.md"
+    run(script, [*ALL.SCRIPTS[script], "--markdown", str(markdown)], monkeypatch)
+    printed, written = capsys.readouterr().out, markdown.read_text(encoding="utf-8")
+    assert printed.strip() in written
+    assert written.startswith("# ")
+    assert "Load average" in written
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line[:1] == "|"]
+    first, elsewhere = PROMISED[script]
+    for words in first:
+        assert any(words in " ".join(row) for row in rows), words
+    for words in elsewhere:
+        assert words in printed
+
+
+def test_the_gpu_table_is_honest_where_there_is_none() -> None:
+    import gpu
+
+    lines = gpu.shown(gpu.Plan(["B", "L"], [224, 384], 8, 64, 1), {})
+    rows = [line for line in lines if line.startswith(("| B", "| L"))]
+    assert len(rows) == 2 * 2 * 3 * 3 + 2 * 3 + 2 * 3
+    assert all("not measured: no GPU" in row for row in rows)
+    measured = gpu.shown(gpu.Plan(["B"], [224], 8, 64, 1), {("B", "TF32"): ("1e-3", "2e-3", "3e-3")})
+    assert sum("1e-3" in line and "3e-3" in line for line in measured) == 1
+
+
+def scripts() -> set[str]:
+    """Files of the folder that can be run."""
+    found = set()
+    for file in FOLDER.glob("*.py"):
+        body = ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(body[-1], ast.If) and "__main__" in ast.unparse(body[-1].test):
+            found.add(file.name)
+    return found
+
+
+def test_all_runs_every_benchmark() -> None:
+    assert set(ALL.SCRIPTS) == scripts() - OTHERS
+    assert set(PROMISED) == set(ALL.SCRIPTS)
+    assert scripts() >= OTHERS
+
+
+@pytest.mark.parametrize("script", ALL.SCRIPTS)
+def test_all_writes_beside_the_scripts_and_nothing_when_quick(script: str) -> None:
+    assert ALL.command(script, quick=False)[1:] == [
+        str(FOLDER / script),
+        "--markdown",
+        f"benchmarks/{Path(script).stem}.md",
+    ]
+    assert ALL.command(script, quick=True)[2:] == ALL.SCRIPTS[script]
+    assert "--markdown" not in ALL.SCRIPTS[script]
+
+
+def test_every_benchmark_says_how_it_is_called() -> None:
+    for script in ALL.SCRIPTS:
+        doc = ast.get_docstring(ast.parse((FOLDER / script).read_text(encoding="utf-8")))
+        assert doc is not None
+        assert f"python benchmarks/{script} --markdown benchmarks/{Path(script).stem}.md" in doc

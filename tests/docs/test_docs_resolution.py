@@ -1,0 +1,103 @@
+"""What docs/resolution.md shows works as shown, and resizing keeps a real model working."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import vit_hub
+from vit_hub.cli import main
+from vit_hub.model.config import RESIZE_METHODS
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docs" / "resolution.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "vit_hub").symlink_to(ROOT / "vit_hub", target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VIT_HUB_OFFLINE", "1")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("digits_resolution", ROOT / "benchmarks" / "digits_resolution.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_python_blocks(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scope: dict[str, object] = {}
+    for code in blocks("python"):
+        exec(compile(code, "resolution.md", "exec"), scope)
+    assert capsys.readouterr().out.splitlines() == [
+        "(1, 1, 32, 32) 7",
+        "(1, 1, 48, 48) 7",
+        "(1, 1, 40, 64) 7",
+        "(45, 45) (48, 48)",
+        "image_size=(45, 45) is not a whole number of patches of (4, 4) pixels "
+        "(nearest sizes that are: (44, 44) and (48, 48); or pad=True in vit_hub.load)",
+        "(28, 36) (1, 10)",
+    ]
+
+
+def test_commands(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for line in "".join(blocks("sh")).splitlines():
+        with pytest.raises(SystemExit) as stopped:
+            main(shlex.split(line)[1:])
+        assert stopped.value.code == 0, capsys.readouterr().err
+    assert vit_hub.load(clone / "digits48").config.grid_size == (12, 12)
+
+
+def test_every_method_is_explained_and_every_link_leads_somewhere() -> None:
+    assert re.findall(r"^\| `([\w-]+)` \|", TEXT, re.MULTILINE) == list(RESIZE_METHODS)
+    for link in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert link.startswith("https://") or (ROOT / "docs" / link).exists(), link
+
+
+@pytest.mark.parametrize(("size", "least"), [(24, 0.94), (48, 0.96)])
+def test_a_trained_model_still_reads_digits_at_other_sizes(size: int, least: float, benchmark: ModuleType) -> None:
+    images, classes = benchmark.held_out()
+
+    def accuracy(model: vit_hub.VisionTransformer) -> float:
+        with torch.inference_mode():
+            return float((model(vit_hub.preprocess(model)(images)).argmax(dim=1).numpy() == classes).mean())
+
+    cells = re.search(rf"^\| {size} \| .*$", TEXT, re.MULTILINE)
+    assert cells is not None
+    documented = [float(cell) for cell in cells[0].split("|")[3:-1]]
+    for method, percent in [*zip(benchmark.METHODS, documented, strict=False)][::3]:
+        found = accuracy(vit_hub.load(benchmark.NAME, image_size=size, resize=method))
+        assert found >= least, method
+        # Another processor may round an image to the other side.
+        assert 100 * found == pytest.approx(percent, abs=0.6), method
+    assert accuracy(benchmark.shuffled(vit_hub.load(benchmark.NAME, image_size=size))) < 0.5
+
+
+def test_the_picture_shows_each_patch_nearest_to_itself(benchmark: ModuleType) -> None:
+    for size in benchmark.PICTURED:
+        model = vit_hub.load(benchmark.NAME, image_size=size)
+        rows, columns = model.config.grid_size
+        picture = benchmark.similarities(model)
+        assert picture.shape == (rows * (rows + 1) - 1, columns * (columns + 1) - 1)
+        for row in range(rows):
+            for column in range(columns):
+                top, left = row * (rows + 1), column * (columns + 1)
+                small = picture[top : top + rows, left : left + columns]
+                assert small[row, column] == pytest.approx(1)
+                assert small.max() == pytest.approx(1)

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from vit_hub.errors import ModelNotFoundError
+from vit_hub.model.config import ViTConfig
+from vit_hub.registry import get_config, get_entry, list_models
+
+DEFAULT = "vit-b16.augreg2-in21k-ft-in1k-224"
+
+
+@pytest.mark.parametrize(
+    ("name", "model_id"),
+    [
+        ("vit-b16", DEFAULT),
+        ("VIT_B16", DEFAULT),
+        (DEFAULT, DEFAULT),
+        ("vit_base_patch16_224", DEFAULT),
+        ("vit_base_patch16_224.augreg2_in21k_ft_in1k", DEFAULT),
+        ("timm/vit_base_patch16_224.augreg2_in21k_ft_in1k", DEFAULT),
+        ("vit-base-patch16-224.augreg2-in21k-ft-in1k", DEFAULT),
+        ("vit-ti16", "vit-ti16.augreg-in21k-ft-in1k-224"),
+        ("vit-s32", "vit-s32.augreg-in21k-ft-in1k-224"),
+        ("vit-b8", "vit-b8.augreg2-in21k-ft-in1k-224"),
+        ("vit-l16-384", "vit-l16.augreg-in21k-ft-in1k-384"),
+        ("vit-l32", "vit-l32.orig-in21k-ft-in1k-384"),
+        ("vit-h14", "vit-h14.orig-in21k-224"),
+        ("google/vit-base-patch16-224", "vit-b16.orig-in21k-ft-in1k-224"),
+        ("ViT-B_16-224", "vit-b16.orig-in21k-ft-in1k-224"),
+        ("google/vit-base-patch16-384", "vit-b16.orig-in21k-ft-in1k-384"),
+        ("B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0", "vit-b16.augreg-in21k-224"),
+    ],
+)
+def test_a_model_is_found_by_any_of_its_names(name: str, model_id: str) -> None:
+    assert get_entry(name).id == model_id
+
+
+def test_vit_b16_is_pinned_as_documented() -> None:
+    source = get_entry("vit-b16").sources[0]
+    assert (source.kind, source.file, source.size) == ("hf", "model.safetensors", 346284714)
+    assert source.sha256 == "32aa17d6e17b43500f531d5f6dc9bc93e56ed8841b8a75682e1bb295d722405b"
+    assert source.revision == "063c6c38a5d8510b2e57df480445e94b231dad2c"
+
+
+@pytest.mark.parametrize(
+    ("repo", "npz"),
+    [
+        ("google/vit-base-patch16-224", "imagenet21k%2Bimagenet2012/ViT-B_16-224.npz"),
+        ("google/vit-base-patch16-384", "imagenet21k%2Bimagenet2012/ViT-B_16.npz"),
+        ("google/vit-base-patch16-224-in21k", "imagenet21k/ViT-B_16.npz"),
+    ],
+)
+def test_googles_repositories_hold_the_weights_of_these_files(repo: str, npz: str) -> None:
+    urls = [source.url for source in get_entry(repo).sources]
+    assert f"https://storage.googleapis.com/vit_models/{npz}" in urls
+
+
+def test_sources_say_what_differs_from_the_first() -> None:
+    first, *others = get_entry("vit-b16.orig-in21k-224").sources
+    assert first.relation == "subset"
+    assert first.config == {}
+    by_format = {source.format: source for source in others if source.kind == "hf" or source.format == "vit_jax"}
+    assert by_format["timm"].config == {"representation_dim": 0}
+    assert by_format["vit_jax"].config == {"num_classes": 21843}
+
+
+@pytest.mark.parametrize(
+    ("name", "repo", "resize", "crop_pct", "params"),
+    [
+        ("dinov2-s14", "facebook/dinov2-small", "bicubic", 0.875, 22056192),
+        ("facebook/dinov2-small", "facebook/dinov2-small", "bicubic", 0.875, 22056192),
+        ("vit_small_patch14_dinov2", "facebook/dinov2-small", "bicubic", 0.875, 22056192),
+        ("vit_small_patch14_dinov2.lvd142m", "timm/vit_small_patch14_dinov2.lvd142m",
+         "bicubic-antialias", 1.0, 22056192),
+        ("timm/vit_base_patch16_siglip_gap_224.v2_webli", "timm/vit_base_patch16_siglip_gap_224.v2_webli",
+         "bicubic-antialias", 1.0, 85797120),
+    ],
+)  # fmt: skip
+def test_naming_a_copy_asks_for_it(name: str, repo: str, resize: str, crop_pct: float, params: int) -> None:
+    """Its own repository, or timm's full name; any other name leaves the choice to the registry."""
+    entry = get_entry(name)
+    assert entry.sources[0].repo == repo
+    assert (entry.config.resize, entry.preprocess["crop_pct"], entry.params) == (resize, crop_pct, params)
+    assert {source.repo for source in entry.sources} == {source.repo for source in get_entry(entry.id).sources}
+
+
+def test_a_name_of_several_models_lists_them() -> None:
+    with pytest.raises(ModelNotFoundError, match="names 4 models") as error:
+        get_entry("ViT-B_16")
+    models = ("orig-in21k-224", "orig-in21k-ft-in1k-384", "gsam-in1k-224", "sam-in1k-224")
+    for model_id in (f"vit-b16.{name}" for name in models):
+        assert model_id in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("vit-b61", "vit-b16"),
+        ("vit_base_patch16_242", "vit_base_patch16_224"),
+        ("google/vit-base-patch16-244", "google/vit-base-patch16-224"),
+        ("vit-l16.augreg", "vit-l16.augreg-in21k-224"),
+    ],
+)
+def test_a_mistyped_name_gets_up_to_five_suggestions(typed: str, meant: str) -> None:
+    with pytest.raises(ModelNotFoundError) as error:
+        get_entry(typed)
+    suggested = error.value.hint.removeprefix("did you mean ").removesuffix("?").split(", ")
+    assert meant in suggested
+    assert len(suggested) <= 5
+    assert len({get_entry(name).id for name in suggested}) == len(suggested)
+
+
+@pytest.mark.parametrize("name", ["", "qqqqqqqqqq"])
+def test_a_name_like_no_other_points_to_the_list(name: str) -> None:
+    with pytest.raises(ModelNotFoundError, match="vit-hub list"):
+        get_entry(name)
+
+
+def test_list_models_filters_by_any_name() -> None:
+    everything = list_models()
+    assert DEFAULT in everything
+    assert len(set(everything)) == len(everything)
+    assert list_models("vit-b16") == [DEFAULT]
+    assert list_models("VIT_BASE_PATCH16_224") == [DEFAULT]
+    assert "vit-h14.orig-in21k-224" in list_models("google/*")
+    assert list_models("*no-such-model*") == []
+    assert list_models("*b16*") == [name for name in everything if name in list_models("*b16*")]
+
+
+def test_get_config_is_the_entrys() -> None:
+    config = get_config("vit-ti16")
+    assert isinstance(config, ViTConfig)
+    assert (config.embed_dim, config.num_heads, config.num_classes) == (192, 3, 1000)
+    assert config == get_entry("vit-ti16").config
+
+
+def test_entries_cannot_be_changed_behind_the_registrys_back() -> None:
+    entry = get_entry("vit-b16")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        entry.license = "mine"  # type: ignore[misc]
+    entry.preprocess["crop_pct"] = 0.1
+    assert get_entry("vit-b16").preprocess["crop_pct"] == 0.9
+
+
+def test_looking_up_a_model_imports_no_framework() -> None:
+    code = (
+        "import sys; from vit_hub.registry import *; list_models('*'); get_entry('vit-b16');"
+        "print([m for m in ('torch', 'numpy', 'transformers', 'huggingface_hub', 'timm') if m in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert printed.strip() == "[]"

@@ -1,0 +1,212 @@
+"""Small random models over the whole config space, for property tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import vit_hub
+from vit_hub.model.config import ACTIVATIONS, RESIZE_METHODS, Rope
+
+__all__ = [
+    "PLAIN",
+    "configs",
+    "examples",
+    "random_bits",
+    "random_images",
+    "random_model",
+    "randomise",
+    "raw",
+    "relative_error",
+]
+
+# Between tensors this small, threads spend their time waiting for one another.
+torch.set_num_threads(1)
+
+
+def examples(count: int) -> settings:
+    """Settings for a property test: the same examples in every run."""
+    return settings(
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+
+
+# What a Vision Transformer of the paper has not.
+PLAIN: dict[str, Any] = {
+    "ffn": "mlp",
+    "patch_bias": True,
+    "qkv_bias": True,
+    "qk_norm": False,
+    "pre_norm": False,
+    "distilled": False,
+    "num_registers": 0,
+    "pos_embed": "learned",
+    "rope": None,
+    "rel_pos": "none",
+    "attn_norm": False,
+    "mlp_norm": False,
+    "prefix_norm": False,
+    "layer_scale": False,
+    "final_norm": "before",
+    "projection_dim": 0,
+    "pool_heads": 0,
+    "pool_mlp_dim": 0,
+    "pool_prefix": False,
+    "head_input": "pooled",
+    "head_norm": False,
+    "stem": "patch",
+}
+
+_SIDES = st.tuples(st.integers(1, 4), st.integers(1, 4))
+_MOSTLY_NOT = st.sampled_from((False, False, False, True))
+_STEMS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "resnet": {
+        "stem_stages": st.sampled_from(((), (1,), (1, 1))),
+        "stem_width": st.just(32),
+        "stem_standardize": st.sampled_from(("std", "var")),
+        "stem_norm_eps": st.sampled_from((1e-6, 1e-5)),
+    },
+    "conv": {"stem_convs": st.sampled_from((((3, 3, 2),), ((3, 3, 2), (4, 3, 2))))},
+}
+_ROPES = st.builds(
+    Rope,
+    theta=st.sampled_from((100.0, 10_000.0)),
+    coordinates=st.sampled_from(("index", "centered")),
+    normalize=st.sampled_from(("separate", "max", "min")),
+    offset=st.sampled_from((0.0, 1.0)),
+    reference_grid=st.sampled_from((None, (16, 16))),
+    order=st.sampled_from(("yx", "xy")),
+    pairs=st.sampled_from(("half", "interleaved")),
+    mixed=st.booleans(),
+) | st.builds(Rope, coordinates=st.just("centered"), stored_periods=st.just(True))
+
+
+@st.composite
+def configs(draw: st.DrawFn, **fixed: Any) -> vit_hub.ViTConfig:
+    """Any consistent config of a tiny model; ``fixed`` fields are values, or strategies for them where they are free.
+
+    Of configs that mean the same, one is drawn: no rows for prefix tokens that are not there.
+    """
+    found: dict[str, Any] = {}
+
+    def field(name: str, strategy: st.SearchStrategy[Any]) -> Any:
+        chosen = fixed.get(name, strategy)
+        found[name] = draw(chosen) if isinstance(chosen, st.SearchStrategy) else chosen
+        return found[name]
+
+    def field_if(possible: object, name: str, strategy: st.SearchStrategy[Any]) -> Any:
+        """The field where it can be anything but its default."""
+        return field(name, strategy) if possible else None
+
+    heads = field("num_heads", st.sampled_from((1, 2, 3)))
+    width = field("embed_dim", st.sampled_from((4 * heads, 8 * heads)))
+    for name, strategy in _STEMS.get(field("stem", st.sampled_from(("patch",) * 8 + ("resnet", "conv"))), {}).items():
+        field(name, strategy)
+    patch = field("patch_size", _SIDES)
+    # The size of the image follows from the pixels of a patch, which a config of any size tells.
+    stem = {name: value for name, value in found.items() if name.startswith("stem") or name == "patch_size"}
+    unit = vit_hub.ViTConfig(**stem, image_size=64 * max(patch)).pixels_per_patch
+    field("image_size", _SIDES.map(lambda sides: tuple(n * p for n, p in zip(sides, unit, strict=True))))
+    field("depth", st.integers(1, 3))
+    field("mlp_dim", st.integers(1, 20))
+    field("in_chans", st.integers(1, 4))
+    field("ffn", st.sampled_from(("mlp", "swiglu", "swiglu_packed")))
+    field("act", st.sampled_from(ACTIVATIONS))
+    field("norm_eps", st.sampled_from((1e-12, 1e-6, 1e-5, 1e-3)))
+    field("qkv_bias", st.sampled_from((True, False, "qv", "masked")))
+    for name in ("patch_bias", "qk_norm", "pre_norm", "layer_scale"):
+        field(name, st.booleans())
+    for name in ("attn_norm", "mlp_norm"):
+        field(name, _MOSTLY_NOT)
+    classes = field("class_token", st.booleans())
+    field_if(classes, "distilled", st.booleans())
+    registers = field("num_registers", st.sampled_from((0, 0, 1, 4)))
+    prefix = classes + found.get("distilled", False) + registers
+    learned = field("pos_embed", st.sampled_from(("learned", "learned", "sincos2d", "none"))) == "learned"
+    if not (learned and classes):
+        found["pos_embed_prefix"] = False
+    rows = field_if(learned and classes, "pos_embed_prefix", st.booleans())
+    field_if(rows and registers, "pos_embed_registers", st.booleans())
+    field("rope", st.none() | st.none() | _ROPES)
+    field_if(classes and prefix == 1, "rel_pos", st.sampled_from(("none", "none", "block", "shared")))
+
+    pools = ["avg", "map", "first", "none"] + ["cls"] * classes + ["cls_dist"] * found.get("distilled", False)
+    pool = field("pool", st.sampled_from(pools))
+    norm = field("final_norm", st.sampled_from(["before", "none"] + ["after"] * (pool != "none")))
+    field_if(prefix and norm == "before", "prefix_norm", _MOSTLY_NOT)
+    field_if(pool == "map", "pool_heads", st.sampled_from((0, 0, 1 if heads > 1 else 2)))
+    hidden = st.integers(1, 20).filter(lambda size: size != found["mlp_dim"])
+    field_if(pool == "map", "pool_mlp_dim", st.just(0) | hidden)
+    field_if(pool == "map" and prefix, "pool_prefix", st.booleans())
+    head = field_if(pool != "none", "num_classes", st.integers(0, 5))
+    single = pool not in ("none", "cls_dist")
+    both = field_if(pool == "cls" and head, "head_input", st.sampled_from(("pooled", "pooled", "pooled", "cls_avg")))
+    plain = single and both != "cls_avg"
+    layer = field_if(plain, "representation_dim", st.sampled_from((0, 0, 3, width)))
+    field_if(plain and not layer, "projection_dim", st.sampled_from((0, 0, 5)))
+    field_if(plain and head, "head_norm", _MOSTLY_NOT)
+    field("resize", st.sampled_from(RESIZE_METHODS))
+    field("resize_by_count", st.booleans())
+    return vit_hub.ViTConfig(**found)
+
+
+def random_model(
+    config: vit_hub.ViTConfig, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> vit_hub.VisionTransformer:
+    """A model with every parameter random, so that none of them can be left out unnoticed."""
+    model = vit_hub.VisionTransformer(config).to(dtype).eval()
+    randomise(model, seed)
+    model.reset_tables()
+    return model
+
+
+def randomise(module: torch.nn.Module, seed: int = 0) -> None:
+    """Random values for every parameter and floating-point buffer; norms and what is divided by are about one."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            if value.is_floating_point():
+                noise = torch.randn(value.shape, generator=generator, dtype=torch.float64) * 0.3
+                divisor = name.endswith(("running_var", "periods"))
+                scale = "norm" in name and name.endswith("weight")
+                value.copy_(noise.exp() if divisor else noise + 1.0 if scale else noise)
+
+
+def random_bits(model: vit_hub.VisionTransformer, seed: int = 0) -> vit_hub.VisionTransformer:
+    """The model with bits at random for values: infinities, several kinds of NaN, denormal numbers."""
+    generator = np.random.default_rng(seed)
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            drawn = generator.integers(0, 256, value.numel() * value.element_size(), np.uint8)
+            value.copy_(torch.from_numpy(drawn).view(value.dtype).reshape(value.shape))
+    return model
+
+
+def random_images(config: vit_hub.ViTConfig, dtype: torch.dtype = torch.float32, batch: int = 2) -> Tensor:
+    """Images [batch, C, h, w] of the model's size."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, config.in_chans, *config.image_size, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def raw(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Canonical name -> (dtype, shape, bytes) of a canonical file."""
+    tensors = vit_hub.open_checkpoint(path).tensors
+    return {
+        name: (item.dtype, item.shape, np.ascontiguousarray(item.read()).tobytes()) for name, item in tensors.items()
+    }
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    """Largest difference, relative to the largest value."""
+    assert found.shape == wanted.shape
+    found, wanted = found.detach(), wanted.detach()
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))

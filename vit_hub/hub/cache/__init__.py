@@ -1,0 +1,1 @@
+"""The files kept on this machine: where they are, what they should be, what can go."""

@@ -1,0 +1,323 @@
+"""The contents of the cache, model by model; removing models, and what is of no use any more."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from vit_hub.errors import ModelNotFoundError, VitHubError
+from vit_hub.hub.cache.hashes import is_current, stamp_file
+from vit_hub.hub.cache.paths import cache_dir, fetched_file, lock_file, locked, readable
+from vit_hub.hub.cache.records import CANONICAL, Delivery, all_records
+from vit_hub.hub.names.address import address, source_of
+from vit_hub.hub.names.credentials import without_login
+from vit_hub.hub.names.locate import locate
+from vit_hub.registry import Entry, WeightSource, get_entry
+from vit_hub.version import __version__
+from vit_hub.weights_manifest import outlines
+
+__all__ = ["HUGGING_FACE", "Item", "Leftover", "find", "items", "known_source", "prune", "remove"]
+
+HUGGING_FACE = "hugging face"
+"""The kind of what lies in Hugging Face's own cache, which other programs use too."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """Files of one model that were fetched or made together.
+
+    Attributes:
+        name: the model's id in the registry, else its repository or URL.
+        kind: ``canonical``, ``web``, ``mirrored`` or ``hugging face``: whose folder they lie in.
+        path: the weight file, or the index of sharded ones.
+        folder: what the names in ``delivery`` start from.
+        delivery: what is recorded of the files; None: nothing.
+        records: the files of the records.
+        asked: the addresses that they were asked for by.
+    """
+
+    name: str
+    kind: str
+    path: Path
+    folder: Path
+    delivery: Delivery | None = None
+    records: tuple[Path, ...] = ()
+    asked: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> list[Path]:
+        """All its files, whether they are there or not."""
+        return [self.folder / name for name in self.delivery.files] if self.delivery else [self.path]
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(file.stat().st_size for file in self.files if file.is_file())
+
+    @property
+    def used(self) -> float | None:
+        """When the weights were last read, as far as the file system tells, or written: seconds since 1970."""
+        if not self.path.is_file():
+            return None
+        stat = self.path.stat()
+        return max(stat.st_atime, stat.st_mtime)
+
+
+def items() -> list[Item]:
+    """Everything that vit-hub fetched or converted, in the order of names."""
+    found: dict[tuple[Path, str], Item] = {}
+    for file, asked, record in all_records():
+        delivery = record.delivery
+        canonical = asked.startswith(CANONICAL)
+        key = (record.path, delivery.address)
+        before = found.get(key)
+        found[key] = Item(
+            _name(delivery.address),
+            "canonical" if canonical else _kind(record.folder),
+            record.path,
+            record.folder,
+            delivery,
+            (*(before.records if before else ()), file),
+            (*(before.asked if before else ()), *(() if canonical else (asked,))),
+        )
+    recorded = {file for item in found.values() for file in item.files}
+    unrecorded = [
+        Item(path.parent.name, _kind(path.parent), path, path.parent) for path in _stored() if path not in recorded
+    ]
+    return sorted([*found.values(), *unrecorded], key=lambda item: (item.name, item.kind, item.path))
+
+
+def _stored() -> Iterator[Path]:
+    """The files of the cache that hold weights: not locks, nor what a killed process left."""
+    for path in sorted([*cache_dir().glob("canonical/*/*.safetensors"), *cache_dir().glob("files/*/*")]):
+        if path.is_file() and not path.name.startswith("."):
+            yield path
+
+
+_KINDS = {"files": "web", "mirrored": "mirrored", "canonical": "canonical"}
+
+
+def _kind(folder: Path) -> str:
+    return _KINDS.get(folder.parent.name, HUGGING_FACE) if cache_dir() in folder.parents else HUGGING_FACE
+
+
+def known_source(exact: WeightSource) -> tuple[Entry, WeightSource] | None:
+    """The registry's entry that has a source, and that source, which may pin more."""
+    for outline in outlines().values():
+        if exact.url in outline.urls or exact.repo in outline.repos or exact.kind == "bundled":
+            entry = get_entry(outline.id)
+            for source in entry.sources:
+                if _place(source) == _place(exact) and source.file in (None, exact.file):
+                    return entry, source
+    return None
+
+
+def _place(source: WeightSource) -> tuple[str, str | None, str | None]:
+    return source.kind, source.repo, source.url
+
+
+def _name(delivered: str) -> str:
+    exact = source_of(delivered)
+    known = known_source(exact)
+    return known[0].id if known else exact.repo or exact.url or delivered
+
+
+def find(name: str) -> list[Item]:
+    """What is there of one model.
+
+    Args:
+        name: whatever :func:`vit_hub.download` takes, or an address as ``vit-hub cache ls`` shows it.
+
+    Raises:
+        ModelNotFoundError: nothing is.
+    """
+    name = without_login(name)
+    names, addresses, paths = {name}, {name}, set()
+    try:
+        entry, candidates = locate(name)
+    except ModelNotFoundError as error:
+        hint = f"{error.hint}; `vit-hub cache ls` shows what is there"
+    else:
+        hint = f"`vit-hub download {name}` fetches it; `vit-hub cache ls` shows what is there"
+        addresses |= {address(source) for source in candidates}
+        paths = {fetched_file(source.url) for source in candidates if source.url}
+        names |= {entry.id} if entry else set()
+    names |= {readable(name) for name in names}  # the folder of converted files that nothing is recorded of
+    found = [
+        item for item in items() if item.name in names or item.path in paths or addresses & {*item.asked, *_exact(item)}
+    ]
+    if not found:
+        raise ModelNotFoundError(f"nothing of {name} is in the cache", hint=hint)
+    return found
+
+
+def _exact(item: Item) -> tuple[str, ...]:
+    return (item.delivery.address,) if item.delivery else ()
+
+
+def remove(item: Item) -> bool:
+    """Removes the files, stamps and records of one item; waits for a process that is writing it.
+
+    Returns:
+        False where the files were left: they lie in Hugging Face's cache and may be other programs' too.
+
+    Raises:
+        VitHubError: the cache cannot be written.
+    """
+    try:
+        for file in (*map(stamp_file, item.files), *item.records):
+            file.unlink(missing_ok=True)
+        if item.kind != HUGGING_FACE and item.path.parent.is_dir():
+            with locked(item.path):
+                _remove_files(item)
+    except OSError as error:
+        raise VitHubError(
+            f"{item.path}: cannot be removed: {error.strerror or error}", hint="check the permissions of the cache"
+        ) from error
+    return item.kind != HUGGING_FACE
+
+
+def _remove_files(item: Item) -> None:
+    lock = lock_file(item.path)
+    if item.kind == "canonical":  # whose folder has other versions, which are items of their own
+        item.path.unlink(missing_ok=True)
+    else:
+        for path in item.folder.rglob("*"):
+            if path.is_file() and path != lock:
+                path.unlink(missing_ok=True)
+    # A file that is open, as the lock is, cannot be removed everywhere, and a folder with something in it nowhere.
+    for remove_it in (lock.unlink, *(folder.rmdir for folder in _folders(item.folder))):
+        with contextlib.suppress(OSError):
+            remove_it()
+
+
+def _folders(folder: Path) -> list[Path]:
+    """A folder and all in it, the innermost first."""
+    return [*sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True), folder]
+
+
+_DAY = 86400.0
+_HOUR = 3600.0
+_STORES = ("files", "mirrored", "canonical")
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A file of no use: ``reason`` says why, ``size`` is in bytes."""
+
+    path: Path
+    reason: str
+    size: int
+
+
+def prune(*, days: float, dry_run: bool = False) -> list[Leftover]:
+    """Removes what is of no use; what another process is writing stays.
+
+    Args:
+        days: keep unfinished downloads that were continued within so many days.
+        dry_run: remove nothing.
+
+    Returns:
+        What was removed, or would be.
+
+    Raises:
+        VitHubError: the cache cannot be written.
+    """
+    found = []
+    try:
+        for folder in _weight_folders():
+            found += _prune_folder(folder, days, dry_run)
+        found += _removed(_notes(), dry_run)
+    except OSError as error:
+        raise VitHubError(
+            f"{error.filename}: cannot be removed: {error.strerror or error}", hint="check the permissions of the cache"
+        ) from error
+    return found
+
+
+def _weight_folders() -> list[Path]:
+    """Every folder with weights, the innermost first."""
+    stores = [cache_dir() / store for store in _STORES]
+    return sorted((path for store in stores for path in store.rglob("*") if path.is_dir()), reverse=True)
+
+
+def _prune_folder(folder: Path, days: float, dry_run: bool) -> list[Leftover]:
+    from filelock import FileLock, Timeout
+
+    locks = sorted(folder.glob(".*.lock"))
+    with ExitStack() as held:
+        try:
+            for lock in locks:
+                held.enter_context(FileLock(lock, blocking=False))
+        except (Timeout, FileNotFoundError):  # somebody is at work here, or has just removed the folder
+            return []
+        except OSError:  # the folder cannot be written: nothing would go
+            if dry_run:
+                return []
+            raise
+        useless = [*_unfinished(folder, days, bool(locks)), *_outdated(folder), *((path, "lock") for path in locks)]
+        # Who writes makes a lock first: with no new one there, nothing of the above is a living process's.
+        if sorted(folder.glob(".*.lock")) != locks:
+            return []
+        found = _removed(useless, dry_run)
+    if not dry_run:
+        with contextlib.suppress(OSError):  # it is not empty
+            folder.rmdir()
+    return found
+
+
+def _removed(useless: Iterable[tuple[Path, str]], dry_run: bool) -> list[Leftover]:
+    """What there still is of these files, each with its reason; they are removed."""
+    found = []
+    for path, reason in useless:
+        with contextlib.suppress(FileNotFoundError):
+            found.append(Leftover(path, reason, path.stat().st_size))
+            if not dry_run:
+                _unlink(path)
+    return found
+
+
+def _unlink(path: Path) -> None:
+    # Who waits for the lock sees that its file is gone, and makes another. Windows does not remove what is open.
+    with contextlib.suppress(PermissionError) if path.suffix == ".lock" else contextlib.nullcontext():
+        path.unlink()
+
+
+def _unfinished(folder: Path, days: float, is_ours: bool) -> Iterator[tuple[Path, str]]:
+    """What killed processes left, where ``is_ours`` says that no living one can be at work."""
+    for path in sorted(folder.glob(".*.vit-hub.*")):
+        resumable = path.name.endswith((".vit-hub.part", ".vit-hub.journal"))
+        # Without a lock to ask, only the time tells whether somebody is writing it.
+        patience = days * _DAY if resumable else 0.0 if is_ours else _HOUR
+        if _idle(path) >= patience:
+            yield path, "unfinished download" if resumable else "left by a killed process"
+
+
+def _outdated(folder: Path) -> Iterator[tuple[Path, str]]:
+    if folder.parent.name == "canonical":
+        for path in sorted(folder.glob("*.safetensors")):
+            if not path.stem.endswith(f"-{__version__}"):
+                yield path, "converted by another version"
+
+
+def _idle(path: Path) -> float:
+    """Seconds since the file was written; -1 where it has just gone."""
+    return time.time() - path.stat().st_mtime if path.is_file() else -1.0
+
+
+def _notes() -> Iterator[tuple[Path, str]]:
+    """Stamps and records of files that are gone."""
+    for folder in ("stamps", "records"):
+        for path in sorted((cache_dir() / folder).glob(".*.vit-hub.tmp")):
+            if _idle(path) >= _HOUR:
+                yield path, "left by a killed process"
+    for path in sorted((cache_dir() / "stamps").glob("*.json")):
+        if not is_current(path):
+            yield path, "stamp of a file that is gone"
+    for path, _, record in all_records():
+        if not any((record.folder / name).is_file() for name in record.delivery.files):
+            yield path, "record of files that are gone"

@@ -1,0 +1,1 @@
+"""Names and addresses of weights: what they stand for, without asking anybody."""

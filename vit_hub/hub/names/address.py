@@ -1,0 +1,68 @@
+"""One text for each place that weights come from: ``hf://owner/name@revision/file``, a URL, ``bundled:file``.
+
+It is shown, recorded, locked and published, so it has no user name and password in it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from urllib.parse import quote
+
+from vit_hub.errors import ModelNotFoundError
+from vit_hub.hub.names.credentials import without_login
+from vit_hub.hub.names.hugging_face import hub_source
+from vit_hub.registry import WeightSource
+
+__all__ = ["address", "is_commit", "is_fixed", "is_safe_name", "source_of"]
+
+_BUNDLED = "bundled:"
+_COMMIT = re.compile("[0-9a-f]{40}")
+_UNSAFE = re.compile(r'[\\:*?"<>|\x00-\x1f]')
+
+
+def address(source: WeightSource) -> str:
+    """The address of a source, parts left out where it does not say them; :func:`source_of` reads it back."""
+    if source.kind == "https":
+        return without_login(source.url or "")
+    if source.kind == "bundled":
+        return f"{_BUNDLED}{source.file}"
+    # The slashes of a branch such as refs/pr/1 would be taken for those before the file.
+    revision = f"@{quote(source.revision, safe='')}" if source.revision else ""
+    return f"hf://{source.repo}{revision}" + (f"/{source.file}" if source.file else "")
+
+
+def source_of(address: str) -> WeightSource:
+    """The source of an address; it pins nothing but the revision.
+
+    Raises:
+        ValueError: not an address.
+    """
+    if re.match("https?://", address, re.IGNORECASE):
+        return WeightSource(kind="https", format="", url=address)
+    if address.startswith(_BUNDLED) and is_safe_name(address.removeprefix(_BUNDLED)):
+        return WeightSource(kind="bundled", format="", file=address.removeprefix(_BUNDLED))
+    try:
+        found = hub_source(address) if address.startswith("hf://") else None
+    except ModelNotFoundError as error:
+        raise ValueError(error.message) from error
+    if found is None:
+        raise ValueError(f"{address!r} is no address of weights")
+    return found
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is a commit, which never changes, and no branch or tag."""
+    return bool(_COMMIT.fullmatch(revision or ""))
+
+
+def is_fixed(source: WeightSource) -> bool:
+    """Whether nobody need be asked for the newest state of a source: only a branch or tag of a repository moves."""
+    return source.kind != "hf" or is_commit(source.revision)
+
+
+def is_safe_name(name: object) -> bool:
+    """Whether a text that somebody else wrote is the name of a file in a folder of ours, or in folders within it."""
+    if not isinstance(name, str) or not name or _UNSAFE.search(name) or name.startswith("/") or name.endswith("/"):
+        return False
+    return len(name) < 512 and not {"", ".", ".."} & set(name.split("/")) and PurePosixPath(name).as_posix() == name

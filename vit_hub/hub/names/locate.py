@@ -1,0 +1,154 @@
+"""What a name or address stands for: a local path, or the registry's entry and its sources. No network."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+from vit_hub.converters.containers import CONTAINER_SUFFIXES
+from vit_hub.errors import CheckpointError, ConfigError, ModelNotFoundError
+from vit_hub.hub.names.credentials import without_login
+from vit_hub.hub.names.hugging_face import hub_source, is_address
+from vit_hub.registry import Entry, WeightSource, get_entry
+from vit_hub.weights_manifest import outlines
+
+__all__ = ["local_path", "locate", "refuse_local"]
+
+_PATH = re.compile(r"\.{1,2}[/\\]|[/\\~]|[A-Za-z]:[/\\]")
+_AUGREG = "augreg:"
+
+
+def local_path(source: str | Path) -> Path | None:
+    """The path that ``source`` is, or None where it is a name or an address.
+
+    Raises:
+        CheckpointError: it looks like a path, and there is no such file.
+    """
+    text = str(source)
+    if isinstance(source, str) and is_address(text):
+        return None
+    try:
+        path = Path(source).expanduser()
+        if text and path.exists():
+            return path
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, no home folder, a null character
+        raise CheckpointError(f"{text!r} is not a path: {error}") from error
+    if isinstance(source, Path) or _PATH.match(text) or Path(text).suffix in CONTAINER_SUFFIXES:
+        raise CheckpointError(f"{text}: no such file or folder", hint="check the path; `vit-hub list` shows the names")
+    return None
+
+
+def refuse_local(name: str) -> None:
+    """Only what is somewhere else can be downloaded.
+
+    Raises:
+        ConfigError: it is a local file or folder.
+        CheckpointError: it looks like a path, and there is no such file.
+    """
+    if local_path(name) is not None:
+        raise ConfigError(f"{name}: a local file or folder", hint=f"use `vit-hub convert {name} OUT` on it")
+
+
+def locate(name: str, *, revision: str | None = None) -> tuple[Entry | None, tuple[WeightSource, ...]]:
+    """The registry's entry of a name or address, if it has one, and its sources in order of preference. No network.
+
+    Args:
+        name: in this order: an address (``https://...``, ``hf://owner/name@revision/file``, ``hf-hub:owner/name``,
+            ``augreg:FILE``); a name that the registry knows; a Hugging Face repository ``owner/name`` or
+            ``owner/name@revision``.
+        revision: branch, tag or commit of the Hugging Face repositories in place of the registry's. What is pinned
+            belongs to another commit then and is not checked; sources elsewhere are left out.
+
+    Raises:
+        ModelNotFoundError: neither an address nor a name nor the form of a repository, or a name of several models.
+        ConfigError: no source is on Hugging Face's hub, or the name says another revision.
+    """
+    entry, sources = _named(name)
+    if revision is None:
+        return entry, sources
+    hub = [source for source in sources if source.kind == "hf"]
+    # A repository's name asks for that one, not for others with the same weights.
+    hub = [source for source in hub if name.lower() == str(source.repo).lower()] or hub
+    if not hub:
+        raise ConfigError(
+            f"{without_login(name)}: none of its sources is on Hugging Face's hub, so it has no revision {revision!r}",
+            hint="leave out revision= (--revision)",
+        )
+    asked = hub_source(name)
+    if asked and asked.revision not in (None, revision):
+        raise ConfigError(
+            f"{name}: the name says revision {asked.revision!r}, and revision= (--revision) says {revision!r}",
+            hint="say it once",
+        )
+    return entry, tuple(_at(source, revision) for source in hub)
+
+
+def _at(source: WeightSource, revision: str) -> WeightSource:
+    """The same file at another revision, of which nothing is documented."""
+    if source.revision == revision:
+        return source
+    return dataclasses.replace(source, revision=revision, sha256=None, sha256_prefix=None, size=None, evidence="")
+
+
+def _named(name: str) -> tuple[Entry | None, tuple[WeightSource, ...]]:
+    if name.lower().startswith(_AUGREG):
+        return _augreg(name[len(_AUGREG) :])
+    if is_address(name):
+        return _known(url=name) or _on_hub(name) or (None, (WeightSource(kind="https", format="", url=name),))
+    try:
+        entry = get_entry(name)
+    except ModelNotFoundError:
+        asked = hub_source(name)
+        # The registry knows the repository, and several models in it.
+        if asked is None or (asked.revision is None and _entries(asked)):
+            raise
+        return _on_hub(name) or (None, (asked,))
+    return entry, entry.sources
+
+
+def _known(url: str) -> tuple[Entry, tuple[WeightSource, ...]] | None:
+    for outline in outlines().values():
+        if url in outline.urls:
+            entry = get_entry(outline.id)
+            return entry, tuple(source for source in entry.sources if source.url == url)
+    return None
+
+
+def _on_hub(name: str) -> tuple[Entry | None, tuple[WeightSource, ...]] | None:
+    """A place on Hugging Face's hub, with what the registry knows about what is there."""
+    asked = hub_source(name)
+    if asked is None:
+        return None
+    found = [(entry, tuple(source for source in entry.sources if _holds(source, asked))) for entry in _entries(asked)]
+    known = [(entry, sources) for entry, sources in found if sources]
+    if len(known) > 1 and not asked.file:
+        ids = ", ".join(entry.id for entry, _ in known)
+        raise ModelNotFoundError(f"{name!r} names {len(known)} models", hint=f"say which: {ids}")
+    return known[0] if known else (None, (asked,))
+
+
+def _entries(asked: WeightSource) -> list[Entry]:
+    """The registry's models in a repository."""
+    repo = str(asked.repo).lower()
+    return [get_entry(outline.id) for outline in outlines().values() if repo in map(str.lower, outline.repos)]
+
+
+def _holds(source: WeightSource, asked: WeightSource) -> bool:
+    """Whether a source of the registry is what is asked for."""
+    same_file = asked.file in (None, source.file)
+    same_repo = source.kind == "hf" and str(source.repo).lower() == str(asked.repo).lower()
+    return same_repo and same_file and asked.revision in (None, source.revision or "main")
+
+
+def _augreg(file: str) -> tuple[Entry, tuple[WeightSource, ...]]:
+    """One of the AugReg files: the file itself, then what else has its weights."""
+    from vit_hub.hub.names.augreg import entry_of, parse
+
+    name = parse(file)
+    known = _known(name.url)
+    if known is None:
+        entry = entry_of(name)
+        return entry, entry.sources
+    entry, own = known
+    return entry, (*own, *(source for source in entry.sources if source not in own))

@@ -1,0 +1,160 @@
+"""From a name, path or address to an opened checkpoint on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vit_hub.errors import CheckpointError, ConfigError, DownloadError
+from vit_hub.hub.fetch import fetch
+from vit_hub.hub.names.address import address
+from vit_hub.hub.names.locate import local_path, locate
+from vit_hub.registry import Entry, WeightSource, preferring
+from vit_hub.version import __version__
+
+if TYPE_CHECKING:
+    from vit_hub.converters.read import Checkpoint
+
+__all__ = ["Resolved", "fetch_any", "open_resolved", "resolve"]
+
+_HINTS = ("num_heads", "image_size", "pool")
+# Fields that a file cannot have otherwise than the registry says, unless it is another file.
+_FIXED = ("embed_dim", "depth", "mlp_dim", "patch_size", "stem", "stem_stages")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A checkpoint on this machine, and what the registry knows about it.
+
+    Attributes:
+        path: the file or folder to open.
+        entry: the registry's entry.
+        weight_source: where it was fetched from; None for a local path.
+        hints: config fields that a file may not tell. Those that follow from the format it is in are not among them.
+    """
+
+    path: Path
+    entry: Entry | None = None
+    weight_source: WeightSource | None = None
+    hints: Mapping[str, Any] = field(default_factory=dict)
+
+
+def resolve(
+    source: str | Path, *, revision: str | None = None, offline: bool = False, progress: bool = False
+) -> Resolved:
+    """Finds what ``source`` stands for and fetches it if need be.
+
+    Args:
+        source: an existing path, or whatever :func:`locate` takes.
+        revision: as for :func:`locate`.
+        offline: open no connection.
+        progress: show progress bars on a terminal.
+
+    Raises:
+        CheckpointError: it looks like a path, and there is no such file.
+        ConfigError: there can be no such revision of it.
+        ModelNotFoundError: it is none of these; the hint names similar models.
+        DownloadError: no source delivers; the message has every failure.
+        IntegrityError: what was fetched is not what is pinned.
+    """
+    path = local_path(source)
+    if path is not None:
+        if revision is not None:
+            raise ConfigError(
+                f"{source}: a local file or folder has no revisions", hint="leave out revision= (--revision)"
+            )
+        return Resolved(path)
+    entry, candidates = locate(str(source), revision=revision)
+    return fetch_any(entry, candidates, offline=offline, progress=progress)
+
+
+def fetch_any(
+    entry: Entry | None, candidates: Sequence[WeightSource], *, offline: bool = False, progress: bool = False
+) -> Resolved:
+    """The first of the sources that delivers. Where it is not the first one, a warning says which and why.
+
+    Raises:
+        DownloadError: none does.
+        IntegrityError: one delivers something else than what is pinned; no other is asked then.
+    """
+    failures = []
+    for source in candidates:
+        try:
+            path = fetch(source, offline=offline, progress=progress)
+        except DownloadError as error:
+            failures.append(error)
+        else:
+            if failures:
+                reasons = "; ".join(error.message for error in failures)
+                what = f"{entry.id}: " if entry else ""
+                warnings.warn(f"{what}taken from {address(source)}, because {reasons}", stacklevel=2)
+            entry = preferring(entry, source) if entry else None
+            return Resolved(path, entry, source, _hints(entry, source) if entry else {})
+    if len(failures) == 1:
+        raise failures[0]
+    name = entry.id if entry else "it"
+    raise DownloadError(
+        f"none of the {len(failures)} sources of {name} delivers: {'; '.join(error.message for error in failures)}",
+        hint="; ".join(dict.fromkeys(error.hint for error in failures if error.hint)),
+    )
+
+
+def _hints(entry: Entry, source: WeightSource) -> dict[str, Any]:
+    fields = {**{name: getattr(entry.config, name) for name in _HINTS}, **source.config}
+    return {name: fields[name] for name in _HINTS}
+
+
+def open_resolved(
+    resolved: Resolved, *, format: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> Checkpoint:
+    """Opens a checkpoint with all that the registry knows about it, and fills in its passport.
+
+    Args:
+        resolved: what :func:`resolve` gave.
+        format: insist on a format instead of recognising it.
+        overrides: config fields that the file cannot tell or tells wrongly.
+
+    Raises:
+        CheckpointError: it is not the model that the registry says, or as for
+            :func:`vit_hub.converters.open_checkpoint`.
+        ConfigError: likewise.
+    """
+    from vit_hub.converters.read import open_checkpoint
+    from vit_hub.preprocessing.spec import Preprocessing
+
+    ckpt = open_checkpoint(resolved.path, format=format, overrides=overrides, hints=resolved.hints)
+    passport = dataclasses.replace(ckpt.passport, converter=ckpt.passport.converter or __version__)
+    entry = resolved.entry
+    if entry is not None:
+        _refuse_another_model(ckpt, entry, resolved.weight_source, overrides or {})
+        passport = dataclasses.replace(
+            passport,
+            weights_id=entry.id,
+            license=entry.license,
+            preprocess=Preprocessing.from_dict(entry.preprocess).to_dict(),
+            # A source may have another head than the entry describes, or none.
+            labels=entry.labels if ckpt.config.num_classes == entry.config.num_classes else None,
+        )
+    return dataclasses.replace(ckpt, passport=passport)
+
+
+def _refuse_another_model(
+    ckpt: Checkpoint, entry: Entry, source: WeightSource | None, overrides: Mapping[str, Any]
+) -> None:
+    """The file is of the architecture that its name promises.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    promised = entry.config.replace(**(source.config if source else {}))
+    for name in _FIXED:
+        found, expected = getattr(ckpt.config, name), getattr(promised, name)
+        if found != expected and name not in overrides:
+            raise CheckpointError(
+                f"{ckpt.path}: not the model {entry.id}: its {name} is {found}, and should be {expected}",
+                hint=f"the file is another one than its source promised: {address(source) if source else 'unknown'}",
+            )

@@ -1,0 +1,235 @@
+"""Exchange with timm and transformers in memory, without files."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from vit_hub.converters.build import build
+from vit_hub.converters.casting import from_tensor, to_torch
+from vit_hub.converters.containers import Source
+from vit_hub.converters.read import read_source
+from vit_hub.converters.save import snapshot
+from vit_hub.converters.tensors import LazyTensor
+from vit_hub.converters.write import foreign_tensors
+from vit_hub.errors import ConfigError, UnknownFormatError, UnsupportedByFormatError
+from vit_hub.model.vit import VisionTransformer
+
+__all__ = ["from_module", "timm_facts", "timm_format", "timm_model", "to_timm", "to_transformers"]
+
+
+def to_timm(model: VisionTransformer) -> dict[str, Tensor]:
+    """A state dict for timm's model of the same architecture; tensors that need no change are shared.
+
+    What came from timm goes back to the class that it came from.
+
+    Raises:
+        UnsupportedByFormatError: timm has no such architecture.
+    """
+    source = model.passport.format if model.passport else ""
+    tensors, _ = _foreign(model, source if source.partition("-")[0] == "timm" else "timm", source)
+    return {name: to_torch(tensor) for name, tensor in tensors.items()}
+
+
+def timm_model(model: VisionTransformer) -> nn.Module:
+    """timm's model with the same weights, in evaluation mode.
+
+    Raises:
+        UnsupportedByFormatError: timm has no such architecture.
+    """
+    import timm
+
+    tensors, sidecars = _foreign(model, "timm", "canonical")
+    config = sidecars["config.json"]
+    options = {**config["model_args"], "num_classes": config["num_classes"]}
+    made: nn.Module = timm.create_model(config["architecture"], pretrained=False, **options)
+    state = {name: to_torch(tensor) for name, tensor in tensors.items()}
+    made.load_state_dict(state)
+    return made.to(next(iter(state.values())).dtype).eval()
+
+
+def to_transformers(model: VisionTransformer) -> nn.Module:
+    """A transformers model with the same weights, in evaluation mode.
+
+    Raises:
+        UnsupportedByFormatError: transformers has no class that computes the same.
+    """
+    import transformers
+
+    tensors, sidecars = _foreign(model, "hf", "canonical")
+    config = dict(sidecars["config.json"])
+    architecture = config["architectures"][0]
+    state = {name: to_torch(tensor) for name, tensor in tensors.items()}
+    chosen = "dtype" if int(transformers.__version__.partition(".")[0]) >= 5 else "torch_dtype"
+    told = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+    # ViTModel makes up a pooler where there is none, unless it is told not to.
+    for options in ({}, {"add_pooling_layer": False}):
+        with _no_progress_bar():
+            made, info = getattr(transformers, architecture).from_pretrained(
+                None,
+                config=told,
+                state_dict=state,
+                output_loading_info=True,
+                **{chosen: next(iter(state.values())).dtype, **options},
+            )
+        if not any(name.startswith("pooler.") for name in info["missing_keys"]):
+            break
+    if any(info.values()):
+        raise UnsupportedByFormatError(
+            f"transformers {transformers.__version__}: {architecture} has other tensors than expected",
+            hint="convert to a folder instead: model.save(file), then vit_hub.convert(file, folder, to='hf')",
+        )
+    return cast(nn.Module, made.eval())
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keeps transformers from drawing one for what takes no time."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _foreign(model: VisionTransformer, to: str, source: str) -> tuple[dict[str, LazyTensor], dict[str, dict[str, Any]]]:
+    """Tensors and config files of a format for a model from a source in some format, be it a file of whatever names."""
+    found = snapshot(model)
+    passport = dataclasses.replace(found.passport, format=source, prefix="", names={}, shapes={})
+    tensors, sidecars, folded = foreign_tensors(dataclasses.replace(found, passport=passport), to)
+    for message in folded:
+        warnings.warn(message, stacklevel=3)
+    return tensors, sidecars
+
+
+def from_module(module: nn.Module) -> VisionTransformer:
+    """The canonical model of a timm or transformers model, sharing its tensors where no change is needed.
+
+    Args:
+        module: a timm VisionTransformer, Eva or Beit, or a transformers model, with or without a head.
+
+    Raises:
+        UnknownFormatError: neither.
+        CheckpointError, ConfigError: an architecture that the canonical model does not cover.
+    """
+    if isinstance(module, VisionTransformer):
+        return module
+    sidecars: dict[str, dict[str, Any]] = {}
+    facts: dict[str, Any] = {}
+    name = type(module).__name__
+    if type(module).__module__.startswith("transformers."):
+        label = "hf"
+        sidecars["config.json"] = {**module.config.to_dict(), "architectures": [name]}  # type: ignore[operator, union-attr]
+    elif label := timm_format(module):
+        facts = timm_facts(module)
+    else:
+        raise UnknownFormatError(f"{name} is neither a timm Vision Transformer nor a transformers model")
+    tensors = {key: from_tensor(value) for key, value in module.state_dict().items()}
+    source = Source(Path(name), "safetensors", tensors, {}, sidecars, ())
+    state = dict(module.state_dict())
+    dtype = next(iter(state.values())).dtype
+    made = build(read_source(source, format=label, overrides=facts), dtype=dtype)
+    return made.to(next(iter(state.values())).device)
+
+
+# timm's class -> the format of its state dicts, and the blocks that compute as the names of their layers suggest.
+_CLASSES = {
+    "VisionTransformer": ("timm", ("Block",)),
+    "Eva": ("timm-eva", ("EvaBlock",)),
+    "Beit": ("timm-beit", ("Block",)),
+}
+_ACTIVATIONS = {"GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu", "ReLU": "relu"}
+_POOLS = {"token": "cls", "avg": "avg", "map": "map", "": "none"}
+
+
+def timm_format(module: nn.Module) -> str:
+    """The format of a module's state dict; empty if it is none of the three classes."""
+    found = (cls.__name__ for cls in type(module).__mro__ if cls.__module__.startswith("timm."))
+    label = next((_CLASSES[name][0] for name in found if name in _CLASSES), "")
+    return f"{label}-split" if label == "timm-eva" and module.blocks[0].attn.qkv is None else label  # type: ignore[index, union-attr]
+
+
+def timm_facts(module: Any) -> dict[str, Any]:
+    """Config fields of a module, those of its forward pass that nothing but its code decides.
+
+    Raises:
+        ConfigError: it computes something that the canonical model does not.
+    """
+    block, label = module.blocks[0], timm_format(module).removesuffix("-split")
+    known = next(blocks for form, blocks in _CLASSES.values() if form == label)
+    if type(block).__name__ not in known:
+        raise ConfigError(f"blocks: timm's {type(block).__name__} is not supported, {' or '.join(known)} is")
+    if not isinstance(block.norm1, nn.LayerNorm):
+        raise ConfigError(f"norm_eps: timm's {type(block.norm1).__name__} is not supported, LayerNorm is")
+    if type(block.mlp).__name__ not in ("Mlp", "SwiGLU", "GluMlp") or getattr(block.mlp, "gate_last", False):
+        raise ConfigError(f"ffn: timm's {type(block.mlp).__name__} of this kind is not supported")
+    facts = {
+        "num_heads": block.attn.num_heads,
+        "norm_eps": block.norm1.eps,
+        "act": _activation(block.mlp.act),
+        "image_size": tuple(module.patch_embed.img_size),
+        "rope": _rope(getattr(module, "rope", None), getattr(block.attn, "rotate_half", False)),
+    }
+    stem = getattr(module.patch_embed, "backbone", None)
+    if stem is not None:
+        first = getattr(stem, "stem", stem)
+        if not hasattr(first, "norm"):
+            raise ConfigError(f"stem: timm's {type(stem).__name__} is not supported, the ResNet of the hybrids is")
+        facts |= {"stem_standardize": "var", "stem_norm_eps": first.norm.eps}
+    return facts | _pooling(module, facts["act"])
+
+
+def _activation(layer: nn.Module) -> str:
+    name = type(layer).__name__
+    if name == "GELU":
+        return "gelu_tanh" if getattr(layer, "approximate", "none") == "tanh" else "gelu"
+    if name not in _ACTIVATIONS:
+        raise ConfigError(f"act: timm's {name} is not supported")
+    return _ACTIVATIONS[name]
+
+
+def _pooling(module: Any, act: str) -> dict[str, Any]:
+    pool, prefix = module.global_pool, bool(getattr(module, "pool_include_prefix", False))
+    if pool not in _POOLS or (prefix and pool == "avg"):
+        raise ConfigError(f"pool: timm's global_pool={pool!r}{' with prefix tokens' * prefix} is not supported")
+    if getattr(module, "dist_token", None) is not None:
+        return {"pool": "cls_dist"}
+    if pool != "map":
+        return {"pool": _POOLS[pool]}
+    if _activation(module.attn_pool.mlp.act) != act:
+        raise ConfigError("act: attention pooling with another activation than the blocks' is not supported")
+    attends = prefix or not hasattr(module, "pool_include_prefix")
+    tokens = module.num_prefix_tokens > 0
+    return {"pool": "map", "pool_heads": module.attn_pool.num_heads, "pool_prefix": attends and tokens}
+
+
+def _rope(rope: Any, rotate_half: bool) -> dict[str, Any] | None:
+    """Fields of :class:`vit_hub.model.config.Rope`; None without one."""
+    if rope is None:
+        return None
+    name = type(rope).__name__
+    found = {"theta": float(rope.temperature), "order": "xy" if rope.grid_indexing == "xy" else "yx"}
+    found["pairs"] = "half" if rotate_half else "interleaved"
+    if name == "RotaryEmbeddingMixed":
+        return {**found, "mixed": True}
+    if name == "RotaryEmbeddingCat" and not rope.in_pixels:
+        reference = list(rope.ref_feat_shape) if rope.ref_feat_shape else None
+        return {**found, "offset": float(rope.grid_offset), "reference_grid": reference}
+    if name == "RotaryEmbeddingDinoV3" and rope.min_period is None:
+        return {
+            **found,
+            "coordinates": "centered",
+            "offset": float(rope.grid_offset),
+            "normalize": rope.normalize_coords,
+        }
+    raise ConfigError(f"rope: timm's {name} of this kind is not supported")

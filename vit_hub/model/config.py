@@ -1,0 +1,425 @@
+"""The configuration space of every Vision Transformer in the hub: plain data, no torch.
+
+A :class:`ViTConfig` says everything that changes the numbers a model computes. Equation numbers are those of
+"An Image is Worth 16x16 Words" (arXiv 2010.11929).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vit_hub.errors import ConfigError
+
+__all__ = ["ACTIVATIONS", "RESIZE_METHODS", "Rope", "ViTConfig", "size_pair"]
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu")
+RESIZE_METHODS = (
+    "bilinear-align-corners",
+    "bilinear-antialias",
+    "bilinear",
+    "bicubic",
+    "bicubic-antialias",
+    "bicubic-offset",
+    "bicubic-align-corners",
+    "relpos-geometric",
+    "relpos-bilinear",
+)
+_CHOICES: dict[str, tuple[object, ...]] = {
+    "ffn": ("mlp", "swiglu", "swiglu_packed"),
+    "act": ACTIVATIONS,
+    "qkv_bias": (True, False, "qv", "masked"),
+    "pos_embed": ("learned", "sincos2d", "none"),
+    "pool": ("cls", "cls_dist", "avg", "map", "first", "none"),
+    "final_norm": ("before", "after", "none"),
+    "resize": RESIZE_METHODS,
+    "rel_pos": ("none", "block", "shared"),
+    "head_input": ("pooled", "cls_avg"),
+    "stem": ("patch", "resnet", "conv"),
+    "stem_standardize": ("std", "var"),
+}
+_POSITIVE = ("in_chans", "embed_dim", "depth", "num_heads", "mlp_dim", "stem_width")
+_NOT_NEGATIVE = ("num_registers", "representation_dim", "projection_dim", "num_classes", "pool_heads", "pool_mlp_dim")
+_ROPE_CHOICES: dict[str, tuple[object, ...]] = {
+    "coordinates": ("index", "centered"),
+    "normalize": ("separate", "max", "min"),
+    "order": ("yx", "xy"),
+    "pairs": ("half", "interleaved"),
+}
+_SIZES = ("image_size", "patch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """Rotary position embedding of the patch tokens (see :mod:`vit_hub.model.rope`).
+
+    Attributes:
+        theta: base of the frequencies.
+        coordinates: ``index`` of the patch, or ``centered`` in [-1, 1] and counted in turns (DINOv3).
+        normalize: what centred coordinates are divided by: each axis' length, the longer or the shorter.
+        offset: added to index coordinates.
+        reference_grid: index coordinates are scaled to this grid (EVA-02); None: not scaled.
+        order: whether the row or the column comes first in the channels.
+        pairs: ``half`` rotates channels k and k + E/2 together, ``interleaved`` 2k and 2k + 1.
+        mixed: the frequencies are learned per block and head (arXiv 2403.13298).
+        stored_periods: the periods are in the checkpoint and used as stored (DINOv3).
+    """
+
+    theta: float = 10_000.0
+    coordinates: str = "index"
+    normalize: str = "separate"
+    offset: float = 0.0
+    reference_grid: tuple[int, int] | None = None
+    order: str = "yx"
+    pairs: str = "interleaved"
+    mixed: bool = False
+    stored_periods: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in _ROPE_CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise ConfigError(f"rope.{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
+        if self.reference_grid is not None:
+            object.__setattr__(self, "reference_grid", size_pair("rope.reference_grid", self.reference_grid))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """Everything that decides a Vision Transformer's tensors and its numbers.
+
+    Attributes:
+        image_size: (height, width) in pixels of the images the position table was made for.
+        patch_size: (height, width) in pixels of one patch.
+        in_chans: image channels, C in eq. 1.
+        embed_dim: token width, D in eq. 1.
+        depth: number of blocks, L in eq. 2-3.
+        num_heads: attention heads per block; ``embed_dim`` must be a multiple of it.
+        mlp_dim: hidden width of the feed-forward layer (of the gated half, where ``ffn`` is gated).
+        ffn: ``mlp``: two linear layers (eq. 3); ``swiglu``: gate and value as two tensors;
+            ``swiglu_packed``: gate and value as one tensor, gate first (arXiv 2002.05202).
+        act: ``gelu`` (exact, erf), ``gelu_tanh`` (tanh approximation), ``quick_gelu`` (x * sigmoid(1.702 x));
+            all three are in arXiv 1606.08415, section 2; or ``silu``, ``relu``.
+        norm_eps: epsilon of every LayerNorm.
+        qkv_bias: True, False, ``"qv"`` for models whose keys have no bias (BEiT, EVA), or ``"masked"`` for a full bias
+            that is multiplied by a stored mask (DINOv3).
+        patch_bias: whether the patch embedding has a bias (CLIP has none).
+        qk_norm: LayerNorm over each head's queries and keys (arXiv 2302.05442, section 2).
+        pre_norm: LayerNorm on the tokens before the first block (CLIP).
+        class_token: a learned class token is prepended (x_class in eq. 1).
+        distilled: a distillation token follows the class token (DeiT, arXiv 2012.12877, section 4).
+        num_registers: register tokens after class and distillation tokens (arXiv 2309.16588).
+        pos_embed: ``learned`` table (E_pos in eq. 1), ``sincos2d`` computed as in big_vision, or ``none``.
+        pos_embed_prefix: the learned table has rows for the class and distillation tokens.
+        pos_embed_registers: the learned table has rows for the registers too, after those.
+        rope: rotary position embedding of the patch tokens, or None.
+        rel_pos: relative position bias on the attention logits: one table a ``block``, one ``shared`` by all (BEiT,
+            arXiv 2106.08254), or ``none``.
+        attn_norm: LayerNorm on the attention output before its projection (EVA-02, arXiv 2303.11331).
+        mlp_norm: LayerNorm on the hidden activations of the feed-forward layer (EVA-02).
+        prefix_norm: class and register tokens have a final norm of their own (DINOv3's untied norms).
+        layer_scale: a learned per-channel factor on each residual branch (arXiv 2103.17239, eq. 4).
+        pool: ``cls`` token, ``cls_dist`` (class and distillation token: the logits are the mean of two heads, the
+            embedding is the mean of the tokens; 2012.12877, section 4), ``avg`` of patch tokens, ``map`` (multi-head
+            attention pooling, arXiv 2106.04560, appendix), ``first`` patch token, or ``none``.
+        final_norm: LayerNorm ``before`` pooling on all tokens (eq. 4), ``after`` pooling, or ``none``.
+        representation_dim: width of the tanh layer between pooling and head (2010.11929, section 3.1); 0: none.
+        projection_dim: width of CLIP's bias-free projection of the pooled embedding; 0: none.
+        pool_heads: attention heads of ``map`` pooling; 0: as many as in a block.
+        pool_prefix: ``map`` pooling attends to class and register tokens, too, not to the patches only.
+        pool_mlp_dim: hidden width of ``map`` pooling's MLP; 0: as in a block.
+        head_input: what the head reads: the ``pooled`` embedding, or class token and patch mean side by side
+            (``cls_avg``, linear heads of DINOv2).
+        head_norm: BatchNorm without learned parameters before the head (linear probes of MAE, arXiv 2111.06377, A.1).
+        num_classes: outputs of the linear head; 0: no head.
+        stem: what comes before the patch embedding: nothing (``patch``), the ``resnet`` of the hybrids, or ``conv``;
+            ``patch_size`` is then counted on the stem's output.
+        stem_stages: bottleneck units of each stage of the ResNet.
+        stem_width: channels of the ResNet's root.
+        stem_standardize: how its kernels are standardised, by ``std`` + 1e-5 or by sqrt(``var`` + 1e-8).
+        stem_norm_eps: epsilon of its group norms.
+        stem_convs: (channels, kernel, stride) of each convolution of a ``conv`` stem.
+        resize: how the model's own project resizes its position table at another image size.
+        resize_by_count: that project leaves a table alone when the number of patches stays the same, whatever the grid.
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    patch_size: tuple[int, int] = (16, 16)
+    in_chans: int = 3
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    ffn: str = "mlp"
+    act: str = "gelu"
+    norm_eps: float = 1e-6
+    qkv_bias: bool | str = True
+    patch_bias: bool = True
+    qk_norm: bool = False
+    pre_norm: bool = False
+    class_token: bool = True
+    distilled: bool = False
+    num_registers: int = 0
+    pos_embed: str = "learned"
+    pos_embed_prefix: bool = True
+    pos_embed_registers: bool = False
+    rope: Rope | None = None
+    rel_pos: str = "none"
+    attn_norm: bool = False
+    mlp_norm: bool = False
+    prefix_norm: bool = False
+    layer_scale: bool = False
+    pool: str = "cls"
+    final_norm: str = "before"
+    representation_dim: int = 0
+    projection_dim: int = 0
+    pool_heads: int = 0
+    pool_mlp_dim: int = 0
+    pool_prefix: bool = False
+    head_input: str = "pooled"
+    head_norm: bool = False
+    num_classes: int = 0
+    stem: str = "patch"
+    stem_stages: tuple[int, ...] = ()
+    stem_width: int = 64
+    stem_standardize: str = "std"
+    stem_norm_eps: float = 1e-6
+    stem_convs: tuple[tuple[int, int, int], ...] = ()
+    resize: str = "bicubic-antialias"
+    resize_by_count: bool = False
+
+    def __post_init__(self) -> None:
+        for name in _SIZES:
+            object.__setattr__(self, name, size_pair(name, getattr(self, name)))
+        if isinstance(self.rope, Mapping):
+            object.__setattr__(self, "rope", _rope(self.rope))
+        object.__setattr__(self, "stem_stages", tuple(self.stem_stages))
+        object.__setattr__(self, "stem_convs", tuple(tuple(conv) for conv in self.stem_convs))
+        for name in _POSITIVE + _NOT_NEGATIVE:
+            value, least = getattr(self, name), int(name in _POSITIVE)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name} must be a whole number >= {least}, not {value!r}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, not {getattr(self, name)!r}")
+        if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
+            raise ConfigError(f"norm_eps must be a number between 0 and 1, not {self.norm_eps!r}")
+        self._check_consistency()
+        # Fields without effect take their defaults, so that configs of the same model are equal.
+        for name, value in self._without_effect().items():
+            object.__setattr__(self, name, value)
+
+    def _without_effect(self) -> dict[str, Any]:
+        """The fields that change nothing in this config, each with the value that says so."""
+        found: dict[str, Any] = {}
+        if not self.num_registers or self.pos_embed != "learned":
+            found["pos_embed_registers"] = False
+        if not self.num_prefix_rows:
+            found["pos_embed_prefix"] = False
+        if self.pool != "map" or self.pool_heads == self.num_heads:
+            found["pool_heads"] = 0
+        if self.pool != "map" or self.pool_mlp_dim == self.mlp_dim:
+            found["pool_mlp_dim"] = 0
+        if self.stem != "resnet":
+            default = {item.name: item.default for item in dataclasses.fields(self)}
+            found |= {name: default[name] for name in ("stem_width", "stem_standardize", "stem_norm_eps")}
+        return found
+
+    def _check_consistency(self) -> None:
+        """Raises ConfigError for fields that are each valid but contradict one another."""
+        rules = (
+            (
+                "num_heads",
+                self.embed_dim % self.num_heads == 0,
+                f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}",
+            ),
+            (
+                "image_size",
+                min(self.grid_size) > 0,
+                f"image_size={self.image_size} is smaller than one patch {self.pixels_per_patch}",
+            ),
+            (
+                "rope",
+                self.rope is None or self.head_dim % 4 == 0,
+                f"rope needs heads of a multiple of 4 channels, not {self.head_dim}",
+            ),
+            (
+                "rel_pos",
+                self.rel_pos == "none" or (self.num_prefix_tokens == 1 and self.class_token),
+                "rel_pos needs exactly one prefix token, the class token",
+            ),
+            (
+                "prefix_norm",
+                not self.prefix_norm or (self.num_prefix_tokens > 0 and self.final_norm == "before"),
+                "prefix_norm=True needs prefix tokens and final_norm='before'",
+            ),
+            (
+                "head_input",
+                self.head_input == "pooled" or (self.pool == "cls" and self.num_classes > 0),
+                "head_input='cls_avg' needs pool='cls' and a head",
+            ),
+            (
+                "head_norm",
+                not self.head_norm
+                or (self.num_classes > 0 and self.pool != "cls_dist" and self.head_input == "pooled"),
+                "head_norm=True needs one head that reads the pooled embedding",
+            ),
+            ("stem_convs", (self.stem == "conv") == bool(self.stem_convs), "stem='conv' and stem_convs go together"),
+            ("stem_stages", self.stem == "resnet" or not self.stem_stages, "stem_stages needs stem='resnet'"),
+            ("stem_width", self.stem_width % 32 == 0, "group norm needs a multiple of 32 channels"),
+            ("pool", self.pool != "cls" or self.class_token, "pool='cls' needs class_token=True"),
+            (
+                "pool_prefix",
+                not self.pool_prefix or (self.pool == "map" and self.num_prefix_tokens > 0),
+                "pool_prefix=True needs pool='map' and prefix tokens",
+            ),
+            ("distilled", self.class_token or not self.distilled, "distilled=True needs class_token=True"),
+            (
+                "pool",
+                self.pool != "cls_dist" or (self.distilled and not self.representation_dim),
+                "pool='cls_dist' needs distilled=True and no representation layer",
+            ),
+            (
+                "projection_dim",
+                not self.projection_dim or (not self.representation_dim and self.pool != "cls_dist"),
+                "a projection excludes a representation layer and pool='cls_dist'",
+            ),
+            (
+                "final_norm",
+                self.pool != "none" or self.final_norm != "after",
+                "final_norm='after' needs a pooled output, and pool is 'none'",
+            ),
+            (
+                "representation_dim",
+                self.pool != "none" or not self.representation_dim,
+                "a representation layer needs a pooled output, and pool is 'none'",
+            ),
+            (
+                "pool_heads",
+                not self.pool_heads or self.embed_dim % self.pool_heads == 0,
+                f"pool_heads={self.pool_heads} does not divide embed_dim={self.embed_dim}",
+            ),
+            (
+                "num_classes",
+                self.pool != "none" or not (self.num_classes or self.projection_dim),
+                "a head or projection needs a pooled output, and pool is 'none'",
+            ),
+            (
+                "pos_embed_registers",
+                not self.pos_embed_registers or self.pos_embed_prefix,
+                "pos_embed_registers=True needs pos_embed_prefix=True",
+            ),
+            (
+                "pos_embed",
+                self.pos_embed != "sincos2d" or self.embed_dim % 4 == 0,
+                "pos_embed='sincos2d' needs embed_dim to be a multiple of 4",
+            ),
+        )
+        for field, holds, message in rules:
+            if not holds:
+                raise ConfigError(f"{field}: {message}")
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """(rows, columns) of patches; pixels that do not fill a patch are left out."""
+        (height, width), (p, q) = self.image_size, self.patch_size
+        for stride in self.stem_strides:
+            height, width = -(-height // stride), -(-width // stride)
+        return height // p, width // q
+
+    @property
+    def stem_strides(self) -> tuple[int, ...]:
+        """Strides of the stem's layers; each rounds the size up. A ResNet's are its root, the pooling, the stages."""
+        if self.stem == "resnet":
+            return (2, 2) + (2,) * max(len(self.stem_stages) - 1, 0)
+        return tuple(stride for _, _, stride in self.stem_convs)
+
+    @property
+    def pixels_per_patch(self) -> tuple[int, int]:
+        """(height, width) in image pixels from one patch to the next."""
+        stride = math.prod(self.stem_strides)
+        return self.patch_size[0] * stride, self.patch_size[1] * stride
+
+    @property
+    def patch_chans(self) -> int:
+        """Channels that the patch embedding reads."""
+        if self.stem == "resnet":
+            return self.stem_width * 2 ** (len(self.stem_stages) + 1) if self.stem_stages else self.stem_width
+        return self.stem_convs[-1][0] if self.stem_convs else self.in_chans
+
+    @property
+    def num_patches(self) -> int:
+        """Patches per image, N in eq. 1."""
+        return self.grid_size[0] * self.grid_size[1]
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches: class, distillation, registers."""
+        return int(self.class_token) + int(self.distilled) + self.num_registers
+
+    @property
+    def num_prefix_rows(self) -> int:
+        """Rows of the learned position table before those of the patches."""
+        if self.pos_embed != "learned" or not self.pos_embed_prefix:
+            return 0
+        return int(self.class_token) + int(self.distilled) + (self.num_registers if self.pos_embed_registers else 0)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.embed_dim // self.num_heads
+
+    def replace(self, **changes: Any) -> ViTConfig:
+        """A copy with some fields changed.
+
+        Raises:
+            ConfigError: an unknown field, or the result is inconsistent.
+        """
+        return ViTConfig.from_dict({**self.to_dict(), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready data: sizes as lists, everything else as it is."""
+        return {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ViTConfig:
+        """The inverse of :meth:`to_dict`; missing fields take their defaults.
+
+        Raises:
+            ConfigError: an unknown field, or the result is inconsistent.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise ConfigError(f"unknown config field {', '.join(unknown)}", hint=f"known: {', '.join(sorted(known))}")
+        return cls(**data)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return {key: _plain(item) for key, item in vars(value).items()} if isinstance(value, Rope) else value
+
+
+def _rope(data: Mapping[str, Any]) -> Rope:
+    unknown = sorted(set(data) - {item.name for item in dataclasses.fields(Rope)})
+    if unknown:
+        raise ConfigError(f"unknown config field rope.{unknown[0]}")
+    return Rope(**data)
+
+
+def size_pair(name: str, value: Any) -> tuple[int, int]:
+    """One whole number or a (height, width) pair of them, as a pair.
+
+    Raises:
+        ConfigError: ``value`` is neither; the message calls it ``name``.
+    """
+    pair = (value, value) if isinstance(value, int) else value
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise ConfigError(f"{name} must be one number or (height, width), not {value!r}")
+    if any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in pair):
+        raise ConfigError(f"{name} must hold whole numbers >= 1, not {value!r}")
+    return int(pair[0]), int(pair[1])

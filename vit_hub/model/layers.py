@@ -1,0 +1,285 @@
+"""The parts a Vision Transformer block is made of.
+
+Shapes: B images, T tokens, D ``embed_dim``, H heads. Parameter names are timm's.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vit_hub.model.config import ViTConfig
+from vit_hub.model.positions import relative_rows
+from vit_hub.model.rope import rotate
+from vit_hub.model.stems import ConvStem, ResNetStem
+
+__all__ = ["Attention", "AttentionPool", "Block", "LayerScale", "Mlp", "PackedSwiGLU", "PatchEmbed", "SwiGLU"]
+
+
+def _activate(name: str, x: Tensor, *, inplace: bool) -> Tensor:
+    """GELU in its three published forms (arXiv 1606.08415, section 2), SiLU (section 2, eq. of SiLU) and ReLU."""
+    if name in _GELU:
+        return (torch.ops.aten.gelu_ if inplace else F.gelu)(x, approximate=_GELU[name])
+    if name == "quick_gelu":
+        gate = (1.702 * x).sigmoid_()
+        return gate.mul_(x) if inplace else gate * x
+    return F.silu(x, inplace) if name == "silu" else F.relu(x, inplace)
+
+
+_GELU = {"gelu": "none", "gelu_tanh": "tanh"}
+
+
+def _nobody_else_sees(layer: nn.Module) -> bool:
+    """Whether a layer's output can be overwritten: autograd keeps no tensors, and no hook may have.
+
+    The hidden activations are the largest tensors of a model. Pages of a second one cost more time than the activation.
+    """
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or layer._forward_hooks)
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, T, D] -> [B, H, T, D/H]."""
+    return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
+
+
+def _join_heads(x: Tensor) -> Tensor:
+    """[B, H, T, D/H] -> [B, T, D]."""
+    x = x.transpose(1, 2)
+    # Attention kernels lay their result out in their own ways, so a traced view does not fit every kernel that an
+    # exported program is lowered to; a copy does.
+    if torch.compiler.is_compiling():
+        x = x.clone(memory_format=torch.contiguous_format)
+    return x.flatten(2)
+
+
+class PatchEmbed(nn.Module):
+    """Patches to tokens, x_p E in eq. 1 of arXiv 2010.11929: [B, C, h, w] -> [B, N, D], row-major.
+
+    A convolution with stride equal to its kernel is one matrix product over flattened patches; the parameter keeps
+    the convolution's shape [D, C, p, q].
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.backbone = _STEMS[config.stem](config) if config.stem in _STEMS else nn.Identity()
+        self.proj = nn.Conv2d(
+            config.patch_chans, config.embed_dim, config.patch_size, config.patch_size, bias=config.patch_bias
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Tokens of every whole patch; pixels to the right and below that do not fill one are left out."""
+        images = self.backbone(images)
+        weight = self.proj.weight
+        _, chans, p, q = weight.shape
+        rows, columns = images.shape[-2] // p, images.shape[-1] // q
+        patches = images[..., : rows * p, : columns * q].reshape(-1, chans, rows, p, columns, q)
+        flat = patches.permute(0, 2, 4, 1, 3, 5).reshape(-1, rows * columns, chans * p * q)
+        return F.linear(flat, weight.flatten(1), self.proj.bias)
+
+
+_STEMS: dict[str, type[ResNetStem] | type[ConvStem]] = {"resnet": ResNetStem, "conv": ConvStem}
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, eq. 2 of arXiv 2010.11929 and section 3.2 of arXiv 1706.03762."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias in (True, "masked"))
+        if config.qkv_bias == "masked":
+            mask = torch.ones(3, dim)
+            mask[1] = 0
+            self.qkv.register_buffer("bias_mask", mask.flatten())
+        self.composes_bias = config.qkv_bias in ("masked", "qv")
+        self.q_bias: Tensor | None = None
+        self.v_bias: Tensor | None = None
+        if config.qkv_bias == "qv":
+            self.q_bias = nn.Parameter(torch.zeros(dim))
+            self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.q_norm: nn.Module = nn.Identity()
+        self.k_norm: nn.Module = nn.Identity()
+        if config.qk_norm:
+            self.q_norm = nn.LayerNorm(config.head_dim, eps=config.norm_eps)
+            self.k_norm = nn.LayerNorm(config.head_dim, eps=config.norm_eps)
+        self.relative_position_bias_table: Tensor | None = None
+        if config.rel_pos == "block":
+            self.relative_position_bias_table = nn.Parameter(torch.zeros(relative_rows(config), config.num_heads))
+        self.pairs = config.rope.pairs if config.rope else ""
+        self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.attn_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim)
+
+    def _bias(self) -> Tensor | None:
+        """The bias of queries, keys and values, [3D]."""
+        if self.q_bias is not None and self.v_bias is not None:
+            return torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        bias: Tensor | None = self.qkv.bias
+        mask = getattr(self.qkv, "bias_mask", None)
+        return bias if bias is None or mask is None else bias * mask
+
+    def qkv_heads(
+        self, x: Tensor, queries: int | None = None, rope: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the first ``queries`` tokens (None: all), keys and values of all, each [B, H, *, D/H]."""
+        if not self.composes_bias and (queries is None or type(self.qkv) is not nn.Linear):
+            # Called as a module, because an adapter or a quantized layer may stand in its place.
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+            q = q[:, :queries]
+        elif queries is None:
+            q, k, v = F.linear(x, self.qkv.weight, self._bias()).chunk(3, dim=-1)
+        else:
+            dim = x.shape[-1]
+            weight, bias = self.qkv.weight, self._bias()
+            q = F.linear(x[:, :queries], weight[:dim], None if bias is None else bias[:dim])
+            k, v = F.linear(x, weight[dim:], None if bias is None else bias[dim:]).chunk(2, dim=-1)
+        q, k, v = (_split_heads(part, self.num_heads) for part in (q, k, v))
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(q, *rope, self.pairs), rotate(k, *rope, self.pairs)
+        return q, k, v
+
+    def forward(
+        self,
+        x: Tensor,
+        queries: int | None = None,
+        rope: tuple[Tensor, Tensor] | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Attends to all tokens.
+
+        Args:
+            x: [B, T, D].
+            queries: only the first tokens' outputs are wanted.
+            rope: cosines and sines, each [..., T, D/H].
+            bias: added to the logits, [1, H, T, T].
+
+        Returns:
+            [B, T, D] or [B, queries, D].
+        """
+        q, k, v = self.qkv_heads(x, queries, rope)
+        bias = None if bias is None else bias[:, :, :queries]
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.proj(self.norm(_join_heads(x)))  # type: ignore[no-any-return]
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between them, eq. 3 of arXiv 2010.11929."""
+
+    def __init__(self, dim: int, hidden: int, act: str, norm_eps: float | None = None) -> None:
+        super().__init__()
+        self.act = act
+        self.fc1 = nn.Linear(dim, hidden)
+        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(hidden, eps=norm_eps)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        hidden = _activate(self.act, self.fc1(x), inplace=_nobody_else_sees(self.fc1))
+        return self.fc2(self.norm(hidden))  # type: ignore[no-any-return]
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward (act(x W) * x V) W2, arXiv 2002.05202, eq. 6; gate and value are two tensors."""
+
+    def __init__(self, dim: int, hidden: int, act: str, norm_eps: float | None = None) -> None:
+        super().__init__()
+        self.act = act
+        self.fc1_g = nn.Linear(dim, hidden)
+        self.fc1_x = nn.Linear(dim, hidden)
+        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(hidden, eps=norm_eps)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        gate = _activate(self.act, self.fc1_g(x), inplace=_nobody_else_sees(self.fc1_g))
+        gated = gate * self.fc1_x(x)
+        return self.fc2(self.norm(gated))  # type: ignore[no-any-return]
+
+
+class PackedSwiGLU(nn.Module):
+    """The same gated feed-forward with gate and value in one tensor, gate first (DINOv2's giant)."""
+
+    def __init__(self, dim: int, hidden: int, act: str, norm_eps: float | None = None) -> None:
+        super().__init__()
+        self.act = act
+        self.fc1 = nn.Linear(dim, 2 * hidden)
+        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(hidden, eps=norm_eps)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        gate, value = self.fc1(x).chunk(2, dim=-1)
+        gate = _activate(self.act, gate, inplace=_nobody_else_sees(self.fc1))
+        return self.fc2(self.norm(gate * value))  # type: ignore[no-any-return]
+
+
+_FEED_FORWARD: dict[str, type[Mlp] | type[SwiGLU] | type[PackedSwiGLU]] = {
+    "mlp": Mlp,
+    "swiglu": SwiGLU,
+    "swiglu_packed": PackedSwiGLU,
+}
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel, arXiv 2103.17239, eq. 4."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """One pre-norm encoder block, eq. 2 and 3 of arXiv 2010.11929."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        dim, eps = config.embed_dim, config.norm_eps
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attn = Attention(config)
+        self.ls1 = LayerScale(dim) if config.layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = _FEED_FORWARD[config.ffn](dim, config.mlp_dim, config.act, eps if config.mlp_norm else None)
+        self.ls2 = LayerScale(dim) if config.layer_scale else nn.Identity()
+
+    def forward(
+        self,
+        x: Tensor,
+        queries: int | None = None,
+        rope: tuple[Tensor, Tensor] | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """[B, T, D] -> [B, T, D], or [B, queries, D]: the first tokens only, at their share of the cost."""
+        attended = self.attn(self.norm1(x), queries, rope, bias)
+        x = x[:, :queries] + self.ls1(attended)
+        return x + self.ls2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+
+
+class AttentionPool(nn.Module):
+    """Multi-head attention pooling: one learned query attends to all tokens (arXiv 2106.04560; big_vision MAPHead).
+
+    The attention output, without the query, is the residual of the MLP.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        self.num_heads = config.pool_heads or config.num_heads
+        self.latent = nn.Parameter(torch.zeros(1, 1, dim))
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.mlp = Mlp(dim, config.pool_mlp_dim or config.mlp_dim, config.act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, D]."""
+        q = _split_heads(self.q(self.latent), self.num_heads).expand(x.shape[0], -1, -1, -1)
+        k, v = (_split_heads(part, self.num_heads) for part in self.kv(x).chunk(2, dim=-1))
+        pooled = self.proj(_join_heads(F.scaled_dot_product_attention(q, k, v)))
+        return (pooled + self.mlp(self.norm(pooled)))[:, 0]  # type: ignore[no-any-return]

@@ -1,0 +1,83 @@
+"""Rotary position embeddings of patch grids (arXiv 2104.09864, extended to two axes).
+
+Every published variant is angle[n, k] = coordinate of patch n on an axis * frequency k, the angles of the two axes side
+by side, and a rotation of channel pairs by those angles. They differ in coordinates, frequencies and pairing.
+Shapes: N patches, P prefix tokens, T = P + N, E channels of one head.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vit_hub.model.config import Rope
+
+__all__ = ["axis_angles", "expand_angles", "grid_coordinates", "mixed_angles", "rotate"]
+
+
+def grid_coordinates(rope: Rope, grid_size: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """Coordinates of every patch, [N, 2], the axis that comes first in the channels in column 0.
+
+    ``index``: whole numbers plus the offset, scaled to the reference grid (timm, EVA-02, PE).
+    ``centered``: patch centres mapped to [-1, 1], each axis by its own length or both by the longer or shorter
+    (DINOv3, arXiv 2508.10104, section 3.2).
+    """
+    axes: list[npt.NDArray[np.floating]] = []
+    lengths = {"separate": grid_size, "max": (max(grid_size),) * 2, "min": (min(grid_size),) * 2}[rope.normalize]
+    for axis, size in enumerate(grid_size):
+        if rope.coordinates == "centered":
+            axes.append((np.arange(size) + 0.5 + rope.offset) / lengths[axis] * 2 - 1)
+        else:
+            scale = rope.reference_grid[axis] / size if rope.reference_grid else 1.0
+            axes.append((np.arange(size) + rope.offset) * scale)
+    y, x = np.meshgrid(*axes, indexing="ij")
+    order = (x, y) if rope.order == "xy" else (y, x)
+    return np.stack([part.ravel() for part in order], axis=1)
+
+
+def axis_angles(
+    rope: Rope, grid_size: tuple[int, int], head_dim: int, periods: npt.NDArray[np.float64] | None = None
+) -> npt.NDArray[np.float64]:
+    """Angles of axial RoPE, [N, E/2] in radians; ``periods`` are the stored ones of DINOv3, where there are any."""
+    coordinates = grid_coordinates(rope, grid_size)
+    exponents = np.arange(head_dim // 4) / (head_dim // 4)
+    if periods is None:
+        periods = rope.theta**exponents
+    turns = 2 * np.pi if rope.coordinates == "centered" else 1.0
+    angles = coordinates[:, :, None] * (turns / periods)
+    return np.asarray(angles.reshape(len(coordinates), -1), dtype=np.float64)
+
+
+def mixed_angles(rope: Rope, grid_size: tuple[int, int], freqs: Tensor) -> Tensor:
+    """Angles of RoPE-Mixed (arXiv 2403.13298, eq. 12): learned frequencies [2, L, H, E/2] -> [L, H, N, E/2]."""
+    coordinates = torch.as_tensor(grid_coordinates(rope, grid_size), device=freqs.device)
+    wide = freqs.to(torch.promote_types(freqs.dtype, torch.float32))
+    first, second = coordinates.to(wide.dtype).unbind(1)
+    return first[:, None] * wide[0].unsqueeze(-2) + second[:, None] * wide[1].unsqueeze(-2)
+
+
+def expand_angles(rope: Rope, angles: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines per channel, [..., T, E]; prefix tokens get angle zero, so they are not rotated."""
+    angles = torch.nn.functional.pad(angles, (0, 0, prefix, 0))
+    full = torch.cat((angles, angles), dim=-1) if rope.pairs == "half" else angles.repeat_interleave(2, dim=-1)
+    return full.cos(), full.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, pairs: str) -> Tensor:
+    """Rotates channel pairs: (k, k + E/2) for ``half``, (2k, 2k + 1) for ``interleaved``.
+
+    Args:
+        x: [B, H, T', E], the first T' tokens.
+        cos: [..., T, E] with T >= T', at least float32.
+        sin: likewise.
+        pairs: which channels turn together.
+    """
+    if pairs == "half":
+        first, second = x.chunk(2, dim=-1)
+        turned = torch.cat((-second, first), dim=-1)
+    else:
+        turned = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
+    tokens = x.shape[-2]
+    return (x * cos[..., :tokens, :] + turned * sin[..., :tokens, :]).to(x.dtype)

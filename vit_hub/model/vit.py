@@ -1,0 +1,414 @@
+"""The one Vision Transformer of the hub.
+
+Every family is this class under another :class:`~vit_hub.model.config.ViTConfig`: what a model is made of is chosen
+when it is built, and the forward pass reads the same for all. Equation numbers are those of arXiv 2010.11929.
+Shapes: B images, C channels, h x w pixels, T tokens, N patches, D ``embed_dim``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vit_hub.errors import ConfigError
+from vit_hub.model.config import ViTConfig, size_pair
+from vit_hub.model.layers import AttentionPool, Block, PatchEmbed
+from vit_hub.model.positions import Geometry, computed_tables, relative_bias, relative_rows
+from vit_hub.model.resize import resize_tensor, resized_config, table_method
+from vit_hub.model.rope import expand_angles, mixed_angles
+
+__all__ = ["VisionTransformer"]
+
+# Sizes whose tables a dynamic model keeps.
+_KEPT_SIZES = 8
+# Pools that read only the first tokens: the last block then computes nothing else.
+_LEADING_TOKENS = {"cls": 1, "cls_dist": 2}
+
+
+class VisionTransformer(nn.Module):
+    """A Vision Transformer as its config says; the parameters are those of :func:`vit_hub.model.shapes.tensor_shapes`.
+
+    Attributes:
+        config: what the model is.
+        input_size: (height, width) of the images it takes; less than ``config.image_size`` where they are padded.
+        dynamic: take images of any size; the position information is resized for each, as ``set_image_size`` does.
+            From the start True for models without a table that would be resized.
+        pad: pad images of a dynamic model to whole patches instead of refusing them.
+        resize: how a dynamic model resizes: ``source`` or a method's name.
+        passport: where the weights come from and how to write them back (a ``vit_hub.converters.passport.Passport``);
+            None for a model built from scratch.
+        carried: tensors of the source that the model does not use but that writing back needs.
+    """
+
+    pos_table: Tensor | None
+    rope_cos: Tensor | None
+    rope_sin: Tensor | None
+    rel_pos_index: Tensor | None
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        dim, eps = config.embed_dim, config.norm_eps
+        self.config = config
+        self.input_size = config.image_size
+        # Where nothing learned depends on the grid (RoPE alone, sincos tables), any size is as native as another.
+        self.dynamic = config.pos_embed != "learned" and config.rel_pos == "none"
+        self.pad = False
+        self.resize = "source"
+        self._sizes: dict[tuple[object, ...], Geometry] = {}
+        self.passport: Any = None
+        self.carried: dict[str, Tensor] = {}
+
+        self.cls_token = _token(1, dim) if config.class_token else None
+        self.dist_token = _token(1, dim) if config.distilled else None
+        self.reg_token = _token(config.num_registers, dim) if config.num_registers else None
+        self.pos_embed: Tensor | None = None
+        if config.pos_embed == "learned":
+            self.pos_embed = _token(config.num_prefix_rows + config.num_patches, dim)
+        axial = config.rope is not None and not config.rope.mixed
+        tables = {
+            "pos_table": config.pos_embed == "sincos2d",
+            "rope_cos": axial,
+            "rope_sin": axial,
+            "rel_pos_index": config.rel_pos != "none",
+        }
+        for name, needed in tables.items():
+            if needed:
+                self.register_buffer(name, torch.empty(0), persistent=False)
+            else:
+                setattr(self, name, None)
+        self.rope_embed: nn.Module | None = None
+        if config.rope and config.rope.stored_periods:
+            quarter = config.head_dim // 4
+            self.rope_embed = nn.Module()
+            self.rope_embed.register_buffer("periods", config.rope.theta ** (torch.arange(quarter) / quarter))
+        self.rope: nn.Module | None = None
+        if config.rope and config.rope.mixed:
+            self.rope = nn.Module()
+            self.rope.freqs = nn.Parameter(torch.zeros(2, config.depth, config.num_heads, config.head_dim // 2))
+        self.rel_pos_bias: nn.Module | None = None
+        if config.rel_pos == "shared":
+            self.rel_pos_bias = nn.Module()
+            table = torch.zeros(relative_rows(config), config.num_heads)
+            self.rel_pos_bias.relative_position_bias_table = nn.Parameter(table)
+        self.patch_embed = PatchEmbed(config)
+        self.norm_pre = nn.LayerNorm(dim, eps=eps) if config.pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(dim, eps=eps) if config.final_norm == "before" else nn.Identity()
+        self.cls_norm = nn.LayerNorm(dim, eps=eps) if config.prefix_norm else None
+        self.attn_pool = AttentionPool(config) if config.pool == "map" else None
+        self.fc_norm = nn.LayerNorm(dim, eps=eps) if config.final_norm == "after" else nn.Identity()
+
+        features = dim
+        self.pre_logits: nn.Module = nn.Identity()
+        if config.representation_dim:
+            features = config.representation_dim
+            self.pre_logits = nn.Sequential(OrderedDict(fc=nn.Linear(dim, features), act=nn.Tanh()))
+        self.projection = nn.Linear(dim, config.projection_dim, bias=False) if config.projection_dim else nn.Identity()
+        features = config.projection_dim or features
+        self.head_norm: nn.Module = nn.Identity()
+        if config.head_norm:
+            self.head_norm = nn.BatchNorm1d(features, eps=1e-6, affine=False)
+        features *= 2 if config.head_input == "cls_avg" else 1
+        self.head = nn.Linear(features, config.num_classes) if config.num_classes else nn.Identity()
+        self.head_dist: nn.Module | None = None
+        if config.pool == "cls_dist":
+            self.head_dist = nn.Linear(features, config.num_classes) if config.num_classes else nn.Identity()
+        self.apply(_init_weights)
+        self.reset_tables()
+
+    def reset_tables(self) -> None:
+        """Computes the tables that are not parameters, on the device and in the dtype of the parameters."""
+        for name, table in self._computed_tables(self.config).items():
+            setattr(self, name, table)
+
+    def _computed_tables(self, config: ViTConfig) -> dict[str, Tensor]:
+        periods = None if self.rope_embed is None else self.rope_embed.periods
+        return computed_tables(config, self.patch_embed.proj.weight, periods)  # type: ignore[arg-type]
+
+    def _relative_tables(self) -> dict[str, Tensor]:
+        """By name: one that all blocks share, or one a block, in their order."""
+        table = "relative_position_bias_table"
+        if self.rel_pos_bias is not None:
+            return {f"rel_pos_bias.{table}": getattr(self.rel_pos_bias, table)}
+        if self.config.rel_pos == "none":
+            return {}
+        return {f"blocks.{i}.attn.{table}": getattr(block.attn, table) for i, block in enumerate(self.blocks)}
+
+    def _geometry(self, images: Tensor) -> Geometry:
+        """The tables for a batch of images: the model's own, or those of another size if it is dynamic."""
+        size = (images.shape[-2], images.shape[-1])
+        if (
+            images.dim() != 4
+            or images.shape[1] != self.config.in_chans
+            or (size != self.input_size and not self.dynamic)
+        ):
+            expected = (self.config.in_chans, *self.input_size)
+            raise ConfigError(
+                f"images have shape {tuple(images.shape)}, the model takes [batch, {', '.join(map(str, expected))}]",
+                hint="resize the images (vit_hub.preprocess), or load the model with image_size= or dynamic=True",
+            )
+        if size == self.input_size:
+            positions = self.pos_table if self.pos_embed is None else self.pos_embed
+            rope = None if self.rope_cos is None or self.rope_sin is None else (self.rope_cos, self.rope_sin)
+            return Geometry(self.config, positions, rope, self.rel_pos_index, list(self._relative_tables().values()))
+        return self._other_geometry(size)
+
+    def _other_geometry(self, size: tuple[int, int]) -> Geometry:
+        learned = {**self._relative_tables(), **({} if self.pos_embed is None else {"pos_embed": self.pos_embed})}
+        weight = self.patch_embed.proj.weight
+        # A table that gradients flow through belongs to one pass, one made in inference mode to others such.
+        kept = not (torch.is_grad_enabled() and any(table.requires_grad for table in learned.values()))
+        state = tuple((id(table), 0 if table.is_inference() else table._version) for table in learned.values())
+        key = (size, weight.device, weight.dtype, self.resize, torch.is_inference_mode_enabled(), state)
+        if kept and key in self._sizes:
+            return self._sizes[key]
+        config = resized_config(self.config, size, pad=self.pad)
+        resized = {
+            name: resize_tensor(name, table, self.config, config, self.resize) for name, table in learned.items()
+        }
+        computed = self._computed_tables(config)
+        rope = (computed["rope_cos"], computed["rope_sin"]) if "rope_cos" in computed else None
+        positions = resized.pop("pos_embed", computed.get("pos_table"))
+        made = Geometry(config, positions, rope, computed.get("rel_pos_index"), list(resized.values()))
+        if kept:
+            while len(self._sizes) >= _KEPT_SIZES:
+                del self._sizes[next(iter(self._sizes))]
+            self._sizes[key] = made
+        return made
+
+    def _positions(self, index: int, geometry: Geometry) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
+        """What the attention of one block gets to know of positions: rotations and a bias, each if there is one."""
+        rope, bias = geometry.rope, None
+        if self.rope is not None and geometry.config.rope is not None:
+            freqs: Tensor = self.rope.freqs  # type: ignore[assignment]
+            angles = mixed_angles(geometry.config.rope, geometry.config.grid_size, freqs[:, index])
+            rope = expand_angles(geometry.config.rope, angles, geometry.config.num_prefix_tokens)
+        if geometry.pairs is not None:
+            bias = relative_bias(geometry.tables[index if len(geometry.tables) > 1 else 0], geometry.pairs)
+        return rope, bias
+
+    def _block(self, index: int, x: Tensor, geometry: Geometry, queries: int | None = None) -> Tensor:
+        return self.blocks[index](x, queries, *self._positions(index, geometry))  # type: ignore[no-any-return]
+
+    def _norm(self, x: Tensor) -> Tensor:
+        """The final norm of all tokens, or of the first ones."""
+        if self.cls_norm is None:
+            return self.norm(x)  # type: ignore[no-any-return]
+        prefix = self.config.num_prefix_tokens
+        return torch.cat((self.cls_norm(x[:, :prefix]), self.norm(x[:, prefix:])), dim=1)
+
+    def set_image_size(
+        self, size: int | tuple[int, int], *, resize: str = "source", pad: bool = False
+    ) -> VisionTransformer:
+        """Changes the image size for good: position tables are resized, everything computed is computed again.
+
+        Args:
+            size: (height, width) in pixels, or one number for both.
+            resize: ``source``: as the checkpoint's own project does, or one of ``RESIZE_METHODS``.
+            pad: accept sizes that are not whole patches; images are padded with zeros to the right and below.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ConfigError: the size is not a whole number of patches and ``pad`` is False, or no such method.
+        """
+        old, new = self.config, resized_config(self.config, size, pad=pad)
+        table_method(old, resize)
+        with torch.no_grad():
+            for name, parameter in list(self.named_parameters()):
+                changed = resize_tensor(name, parameter, old, new, resize)
+                if changed is not parameter:
+                    owner = self.get_submodule(name.rpartition(".")[0])
+                    setattr(owner, name.rpartition(".")[2], nn.Parameter(changed, parameter.requires_grad))
+        if self.passport is not None and new != old:
+            self.passport = self.passport.resized(old, new)
+        self.config = new
+        self.input_size = size_pair("image_size", size)
+        self._sizes.clear()
+        self.reset_tables()
+        return self
+
+    def _tokens(self, images: Tensor, geometry: Geometry) -> Tensor:
+        """What enters the first block: z_0 of eq. 1, [B, T, D]."""
+        height, width = geometry.config.image_size
+        if (height, width) != tuple(images.shape[-2:]):
+            images = F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
+        x = self.patch_embed(images)
+        prefix: list[Tensor] = [
+            token for token in (self.cls_token, self.dist_token, self.reg_token) if token is not None
+        ]
+        positions, rows = geometry.positions, geometry.config.num_prefix_rows
+        if positions is not None:
+            x = x + positions[:, rows:]
+        if prefix:
+            leading = torch.cat(prefix, dim=1)
+            if positions is not None and rows:
+                leading = torch.cat((leading[:, :rows] + positions[:, :rows], leading[:, rows:]), dim=1)
+            x = torch.cat((leading.expand(x.shape[0], -1, -1), x), dim=1)
+        return self.norm_pre(x)  # type: ignore[no-any-return]
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Tokens before pooling: class, distillation, registers, then patches in row-major order.
+
+        Args:
+            images: [B, C, h, w], already preprocessed.
+
+        Returns:
+            [B, T, D]; normed where ``final_norm`` is ``before``, as they leave the last block otherwise.
+
+        Raises:
+            ConfigError: the images are not of the model's size.
+        """
+        geometry = self._geometry(images)
+        x = self._tokens(images, geometry)
+        for index in range(self.config.depth):
+            x = self._block(index, x, geometry)
+        return self._norm(x)
+
+    def _pooled(self, images: Tensor) -> Tensor:
+        """The pooled tokens, y of eq. 4: [B, D], or [B, 2, D] for ``cls_dist``."""
+        geometry = self._geometry(images)
+        x = self._tokens(images, geometry)
+        last = self.config.depth - 1
+        for index in range(last):
+            x = self._block(index, x, geometry)
+        pool = self.config.pool
+        x = self._norm(self._block(last, x, geometry, _LEADING_TOKENS.get(pool)))
+        prefix = self.config.num_prefix_tokens
+        if self.attn_pool is not None:
+            x = self.attn_pool(x if self.config.pool_prefix else x[:, prefix:])
+        elif pool == "avg":
+            x = x[:, prefix:].mean(dim=1)
+        elif pool != "cls_dist":
+            x = x[:, 0 if pool == "cls" else prefix]
+        return self.fc_norm(x)  # type: ignore[no-any-return]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The pooled embedding, before representation layer, projection and head.
+
+        Args:
+            images: [B, C, h, w], already preprocessed.
+
+        Returns:
+            [B, D]; for ``cls_dist`` the mean of both tokens.
+
+        Raises:
+            ConfigError: the images are not of the model's size, or the model does not pool.
+        """
+        if self.config.pool == "none":
+            raise ConfigError("pool='none': the model has no pooled embedding", hint="use forward_features")
+        x = self._pooled(images)
+        return x.mean(dim=1) if self.head_dist is not None else x
+
+    def forward(self, images: Tensor) -> Tensor:
+        """What the model is for: logits, else projection, else embedding, else tokens.
+
+        Args:
+            images: [B, C, h, w], already preprocessed.
+
+        Returns:
+            [B, ``num_classes``] with a head; [B, ``projection_dim``] with CLIP's projection; [B, D] (or
+            ``representation_dim``) without; [B, T, D] where the model does not pool.
+
+        Raises:
+            ConfigError: the images are not of the model's size.
+        """
+        if self.config.pool == "none":
+            return self.forward_features(images)
+        if self.config.head_input == "cls_avg":
+            x = self.forward_features(images)
+            x = torch.cat((x[:, 0], x[:, self.config.num_prefix_tokens :].mean(dim=1)), dim=1)
+            return self.head(x)  # type: ignore[no-any-return]
+        x = self._pooled(images)
+        if self.head_dist is not None:
+            return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2  # type: ignore[no-any-return]
+        return self.head(self.head_norm(self.projection(self.pre_logits(x))))  # type: ignore[no-any-return]
+
+    def forward_intermediates(
+        self, images: Tensor, indices: int | Sequence[int] = 1, reshape: bool = True
+    ) -> list[Tensor]:
+        """Outputs of chosen blocks, for dense tasks; un-normed, patches only.
+
+        Args:
+            images: [B, C, h, w], already preprocessed.
+            indices: which blocks (negative: from the end), or how many of the last ones.
+            reshape: feature maps [B, D, rows, columns] instead of tokens [B, N, D].
+
+        Raises:
+            ConfigError: there is no such block, or the images are not of the model's size.
+        """
+        depth = self.config.depth
+        chosen = range(depth - indices, depth) if isinstance(indices, int) else indices
+        wanted = [index + depth if index < 0 else index for index in chosen]
+        too_many = isinstance(indices, int) and indices > depth
+        if too_many or not wanted or any(not 0 <= index < depth for index in wanted):
+            raise ConfigError(f"indices={indices}: the model has blocks 0 to {depth - 1}")
+        outputs: dict[int, Tensor] = {}
+        geometry = self._geometry(images)
+        x = self._tokens(images, geometry)
+        for index in range(max(wanted) + 1):
+            x = self._block(index, x, geometry)
+            if index in wanted:
+                patches = x[:, self.config.num_prefix_tokens :]
+                maps = patches.transpose(1, 2).reshape(x.shape[0], -1, *geometry.config.grid_size)
+                outputs[index] = maps.contiguous() if reshape else patches
+        return [outputs[index] for index in wanted]
+
+    def attention_maps(self, images: Tensor) -> list[Tensor]:
+        """The softmax of every layer's attention, computed explicitly (slow; forward never does this).
+
+        Args:
+            images: [B, C, h, w], already preprocessed.
+
+        Returns:
+            One [B, heads, T, T] per block; rows are queries and sum to 1 (A of arXiv 2010.11929, eq. 6).
+
+        Raises:
+            ConfigError: the images are not of the model's size.
+        """
+        maps: list[Tensor] = []
+        geometry = self._geometry(images)
+        x = self._tokens(images, geometry)
+        for index, block in enumerate(self.blocks):
+            rope, bias = self._positions(index, geometry)
+            q, k, _ = block.attn.qkv_heads(block.norm1(x), None, rope)  # type: ignore[union-attr, operator]
+            logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+            maps.append(F.softmax(logits if bias is None else logits + bias, dim=-1))
+            x = self._block(index, x, geometry)
+        return maps
+
+    def save(self, path: str | Path) -> Path:
+        """Writes a canonical safetensors file with config and passport, so that converting back still works.
+
+        Raises:
+            VitHubError: the file cannot be written.
+        """
+        from vit_hub.converters.save import save
+
+        return save(self, path)
+
+    def extra_repr(self) -> str:
+        """The config fields that differ from the defaults."""
+        default: dict[str, Any] = ViTConfig().to_dict()
+        return ", ".join(f"{key}={value}" for key, value in self.config.to_dict().items() if value != default[key])
+
+
+def _token(rows: int, dim: int) -> nn.Parameter:
+    token = nn.Parameter(torch.empty(1, rows, dim))
+    nn.init.trunc_normal_(token, std=0.02)
+    return token
+
+
+def _init_weights(module: nn.Module) -> None:
+    """timm's default for training from scratch: truncated normal weights, zero biases."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,116 @@
+"""What belongs to a model beside its weights: evaluation preprocessing and class names."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vit_hub.errors import ConfigError
+from vit_hub.preprocessing.labels import label_names
+from vit_hub.preprocessing.project_files import CONVENTIONS, from_hf, from_timm
+from vit_hub.preprocessing.spec import Preprocessing
+
+if TYPE_CHECKING:
+    from vit_hub.model.vit import VisionTransformer
+
+__all__ = ["Provenance", "class_names", "preprocess", "preprocessing_of"]
+
+
+class Provenance(Protocol):
+    """The fields of a :class:`vit_hub.converters.passport.Passport` that tell how images and classes are meant."""
+
+    @property
+    def format(self) -> str: ...  # noqa: D102
+    @property
+    def preprocess(self) -> dict[str, Any] | None: ...  # noqa: D102
+    @property
+    def labels(self) -> str | list[str] | None: ...  # noqa: D102
+    @property
+    def sidecars(self) -> dict[str, dict[str, Any]]: ...  # noqa: D102
+
+
+def preprocess(model: VisionTransformer) -> Preprocessing:
+    """The checkpoint's own evaluation preprocessing, at the model's image size.
+
+    Taken from the registry's record, else the config files beside the weights, else the convention of the source
+    format, which is warned about.
+
+    Args:
+        model: a model that :func:`vit_hub.load` gave.
+
+    Returns:
+        A callable: PIL image, path, array or a list of them -> float32 [N, C, h, w].
+    """
+    return preprocessing_of(model.passport, model.input_size, model.config.in_chans)
+
+
+def preprocessing_of(passport: Provenance | None, image_size: tuple[int, int], in_chans: int = 3) -> Preprocessing:
+    """As :func:`preprocess`, from a passport alone."""
+    stated = _stated(passport.preprocess, passport.sidecars) if passport else None
+    if stated is None:
+        family = _family(passport)
+        stated = CONVENTIONS[family]
+        warnings.warn(
+            f"no preprocessing is recorded for these weights: mean {stated.mean}, std {stated.std} "
+            f"is the convention of {family}",
+            stacklevel=3,
+        )
+    if in_chans not in (1, 3):
+        raise ConfigError(f"images have 1 or 3 channels, the model takes {in_chans}", hint="prepare its input yourself")
+    stated = stated.with_image_size(image_size)
+    if len(stated.mean) != in_chans:
+        # For other channels than the checkpoint's there is no statistic of each: the average stands for all.
+        mean, std = (sum(values) / len(values) for values in (stated.mean, stated.std))
+        stated = Preprocessing.from_dict({**stated.to_dict(), "mean": (mean,) * in_chans, "std": (std,) * in_chans})
+    return stated
+
+
+# Models of transformers whose weights were not trained with the statistics that its ViT classes default to.
+_HF_FAMILIES = {
+    **dict.fromkeys(("dinov2", "dinov2_with_registers", "deit", "vit_mae", "vit_msn", "ijepa"), "facebook"),
+    "dinov3_vit": "dinov3",
+    **dict.fromkeys(("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"), "siglip"),
+    **dict.fromkeys(("clip", "clip_vision_model"), "openai_clip"),
+}
+
+
+def _family(passport: Provenance | None) -> str:
+    """Whose convention weights without a record follow: the model type's, the dialect's, the format's, else timm's."""
+    if passport is None:
+        return "timm"
+    model_type = str(passport.sidecars.get("config.json", {}).get("model_type", ""))
+    names = (_HF_FAMILIES.get(model_type, ""), passport.format.rpartition("-")[2], passport.format.partition("-")[0])
+    return next((name for name in names if name in CONVENTIONS), "timm")
+
+
+def _stated(record: Mapping[str, Any] | None, sidecars: Mapping[str, Mapping[str, Any]]) -> Preprocessing | None:
+    if record:
+        return Preprocessing.from_dict(record)
+    if "preprocessor_config.json" in sidecars:
+        try:
+            return from_hf(sidecars["preprocessor_config.json"])
+        except ConfigError as error:
+            warnings.warn(f"preprocessor_config.json is left aside: {error}", stacklevel=4)
+    pretrained = sidecars.get("config.json", {}).get("pretrained_cfg", {})
+    return from_timm(pretrained) if "mean" in pretrained else None
+
+
+def class_names(model: VisionTransformer) -> tuple[str, ...] | None:
+    """Names of the head's classes in order, or None where they are not known."""
+    passport: Provenance | None = model.passport
+    count = model.config.num_classes
+    if passport is None or not count:
+        return None
+    if isinstance(passport.labels, str):
+        names: tuple[str, ...] = label_names(passport.labels)
+    elif passport.labels:
+        names = tuple(passport.labels)
+    else:
+        config = passport.sidecars.get("config.json", {})
+        mapping = config.get("id2label") or {}
+        try:
+            names = tuple(mapping[key] for key in sorted(mapping, key=int)) or tuple(config.get("label_names") or ())
+        except (TypeError, ValueError):
+            return None
+    return names if len(names) == count else None

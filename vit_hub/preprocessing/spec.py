@@ -1,0 +1,271 @@
+"""Evaluation preprocessing as data: what a checkpoint's own project does to an image before the model sees it.
+
+Projects that mean the same ("resize to 224, normalise") differ in the resampling filter, in antialiasing, in where
+pixels are rounded and where an odd crop starts. A :class:`Preprocessing` names all of it and computes the same numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from vit_hub.errors import ConfigError, VitHubError
+from vit_hub.model.config import size_pair
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from vit_hub.preprocessing.images import ImageLike
+
+__all__ = ["INTERPOLATIONS", "Preprocessing", "channel_values", "is_number", "native_size"]
+
+# Pillow's filters and their numbers (PIL.Image.Resampling), which transformers stores.
+INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+_CHOICES = {
+    "interpolation": tuple(INTERPOLATIONS),
+    "crop_mode": ("center", "squash", "border"),
+    "crop_offset": ("round", "floor"),
+    "quantize": ("round", "floor", "none"),
+}
+
+
+Pixels: TypeAlias = "npt.NDArray[np.uint8] | npt.NDArray[np.float32]"
+
+_MAX_PIXELS = 10**8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """From any image to the model's input: resize, centre crop, scale to 0..1, normalise.
+
+    Attributes:
+        image_size: (height, width) in pixels of the model's input.
+        mean: subtracted per channel after scaling to 0..1; three values for RGB, one for greyscale models.
+        std: divides per channel after ``mean`` is subtracted.
+        interpolation: resampling filter, one of :data:`INTERPOLATIONS` (Pillow's filters).
+        crop_pct: the image is resized to ``floor(image_size / crop_pct)`` and then cropped to ``image_size``.
+        crop_mode: ``center``: the shorter side is resized, the longer one follows; ``squash``: both sides are resized,
+            the aspect ratio is lost; ``border``: the longer side is resized and the rest filled with ``mean``.
+        crop_offset: where a crop starts when an odd number of pixels is cut: ``round`` (half to even: torchvision and
+            timm) or ``floor`` (transformers).
+        antialias: whether the filter widens when shrinking (Pillow) or reads only the nearest pixels, as
+            ``tf.image.resize`` does by default; without it the interpolation is ``bilinear``.
+        quantize: what becomes of resized pixels before scaling: ``round`` to whole values 0..255 (Pillow), ``floor``
+            to them (big_vision casts back to uint8), or ``none``: they stay fractions (vit_jax, and transformers'
+            DINOv3).
+    """
+
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float = 1.0
+    crop_mode: str = "center"
+    crop_offset: str = "round"
+    antialias: bool = True
+    quantize: str = "round"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", size_pair("image_size", self.image_size))
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, channel_values(name, getattr(self, name)))
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        if len(self.std) != len(self.mean):
+            raise ConfigError(f"std has {len(self.std)} values and mean has {len(self.mean)}")
+        if min(self.std) <= 0:
+            raise ConfigError(f"std must be greater than 0, not {self.std}")
+        if not is_number(self.crop_pct) or not 0 < self.crop_pct <= 1:
+            raise ConfigError(f"crop_pct must be greater than 0 and at most 1, not {self.crop_pct!r}")
+        if not isinstance(self.antialias, bool):
+            raise ConfigError(f"antialias must be true or false, not {self.antialias!r}")
+        if not self.antialias and self.interpolation != "bilinear":
+            raise ConfigError(f"antialias=False needs interpolation='bilinear', not {self.interpolation!r}")
+
+    def with_image_size(self, size: int | tuple[int, int]) -> Preprocessing:
+        """The same preprocessing for another input size, one number or (height, width) in pixels.
+
+        Raises:
+            ConfigError: ``size`` is neither.
+        """
+        return dataclasses.replace(self, image_size=size_pair("image_size", size))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready data."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Preprocessing:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ConfigError: a field is unknown, missing or invalid.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = sorted(set(data) - set(fields))
+        if unknown:
+            raise ConfigError(f"unknown preprocessing field {', '.join(unknown)}", hint=f"known: {', '.join(fields)}")
+        missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in data]
+        if missing:
+            raise ConfigError(f"preprocessing lacks {', '.join(missing)}")
+        return cls(**data)
+
+    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> torch.Tensor:
+        """The model's input for one image or several.
+
+        Args:
+            images: what :func:`vit_hub.preprocessing.images.read_image` takes (a path, a Pillow image, a uint8 array),
+                or a list or tuple of these, or a uint8 array ``[N, H, W, C]``.
+
+        Returns:
+            float32 ``[N, C, height, width]`` on the CPU; N is 1 for a single image.
+
+        Raises:
+            VitHubError: an image cannot be read, or is so narrow that its resized form would not fit into memory; the
+                message names it.
+        """
+        import torch
+
+        from vit_hub.preprocessing.images import read_image
+
+        several = isinstance(images, (list, tuple)) or (isinstance(images, np.ndarray) and images.ndim == 4)
+        sources: Sequence[Any] = images if several else [images]  # type: ignore[assignment]
+        mode = "L" if len(self.mean) == 1 else "RGB"
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        batch = np.empty((len(sources), len(self.mean), *self.image_size), np.float32)
+        for index, source in enumerate(sources):
+            name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"image {index}"
+            pixels = fitted(self, read_image(source, mode=mode, name=name), name)
+            batch[index] = np.moveaxis((pixels.astype(np.float32) / np.float32(255) - mean) / std, -1, 0)
+        return torch.from_numpy(batch)
+
+
+def native_size(size: tuple[int, int], patch_size: int | tuple[int, int], max_patches: int) -> tuple[int, int]:
+    """The largest input that keeps an image's aspect ratio, is whole patches, and has at most ``max_patches`` of them.
+
+    For models that take images of any shape (NaFlex, SigLIP 2), loaded with ``dynamic=True``. Each side is rounded up
+    to whole patches. The scale is searched in the same steps as in big_vision and in transformers'
+    ``Siglip2ImageProcessor``, so that no image gets another size than there.
+
+    Args:
+        size: (height, width) of the image in pixels.
+        patch_size: (height, width) of a patch, or one number for both.
+        max_patches: how many patches there may be.
+
+    Returns:
+        (height, width) in pixels, for :meth:`Preprocessing.with_image_size`.
+
+    Raises:
+        ConfigError: a size is not one or two whole numbers, or ``max_patches`` is less than 1.
+    """
+    sides, patch = size_pair("size", size), size_pair("patch_size", patch_size)
+    if max_patches < 1:
+        raise ConfigError(f"max_patches must be a whole number >= 1, not {max_patches!r}")
+
+    def grid(scale: float) -> tuple[int, int]:
+        rows, columns = (max(1, math.ceil(side * scale / step)) for side, step in zip(sides, patch, strict=True))
+        return rows, columns
+
+    low, high = 1e-6, 100.0
+    while high - low >= 1e-5:
+        middle = (low + high) / 2
+        low, high = (middle, high) if math.prod(grid(middle)) <= max_patches else (low, middle)
+    rows, columns = grid(low)
+    return rows * patch[0], columns * patch[1]
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number, and no boolean."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def channel_values(name: str, values: Any) -> tuple[float, ...]:
+    """Per-channel numbers: three for RGB, one for greyscale."""
+    items = tuple(values) if isinstance(values, Sequence) and not isinstance(values, str) else ()
+    if len(items) not in (1, 3) or not all(map(is_number, items)):
+        raise ConfigError(f"{name} must hold one number or three, not {values!r}")
+    return tuple(map(float, items))
+
+
+def fitted(spec: Preprocessing, image: Image.Image, name: str) -> Pixels:
+    """An image resized and cropped as a preprocessing says, not yet normalised.
+
+    Args:
+        spec: sizes, filter, crop, rounding.
+        image: 8-bit RGB or greyscale.
+        name: of the image, for errors.
+
+    Returns:
+        ``[*image_size, C]``, values 0..255.
+
+    Raises:
+        VitHubError: the image is so narrow that its resized form would not fit into memory.
+    """
+    resized = _resized_size(spec, image.height, image.width)
+    if math.prod(resized) > _MAX_PIXELS:
+        raise VitHubError(
+            f"{name}: {image.height}x{image.width} pixels would become {resized[0]}x{resized[1]} before the crop",
+            hint="cut the image to a less extreme aspect ratio first",
+        )
+    pixels = _resize(spec, image, resized)
+    fill = [round(255 * value) for value in spec.mean] if spec.crop_mode == "border" else 0
+    canvas = np.full((*spec.image_size, pixels.shape[2]), fill, pixels.dtype)
+    source, target = [], []
+    for size, wanted in zip(pixels.shape, spec.image_size, strict=False):
+        cut = size - wanted
+        start = round(cut / 2) if spec.crop_offset == "round" else cut // 2
+        margin = -cut // 2
+        source.append(slice(start, start + wanted) if cut > 0 else slice(None))
+        target.append(slice(margin, margin + size) if cut < 0 else slice(None))
+    canvas[tuple(target)] = pixels[tuple(source)]
+    return canvas
+
+
+def _resized_size(spec: Preprocessing, height: int, width: int) -> tuple[int, int]:
+    """The (height, width) before cropping, rounded as torchvision's and timm's transforms round it."""
+    wanted = tuple(math.floor(side / spec.crop_pct) for side in spec.image_size)
+    if spec.crop_mode == "squash":
+        return wanted[0], wanted[1]
+    if spec.crop_mode == "center" and wanted[0] == wanted[1]:
+        shorter = min(height, width)
+        return wanted[0] * height // shorter, wanted[0] * width // shorter
+    ratios = height / wanted[0], width / wanted[1]
+    ratio = max(ratios) if spec.crop_mode == "border" else min(ratios)
+    return max(1, round(height / ratio)), max(1, round(width / ratio))
+
+
+def _resize(spec: Preprocessing, image: Image.Image, size: tuple[int, int]) -> Pixels:
+    """``image`` as ``[*size, C]``: uint8 where Pillow rounds, else float32 after ``quantize``."""
+    extent, resampling = (size[1], size[0]), INTERPOLATIONS[spec.interpolation]
+    if spec.antialias and spec.quantize == "round":
+        return np.atleast_3d(np.asarray(image.resize(extent, resampling)))
+    if spec.antialias:
+        bands = [np.asarray(band.convert("F").resize(extent, resampling)) for band in image.split()]
+        pixels = np.stack(bands, axis=-1)
+    else:
+        pixels = _bilinear(np.atleast_3d(np.asarray(image, np.float32)), size)
+    if spec.quantize == "none":
+        return pixels
+    whole: npt.NDArray[np.float32] = np.rint(pixels) if spec.quantize == "round" else np.floor(pixels)
+    return whole.clip(0, 255)
+
+
+def _bilinear(pixels: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """``pixels`` ``[H, W, C]`` at another size as by ``tf.image.resize``: half-pixel centres, clamped, no antialias."""
+    for axis, wanted in enumerate(size):
+        last = pixels.shape[axis] - 1
+        position = np.clip((np.arange(wanted) + 0.5) * (pixels.shape[axis] / wanted) - 0.5, 0, last)
+        low = np.floor(position).astype(np.intp)
+        weight = np.expand_dims((position - low).astype(np.float32), tuple(i for i in range(3) if i != axis))
+        first, second = pixels.take(low, axis), pixels.take(np.minimum(low + 1, last), axis)
+        pixels = first + (second - first) * weight
+    return pixels
