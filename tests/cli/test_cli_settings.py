@@ -3,14 +3,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from click.testing import Result
 
 from vit_hub import ViTConfig
 from vit_hub.cli.description import value_text
-from vit_hub.cli.settings import _parse
+from vit_hub.cli.settings import _kind, _parse
+from vit_hub.model.config import Rope
 
 Run = Callable[..., Result]
 
@@ -47,6 +48,26 @@ def test_values_get_the_type_of_the_field(setting: str, expected: object) -> Non
 def test_every_field_can_be_set_to_what_is_printed(name: str) -> None:
     value = getattr(ViTConfig(), name)
     assert _parse(f"{name}={value_text(value)}") == (name, value)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "text", "expected"),
+    [
+        (str, "gelu", "gelu"),
+        (Literal["gelu", "gelu_tanh"], "gelu_tanh", "gelu_tanh"),
+        (bool | str, "off", False),
+        (bool | str, "qv", "qv"),
+        (bool | Literal["qv", "masked"], "true", True),
+        (bool | Literal["qv", "masked"], "qv", "qv"),
+        (Literal[True, False, "qv"], "false", False),
+        (tuple[int, int], "3", (3, 3)),
+        (tuple[int, ...], "3", (3,)),
+        (Rope | None, "none", None),
+        (Rope, '{"theta": 5}', {"theta": 5}),
+    ],
+)
+def test_the_type_of_a_field_decides_how_it_is_parsed(annotation: Any, text: str, expected: object) -> None:
+    assert _kind(annotation).parse(text) == expected
 
 
 @pytest.mark.parametrize(

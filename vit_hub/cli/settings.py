@@ -1,4 +1,4 @@
-"""``--set field=value``: what a file cannot tell, said on the command line."""
+"""``--set field=value``: config fields that a file does not determine, given on the command line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import click
 from click.shell_completion import CompletionItem
@@ -16,22 +16,21 @@ from vit_hub.model.config import ViTConfig
 __all__ = ["parse_size", "set_option"]
 
 
+_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
 def _boolean(text: str) -> bool:
-    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-    if text.lower() not in words:
+    if text.lower() not in _WORDS:
         raise ValueError(text)
-    return words[text.lower()]
+    return _WORDS[text.lower()]
 
 
 def _boolean_or_word(text: str) -> bool | str:
-    try:
-        return _boolean(text)
-    except ValueError:
-        return text
+    return _WORDS.get(text.lower(), text)
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """``224x160``, ``224,160`` or ``224`` as (height, width).
+    """Parse ``224x160``, ``224,160`` or ``224`` as (height, width).
 
     Raises:
         ValueError: it is none of these.
@@ -61,23 +60,43 @@ def _none_or_fields(text: str) -> dict[str, Any] | None:
     return fields
 
 
-# A field's annotation -> its parser, what to call a value, an example.
-_TYPES: dict[str, tuple[Callable[[str], Any], str, str]] = {
-    "int": (int, "a whole number", "12"),
-    "float": (float, "a number", "1e-6"),
-    "bool": (_boolean, "true or false", "true"),
-    "str": (str, "a word", "NAME"),
-    "bool | str": (_boolean_or_word, "true, false or a word", "true"),
-    "tuple[int, int]": (parse_size, "HEIGHTxWIDTH or one number for both", "224x224"),
-    "tuple[int, ...]": (_whole_numbers, "none or whole numbers joined by x", "3x4x9"),
-    "tuple[tuple[int, int, int], ...]": (
-        _triples,
-        "none or CHANNELSxKERNELxSTRIDE, several joined by commas",
-        "64x3x2,128x3x2",
+class _Kind(NamedTuple):
+    """How a value is parsed, what to call it, and an example."""
+
+    parse: Callable[[str], Any]
+    name: str
+    example: str
+
+
+_KINDS: dict[Any, _Kind] = {
+    int: _Kind(int, "a whole number", "12"),
+    float: _Kind(float, "a number", "1e-6"),
+    bool: _Kind(_boolean, "true or false", "true"),
+    str: _Kind(str, "a word", "NAME"),
+    tuple[int, int]: _Kind(parse_size, "HEIGHTxWIDTH or one number for both", "224x224"),
+    tuple[int, ...]: _Kind(_whole_numbers, "none or whole numbers joined by x", "3x4x9"),
+    tuple[tuple[int, int, int], ...]: _Kind(
+        _triples, "none or CHANNELSxKERNELxSTRIDE, several joined by commas", "64x3x2,128x3x2"
     ),
-    "Rope | None": (_none_or_fields, "none or a JSON object", '{"theta": 100}'),
 }
-_FIELDS = {field.name: _TYPES[str(field.type)] for field in dataclasses.fields(ViTConfig)}
+
+
+def _kind(annotation: Any) -> _Kind:
+    """Choose the kind of a field by its type. Which words a field accepts is for the config to check."""
+    if annotation in _KINDS:
+        return _KINDS[annotation]
+    members = get_args(annotation) or (annotation,)
+    if all(isinstance(member, str) for member in members):
+        return _Kind(str, "a word", members[0])
+    if bool in members or True in members:
+        return _Kind(_boolean_or_word, "true, false or a word", "true")
+    [table] = (member for member in members if dataclasses.is_dataclass(member))
+    first = dataclasses.fields(table)[0]
+    return _Kind(_none_or_fields, "none or a JSON object", json.dumps({first.name: first.default}))
+
+
+_HINTS = get_type_hints(ViTConfig)
+_FIELDS = {field.name: _kind(_HINTS[field.name]) for field in dataclasses.fields(ViTConfig)}
 
 
 def _parsed(ctx: click.Context, param: click.Parameter, settings: tuple[str, ...]) -> dict[str, Any]:
@@ -93,10 +112,10 @@ def _parsed(ctx: click.Context, param: click.Parameter, settings: tuple[str, ...
 
 
 def _parse(setting: str) -> tuple[str, Any]:
-    """A field and its value.
+    """Return a field and its value.
 
     Raises:
-        ValueError: there is no such field, or it takes something else.
+        ValueError: there is no such field, or the value does not fit its type.
     """
     name, equals, text = (part.strip() for part in setting.partition("="))
     if name not in _FIELDS:
@@ -123,7 +142,7 @@ set_option = click.option(
     multiple=True,
     callback=_parsed,
     shell_complete=_complete,
-    help="A config field that the file cannot tell or tells wrongly, such as num_heads=3, image_size=224x160, "
+    help="Set a config field that the file does not determine or has wrong, such as num_heads=3, image_size=224x160, "
     "act=gelu_tanh or qkv_bias=false. Repeatable.",
 )
-"""The option ``--set``; the command gets ``overrides``, a dict as :func:`vit_hub.load` takes it."""
+"""Option ``--set``; the command gets ``overrides``, a dict as :func:`vit_hub.load` takes it."""
