@@ -11,19 +11,8 @@ import click
 
 import vit_hub
 from vit_hub.cli.description import config_data, dropped_lines, grouped
-from vit_hub.cli.options import (
-    Verb,
-    complete_source,
-    format_option,
-    image_size_option,
-    offline_option,
-    patch_size_option,
-    resize_option,
-    revision_option,
-    source_format_option,
-)
+from vit_hub.cli.options import Verb, complete_source, format_option, resize_options, source_options
 from vit_hub.cli.output import Output, pass_output
-from vit_hub.cli.settings import set_option
 
 if TYPE_CHECKING:
     from vit_hub.converters import Checkpoint, Report
@@ -51,11 +40,7 @@ Examples:
     help="The format to write: canonical, timm, hf, vit_jax, big_vision, torchvision, openai_clip, open_clip or "
     "facebook; or a dialect of one (docs/formats.md has them).",
 )
-@source_format_option
-@set_option
-@image_size_option
-@patch_size_option
-@resize_option
+@resize_options
 @click.option(
     "--dtype", type=click.Choice(list(_DTYPES)), help="Change the dtype. Without it every tensor keeps its own."
 )
@@ -67,24 +52,18 @@ Examples:
     is_flag=True,
     help="Keep what is left out, in rest.safetensors or DST.rest.safetensors, for the way back.",
 )
-@revision_option
-@offline_option
+@source_options
 @pass_output
 def command(
     output: Output,
     source: str,
     destination: Path,
     to: str,
-    format: str | None,
-    overrides: dict[str, Any],
-    image_size: tuple[int, int] | None,
-    patch_size: tuple[int, int] | None,
-    resize: str,
+    resize_options: dict[str, Any],
     dtype: str | None,
     lossy: bool,
     keep_rest: bool,
-    revision: str | None,
-    offline: bool,
+    source_options: dict[str, Any],
 ) -> None:
     """Convert a checkpoint, tensor by tensor and bit for bit; only another size or --dtype changes values.
 
@@ -96,12 +75,9 @@ def command(
     from vit_hub.converters.write import convert_checkpoint
     from vit_hub.progress import byte_bar
 
-    ckpt = vit_hub.open_checkpoint(
-        source, format=format, overrides=overrides, revision=revision, offline=offline, progress=not output.quiet
-    )
+    ckpt = vit_hub.open_checkpoint(source, **source_options, progress=not output.quiet)
     source_format = ckpt.format
-    sizes: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size}
-    ckpt = resized_checkpoint(ckpt, **sizes, resize=resize)
+    ckpt = resized_checkpoint(ckpt, **resize_options)
     with byte_bar("converting", _bytes(ckpt, dtype), show=not output.quiet) as advance:
         report = convert_checkpoint(
             ckpt, destination, to=to, dtype=dtype, lossy=lossy, keep_rest=keep_rest, progress=advance
@@ -113,8 +89,9 @@ def command(
         output.warning(message)
     output.lines([str(report.path)])
     if not output.quiet:
-        given = {f"--{name.replace('_', '-')}": [name] for name, size in sizes.items() if size is not None}
-        output.lines(_summary(output, report, source_format, {"--set": list(overrides), **given}))
+        sizes = [name for name in ("image_size", "patch_size") if resize_options[name] is not None]
+        given = {f"--{name.replace('_', '-')}": [name] for name in sizes}
+        output.lines(_summary(output, report, source_format, {"--set": list(source_options["overrides"]), **given}))
 
 
 def _bytes(ckpt: Checkpoint, dtype: str | None) -> int:

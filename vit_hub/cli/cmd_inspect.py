@@ -12,9 +12,8 @@ import click
 
 import vit_hub
 from vit_hub.cli.description import config_data, config_lines, dropped_lines
-from vit_hub.cli.options import Verb, complete_source, offline_option, revision_option, source_format_option
+from vit_hub.cli.options import Verb, complete_source, source_options
 from vit_hub.cli.output import Output, amount, count_of, pass_output
-from vit_hub.cli.settings import set_option
 
 if TYPE_CHECKING:
     from vit_hub.converters import Checkpoint
@@ -34,10 +33,7 @@ Examples:
 @click.option("--tensors", "list_tensors", is_flag=True, help="List every tensor and the tensors it is made from.")
 @click.option("--values", "check_values", is_flag=True, help="Read all values: NaN, infinity, tensors that are equal.")
 @click.option("--hash", "hash_files", is_flag=True, help="Compute the sha256 of the files.")
-@source_format_option
-@set_option
-@revision_option
-@offline_option
+@source_options
 @pass_output
 def command(
     output: Output,
@@ -45,10 +41,7 @@ def command(
     list_tensors: bool,
     check_values: bool,
     hash_files: bool,
-    format: str | None,
-    overrides: dict[str, Any],
-    revision: str | None,
-    offline: bool,
+    source_options: dict[str, Any],
 ) -> None:
     """Tell what a checkpoint is.
 
@@ -60,14 +53,7 @@ def command(
     from vit_hub.converters.inspection import head_is_zero, survey
     from vit_hub.progress import byte_bar
 
-    ckpt = vit_hub.open_checkpoint(
-        source,
-        format=format,
-        overrides=overrides,
-        revision=revision,
-        offline=offline,
-        progress=not output.quiet,
-    )
+    ckpt = vit_hub.open_checkpoint(source, **source_options, progress=not output.quiet)
     zero_head = head_is_zero(ckpt.tensors)
     total = sum(tensor.nbytes for tensor in ckpt.tensors.values())
     with byte_bar("checking", total, show=check_values and not output.quiet) as advance:
@@ -85,7 +71,7 @@ def command(
         output.lines([ckpt.format])
         return
     lines = [output.heading(str(ckpt.path)), *output.fields(_summary(ckpt, zero_head, values, hashes))]
-    lines += ["", *config_lines(output, ckpt.config, ckpt.inferred, overrides)]
+    lines += ["", *config_lines(output, ckpt.config, ckpt.inferred, source_options["overrides"])]
     if ckpt.dropped:
         lines += ["", output.heading("Left out"), *dropped_lines(output, ckpt.dropped)]
     if list_tensors:

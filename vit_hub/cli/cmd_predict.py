@@ -11,18 +11,8 @@ import click
 import vit_hub
 from vit_hub.cli.computing import device_option, dtype_option
 from vit_hub.cli.failures import FAILED, error_data
-from vit_hub.cli.options import (
-    Verb,
-    complete_source,
-    image_size_option,
-    offline_option,
-    patch_size_option,
-    resize_option,
-    revision_option,
-    source_format_option,
-)
+from vit_hub.cli.options import Verb, complete_source, resize_options, source_options
 from vit_hub.cli.output import Output, pass_output
-from vit_hub.cli.settings import set_option
 from vit_hub.errors import ConfigError, VitHubError
 
 if TYPE_CHECKING:
@@ -47,13 +37,8 @@ Examples:
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many classes to name.")
 @device_option
 @dtype_option
-@image_size_option
-@patch_size_option
-@resize_option
-@source_format_option
-@set_option
-@revision_option
-@offline_option
+@resize_options
+@source_options
 @click.pass_context
 @pass_output
 def command(
@@ -64,13 +49,8 @@ def command(
     top: int,
     device: str,
     dtype: str,
-    image_size: tuple[int, int] | None,
-    patch_size: tuple[int, int] | None,
-    resize: str,
-    format: str | None,
-    overrides: dict[str, Any],
-    revision: str | None,
-    offline: bool,
+    resize_options: dict[str, Any],
+    source_options: dict[str, Any],
 ) -> None:
     """Name the most probable classes of images.
 
@@ -83,19 +63,7 @@ def command(
 
     files = list(_expanded(images))
     usable_device(device)
-    net = vit_hub.load(
-        model,
-        image_size=image_size,
-        patch_size=patch_size,
-        resize=resize,
-        device=device,
-        dtype=dtype,
-        format=format,
-        overrides=overrides,
-        revision=revision,
-        offline=offline,
-        progress=not output.quiet,
-    )
+    net = vit_hub.load(model, **resize_options, device=device, dtype=dtype, **source_options, progress=not output.quiet)
     _check_head(net, model)
     names = vit_hub.class_names(net)
     prepare = vit_hub.preprocess(net)

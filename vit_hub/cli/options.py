@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 from click.shell_completion import CompletionItem
 
 from vit_hub.cli.output import Output
-from vit_hub.cli.settings import parse_size
+from vit_hub.cli.settings import parse_size, set_option
 from vit_hub.model.config import RESIZE_METHODS
 
 __all__ = [
@@ -23,9 +24,10 @@ __all__ = [
     "lockfile_option",
     "offline_option",
     "patch_size_option",
-    "resize_option",
+    "resize_options",
     "revision_option",
     "source_format_option",
+    "source_options",
 ]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -147,11 +149,44 @@ patch_size_option = click.option(
     metavar="SIZE",
     help="Another patch size in pixels. The image keeps its grid of patches unless --image-size is given, too.",
 )
-resize_option = click.option(
-    "--resize",
-    type=RESIZE,
-    metavar="METHOD",
-    default="source",
-    show_default=True,
-    help=f"How position tables are resized: as the checkpoint's own project does, or {', '.join(RESIZE_METHODS)}.",
+
+
+def _together(argument: str, **options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """Several options as one decorator; the command gets their values as a dict, its argument ``argument``."""
+
+    def decorate(command: _Command) -> _Command:
+        @functools.wraps(command)
+        def gathered(*args: Any, **values: Any) -> Any:
+            group = {name: values.pop(name) for name in options}
+            return command(*args, **values, **{argument: group})
+
+        found = cast(_Command, gathered)
+        for option in reversed(options.values()):
+            found = option(found)
+        return found
+
+    return decorate
+
+
+source_options = _together(
+    "source_options",
+    format=source_format_option,
+    overrides=set_option,
+    revision=revision_option,
+    offline=offline_option,
 )
+"""Options for reading a checkpoint, as :func:`vit_hub.open_checkpoint` takes them."""
+resize_options = _together(
+    "resize_options",
+    image_size=image_size_option,
+    patch_size=patch_size_option,
+    resize=click.option(
+        "--resize",
+        type=RESIZE,
+        metavar="METHOD",
+        default="source",
+        show_default=True,
+        help=f"How position tables are resized: as the checkpoint's own project does, or {', '.join(RESIZE_METHODS)}.",
+    ),
+)
+"""Options for another image or patch size, as :func:`vit_hub.load` takes them."""
