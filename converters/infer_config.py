@@ -7,12 +7,12 @@ tell. Precedence: the caller, then the config file, then the tensors, then the c
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import ViTConfig, size_pair
+from vit_hub.model.shapes import fields_of
 
 __all__ = ["conventional_heads", "infer_config"]
 
@@ -42,7 +42,7 @@ def infer_config(
         ConfigError: a field can neither be seen nor assumed, or the result is inconsistent.
     """
     known = {**stated, **overrides}
-    visible = _from_tensors(shapes, known)
+    visible = _from_tensors(shapes)
     fields = {**conventions, **visible, **known}
     inferred = dict.fromkeys(conventions, f"convention of {convention_of}")
     inferred |= dict.fromkeys(visible, "tensor names and shapes") | dict.fromkeys(stated, stated_by)
@@ -61,96 +61,16 @@ def infer_config(
     return config, {name: inferred[name] for name in sorted(inferred) if name not in overrides}
 
 
-def _from_tensors(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields that names and shapes alone decide."""
-    patch = shapes.get("patch_embed.proj.weight")
-    if patch is None or len(patch) != 4:
+def _from_tensors(shapes: Shapes) -> dict[str, Any]:
+    """Fields that names and shapes alone decide, and those that they decide in every published model."""
+    if len(shapes.get("patch_embed.proj.weight", ())) != 4:
         raise ConfigError("embed_dim cannot be told: there is no patch embedding [D, C, p, q] among the tensors")
-    blocks = {int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")}
-    found: dict[str, Any] = {
-        "embed_dim": patch[0],
-        "in_chans": _stem_input(shapes, patch[1]),
-        "patch_size": patch[2:],
-        "patch_bias": "patch_embed.proj.bias" in shapes,
-        "depth": max(blocks, default=-1) + 1,
-        "class_token": "cls_token" in shapes,
-        "distilled": "dist_token" in shapes,
-        "num_registers": shapes["reg_token"][1] if "reg_token" in shapes else 0,
-        "pre_norm": "norm_pre.weight" in shapes,
-        "layer_scale": "blocks.0.ls1.gamma" in shapes,
-        "qk_norm": "blocks.0.attn.q_norm.weight" in shapes,
-        "qkv_bias": _qkv_bias(shapes),
-        "rel_pos": _rel_pos(shapes),
-        "attn_norm": "blocks.0.attn.norm.weight" in shapes,
-        "mlp_norm": "blocks.0.mlp.norm.weight" in shapes,
-        "prefix_norm": "cls_norm.weight" in shapes,
-        "representation_dim": shapes["pre_logits.fc.weight"][0] if "pre_logits.fc.weight" in shapes else 0,
-        "projection_dim": shapes["projection.weight"][0] if "projection.weight" in shapes else 0,
-        "head_norm": "head_norm.running_mean" in shapes,
-        "num_classes": shapes["head.weight"][0] if "head.weight" in shapes else 0,
-        "final_norm": "before" if "norm.weight" in shapes else "after" if "fc_norm.weight" in shapes else "none",
-    }
-    found |= _feed_forward(shapes) | _stem(shapes)
-    if "attn_pool.mlp.fc1.weight" in shapes and shapes["attn_pool.mlp.fc1.weight"][0] != found.get("mlp_dim"):
-        found["pool_mlp_dim"] = shapes["attn_pool.mlp.fc1.weight"][0]
-    if "head.weight" in shapes and shapes["head.weight"][1] == 2 * patch[0]:
-        found["head_input"] = "cls_avg"
-    if found["qk_norm"]:
-        found["num_heads"] = patch[0] // shapes["blocks.0.attn.q_norm.weight"][0]
-    if "pos_embed" in shapes:
-        found["pos_embed"] = "learned"
-    elif known.get("pos_embed", "none") == "none":
-        found["pos_embed"] = "none"
+    found = fields_of(shapes)
+    if found["ffn"] != "mlp":
+        found["act"] = "silu"  # arXiv 2002.05202
     if "pos_embed" not in shapes:
         found["pos_embed_prefix"] = False
-    found["pool"] = _pool(shapes)
-    return found
-
-
-def _qkv_bias(shapes: Shapes) -> bool | str:
-    if "blocks.0.attn.qkv.bias_mask" in shapes:
-        return "masked"
-    return "qv" if "blocks.0.attn.q_bias" in shapes else "blocks.0.attn.qkv.bias" in shapes
-
-
-def _rel_pos(shapes: Shapes) -> str:
-    if "rel_pos_bias.relative_position_bias_table" in shapes:
-        return "shared"
-    return "block" if "blocks.0.attn.relative_position_bias_table" in shapes else "none"
-
-
-_BACKBONE = "patch_embed.backbone"
-
-
-def _stem_input(shapes: Shapes, patch_chans: int) -> int:
-    first = shapes.get(f"{_BACKBONE}.stem.conv.weight") or shapes.get(f"{_BACKBONE}.layers.0.conv.weight")
-    return first[1] if first else patch_chans
-
-
-def _stem(shapes: Shapes) -> dict[str, Any]:
-    """The convolutions before the patch embedding; a kernel's stride is not in the file: 2, as published."""
-    root = shapes.get(f"{_BACKBONE}.stem.conv.weight")
-    if root:
-        units = Counter(
-            int(name.split(".")[3])
-            for name in shapes
-            if name.startswith(f"{_BACKBONE}.stages.") and name.endswith(".conv1.weight")
-        )
-        return {"stem": "resnet", "stem_width": root[0], "stem_stages": tuple(units[stage] for stage in sorted(units))}
-    kernels = [shapes[name] for name in shapes if name.startswith(f"{_BACKBONE}.layers.") and ".conv." in name]
-    return {"stem": "conv", "stem_convs": tuple((k[0], k[2], 2) for k in kernels)} if kernels else {}
-
-
-def _feed_forward(shapes: Shapes) -> dict[str, Any]:
-    """Plain or gated, and how wide; every published gated model uses SiLU (arXiv 2002.05202)."""
-    if "blocks.0.mlp.fc1_g.weight" in shapes:
-        return {"ffn": "swiglu", "mlp_dim": shapes["blocks.0.mlp.fc1_g.weight"][0], "act": "silu"}
-    fc1, fc2 = shapes.get("blocks.0.mlp.fc1.weight"), shapes.get("blocks.0.mlp.fc2.weight")
-    if fc1 is None or fc2 is None or len(fc2) != 2:
-        return {}
-    if fc1[0] == 2 * fc2[1]:
-        return {"ffn": "swiglu_packed", "mlp_dim": fc2[1], "act": "silu"}
-    return {"ffn": "mlp", "mlp_dim": fc2[1]}
+    return {**found, "pool": _pool(shapes)}
 
 
 def _pool(shapes: Shapes) -> str:

@@ -98,7 +98,8 @@ def table_differences(ckpt: Checkpoint, new: ViTConfig) -> dict[str, TableDiffer
         found = [resize_tensor(name, table, old, new, resize)[..., rows, :] for name, (table, rows) in tables.items()]
         return torch.cat([table.flatten() for table in found])
 
-    wanted, differences = resized("source"), {}
+    wanted = resized("source")
+    differences: dict[str, TableDifference] = {}
     for method in RESIZE_METHODS:
         if old.rel_pos != "none" or not method.startswith("relpos-"):
             errors = (resized(method) - wanted).abs()

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from vit_hub.errors import ConfigError
 
-__all__ = ["ACTIVATIONS", "RESIZE_METHODS", "Rope", "ViTConfig", "size_pair"]
+__all__ = ["ACTIVATIONS", "CHOICES", "RESIZE_METHODS", "Activation", "ResizeMethod", "Rope", "ViTConfig", "size_pair"]
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu")
-RESIZE_METHODS = (
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
+ResizeMethod = Literal[
     "bilinear-align-corners",
     "bilinear-antialias",
     "bilinear",
@@ -27,28 +28,11 @@ RESIZE_METHODS = (
     "bicubic-align-corners",
     "relpos-geometric",
     "relpos-bilinear",
-)
-_CHOICES: dict[str, tuple[object, ...]] = {
-    "ffn": ("mlp", "swiglu", "swiglu_packed"),
-    "act": ACTIVATIONS,
-    "qkv_bias": (True, False, "qv", "masked"),
-    "pos_embed": ("learned", "sincos2d", "none"),
-    "pool": ("cls", "cls_dist", "avg", "map", "first", "none"),
-    "final_norm": ("before", "after", "none"),
-    "resize": RESIZE_METHODS,
-    "rel_pos": ("none", "block", "shared"),
-    "head_input": ("pooled", "cls_avg"),
-    "stem": ("patch", "resnet", "conv"),
-    "stem_standardize": ("std", "var"),
-}
+]
+ACTIVATIONS: tuple[Activation, ...] = typing.get_args(Activation)
+RESIZE_METHODS: tuple[ResizeMethod, ...] = typing.get_args(ResizeMethod)
 _POSITIVE = ("in_chans", "embed_dim", "depth", "num_heads", "mlp_dim", "stem_width")
 _NOT_NEGATIVE = ("num_registers", "representation_dim", "projection_dim", "num_classes", "pool_heads", "pool_mlp_dim")
-_ROPE_CHOICES: dict[str, tuple[object, ...]] = {
-    "coordinates": ("index", "centered"),
-    "normalize": ("separate", "max", "min"),
-    "order": ("yx", "xy"),
-    "pairs": ("half", "interleaved"),
-}
 _SIZES = ("image_size", "patch_size")
 
 
@@ -69,22 +53,40 @@ class Rope:
     """
 
     theta: float = 10_000.0
-    coordinates: str = "index"
-    normalize: str = "separate"
+    coordinates: Literal["index", "centered"] = "index"
+    normalize: Literal["separate", "max", "min"] = "separate"
     offset: float = 0.0
     reference_grid: tuple[int, int] | None = None
-    order: str = "yx"
-    pairs: str = "interleaved"
+    order: Literal["yx", "xy"] = "yx"
+    pairs: Literal["half", "interleaved"] = "interleaved"
     mixed: bool = False
     stored_periods: bool = False
 
     def __post_init__(self) -> None:
-        for name, choices in _ROPE_CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise ConfigError(f"rope.{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
+        _check_choices(self, _ROPE_CHOICES, "rope.")
         if self.reference_grid is not None:
             object.__setattr__(self, "reference_grid", size_pair("rope.reference_grid", self.reference_grid))
+
+
+def _choices(cls: type) -> dict[str, tuple[Any, ...]]:
+    """The fields of a dataclass that are of a fixed choice, ``Literal`` or bool, each with its values."""
+    found = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        kinds = typing.get_args(hint) if typing.get_origin(hint) not in (None, Literal) else (hint,)
+        values = [value for kind in kinds for value in ((True, False) if kind is bool else typing.get_args(kind))]
+        if all(kind is bool or typing.get_origin(kind) is Literal for kind in kinds):
+            found[name] = tuple(values)
+    return found
+
+
+def _check_choices(instance: object, choices: Mapping[str, tuple[Any, ...]], prefix: str = "") -> None:
+    for name, values in choices.items():
+        value = getattr(instance, name)
+        if value not in values:
+            raise ConfigError(f"{prefix}{name} must be one of {', '.join(map(str, values))}, not {value!r}")
+
+
+_ROPE_CHOICES = _choices(Rope)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,58 +155,57 @@ class ViTConfig:
     depth: int = 12
     num_heads: int = 12
     mlp_dim: int = 3072
-    ffn: str = "mlp"
-    act: str = "gelu"
+    ffn: Literal["mlp", "swiglu", "swiglu_packed"] = "mlp"
+    act: Activation = "gelu"
     norm_eps: float = 1e-6
-    qkv_bias: bool | str = True
+    qkv_bias: bool | Literal["qv", "masked"] = True
     patch_bias: bool = True
     qk_norm: bool = False
     pre_norm: bool = False
     class_token: bool = True
     distilled: bool = False
     num_registers: int = 0
-    pos_embed: str = "learned"
+    pos_embed: Literal["learned", "sincos2d", "none"] = "learned"
     pos_embed_prefix: bool = True
     pos_embed_registers: bool = False
     rope: Rope | None = None
-    rel_pos: str = "none"
+    rel_pos: Literal["none", "block", "shared"] = "none"
     attn_norm: bool = False
     mlp_norm: bool = False
     prefix_norm: bool = False
     layer_scale: bool = False
-    pool: str = "cls"
-    final_norm: str = "before"
+    pool: Literal["cls", "cls_dist", "avg", "map", "first", "none"] = "cls"
+    final_norm: Literal["before", "after", "none"] = "before"
     representation_dim: int = 0
     projection_dim: int = 0
     pool_heads: int = 0
     pool_mlp_dim: int = 0
     pool_prefix: bool = False
-    head_input: str = "pooled"
+    head_input: Literal["pooled", "cls_avg"] = "pooled"
     head_norm: bool = False
     num_classes: int = 0
-    stem: str = "patch"
+    stem: Literal["patch", "resnet", "conv"] = "patch"
     stem_stages: tuple[int, ...] = ()
     stem_width: int = 64
-    stem_standardize: str = "std"
+    stem_standardize: Literal["std", "var"] = "std"
     stem_norm_eps: float = 1e-6
     stem_convs: tuple[tuple[int, int, int], ...] = ()
-    resize: str = "bicubic-antialias"
+    resize: ResizeMethod = "bicubic-antialias"
     resize_by_count: bool = False
 
     def __post_init__(self) -> None:
         for name in _SIZES:
             object.__setattr__(self, name, size_pair(name, getattr(self, name)))
-        if isinstance(self.rope, Mapping):
-            object.__setattr__(self, "rope", _rope(self.rope))
+        for name, group in _GROUPS.items():
+            if isinstance(getattr(self, name), Mapping):
+                object.__setattr__(self, name, _group(name, group, getattr(self, name)))
         object.__setattr__(self, "stem_stages", tuple(self.stem_stages))
         object.__setattr__(self, "stem_convs", tuple(tuple(conv) for conv in self.stem_convs))
         for name in _POSITIVE + _NOT_NEGATIVE:
             value, least = getattr(self, name), int(name in _POSITIVE)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name} must be a whole number >= {least}, not {value!r}")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, not {getattr(self, name)!r}")
+        _check_choices(self, CHOICES)
         if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
             raise ConfigError(f"norm_eps must be a number between 0 and 1, not {self.norm_eps!r}")
         self._check_consistency()
@@ -368,6 +369,12 @@ class ViTConfig:
         return int(self.class_token) + int(self.distilled) + (self.num_registers if self.pos_embed_registers else 0)
 
     @property
+    def num_relative_rows(self) -> int:
+        """Rows of a relative position table: one for each offset of two patches, and three for the class token."""
+        rows, columns = self.grid_size
+        return (2 * rows - 1) * (2 * columns - 1) + 3
+
+    @property
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.embed_dim // self.num_heads
@@ -401,14 +408,20 @@ class ViTConfig:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    return {key: _plain(item) for key, item in vars(value).items()} if isinstance(value, Rope) else value
+    return {key: _plain(item) for key, item in vars(value).items()} if dataclasses.is_dataclass(value) else value
 
 
-def _rope(data: Mapping[str, Any]) -> Rope:
-    unknown = sorted(set(data) - {item.name for item in dataclasses.fields(Rope)})
+CHOICES = _choices(ViTConfig)
+"""Field -> its values, for every field of a fixed choice."""
+# Fields that are small configs of their own, accepted as a mapping, too.
+_GROUPS: dict[str, type] = {"rope": Rope}
+
+
+def _group(name: str, group: type, data: Mapping[str, Any]) -> Any:
+    unknown = sorted(set(data) - {item.name for item in dataclasses.fields(group)})
     if unknown:
-        raise ConfigError(f"unknown config field rope.{unknown[0]}")
-    return Rope(**data)
+        raise ConfigError(f"unknown config field {name}.{unknown[0]}")
+    return group(**data)
 
 
 def size_pair(name: str, value: Any) -> tuple[int, int]:

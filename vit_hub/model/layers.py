@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit_hub.model.config import ViTConfig
-from vit_hub.model.positions import relative_rows
 from vit_hub.model.rope import rotate
 from vit_hub.model.stems import ConvStem, ResNetStem
 
@@ -106,7 +105,7 @@ class Attention(nn.Module):
             self.k_norm = nn.LayerNorm(config.head_dim, eps=config.norm_eps)
         self.relative_position_bias_table: Tensor | None = None
         if config.rel_pos == "block":
-            self.relative_position_bias_table = nn.Parameter(torch.zeros(relative_rows(config), config.num_heads))
+            self.relative_position_bias_table = nn.Parameter(torch.zeros(config.num_relative_rows, config.num_heads))
         self.pairs = config.rope.pairs if config.rope else ""
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.attn_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)

@@ -13,7 +13,7 @@ from torch import Tensor
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.rope import axis_angles, expand_angles
 
-__all__ = ["Geometry", "computed_tables", "relative_bias", "relative_index", "relative_rows", "sincos2d"]
+__all__ = ["Geometry", "computed_tables", "relative_bias", "relative_index", "sincos2d"]
 
 
 class Geometry(NamedTuple):
@@ -54,25 +54,19 @@ def computed_tables(config: ViTConfig, weight: Tensor, periods: Tensor | None = 
         wide = torch.promote_types(weight.dtype, torch.float32)
         found |= {"rope_cos": cos.to(weight.device, wide), "rope_sin": sin.to(weight.device, wide)}
     if config.rel_pos != "none":
-        found["rel_pos_index"] = relative_index(config.grid_size).to(weight.device)
+        found["rel_pos_index"] = relative_index(config).to(weight.device)
     return found
 
 
-def relative_rows(config: ViTConfig) -> int:
-    """Rows of a relative position table: one for each offset of two patches, and three for the class token."""
-    rows, columns = config.grid_size
-    return (2 * rows - 1) * (2 * columns - 1) + 3
-
-
-def relative_index(grid_size: tuple[int, int]) -> Tensor:
+def relative_index(config: ViTConfig) -> Tensor:
     """Which row of a relative position table each pair of tokens reads, [T, T] (BEiT, arXiv 2106.08254).
 
     The last three rows are class to patch, patch to class and class to class.
     """
-    rows, columns = grid_size
+    rows, columns = config.grid_size
     y, x = (part.flatten() for part in torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"))
     down, right = y[:, None] - y[None] + rows - 1, x[:, None] - x[None] + columns - 1
-    last = (2 * rows - 1) * (2 * columns - 1) + 3
+    last = config.num_relative_rows
     index = F.pad(down * (2 * columns - 1) + right, (1, 0, 1, 0), value=last - 3)
     index[1:, 0] = last - 2
     index[0, 0] = last - 1

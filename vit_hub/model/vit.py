@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import ViTConfig, size_pair
 from vit_hub.model.layers import AttentionPool, Block, PatchEmbed
-from vit_hub.model.positions import Geometry, computed_tables, relative_bias, relative_rows
+from vit_hub.model.positions import Geometry, computed_tables, relative_bias
 from vit_hub.model.resize import resize_tensor, resized_config, table_method
 from vit_hub.model.rope import expand_angles, mixed_angles
 
@@ -94,7 +94,7 @@ class VisionTransformer(nn.Module):
         self.rel_pos_bias: nn.Module | None = None
         if config.rel_pos == "shared":
             self.rel_pos_bias = nn.Module()
-            table = torch.zeros(relative_rows(config), config.num_heads)
+            table = torch.zeros(config.num_relative_rows, config.num_heads)
             self.rel_pos_bias.relative_position_bias_table = nn.Parameter(table)
         self.patch_embed = PatchEmbed(config)
         self.norm_pre = nn.LayerNorm(dim, eps=eps) if config.pre_norm else nn.Identity()

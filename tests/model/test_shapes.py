@@ -1,0 +1,44 @@
+"""The table of parts, read in both directions."""
+
+from __future__ import annotations
+
+import re
+
+from hypothesis import given
+from small_models import configs, examples
+
+import vit_hub
+from vit_hub.model.config import CHOICES
+from vit_hub.model.shapes import PARTS, field_of, fields_of, tensor_shapes
+
+# Fields that no tensor shows alone: how tables are computed, pooling that needs no tensors, strides, conventions.
+UNSEEN = {"pool", "pos_embed", "num_heads", "pool_mlp_dim", "in_chans", "stem_convs"}
+
+
+@given(configs())
+@examples(200)
+def test_shapes_give_the_fields_back_that_decide_them(config: vit_hub.ViTConfig) -> None:
+    found = fields_of(tensor_shapes(config))
+    wrong = {field: value for field, value in found.items() if field not in UNSEEN and getattr(config, field) != value}
+    assert not wrong
+    if config.pos_embed == "learned":
+        assert found["pos_embed"] == "learned"
+    if config.qk_norm or config.rel_pos != "none":
+        assert found["num_heads"] == config.num_heads
+    if config.pool_mlp_dim:
+        assert found["pool_mlp_dim"] == config.pool_mlp_dim
+
+
+def test_every_condition_is_a_field_and_a_value_that_it_can_have() -> None:
+    fields = vars(vit_hub.ViTConfig())
+    for part in PARTS:
+        for field, wanted in part.when.items():
+            assert field in fields, part
+            values = wanted if isinstance(wanted, tuple) else (wanted,)
+            assert callable(wanted) or set(values) <= set(CHOICES[field]), part
+
+
+def test_every_part_names_the_field_that_decides_it() -> None:
+    for part in PARTS:
+        name = re.sub(r"\{i\}", "3", part.name)
+        assert field_of(name) in (*part.when, "depth"), part
