@@ -28,7 +28,7 @@ def infer_config(
     conventions: Mapping[str, Any],
     convention_of: str,
 ) -> tuple[ViTConfig, dict[str, str]]:
-    """A config, and for each field that the caller did not give, what it was taken from.
+    """Return a config and, for each field that the caller did not give, what it was taken from.
 
     Args:
         shapes: canonical tensor names and shapes.
@@ -39,7 +39,7 @@ def infer_config(
         convention_of: whose they are.
 
     Raises:
-        ConfigError: a field can neither be seen nor assumed, or the result is inconsistent.
+        ConfigError: a field can neither be inferred nor assumed, or the result is inconsistent.
     """
     known = {**stated, **overrides}
     visible = _from_tensors(shapes)
@@ -64,7 +64,7 @@ def infer_config(
 def _from_tensors(shapes: Shapes) -> dict[str, Any]:
     """Fields that names and shapes alone decide, and those that they decide in every published model."""
     if len(shapes.get("patch_embed.proj.weight", ())) != 4:
-        raise ConfigError("embed_dim cannot be told: there is no patch embedding [D, C, p, q] among the tensors")
+        raise ConfigError("embed_dim cannot be inferred: there is no patch embedding [D, C, p, q] among the tensors")
     found = fields_of(shapes)
     if found["ffn"] != "mlp":
         found["act"] = "silu"  # arXiv 2002.05202
@@ -96,7 +96,7 @@ _PUBLISHED_HEADS = {
 
 
 def conventional_heads(dim: int, depth: int, ffn: str) -> int:
-    """Attention heads of the published models of a shape: 64 channels a head, but for a few.
+    """Return the attention heads of the published models of a shape: 64 channels per head, but for a few.
 
     Raises:
         ConfigError: the width is not a multiple of 64.
@@ -106,7 +106,7 @@ def conventional_heads(dim: int, depth: int, ffn: str) -> int:
     heads, rest = divmod(dim, 64)
     if rest or not heads:
         raise ConfigError(
-            f"num_heads cannot be told from the tensors, and embed_dim={dim} is not a multiple of 64",
+            f"num_heads cannot be inferred from the tensors, and embed_dim={dim} is not a multiple of 64",
             hint='give it: overrides={"num_heads": N}, on the command line --set num_heads=N',
         )
     return heads
@@ -133,7 +133,7 @@ def _image_size(shapes: Shapes, fields: Mapping[str, Any]) -> tuple[tuple[int, i
             size = (side * patch[0], side * patch[1])
             return size, f"pos_embed has {rows} rows: a square grid of {side}x{side}" + f" + {extra}" * bool(extra)
     raise ConfigError(
-        f"image_size cannot be told: the {rows} rows of pos_embed are not a square grid",
+        f"image_size cannot be inferred: the {rows} rows of pos_embed are not a square grid",
         hint='give it: overrides={"image_size": (height, width)}, on the command line --set image_size=HxW',
     )
 

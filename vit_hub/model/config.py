@@ -1,6 +1,6 @@
 """The configuration space of every Vision Transformer in the hub: plain data, no torch.
 
-A :class:`ViTConfig` says everything that changes the numbers a model computes. Equation numbers are those of
+A :class:`ViTConfig` holds everything that changes the numbers a model computes. Equation numbers are those of
 "An Image is Worth 16x16 Words" (arXiv 2010.11929).
 """
 
@@ -91,7 +91,7 @@ _ROPE_CHOICES = _choices(Rope)
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """Everything that decides a Vision Transformer's tensors and its numbers.
+    """Everything that decides a Vision Transformer's tensors and outputs.
 
     Attributes:
         image_size: (height, width) in pixels of the images the position table was made for.
@@ -230,7 +230,7 @@ class ViTConfig:
         return found
 
     def _check_consistency(self) -> None:
-        """Raises ConfigError for fields that are each valid but contradict one another."""
+        """Raise ConfigError for fields that are each valid but contradict one another."""
         rules = (
             (
                 "num_heads",
@@ -346,7 +346,7 @@ class ViTConfig:
 
     @property
     def patch_chans(self) -> int:
-        """Channels that the patch embedding reads."""
+        """Input channels of the patch embedding."""
         if self.stem == "resnet":
             return self.stem_width * 2 ** (len(self.stem_stages) + 1) if self.stem_stages else self.stem_width
         return self.stem_convs[-1][0] if self.stem_convs else self.in_chans
@@ -380,7 +380,7 @@ class ViTConfig:
         return self.embed_dim // self.num_heads
 
     def replace(self, **changes: Any) -> ViTConfig:
-        """A copy with some fields changed.
+        """Return a copy with some fields changed.
 
         Raises:
             ConfigError: an unknown field, or the result is inconsistent.
@@ -388,12 +388,12 @@ class ViTConfig:
         return ViTConfig.from_dict({**self.to_dict(), **changes})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready data: sizes as lists, everything else as it is."""
+        """Return plain JSON-ready data, sizes as lists."""
         return {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ViTConfig:
-        """The inverse of :meth:`to_dict`; missing fields take their defaults.
+        """Return the config of :meth:`to_dict`'s data; missing fields take their defaults.
 
         Raises:
             ConfigError: an unknown field, or the result is inconsistent.
@@ -425,10 +425,10 @@ def _group(name: str, group: type, data: Mapping[str, Any]) -> Any:
 
 
 def size_pair(name: str, value: Any) -> tuple[int, int]:
-    """One whole number or a (height, width) pair of them, as a pair.
+    """Return one whole number or a (height, width) pair of them as a pair.
 
     Raises:
-        ConfigError: ``value`` is neither; the message calls it ``name``.
+        ConfigError: ``value`` is neither; ``name`` is its name in the message.
     """
     pair = (value, value) if isinstance(value, int) else value
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:

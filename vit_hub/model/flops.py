@@ -1,4 +1,4 @@
-"""How much arithmetic and memory a model's forward pass takes, from its config alone."""
+"""Arithmetic and memory of a model's forward pass, from its config alone."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _HIDDEN = {"mlp": (1, 1), "swiglu": (3, 2), "swiglu_packed": (3, 3)}
 
 
 def tokens_of(config: ViTConfig) -> int:
-    """Tokens in a block, T: class, distillation, registers and N patches."""
+    """Return the number of tokens in a block, T: class, distillation, registers and N patches."""
     return config.num_prefix_tokens + config.num_patches
 
 
 def forward_flops(config: ViTConfig) -> int:
-    """Floating-point operations of the forward pass for one image, a multiply-add counted as two.
+    """Return the floating-point operations of the forward pass for one image, a multiply-add counted as two.
 
     A weight matrix of I inputs and O outputs costs 2 I O for every row that it is applied to: the N patches for the
     patch embedding, all T tokens in the blocks and for the keys and values of MAP pooling, one pooled row after that.
@@ -42,7 +42,7 @@ def forward_flops(config: ViTConfig) -> int:
 
 
 def activation_values(config: ViTConfig) -> int | None:
-    """Values that a forward pass without gradients holds at once for one image, an estimate; None for hybrids.
+    """Estimate how many values a forward pass without gradients holds at once for one image; None for hybrids.
 
     The widest moment of a block of T tokens and width D is either in attention, 7 T D (residual, normed input, queries,
     keys, values, and the output before and after its heads are joined) or in the feed-forward layer (residuals before
@@ -68,7 +68,7 @@ def _rows(weight: str, config: ViTConfig) -> int:
 
 
 def _pixels(kernel: str, config: ViTConfig) -> int:
-    """Pixels that a convolution of the stem puts out."""
+    """Output pixels of a convolution of the stem."""
     _, _, part, index, *rest = kernel.split(".")
     if config.stem == "conv":
         layers = int(index) + 1

@@ -29,8 +29,8 @@ def _activate(name: str, x: Tensor, *, inplace: bool) -> Tensor:
 _GELU = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
-def _nobody_else_sees(layer: nn.Module) -> bool:
-    """Whether a layer's output can be overwritten: autograd keeps no tensors, and no hook may have.
+def _may_overwrite(layer: nn.Module) -> bool:
+    """Return whether a layer's output may be overwritten: autograd keeps no tensors, and no hook can have kept it.
 
     The hidden activations are the largest tensors of a model. Pages of a second one cost more time than the activation.
     """
@@ -67,7 +67,7 @@ class PatchEmbed(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Tokens of every whole patch; pixels to the right and below that do not fill one are left out."""
+        """Return a token for every whole patch; pixels to the right and below that do not fill one are left out."""
         images = self.backbone(images)
         weight = self.proj.weight
         _, chans, p, q = weight.shape
@@ -119,19 +119,19 @@ class Attention(nn.Module):
         return bias if bias is None or mask is None else bias * mask
 
     def qkv_heads(
-        self, x: Tensor, queries: int | None = None, rope: tuple[Tensor, Tensor] | None = None
+        self, x: Tensor, leading: int | None = None, rope: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of the first ``queries`` tokens (None: all), keys and values of all, each [B, H, *, D/H]."""
-        if not self.composes_bias and (queries is None or type(self.qkv) is not nn.Linear):
+        """Return queries of the ``leading`` tokens (None: all), keys and values of all, each [B, H, *, D/H]."""
+        if not self.composes_bias and (leading is None or type(self.qkv) is not nn.Linear):
             # Called as a module, because an adapter or a quantized layer may stand in its place.
             q, k, v = self.qkv(x).chunk(3, dim=-1)
-            q = q[:, :queries]
-        elif queries is None:
+            q = q[:, :leading]
+        elif leading is None:
             q, k, v = F.linear(x, self.qkv.weight, self._bias()).chunk(3, dim=-1)
         else:
             dim = x.shape[-1]
             weight, bias = self.qkv.weight, self._bias()
-            q = F.linear(x[:, :queries], weight[:dim], None if bias is None else bias[:dim])
+            q = F.linear(x[:, :leading], weight[:dim], None if bias is None else bias[:dim])
             k, v = F.linear(x, weight[dim:], None if bias is None else bias[dim:]).chunk(2, dim=-1)
         q, k, v = (_split_heads(part, self.num_heads) for part in (q, k, v))
         q, k = self.q_norm(q), self.k_norm(k)
@@ -142,23 +142,23 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        queries: int | None = None,
+        leading: int | None = None,
         rope: tuple[Tensor, Tensor] | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """Attends to all tokens.
+        """Attend to all tokens.
 
         Args:
             x: [B, T, D].
-            queries: only the first tokens' outputs are wanted.
+            leading: only the outputs of so many first tokens are wanted.
             rope: cosines and sines, each [..., T, D/H].
             bias: added to the logits, [1, H, T, T].
 
         Returns:
-            [B, T, D] or [B, queries, D].
+            [B, T, D] or [B, leading, D].
         """
-        q, k, v = self.qkv_heads(x, queries, rope)
-        bias = None if bias is None else bias[:, :, :queries]
+        q, k, v = self.qkv_heads(x, leading, rope)
+        bias = None if bias is None else bias[:, :, :leading]
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj(self.norm(_join_heads(x)))  # type: ignore[no-any-return]
 
@@ -175,7 +175,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        hidden = _activate(self.act, self.fc1(x), inplace=_nobody_else_sees(self.fc1))
+        hidden = _activate(self.act, self.fc1(x), inplace=_may_overwrite(self.fc1))
         return self.fc2(self.norm(hidden))  # type: ignore[no-any-return]
 
 
@@ -192,7 +192,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        gate = _activate(self.act, self.fc1_g(x), inplace=_nobody_else_sees(self.fc1_g))
+        gate = _activate(self.act, self.fc1_g(x), inplace=_may_overwrite(self.fc1_g))
         gated = gate * self.fc1_x(x)
         return self.fc2(self.norm(gated))  # type: ignore[no-any-return]
 
@@ -210,7 +210,7 @@ class PackedSwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         gate, value = self.fc1(x).chunk(2, dim=-1)
-        gate = _activate(self.act, gate, inplace=_nobody_else_sees(self.fc1))
+        gate = _activate(self.act, gate, inplace=_may_overwrite(self.fc1))
         return self.fc2(self.norm(gate * value))  # type: ignore[no-any-return]
 
 
@@ -249,13 +249,13 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        queries: int | None = None,
+        leading: int | None = None,
         rope: tuple[Tensor, Tensor] | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """[B, T, D] -> [B, T, D], or [B, queries, D]: the first tokens only, at their share of the cost."""
-        attended = self.attn(self.norm1(x), queries, rope, bias)
-        x = x[:, :queries] + self.ls1(attended)
+        """[B, T, D] -> [B, T, D], or [B, leading, D]: the first tokens only, at their share of the cost."""
+        attended = self.attn(self.norm1(x), leading, rope, bias)
+        x = x[:, :leading] + self.ls1(attended)
         return x + self.ls2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
 
 

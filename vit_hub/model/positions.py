@@ -35,7 +35,7 @@ class Geometry(NamedTuple):
 
 
 def computed_tables(config: ViTConfig, weight: Tensor, periods: Tensor | None = None) -> dict[str, Tensor]:
-    """Sincos and rotary tables and relative indices at the size of a config, by the name of the model's buffer.
+    """Return sincos and rotary tables and relative indices at the size of a config, by the model's buffer names.
 
     Args:
         config: the model at the size wanted.
@@ -59,7 +59,7 @@ def computed_tables(config: ViTConfig, weight: Tensor, periods: Tensor | None = 
 
 
 def relative_index(config: ViTConfig) -> Tensor:
-    """Which row of a relative position table each pair of tokens reads, [T, T] (BEiT, arXiv 2106.08254).
+    """Return the row of a relative position table that each pair of tokens reads, [T, T] (BEiT, arXiv 2106.08254).
 
     The last three rows are class to patch, patch to class and class to class.
     """
@@ -74,12 +74,12 @@ def relative_index(config: ViTConfig) -> Tensor:
 
 
 def relative_bias(table: Tensor, index: Tensor) -> Tensor:
-    """[rows, H] and [T, T] -> the bias of the logits, [1, H, T, T]."""
+    """Return the bias of the logits, [1, H, T, T], from a table [rows, H] and an index [T, T]."""
     return table[index].permute(2, 0, 1).unsqueeze(0)
 
 
 def sincos2d(grid_size: tuple[int, int], dim: int, temperature: float = 10_000.0) -> npt.NDArray[np.float64]:
-    """Fixed sine-cosine table of big_vision's ``posemb_sincos_2d`` (arXiv 2104.02057, appendix, other frequencies).
+    """Return big_vision's fixed table ``posemb_sincos_2d`` (arXiv 2104.02057, appendix, but for the frequencies).
 
     Columns are sin(x w), cos(x w), sin(y w), cos(y w) with w_k = temperature ** -(k / (dim/4 - 1)), k < dim/4: unlike
     MoCo v3 and MAE, the last frequency is reached exactly.

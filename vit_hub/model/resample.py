@@ -114,7 +114,7 @@ _METHODS: dict[str, Callable[[int, int], Matrix]] = {
 
 @lru_cache(maxsize=64)
 def axis_matrix(method: str, old: int, new: int) -> Matrix:
-    """The resampling of one axis as a matrix, [new, old] float64.
+    """Return the resampling of one axis as a matrix, [new, old] float64.
 
     Not always the identity where the sizes are equal: an axis that keeps its length is resampled with the other one,
     and the offset of DINO or the geometric coordinates of BEiT then move it.
@@ -130,7 +130,7 @@ def axis_matrix(method: str, old: int, new: int) -> Matrix:
 
 
 def kernel_matrix(method: str, old: int, new: int) -> Matrix:
-    """FlexiViT's pseudo-inverse resize of one axis of a patch kernel, [new, old] (arXiv 2212.08013, section 3.4).
+    """Return FlexiViT's pseudo-inverse resize of one axis of a kernel, [new, old] (arXiv 2212.08013, section 3.4).
 
     With B = ``axis_matrix(method, old, new)`` resizing images, the new kernel is pinv(B.T) @ kernel: its product with
     a resized patch is the old kernel's product with the patch, exactly when enlarging, in least squares otherwise. One
@@ -142,7 +142,7 @@ def kernel_matrix(method: str, old: int, new: int) -> Matrix:
 def resize_grid(
     table: npt.NDArray[np.floating], old: tuple[int, int], new: tuple[int, int], method: str
 ) -> npt.NDArray[np.float64]:
-    """A table of one row a patch at another grid size.
+    """Return a table with one row per patch at another grid size.
 
     Args:
         table: [old rows * old columns, D], patches in row-major order.

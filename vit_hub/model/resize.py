@@ -28,7 +28,7 @@ _KERNEL_METHODS = {True: "bilinear", False: "bicubic-antialias"}
 
 
 def table_method(config: ViTConfig, resize: str) -> str:
-    """The method that a ``resize=`` argument means for a model.
+    """Return the method that a ``resize=`` argument means for a model.
 
     Raises:
         ConfigError: there is no such method.
@@ -45,7 +45,7 @@ def resized_config(
     *,
     pad: bool = False,
 ) -> ViTConfig:
-    """The config of the same model at another size.
+    """Return the config of the same model at another size.
 
     Args:
         config: the model as stored.
@@ -78,7 +78,7 @@ def resized_config(
 
 
 def resize_tensor(name: str, tensor: Tensor, old: ViTConfig, new: ViTConfig, resize: str = "source") -> Tensor:
-    """A canonical tensor of a model at another size; the same object where nothing changes.
+    """Return a canonical tensor of a model at another size; the same object where nothing changes.
 
     Args:
         name: canonical name.

@@ -18,7 +18,7 @@ __all__ = ["axis_angles", "expand_angles", "grid_coordinates", "mixed_angles", "
 
 
 def grid_coordinates(rope: Rope, grid_size: tuple[int, int]) -> npt.NDArray[np.float64]:
-    """Coordinates of every patch, [N, 2], the axis that comes first in the channels in column 0.
+    """Return coordinates of every patch, [N, 2], the axis that comes first in the channels in column 0.
 
     ``index``: whole numbers plus the offset, scaled to the reference grid (timm, EVA-02, PE).
     ``centered``: patch centres mapped to [-1, 1], each axis by its own length or both by the longer or shorter
@@ -40,7 +40,7 @@ def grid_coordinates(rope: Rope, grid_size: tuple[int, int]) -> npt.NDArray[np.f
 def axis_angles(
     rope: Rope, grid_size: tuple[int, int], head_dim: int, periods: npt.NDArray[np.float64] | None = None
 ) -> npt.NDArray[np.float64]:
-    """Angles of axial RoPE, [N, E/2] in radians; ``periods`` are the stored ones of DINOv3, where there are any."""
+    """Return angles of axial RoPE, [N, E/2] in radians; ``periods`` are the stored ones of DINOv3, if any."""
     coordinates = grid_coordinates(rope, grid_size)
     exponents = np.arange(head_dim // 4) / (head_dim // 4)
     if periods is None:
@@ -51,7 +51,7 @@ def axis_angles(
 
 
 def mixed_angles(rope: Rope, grid_size: tuple[int, int], freqs: Tensor) -> Tensor:
-    """Angles of RoPE-Mixed (arXiv 2403.13298, eq. 12): learned frequencies [2, L, H, E/2] -> [L, H, N, E/2]."""
+    """Return angles of RoPE-Mixed (arXiv 2403.13298, eq. 12): learned frequencies [2, L, H, E/2] -> [L, H, N, E/2]."""
     coordinates = torch.as_tensor(grid_coordinates(rope, grid_size), device=freqs.device)
     wide = freqs.to(torch.promote_types(freqs.dtype, torch.float32))
     first, second = coordinates.to(wide.dtype).unbind(1)
@@ -59,14 +59,14 @@ def mixed_angles(rope: Rope, grid_size: tuple[int, int], freqs: Tensor) -> Tenso
 
 
 def expand_angles(rope: Rope, angles: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines per channel, [..., T, E]; prefix tokens get angle zero, so they are not rotated."""
+    """Return cosines and sines per channel, [..., T, E]; prefix tokens have angle zero: they are not rotated."""
     angles = torch.nn.functional.pad(angles, (0, 0, prefix, 0))
     full = torch.cat((angles, angles), dim=-1) if rope.pairs == "half" else angles.repeat_interleave(2, dim=-1)
     return full.cos(), full.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, pairs: str) -> Tensor:
-    """Rotates channel pairs: (k, k + E/2) for ``half``, (2k, 2k + 1) for ``interleaved``.
+    """Rotate channel pairs: (k, k + E/2) for ``half``, (2k, 2k + 1) for ``interleaved``.
 
     Args:
         x: [B, H, T', E], the first T' tokens.

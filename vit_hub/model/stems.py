@@ -1,4 +1,4 @@
-"""What some models put before the patch embedding: the ResNet of the hybrids, and a stack of convolutions.
+"""Stems before the patch embedding: the ResNet of the hybrids, and a stack of convolutions.
 
 Shapes: B images, C channels, h x w pixels.
 """

@@ -1,8 +1,9 @@
-"""The one Vision Transformer of the hub.
+"""The one Vision Transformer of the hub, in the order of "An Image is Worth 16x16 Words" (arXiv 2010.11929).
 
 Every family is this class under another :class:`~vit_hub.model.config.ViTConfig`: what a model is made of is chosen
-when it is built, and the forward pass reads the same for all. Equation numbers are those of arXiv 2010.11929.
-Shapes: B images, C channels, h x w pixels, T tokens, N patches, D ``embed_dim``.
+when it is built, and the forward pass reads the same for all. :meth:`VisionTransformer.forward` leads through
+equations 1 to 4; the layers of a block are in :mod:`vit_hub.model.layers`.
+Shapes: B images, C channels, h x w pixels, N patches, T tokens (N and those before the patches), D ``embed_dim``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = ["VisionTransformer"]
 
 # Sizes whose tables a dynamic model keeps.
 _KEPT_SIZES = 8
-# Pools that read only the first tokens: the last block then computes nothing else.
+# The pools that read only the first tokens, and how many.
 _LEADING_TOKENS = {"cls": 1, "cls_dist": 2}
 
 
@@ -53,7 +54,6 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        dim, eps = config.embed_dim, config.norm_eps
         self.config = config
         self.input_size = config.image_size
         # Where nothing learned depends on the grid (RoPE alone, sincos tables), any size is as native as another.
@@ -64,29 +64,25 @@ class VisionTransformer(nn.Module):
         self.passport: Any = None
         self.carried: dict[str, Tensor] = {}
 
+        dim = config.embed_dim
+
+        def norm(wanted: bool) -> nn.Module:
+            return nn.LayerNorm(dim, eps=config.norm_eps) if wanted else nn.Identity()
+
+        # Eq. 1: tokens before the patches, positions, the patch embedding.
         self.cls_token = _token(1, dim) if config.class_token else None
         self.dist_token = _token(1, dim) if config.distilled else None
         self.reg_token = _token(config.num_registers, dim) if config.num_registers else None
-        self.pos_embed: Tensor | None = None
-        if config.pos_embed == "learned":
-            self.pos_embed = _token(config.num_prefix_rows + config.num_patches, dim)
-        axial = config.rope is not None and not config.rope.mixed
-        tables = {
-            "pos_table": config.pos_embed == "sincos2d",
-            "rope_cos": axial,
-            "rope_sin": axial,
-            "rel_pos_index": config.rel_pos != "none",
-        }
-        for name, needed in tables.items():
-            if needed:
-                self.register_buffer(name, torch.empty(0), persistent=False)
-            else:
-                setattr(self, name, None)
+        rows = config.num_prefix_rows + config.num_patches
+        self.pos_embed: Tensor | None = _token(rows, dim) if config.pos_embed == "learned" else None
+        self.patch_embed = PatchEmbed(config)
+        self.norm_pre = norm(config.pre_norm)
+        # Positions that the attention of eq. 2 takes in instead: rotations, and biases of the logits.
         self.rope_embed: nn.Module | None = None
         if config.rope and config.rope.stored_periods:
-            quarter = config.head_dim // 4
             self.rope_embed = nn.Module()
-            self.rope_embed.register_buffer("periods", config.rope.theta ** (torch.arange(quarter) / quarter))
+            exponents = torch.arange(config.head_dim // 4) / (config.head_dim // 4)
+            self.rope_embed.register_buffer("periods", config.rope.theta**exponents)
         self.rope: nn.Module | None = None
         if config.rope and config.rope.mixed:
             self.rope = nn.Module()
@@ -96,24 +92,23 @@ class VisionTransformer(nn.Module):
             self.rel_pos_bias = nn.Module()
             table = torch.zeros(config.num_relative_rows, config.num_heads)
             self.rel_pos_bias.relative_position_bias_table = nn.Parameter(table)
-        self.patch_embed = PatchEmbed(config)
-        self.norm_pre = nn.LayerNorm(dim, eps=eps) if config.pre_norm else nn.Identity()
+        # What of all this is computed, not learned; `reset_tables` fills it in.
+        self.pos_table = self.rope_cos = self.rope_sin = self.rel_pos_index = None
+        # Eq. 2 and 3.
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(dim, eps=eps) if config.final_norm == "before" else nn.Identity()
-        self.cls_norm = nn.LayerNorm(dim, eps=eps) if config.prefix_norm else None
+        # Eq. 4, and the pooling of other families.
+        self.norm = norm(config.final_norm == "before")
+        self.cls_norm = norm(True) if config.prefix_norm else None
         self.attn_pool = AttentionPool(config) if config.pool == "map" else None
-        self.fc_norm = nn.LayerNorm(dim, eps=eps) if config.final_norm == "after" else nn.Identity()
-
-        features = dim
+        self.fc_norm = norm(config.final_norm == "after")
+        # Heads.
         self.pre_logits: nn.Module = nn.Identity()
         if config.representation_dim:
-            features = config.representation_dim
-            self.pre_logits = nn.Sequential(OrderedDict(fc=nn.Linear(dim, features), act=nn.Tanh()))
+            fc = nn.Linear(dim, config.representation_dim)
+            self.pre_logits = nn.Sequential(OrderedDict(fc=fc, act=nn.Tanh()))
         self.projection = nn.Linear(dim, config.projection_dim, bias=False) if config.projection_dim else nn.Identity()
-        features = config.projection_dim or features
-        self.head_norm: nn.Module = nn.Identity()
-        if config.head_norm:
-            self.head_norm = nn.BatchNorm1d(features, eps=1e-6, affine=False)
+        features = config.projection_dim or config.representation_dim or dim
+        self.head_norm = nn.BatchNorm1d(features, eps=1e-6, affine=False) if config.head_norm else nn.Identity()
         features *= 2 if config.head_input == "cls_avg" else 1
         self.head = nn.Linear(features, config.num_classes) if config.num_classes else nn.Identity()
         self.head_dist: nn.Module | None = None
@@ -122,10 +117,208 @@ class VisionTransformer(nn.Module):
         self.apply(_init_weights)
         self.reset_tables()
 
+    def forward(self, images: Tensor) -> Tensor:
+        """Return what the model is for: logits, else projection, else embedding, else tokens.
+
+        Args:
+            images: [B, C, h, w], already preprocessed.
+
+        Returns:
+            [B, ``num_classes``] with a head; [B, ``projection_dim``] with CLIP's projection; [B, D] (or
+            ``representation_dim``) without; [B, T, D] where the model does not pool.
+
+        Raises:
+            ConfigError: the images are not of the model's size.
+        """
+        if self.config.head_input == "cls_avg":
+            z = self._encode(images)
+            y = torch.cat((z[:, 0], z[:, self.config.num_prefix_tokens :].mean(dim=1)), dim=1)
+            return self.head(y)  # type: ignore[no-any-return]
+        y = self._pool(self._encode(images, _LEADING_TOKENS.get(self.config.pool)))
+        if self.head_dist is not None:
+            return (self.head(y[:, 0]) + self.head_dist(y[:, 1])) / 2  # type: ignore[no-any-return]
+        return self.head(self.head_norm(self.projection(self.pre_logits(y))))  # type: ignore[no-any-return]
+
+    def _encode(self, images: Tensor, leading: int | None = None) -> Tensor:
+        """Tokens after the last block and the final norm: LN(z_L), [B, T, D].
+
+        Args:
+            images: [B, C, h, w].
+            leading: only so many of the first tokens are wanted, [B, leading, D]. Every token attends to all others in
+                all blocks but the last; of that one, reading the class token alone takes one query and one row of the
+                feed-forward layer, and nothing else is computed.
+        """
+        # Whatever depends on the image size: position table, rotations and biases, all at the size of these images.
+        geometry = self._geometry(images)
+        z = self._tokens(images, geometry)  # z_0, eq. 1
+        last = self.config.depth - 1
+        for index in range(self.config.depth):
+            z = self._block(index, z, geometry, leading if index == last else None)  # z_l, eq. 2 and 3
+        return self._norm(z)  # the norm of eq. 4
+
+    def _tokens(self, images: Tensor, geometry: Geometry) -> Tensor:
+        """Input of the first block: z_0 of eq. 1, [B, T, D]."""
+        height, width = geometry.config.image_size
+        if (height, width) != tuple(images.shape[-2:]):
+            images = F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
+        x = self.patch_embed(images)
+        prefix: list[Tensor] = [
+            token for token in (self.cls_token, self.dist_token, self.reg_token) if token is not None
+        ]
+        positions, rows = geometry.positions, geometry.config.num_prefix_rows
+        if positions is not None:
+            x = x + positions[:, rows:]
+        if prefix:
+            leading = torch.cat(prefix, dim=1)
+            if positions is not None and rows:
+                leading = torch.cat((leading[:, :rows] + positions[:, :rows], leading[:, rows:]), dim=1)
+            x = torch.cat((leading.expand(x.shape[0], -1, -1), x), dim=1)
+        return self.norm_pre(x)  # type: ignore[no-any-return]
+
+    def _block(self, index: int, z: Tensor, geometry: Geometry, leading: int | None = None) -> Tensor:
+        """One block, eq. 2 and 3, with what its attention takes in of positions."""
+        return self.blocks[index](z, leading, *self._attention_positions(index, geometry))  # type: ignore[no-any-return]
+
+    def _norm(self, z: Tensor) -> Tensor:
+        """The final norm, of all tokens or of the first ones."""
+        if self.cls_norm is None:
+            return self.norm(z)  # type: ignore[no-any-return]
+        prefix = self.config.num_prefix_tokens
+        return torch.cat((self.cls_norm(z[:, :prefix]), self.norm(z[:, prefix:])), dim=1)
+
+    def _pool(self, z: Tensor) -> Tensor:
+        """One embedding of all tokens, y of eq. 4: [B, D]; both tokens [B, 2, D] for ``cls_dist``, all for ``none``."""
+        pool, prefix = self.config.pool, self.config.num_prefix_tokens
+        if self.attn_pool is not None:
+            z = self.attn_pool(z if self.config.pool_prefix else z[:, prefix:])
+        elif pool == "avg":
+            z = z[:, prefix:].mean(dim=1)
+        elif pool in ("cls", "first"):
+            z = z[:, 0 if pool == "cls" else prefix]
+        return self.fc_norm(z)  # type: ignore[no-any-return]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the pooled embedding, before representation layer, projection and head.
+
+        Args:
+            images: [B, C, h, w], already preprocessed.
+
+        Returns:
+            [B, D]; for ``cls_dist`` the mean of both tokens.
+
+        Raises:
+            ConfigError: the images are not of the model's size, or the model does not pool.
+        """
+        if self.config.pool == "none":
+            raise ConfigError("pool='none': the model has no pooled embedding", hint="use forward_features")
+        y = self._pool(self._encode(images, _LEADING_TOKENS.get(self.config.pool)))
+        return y.mean(dim=1) if self.config.pool == "cls_dist" else y
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Return the tokens before pooling: class, distillation, registers, then patches in row-major order.
+
+        Args:
+            images: [B, C, h, w], already preprocessed.
+
+        Returns:
+            [B, T, D]; normed where ``final_norm`` is ``before``, as they leave the last block otherwise.
+
+        Raises:
+            ConfigError: the images are not of the model's size.
+        """
+        return self._encode(images)
+
+    def forward_intermediates(
+        self, images: Tensor, indices: int | Sequence[int] = 1, reshape: bool = True
+    ) -> list[Tensor]:
+        """Return the outputs of chosen blocks, for dense tasks; un-normed, patches only.
+
+        Args:
+            images: [B, C, h, w], already preprocessed.
+            indices: which blocks (negative: from the end), or how many of the last ones.
+            reshape: feature maps [B, D, rows, columns] instead of tokens [B, N, D].
+
+        Raises:
+            ConfigError: there is no such block, or the images are not of the model's size.
+        """
+        depth = self.config.depth
+        chosen = range(depth - indices, depth) if isinstance(indices, int) else indices
+        wanted = [index + depth if index < 0 else index for index in chosen]
+        too_many = isinstance(indices, int) and indices > depth
+        if too_many or not wanted or any(not 0 <= index < depth for index in wanted):
+            raise ConfigError(f"indices={indices}: the model has blocks 0 to {depth - 1}")
+        outputs: dict[int, Tensor] = {}
+        geometry = self._geometry(images)
+        z = self._tokens(images, geometry)
+        for index in range(max(wanted) + 1):
+            z = self._block(index, z, geometry)
+            if index in wanted:
+                patches = z[:, self.config.num_prefix_tokens :]
+                maps = patches.transpose(1, 2).reshape(z.shape[0], -1, *geometry.config.grid_size)
+                outputs[index] = maps.contiguous() if reshape else patches
+        return [outputs[index] for index in wanted]
+
+    def attention_maps(self, images: Tensor) -> list[Tensor]:
+        """Return the softmax of every layer's attention, computed explicitly (slow; forward never does this).
+
+        Args:
+            images: [B, C, h, w], already preprocessed.
+
+        Returns:
+            One [B, heads, T, T] per block; rows are queries and sum to 1 (A of arXiv 2010.11929, eq. 6).
+
+        Raises:
+            ConfigError: the images are not of the model's size.
+        """
+        maps: list[Tensor] = []
+        geometry = self._geometry(images)
+        z = self._tokens(images, geometry)
+        for index, block in enumerate(self.blocks):
+            rope, bias = self._attention_positions(index, geometry)
+            q, k, _ = block.attn.qkv_heads(block.norm1(z), None, rope)  # type: ignore[union-attr, operator]
+            logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+            maps.append(F.softmax(logits if bias is None else logits + bias, dim=-1))
+            z = self._block(index, z, geometry)
+        return maps
+
+    def set_image_size(
+        self, size: int | tuple[int, int], *, resize: str = "source", pad: bool = False
+    ) -> VisionTransformer:
+        """Change the image size for good: position tables are resized, everything computed is computed again.
+
+        Args:
+            size: (height, width) in pixels, or one number for both.
+            resize: ``source``: as the checkpoint's own project does, or one of ``RESIZE_METHODS``.
+            pad: accept sizes that are not whole patches; images are padded with zeros to the right and below.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ConfigError: the size is not a whole number of patches and ``pad`` is False, or no such method.
+        """
+        old, new = self.config, resized_config(self.config, size, pad=pad)
+        table_method(old, resize)
+        with torch.no_grad():
+            for name, parameter in list(self.named_parameters()):
+                changed = resize_tensor(name, parameter, old, new, resize)
+                if changed is not parameter:
+                    owner = self.get_submodule(name.rpartition(".")[0])
+                    setattr(owner, name.rpartition(".")[2], nn.Parameter(changed, parameter.requires_grad))
+        if self.passport is not None and new != old:
+            self.passport = self.passport.resized(old, new)
+        self.config = new
+        self.input_size = size_pair("image_size", size)
+        self._sizes.clear()
+        self.reset_tables()
+        return self
+
     def reset_tables(self) -> None:
-        """Computes the tables that are not parameters, on the device and in the dtype of the parameters."""
+        """Compute the tables that are not parameters, on the device and in the dtype of the parameters."""
         for name, table in self._computed_tables(self.config).items():
-            setattr(self, name, table)
+            if getattr(self, name) is None:
+                delattr(self, name)
+            self.register_buffer(name, table, persistent=False)
 
     def _computed_tables(self, config: ViTConfig) -> dict[str, Tensor]:
         periods = None if self.rope_embed is None else self.rope_embed.periods
@@ -182,8 +375,10 @@ class VisionTransformer(nn.Module):
             self._sizes[key] = made
         return made
 
-    def _positions(self, index: int, geometry: Geometry) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
-        """What the attention of one block gets to know of positions: rotations and a bias, each if there is one."""
+    def _attention_positions(
+        self, index: int, geometry: Geometry
+    ) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
+        """Rotations of queries and keys, and a bias of the logits, for one block; each if there is one."""
         rope, bias = geometry.rope, None
         if self.rope is not None and geometry.config.rope is not None:
             freqs: Tensor = self.rope.freqs  # type: ignore[assignment]
@@ -193,199 +388,8 @@ class VisionTransformer(nn.Module):
             bias = relative_bias(geometry.tables[index if len(geometry.tables) > 1 else 0], geometry.pairs)
         return rope, bias
 
-    def _block(self, index: int, x: Tensor, geometry: Geometry, queries: int | None = None) -> Tensor:
-        return self.blocks[index](x, queries, *self._positions(index, geometry))  # type: ignore[no-any-return]
-
-    def _norm(self, x: Tensor) -> Tensor:
-        """The final norm of all tokens, or of the first ones."""
-        if self.cls_norm is None:
-            return self.norm(x)  # type: ignore[no-any-return]
-        prefix = self.config.num_prefix_tokens
-        return torch.cat((self.cls_norm(x[:, :prefix]), self.norm(x[:, prefix:])), dim=1)
-
-    def set_image_size(
-        self, size: int | tuple[int, int], *, resize: str = "source", pad: bool = False
-    ) -> VisionTransformer:
-        """Changes the image size for good: position tables are resized, everything computed is computed again.
-
-        Args:
-            size: (height, width) in pixels, or one number for both.
-            resize: ``source``: as the checkpoint's own project does, or one of ``RESIZE_METHODS``.
-            pad: accept sizes that are not whole patches; images are padded with zeros to the right and below.
-
-        Returns:
-            The model itself.
-
-        Raises:
-            ConfigError: the size is not a whole number of patches and ``pad`` is False, or no such method.
-        """
-        old, new = self.config, resized_config(self.config, size, pad=pad)
-        table_method(old, resize)
-        with torch.no_grad():
-            for name, parameter in list(self.named_parameters()):
-                changed = resize_tensor(name, parameter, old, new, resize)
-                if changed is not parameter:
-                    owner = self.get_submodule(name.rpartition(".")[0])
-                    setattr(owner, name.rpartition(".")[2], nn.Parameter(changed, parameter.requires_grad))
-        if self.passport is not None and new != old:
-            self.passport = self.passport.resized(old, new)
-        self.config = new
-        self.input_size = size_pair("image_size", size)
-        self._sizes.clear()
-        self.reset_tables()
-        return self
-
-    def _tokens(self, images: Tensor, geometry: Geometry) -> Tensor:
-        """What enters the first block: z_0 of eq. 1, [B, T, D]."""
-        height, width = geometry.config.image_size
-        if (height, width) != tuple(images.shape[-2:]):
-            images = F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
-        x = self.patch_embed(images)
-        prefix: list[Tensor] = [
-            token for token in (self.cls_token, self.dist_token, self.reg_token) if token is not None
-        ]
-        positions, rows = geometry.positions, geometry.config.num_prefix_rows
-        if positions is not None:
-            x = x + positions[:, rows:]
-        if prefix:
-            leading = torch.cat(prefix, dim=1)
-            if positions is not None and rows:
-                leading = torch.cat((leading[:, :rows] + positions[:, :rows], leading[:, rows:]), dim=1)
-            x = torch.cat((leading.expand(x.shape[0], -1, -1), x), dim=1)
-        return self.norm_pre(x)  # type: ignore[no-any-return]
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Tokens before pooling: class, distillation, registers, then patches in row-major order.
-
-        Args:
-            images: [B, C, h, w], already preprocessed.
-
-        Returns:
-            [B, T, D]; normed where ``final_norm`` is ``before``, as they leave the last block otherwise.
-
-        Raises:
-            ConfigError: the images are not of the model's size.
-        """
-        geometry = self._geometry(images)
-        x = self._tokens(images, geometry)
-        for index in range(self.config.depth):
-            x = self._block(index, x, geometry)
-        return self._norm(x)
-
-    def _pooled(self, images: Tensor) -> Tensor:
-        """The pooled tokens, y of eq. 4: [B, D], or [B, 2, D] for ``cls_dist``."""
-        geometry = self._geometry(images)
-        x = self._tokens(images, geometry)
-        last = self.config.depth - 1
-        for index in range(last):
-            x = self._block(index, x, geometry)
-        pool = self.config.pool
-        x = self._norm(self._block(last, x, geometry, _LEADING_TOKENS.get(pool)))
-        prefix = self.config.num_prefix_tokens
-        if self.attn_pool is not None:
-            x = self.attn_pool(x if self.config.pool_prefix else x[:, prefix:])
-        elif pool == "avg":
-            x = x[:, prefix:].mean(dim=1)
-        elif pool != "cls_dist":
-            x = x[:, 0 if pool == "cls" else prefix]
-        return self.fc_norm(x)  # type: ignore[no-any-return]
-
-    def embed(self, images: Tensor) -> Tensor:
-        """The pooled embedding, before representation layer, projection and head.
-
-        Args:
-            images: [B, C, h, w], already preprocessed.
-
-        Returns:
-            [B, D]; for ``cls_dist`` the mean of both tokens.
-
-        Raises:
-            ConfigError: the images are not of the model's size, or the model does not pool.
-        """
-        if self.config.pool == "none":
-            raise ConfigError("pool='none': the model has no pooled embedding", hint="use forward_features")
-        x = self._pooled(images)
-        return x.mean(dim=1) if self.head_dist is not None else x
-
-    def forward(self, images: Tensor) -> Tensor:
-        """What the model is for: logits, else projection, else embedding, else tokens.
-
-        Args:
-            images: [B, C, h, w], already preprocessed.
-
-        Returns:
-            [B, ``num_classes``] with a head; [B, ``projection_dim``] with CLIP's projection; [B, D] (or
-            ``representation_dim``) without; [B, T, D] where the model does not pool.
-
-        Raises:
-            ConfigError: the images are not of the model's size.
-        """
-        if self.config.pool == "none":
-            return self.forward_features(images)
-        if self.config.head_input == "cls_avg":
-            x = self.forward_features(images)
-            x = torch.cat((x[:, 0], x[:, self.config.num_prefix_tokens :].mean(dim=1)), dim=1)
-            return self.head(x)  # type: ignore[no-any-return]
-        x = self._pooled(images)
-        if self.head_dist is not None:
-            return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2  # type: ignore[no-any-return]
-        return self.head(self.head_norm(self.projection(self.pre_logits(x))))  # type: ignore[no-any-return]
-
-    def forward_intermediates(
-        self, images: Tensor, indices: int | Sequence[int] = 1, reshape: bool = True
-    ) -> list[Tensor]:
-        """Outputs of chosen blocks, for dense tasks; un-normed, patches only.
-
-        Args:
-            images: [B, C, h, w], already preprocessed.
-            indices: which blocks (negative: from the end), or how many of the last ones.
-            reshape: feature maps [B, D, rows, columns] instead of tokens [B, N, D].
-
-        Raises:
-            ConfigError: there is no such block, or the images are not of the model's size.
-        """
-        depth = self.config.depth
-        chosen = range(depth - indices, depth) if isinstance(indices, int) else indices
-        wanted = [index + depth if index < 0 else index for index in chosen]
-        too_many = isinstance(indices, int) and indices > depth
-        if too_many or not wanted or any(not 0 <= index < depth for index in wanted):
-            raise ConfigError(f"indices={indices}: the model has blocks 0 to {depth - 1}")
-        outputs: dict[int, Tensor] = {}
-        geometry = self._geometry(images)
-        x = self._tokens(images, geometry)
-        for index in range(max(wanted) + 1):
-            x = self._block(index, x, geometry)
-            if index in wanted:
-                patches = x[:, self.config.num_prefix_tokens :]
-                maps = patches.transpose(1, 2).reshape(x.shape[0], -1, *geometry.config.grid_size)
-                outputs[index] = maps.contiguous() if reshape else patches
-        return [outputs[index] for index in wanted]
-
-    def attention_maps(self, images: Tensor) -> list[Tensor]:
-        """The softmax of every layer's attention, computed explicitly (slow; forward never does this).
-
-        Args:
-            images: [B, C, h, w], already preprocessed.
-
-        Returns:
-            One [B, heads, T, T] per block; rows are queries and sum to 1 (A of arXiv 2010.11929, eq. 6).
-
-        Raises:
-            ConfigError: the images are not of the model's size.
-        """
-        maps: list[Tensor] = []
-        geometry = self._geometry(images)
-        x = self._tokens(images, geometry)
-        for index, block in enumerate(self.blocks):
-            rope, bias = self._positions(index, geometry)
-            q, k, _ = block.attn.qkv_heads(block.norm1(x), None, rope)  # type: ignore[union-attr, operator]
-            logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-            maps.append(F.softmax(logits if bias is None else logits + bias, dim=-1))
-            x = self._block(index, x, geometry)
-        return maps
-
     def save(self, path: str | Path) -> Path:
-        """Writes a canonical safetensors file with config and passport, so that converting back still works.
+        """Write a canonical safetensors file with config and passport, so that converting back still works.
 
         Raises:
             VitHubError: the file cannot be written.
@@ -395,7 +399,7 @@ class VisionTransformer(nn.Module):
         return save(self, path)
 
     def extra_repr(self) -> str:
-        """The config fields that differ from the defaults."""
+        """Return the config fields that differ from the defaults."""
         default: dict[str, Any] = ViTConfig().to_dict()
         return ", ".join(f"{key}={value}" for key, value in self.config.to_dict().items() if value != default[key])
 
