@@ -77,7 +77,7 @@ INTRODUCTION = """\
 # Formats
 
 Written by `python tools/formats_document.py` from the formats' own tables and from the models in `tests/golden`;
-`tests/test_docs_formats.py` fails where it is not up to date.
+`tests/docs/test_docs_formats.py` fails where it is not up to date.
 
 `to=`, `format=`, `--to` and `--format` take the names in the first column, with or without a dialect (`hf-v5`). Every
 format is read, and written where it can express the model: where the file, with the config file beside it, reloads to
@@ -104,6 +104,16 @@ and listed as inferred. "resize" is how the project adapts a position table to a
 
 | format | project | activation | epsilon of norms | resize |
 |---|---|---|---|---|
+"""
+LIMITS = """
+## What original classes are limited to
+
+A format whose file could hold a model that its project's own class cannot compute refuses it. Below are the config
+fields that a class limits, with the values it can have, and the conditions over several fields. Where a row does not
+mention them, `ffn` is mlp and `head_input` pooled.
+
+| format | project | fields | conditions |
+|---|---|---|---|
 """
 MATRIX = """
 ## Which format can express which model
@@ -172,6 +182,17 @@ def _conventions() -> str:
     return rows.replace("e-0", "e-")
 
 
+def _limits() -> str:
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for form in all_formats():
+        if not form.returned_only:
+            fields = [f"`{name}` {' or '.join(map(str, form.possible_values()[name]))}" for name in sorted(form.limits)]
+            conditions = [f"`{need.field}`: {need.message}" for need in form.requires]
+            cells = (form.project, ", ".join(fields), "; ".join(conditions))
+            rows.setdefault(cells, []).append(f"`{form.label(form.dialects[0])}`")
+    return "".join(_row(", ".join(labels), *cells) for cells, labels in rows.items())
+
+
 def _overrides(name: str, config: dict[str, object]) -> dict[str, object]:
     told: dict[str, object] = {}
     if name.startswith(UNSTATED):
@@ -223,7 +244,18 @@ def document() -> str:
     """The text of docs/formats.md."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        parts = (INTRODUCTION, _formats(), CONVENTIONS, _conventions(), MATRIX, _matrix(), VERSIONS, _versions())
+        parts = (
+            INTRODUCTION,
+            _formats(),
+            CONVENTIONS,
+            _conventions(),
+            LIMITS,
+            _limits(),
+            MATRIX,
+            _matrix(),
+            VERSIONS,
+            _versions(),
+        )
         return "".join(parts)
 
 

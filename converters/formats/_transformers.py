@@ -24,6 +24,7 @@ __all__ = [
     "QV_BIAS",
     "SQUARE",
     "VIT_BLOCK",
+    "VIT_LIMITS",
     "VIT_SPELLINGS",
     "ModelType",
     "both",
@@ -139,6 +140,12 @@ CLIP_BLOCK = (
     *both("blocks.{i}.mlp.fc2", "${root}encoder.layers.{i}.mlp.fc2"),
 )
 
+VIT_LIMITS: Mapping[str, object] = {
+    "qkv_bias": (True, False),
+    "patch_bias": True,
+    "pos_embed": "learned",
+    "final_norm": "before",
+}
 SQUARE = Requirement(
     "image_size",
     lambda c: c.image_size[0] == c.image_size[1] and c.patch_size[0] == c.patch_size[1],

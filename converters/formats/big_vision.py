@@ -114,11 +114,13 @@ FORMATS = (
         dialects=tuple(_dialect(*names) for names in product(_BLOCKS, _TABLES, _MAPS)),
         prefixes=("", "params/", "opt/target/", "params/img/", "opt/target/img/", "img/"),
         conventions={"act": "gelu_tanh", "norm_eps": 1e-6, "resize": "bilinear-align-corners", "resize_by_count": True},
+        limits={
+            "qkv_bias": True,
+            "patch_bias": True,
+            "pos_embed": ("learned", "sincos2d"),
+            "final_norm": "before",
+        },
         requires=(
-            Requirement("qkv_bias", lambda c: c.qkv_bias is True, "its attention layers always have all biases"),
-            Requirement("patch_bias", lambda c: c.patch_bias, "its patch embedding always has a bias"),
-            Requirement("pos_embed", lambda c: c.pos_embed != "none", "it has a learned or a sincos2d table"),
-            Requirement("final_norm", lambda c: c.final_norm == "before", "it norms all tokens before pooling"),
             Requirement(
                 "class_token",
                 lambda c: c.class_token == (c.pool == "cls"),

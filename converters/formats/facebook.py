@@ -17,7 +17,7 @@ from vit_hub.converters.rules.table import Drop, Rule, rule
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 
-__all__ = ["CLASS_TOKEN", "CONVENTIONS", "COUNTERS", "HAS_CLASS_TOKEN", "PLAIN", "both", "is_original"]
+__all__ = ["CLASS_ROW", "CLASS_TOKEN", "CONVENTIONS", "COUNTERS", "PLAIN", "both", "is_original"]
 
 
 def both(canonical: str, foreign: str) -> tuple[Rule, Rule]:
@@ -39,21 +39,14 @@ _NORM, _HEAD = same("norm"), same("head")
 CONVENTIONS: Mapping[str, Any] = {"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic"}
 COUNTERS = Drop(r"(optimizer|opt|lr_scheduler|scaler|fp16_scaler)/.*", "optimiser or scaler state")
 
-PLAIN = (
-    Requirement("qkv_bias", lambda c: c.qkv_bias is True, "its attention layers always have all biases"),
-    Requirement("patch_bias", lambda c: c.patch_bias, "its patch embedding always has a bias"),
-    Requirement("pos_embed", lambda c: c.pos_embed == "learned", "it stores a position table"),
-)
-HAS_CLASS_TOKEN = (
-    Requirement("class_token", lambda c: c.class_token, "it always has a class token"),
-    Requirement(
-        "pos_embed_prefix",
-        lambda c: c.pos_embed_prefix,
-        "its position table has rows for the tokens before the patches",
-    ),
-)
-_NORM_BEFORE = (Requirement("final_norm", lambda c: c.final_norm == "before", "it norms all tokens before pooling"),)
-_HAS_HEAD = (Requirement("num_classes", lambda c: c.num_classes > 0, "its models always have a classifier"),)
+PLAIN: Mapping[str, object] = {
+    "qkv_bias": True,
+    "patch_bias": True,
+    "pos_embed": "learned",
+    "final_norm": "before",
+}
+CLASS_ROW: Mapping[str, object] = {**PLAIN, "class_token": True, "pos_embed_prefix": True}
+_HAS_HEAD = Requirement("num_classes", lambda c: c.num_classes > 0, "its models always have a classifier")
 
 
 def is_original(source: Source, marks: int = 0) -> int:
@@ -113,7 +106,7 @@ FORMATS = (
         dialects=(Dialect("dino"),),
         prefixes=("", "teacher/backbone.", "teacher/module.backbone."),
         conventions={**CONVENTIONS, "resize": "bicubic-offset"},
-        requires=(*PLAIN, *HAS_CLASS_TOKEN, *_NORM_BEFORE),
+        limits=CLASS_ROW,
         evidence=lambda source, prefix: is_original(source),
         container="torch",
         filename="model.pth",
@@ -135,11 +128,9 @@ FORMATS = (
         dialects=(Dialect("deit"),),
         prefixes=("model/", "model/module.", ""),
         conventions=CONVENTIONS,
+        limits={**PLAIN, "class_token": True},
         requires=(
-            *PLAIN,
-            *_NORM_BEFORE,
-            *_HAS_HEAD,
-            Requirement("class_token", lambda c: c.class_token, "it always has a class token"),
+            _HAS_HEAD,
             Requirement(
                 "layer_scale",
                 lambda c: not c.layer_scale or not c.pos_embed_prefix,
@@ -177,9 +168,8 @@ FORMATS = (
         dialects=(Dialect("mae", {"head": "head"}), Dialect("mae", {"head": "head.1"})),
         prefixes=("model/", "model/module.", ""),
         conventions=CONVENTIONS,
+        limits={**CLASS_ROW, "final_norm": ("before", "after")},
         requires=(
-            *PLAIN,
-            *HAS_CLASS_TOKEN,
             Requirement(
                 "final_norm",
                 lambda c: (c.pool, c.final_norm) in (("cls", "before"), ("avg", "after")),
@@ -203,7 +193,7 @@ FORMATS = (
         dialects=(Dialect("ijepa"),),
         prefixes=("target_encoder/module.", "target_encoder/", "encoder/module.", "encoder/"),
         conventions=CONVENTIONS,
-        requires=(*PLAIN, *_NORM_BEFORE),
+        limits=PLAIN,
         evidence=lambda source, prefix: is_original(source, -(f"{prefix}cls_token" in source.tensors)),
         container="torch",
         filename="model.pth",
@@ -221,7 +211,7 @@ FORMATS = (
         dialects=(Dialect("msn"),),
         prefixes=("target_encoder/module.", "target_encoder/", "encoder/module.", "encoder/"),
         conventions=CONVENTIONS,
-        requires=(*PLAIN, *HAS_CLASS_TOKEN, *_NORM_BEFORE),
+        limits=CLASS_ROW,
         evidence=lambda source, prefix: is_original(source, -(f"{prefix}cls_token" not in source.tensors)),
         container="torch",
         filename="model.pth",
@@ -245,7 +235,8 @@ FORMATS = (
         ),
         prefixes=("state_dict/module.", "state_dict/module.base_encoder.", "state_dict/base_encoder."),
         conventions=CONVENTIONS,
-        requires=(*PLAIN, *HAS_CLASS_TOKEN, *_NORM_BEFORE, *_HAS_HEAD),
+        limits=CLASS_ROW,
+        requires=(_HAS_HEAD,),
         evidence=lambda source, prefix: is_original(source),
         state=_moco_heads,
         dialect_for=_moco_dialect,

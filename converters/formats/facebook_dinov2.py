@@ -11,11 +11,10 @@ from itertools import product
 
 from vit_hub.converters.containers import Source
 from vit_hub.converters.formats.facebook import (
+    CLASS_ROW,
     CLASS_TOKEN,
     CONVENTIONS,
     COUNTERS,
-    HAS_CLASS_TOKEN,
-    PLAIN,
     both,
     is_original,
 )
@@ -80,12 +79,8 @@ FORMATS = (
         ),
         prefixes=("", "teacher/backbone."),
         conventions={**CONVENTIONS, "resize": "bicubic-offset"},
+        limits={**CLASS_ROW, "layer_scale": True, "ffn": ("mlp", "swiglu_packed")},
         requires=(
-            *PLAIN,
-            *HAS_CLASS_TOKEN,
-            Requirement("final_norm", lambda c: c.final_norm == "before", "it norms all tokens before pooling"),
-            Requirement("layer_scale", lambda c: c.layer_scale, "its models have layer scale"),
-            Requirement("ffn", lambda c: c.ffn != "swiglu", "it has a plain MLP or a packed SwiGLU"),
             Requirement(
                 "mlp_dim",
                 lambda c: c.ffn != "swiglu_packed" or c.mlp_dim % 8 == 0,

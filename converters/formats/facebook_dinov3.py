@@ -69,15 +69,17 @@ FORMATS = (
         dialects=(Dialect("dinov3", {"fc2": "fc2"}), Dialect("dinov3", {"fc2": "w3"})),
         prefixes=("", "teacher/backbone."),
         conventions={"act": "gelu", "norm_eps": 1e-5, "resize": "bicubic", "rope": _ROPE},
+        limits={
+            "class_token": True,
+            "patch_bias": True,
+            "pos_embed": "none",
+            "final_norm": "before",
+            "ffn": ("mlp", "swiglu"),
+        },
         requires=(
-            Requirement("class_token", lambda c: c.class_token, "it always has a class token"),
-            Requirement("patch_bias", lambda c: c.patch_bias, "its patch embedding always has a bias"),
-            Requirement("pos_embed", lambda c: c.pos_embed == "none", "it has no position table"),
             Requirement(
                 "rope", lambda c: c.rope is not None and c.rope.stored_periods, "it stores the periods of its RoPE"
             ),
-            Requirement("final_norm", lambda c: c.final_norm == "before", "it norms all tokens before pooling"),
-            Requirement("ffn", lambda c: c.ffn != "swiglu_packed", "it has a plain MLP, or gate and value apart"),
         ),
         evidence=lambda source, prefix: is_original(source),
         state=_state,

@@ -129,13 +129,14 @@ def _format(kind: ModelType, dialects: tuple[Dialect, ...], pooling: set[tuple[s
         ),
         dialects=dialects,
         conventions={"act": "gelu", "norm_eps": 1e-12, "resize": "relpos-bilinear"},
+        limits={
+            "class_token": True,
+            "qkv_bias": "qv",
+            "patch_bias": True,
+            "pos_embed": ("learned", "none"),
+        },
         requires=(
             SQUARE,
-            Requirement("class_token", lambda c: c.class_token, "it always has a class token"),
-            Requirement("qkv_bias", lambda c: c.qkv_bias == "qv", "its queries and values have biases, its keys none"),
-            Requirement("patch_bias", lambda c: c.patch_bias, "its patch embedding always has a bias"),
-            Requirement("ffn", lambda c: c.ffn == "mlp", "it has a plain MLP"),
-            Requirement("pos_embed", lambda c: c.pos_embed != "sincos2d", "it stores its position table"),
             Requirement(
                 "pos_embed_prefix",
                 lambda c: c.pos_embed != "learned" or c.pos_embed_prefix,

@@ -93,15 +93,16 @@ FORMATS = (
             for name, root in (("", "vision_model."), ("v5", ""), ("v5", "vision_model."))
         ),
         conventions={"act": "quick_gelu", "norm_eps": 1e-5, "resize": "bicubic"},
+        limits={
+            "class_token": True,
+            "pre_norm": True,
+            "patch_bias": False,
+            "qkv_bias": True,
+            "pos_embed": "learned",
+            "pos_embed_prefix": True,
+        },
         requires=(
             SQUARE,
-            Requirement("class_token", lambda c: c.class_token, "it always has a class token"),
-            Requirement("pre_norm", lambda c: c.pre_norm, "it always norms the tokens before the first block"),
-            Requirement("patch_bias", lambda c: not c.patch_bias, "its patch embedding has no bias"),
-            Requirement("qkv_bias", lambda c: c.qkv_bias is True, "its attention layers always have all biases"),
-            Requirement("ffn", lambda c: c.ffn == "mlp", "it has a plain MLP"),
-            Requirement("pos_embed", lambda c: c.pos_embed == "learned", "it has a learned position table only"),
-            Requirement("pos_embed_prefix", lambda c: c.pos_embed_prefix, "its position table has a class row"),
             Requirement(
                 "pool",
                 lambda c: (c.pool, c.final_norm, c.num_classes > 0) in _OUTPUTS,

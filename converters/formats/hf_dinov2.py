@@ -14,6 +14,7 @@ from vit_hub.converters.containers import Source
 from vit_hub.converters.formats._transformers import (
     ATTENTION,
     QKV_BIAS,
+    VIT_LIMITS,
     VIT_SPELLINGS,
     ModelType,
     both,
@@ -22,7 +23,7 @@ from vit_hub.converters.formats._transformers import (
     write_config,
 )
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.format import SQUARE_IMAGES, Dialect, Format, Requirement, Sidecars, Stated
 from vit_hub.converters.rules.table import rule
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
@@ -120,26 +121,20 @@ def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
     return next((d for d in fits if d.variables["ffn"] == config.ffn), fits[0])
 
 
+_LIMITS: Mapping[str, object] = {
+    **VIT_LIMITS,
+    "class_token": True,
+    "layer_scale": True,
+    "ffn": ("mlp", "swiglu_packed"),
+    "pos_embed_prefix": True,
+    "pos_embed_registers": False,
+    "pool": "cls",
+    "head_input": ("pooled", "cls_avg"),
+}
 _REQUIRES = (
-    Requirement("image_size", lambda c: c.image_size[0] == c.image_size[1], "its images are square"),
-    Requirement("class_token", lambda c: c.class_token, "it always has a class token"),
-    Requirement("layer_scale", lambda c: c.layer_scale, "it always has layer scale"),
-    Requirement("qkv_bias", lambda c: c.qkv_bias in (True, False), "it has all attention biases or none"),
-    Requirement("patch_bias", lambda c: c.patch_bias, "its patch embedding always has a bias"),
-    Requirement("ffn", lambda c: c.ffn != "swiglu", "it has a plain MLP or a packed SwiGLU"),
+    SQUARE_IMAGES,
     Requirement("act", lambda c: c.ffn == "mlp" or c.act == "silu", "its gates have SiLU"),
     Requirement("mlp_dim", lambda c: _mlp_ratio(c) is not None, "its hidden width follows from a whole mlp_ratio"),
-    Requirement("pos_embed", lambda c: c.pos_embed == "learned", "it has a learned position table only"),
-    Requirement(
-        "pos_embed_prefix",
-        lambda c: c.pos_embed_prefix and not c.pos_embed_registers,
-        "its position table has a row for the class token and none for registers",
-    ),
-    Requirement(
-        "pool",
-        lambda c: (c.pool, c.final_norm) == ("cls", "before"),
-        "it norms all tokens and reads the class token",
-    ),
     Requirement(
         "head_input",
         lambda c: not c.num_classes or c.head_input == "cls_avg",
@@ -152,6 +147,7 @@ def _format(kind: ModelType, **options: Any) -> Format:
     return Format(
         name="hf",
         project=kind.project,
+        limits=_LIMITS,
         dialects=tuple(_dialect(kind, *names, root) for names, root in product(_FEED_FORWARD, ("", f"{kind.name}."))),
         evidence=partial(_evidence, kind),
         state=partial(_state, kind),

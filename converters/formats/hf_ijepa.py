@@ -11,6 +11,7 @@ from vit_hub.converters.containers import Source
 from vit_hub.converters.formats._transformers import (
     QKV_BIAS,
     VIT_BLOCK,
+    VIT_LIMITS,
     VIT_SPELLINGS,
     ModelType,
     both,
@@ -19,7 +20,7 @@ from vit_hub.converters.formats._transformers import (
     write_config,
 )
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.format import Dialect, Format, Sidecars, Stated
 from vit_hub.converters.rules.table import rule
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
@@ -68,14 +69,7 @@ FORMATS = (
         ),
         dialects=tuple(_dialect(spelling, root) for spelling in VIT_SPELLINGS for root in _ROOTS),
         conventions={"act": "gelu", "norm_eps": 1e-12, "resize": "bicubic"},
-        requires=(
-            Requirement("pool", lambda c: c.pool == "avg", "its classifier reads the mean of the patches"),
-            Requirement("qkv_bias", lambda c: c.qkv_bias in (True, False), "it has all attention biases or none"),
-            Requirement("patch_bias", lambda c: c.patch_bias, "its patch embedding always has a bias"),
-            Requirement("ffn", lambda c: c.ffn == "mlp", "it has a plain MLP"),
-            Requirement("pos_embed", lambda c: c.pos_embed == "learned", "it has a learned position table only"),
-            Requirement("final_norm", lambda c: c.final_norm == "before", "it norms all tokens before pooling"),
-        ),
+        limits={**VIT_LIMITS, "pool": "avg"},
         evidence=_evidence,
         state=_state,
         sidecars=_sidecars,

@@ -15,6 +15,7 @@ from vit_hub.converters.containers import Source
 from vit_hub.converters.formats._transformers import (
     CLIP_BLOCK,
     SQUARE,
+    VIT_LIMITS,
     ModelType,
     both,
     names_model_type,
@@ -124,11 +125,6 @@ def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
 
 _REQUIRES = (
     SQUARE,
-    Requirement("patch_bias", lambda c: c.patch_bias, "its patch embedding always has a bias"),
-    Requirement("qkv_bias", lambda c: c.qkv_bias is True, "its attention layers always have all biases"),
-    Requirement("ffn", lambda c: c.ffn == "mlp", "it has a plain MLP"),
-    Requirement("pos_embed", lambda c: c.pos_embed == "learned", "it has a learned position table only"),
-    Requirement("final_norm", lambda c: c.final_norm == "before", "it norms all tokens before pooling"),
     Requirement(
         "pool",
         lambda c: c.pool == "avg" or (c.pool == "map" and not c.num_classes),
@@ -155,6 +151,7 @@ def _format(kind: ModelType, layout: str, resize: str) -> Format:
             for name, root in (("", "vision_model."), ("v5", ""), ("v5", "vision_model."))
         ),
         conventions={"act": "gelu_tanh", "norm_eps": 1e-6, "resize": resize},
+        limits={**VIT_LIMITS, "qkv_bias": True},
         requires=_REQUIRES,
         axes=_axes,
         evidence=partial(_evidence, kind),

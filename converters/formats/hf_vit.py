@@ -12,6 +12,7 @@ from vit_hub.converters.containers import Source
 from vit_hub.converters.formats._transformers import (
     QKV_BIAS,
     VIT_BLOCK,
+    VIT_LIMITS,
     VIT_SPELLINGS,
     ModelType,
     both,
@@ -120,15 +121,8 @@ FORMATS = (
         ),
         dialects=tuple(_dialect(spelling, *roots) for spelling in VIT_SPELLINGS for roots in _ROOTS),
         conventions={"act": "gelu", "norm_eps": 1e-12, "resize": "bicubic"},
+        limits={**VIT_LIMITS, "class_token": True, "pos_embed_prefix": True, "pool": ("cls", "cls_dist")},
         requires=(
-            Requirement("class_token", lambda c: c.class_token, "its ViT always has a class token"),
-            Requirement("pool", lambda c: c.pool in ("cls", "cls_dist"), "its classifier reads the class token"),
-            Requirement("qkv_bias", lambda c: c.qkv_bias != "qv", "it has all attention biases or none"),
-            Requirement("patch_bias", lambda c: c.patch_bias, "its patch embedding always has a bias"),
-            Requirement("ffn", lambda c: c.ffn == "mlp", "it has a plain MLP"),
-            Requirement("pos_embed", lambda c: c.pos_embed == "learned", "it has a learned position table only"),
-            Requirement("pos_embed_prefix", lambda c: c.pos_embed_prefix, "its position table has a class row"),
-            Requirement("final_norm", lambda c: c.final_norm == "before", "it norms all tokens before pooling"),
             Requirement(
                 "representation_dim",
                 lambda c: not (c.representation_dim and c.num_classes),

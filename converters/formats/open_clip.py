@@ -12,10 +12,10 @@ from functools import partial
 from typing import Any
 
 from vit_hub.converters.containers import Source
-from vit_hub.converters.formats.openai_clip import CLIP_CLASS, TEXT, attention, clip_rules, mlp, norm1, norm2
+from vit_hub.converters.formats.openai_clip import LIMITS, PROJECTION, TEXT, attention, clip_rules, mlp, norm1, norm2
 from vit_hub.converters.formats.timm import mlp_ratio
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.format import Dialect, Format, Sidecars, Stated
 from vit_hub.converters.rules.table import Drop, rule
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
@@ -120,12 +120,8 @@ def _format(name: str, last_norm: str) -> Format:
         dialects=(Dialect(name),),
         prefixes=PREFIXES,
         conventions={"act": "gelu", "norm_eps": 1e-5, "resize": "bicubic-antialias", "resize_by_count": True},
-        requires=(
-            *CLIP_CLASS,
-            Requirement(
-                "pool", lambda c: c.pool in ("cls", "avg"), "it pools the class token or the mean of the patches"
-            ),
-        ),
+        limits={**LIMITS, "pool": ("cls", "avg")},
+        requires=(PROJECTION,),
         evidence=partial(_evidence, after=last_norm == "fc_norm"),
         state=_state,
         sidecars=_sidecars,

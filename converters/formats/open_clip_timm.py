@@ -67,6 +67,7 @@ def _tower(form: Format) -> Format:
             for dialect in form.dialects
         ),
         prefixes=PREFIXES,
+        limits={},
         requires=(
             Requirement(
                 "architecture", lambda c: False, "it builds timm's models by their name, which weights do not tell"

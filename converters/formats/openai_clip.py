@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vit_hub.converters.containers import Source
-from vit_hub.converters.rules.format import Dialect, Format, Requirement, Stated
+from vit_hub.converters.rules.format import SQUARE_IMAGES, SQUARE_PATCHES, Dialect, Format, Requirement, Stated
 from vit_hub.converters.rules.table import Drop, Rule, rule
 from vit_hub.converters.tensors import LazyTensor
 
-__all__ = ["CLIP_CLASS", "TEXT", "attention", "both", "clip_rules", "mlp", "norm1", "norm2"]
+__all__ = ["LIMITS", "PROJECTION", "TEXT", "attention", "both", "clip_rules", "mlp", "norm1", "norm2"]
 
 _LAYER = "visual.transformer.resblocks.{i}"
 
@@ -56,15 +56,15 @@ def clip_rules(block: tuple[Rule, ...], last_norm: str) -> tuple[Rule, ...]:
     )
 
 
-CLIP_CLASS = (
-    Requirement("class_token", lambda c: c.class_token, "it always has a class token"),
-    Requirement("in_chans", lambda c: c.in_chans == 3, "its images always have three channels"),
-    Requirement("patch_bias", lambda c: not c.patch_bias, "its patch embedding has no bias"),
-    Requirement("qkv_bias", lambda c: c.qkv_bias is True, "its attention layers always have all biases"),
-    Requirement("pos_embed", lambda c: c.pos_embed == "learned", "it stores a position table"),
-    Requirement("pos_embed_prefix", lambda c: c.pos_embed_prefix, "its position table has a class row"),
-    Requirement("projection_dim", lambda c: c.projection_dim > 0, "it always has a projection"),
-)
+LIMITS: Mapping[str, object] = {
+    "class_token": True,
+    "in_chans": 3,
+    "patch_bias": False,
+    "qkv_bias": True,
+    "pos_embed": "learned",
+    "pos_embed_prefix": True,
+}
+PROJECTION = Requirement("projection_dim", lambda c: c.projection_dim > 0, "it always has a projection")
 
 
 def _evidence(source: Source, prefix: str) -> int:
@@ -98,12 +98,12 @@ FORMATS = (
         rules=clip_rules((*attention, *norm1, *mlp, *norm2), "fc_norm"),
         drops=(*TEXT, _SCALARS),
         conventions={"act": "quick_gelu", "norm_eps": 1e-5, "resize": "bicubic"},
+        limits={**LIMITS, "pre_norm": True},
         requires=(
-            *CLIP_CLASS,
-            Requirement("pre_norm", lambda c: c.pre_norm, "it norms the tokens before the first block"),
+            PROJECTION,
             Requirement("mlp_dim", lambda c: c.mlp_dim == 4 * c.embed_dim, "its hidden layers are 4 times as wide"),
-            Requirement("patch_size", lambda c: c.patch_size[0] == c.patch_size[1], "its patches are square"),
-            Requirement("image_size", lambda c: c.image_size[0] == c.image_size[1], "its images are square"),
+            SQUARE_PATCHES,
+            SQUARE_IMAGES,
         ),
         evidence=_evidence,
         state=_state,

@@ -231,6 +231,17 @@ _DISTILLED = (
     _distilled("pos_embed_prefix", lambda c: c.pos_embed_prefix, "has a position table with rows for both tokens"),
 )
 
+# The classes of BEiT and EVA.
+NO_EXTRAS: Mapping[str, object] = {"pos_embed": ("learned", "none"), "representation_dim": 0, "stem": "patch"}
+PATCH_BIAS = Requirement(
+    "patch_bias", lambda c: c.patch_bias != c.pre_norm, "a pre-norm model has no patch bias, others do"
+)
+REGISTER_ROWS = Requirement(
+    "pos_embed_registers",
+    lambda c: not c.num_registers or c.pos_embed_prefix == c.pos_embed_registers,
+    "its position table has rows for all prefix tokens or for none",
+)
+
 FORMATS = (
     Format(
         name="timm",
@@ -240,6 +251,13 @@ FORMATS = (
         dialects=(Dialect("", {"root": "stem."}), Dialect("", {"root": ""})),
         prefixes=PREFIXES,
         conventions={"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic-antialias"},
+        limits={
+            "qkv_bias": (True, False),
+            "ffn": ("mlp", "swiglu_packed"),
+            "pos_embed": ("learned", "none"),
+            "representation_dim": 0,
+            "pool": ("cls", "cls_dist", "avg", "map", "none"),
+        },
         requires=(
             Requirement(
                 "stem",
@@ -248,16 +266,7 @@ FORMATS = (
                 ),
                 "its hybrids have one of four ResNets",
             ),
-            Requirement(
-                "patch_bias", lambda c: c.patch_bias != c.pre_norm, "a pre-norm model has no patch bias, others do"
-            ),
-            Requirement("qkv_bias", lambda c: c.qkv_bias != "qv", "its VisionTransformer has all biases or none"),
-            Requirement("ffn", lambda c: c.ffn != "swiglu", "its VisionTransformer has a plain MLP or a packed SwiGLU"),
-            Requirement("pos_embed", lambda c: c.pos_embed != "sincos2d", "it stores its position table"),
-            Requirement(
-                "representation_dim", lambda c: not c.representation_dim, "it has no layer before the head any more"
-            ),
-            Requirement("pool", lambda c: c.pool != "first", "it does not pool the first patch"),
+            PATCH_BIAS,
             Requirement(
                 "distilled",
                 lambda c: c.distilled == (c.pool == "cls_dist"),
@@ -274,11 +283,7 @@ FORMATS = (
                 lambda c: c.ffn != "mlp" or c.pool_mlp_dim in (0, c.mlp_dim),
                 "it pools with an MLP as wide as its blocks'",
             ),
-            Requirement(
-                "pos_embed_registers",
-                lambda c: not c.num_registers or c.pos_embed_prefix == c.pos_embed_registers,
-                "its position table has rows for all prefix tokens or for none",
-            ),
+            REGISTER_ROWS,
         ),
         state=_state,
         sidecars=_sidecars,

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_hub.converters.containers import Source
-from vit_hub.converters.formats.timm import OUTSIDE, PREFIXES, hub_config, mlp_ratio, shared_args, stated_everywhere
+from vit_hub.converters.formats.timm import (
+    NO_EXTRAS,
+    OUTSIDE,
+    PREFIXES,
+    hub_config,
+    mlp_ratio,
+    shared_args,
+    stated_everywhere,
+)
 from vit_hub.converters.formats.timm_eva import COMMON
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
@@ -62,24 +70,25 @@ FORMATS = (
         dialects=(Dialect("beit"),),
         prefixes=PREFIXES,
         conventions={"act": "gelu", "norm_eps": 1e-6, "resize": "relpos-geometric"},
+        limits={
+            **NO_EXTRAS,
+            "rel_pos": ("block", "shared"),
+            "qkv_bias": ("qv", False),
+            "class_token": True,
+            "pool": ("cls", "avg", "none"),
+            "final_norm": ("before", "after"),
+            "patch_bias": True,
+            "pre_norm": False,
+            "ffn": ("mlp", "swiglu"),
+            "rope": None,
+        },
         requires=(
-            Requirement("rel_pos", lambda c: c.rel_pos != "none", "timm's Beit has a relative position bias"),
-            Requirement("qkv_bias", lambda c: c.qkv_bias in ("qv", False), "its keys have no bias"),
-            Requirement("class_token", lambda c: c.class_token, "it always has a class token"),
-            Requirement("pool", lambda c: c.pool in ("cls", "avg", "none"), "it does not pool so"),
-            Requirement("final_norm", lambda c: c.final_norm != "none", "it always has a final norm"),
-            Requirement("patch_bias", lambda c: c.patch_bias and not c.pre_norm, "it has a patch bias and no pre-norm"),
-            Requirement("ffn", lambda c: c.ffn != "swiglu_packed", "it has a plain MLP, or gate and value apart"),
             Requirement("act", lambda c: c.act == ("gelu" if c.ffn == "mlp" else "silu"), "its activations are fixed"),
-            Requirement("pos_embed", lambda c: c.pos_embed != "sincos2d", "it stores its position table"),
             Requirement(
                 "pos_embed_prefix",
                 lambda c: c.pos_embed == "none" or c.pos_embed_prefix,
                 "its position table has a class row",
             ),
-            Requirement("representation_dim", lambda c: not c.representation_dim, "it has no layer before the head"),
-            Requirement("stem", lambda c: c.stem == "patch", "it has no stem"),
-            Requirement("rope", lambda c: c.rope is None, "it has no rotary embedding"),
         ),
         evidence=_evidence,
         state=_state,

@@ -16,8 +16,11 @@ from typing import Any
 from vit_hub.converters.containers import Source
 from vit_hub.converters.formats.timm import (
     NAMES,
+    NO_EXTRAS,
     OUTSIDE,
+    PATCH_BIAS,
     PREFIXES,
+    REGISTER_ROWS,
     architecture_of,
     hub_config,
     mlp_ratio,
@@ -200,20 +203,21 @@ def _evidence(source: Source, prefix: str) -> int:
     return int(stated or (not architecture and _is_perception_encoder(names)))
 
 
+_LIMITS: Mapping[str, object] = {
+    **NO_EXTRAS,
+    "qkv_bias": (True, False, "qv"),
+    "ffn": ("mlp", "swiglu", "swiglu_packed"),
+    "pool": ("cls", "avg", "map", "none"),
+    "distilled": False,
+}
 _REQUIRES = (
-    Requirement("patch_bias", lambda c: c.patch_bias != c.pre_norm, "a pre-norm model has no patch bias, others do"),
-    Requirement("qkv_bias", lambda c: c.qkv_bias != "masked", "it has no masked bias"),
+    PATCH_BIAS,
     Requirement(
         "act",
         lambda c: c.act == ("gelu" if c.ffn == "mlp" or c.pool == "map" else "silu"),
         "its activations are fixed: GELU in plain MLPs and for pooling, SiLU in gates",
     ),
     Requirement("ffn", lambda c: c.ffn != "swiglu_packed" or not c.mlp_norm, "it norms gates of two tensors only"),
-    Requirement("pos_embed", lambda c: c.pos_embed != "sincos2d", "it stores its position table"),
-    Requirement("pool", lambda c: c.pool in ("cls", "avg", "map", "none"), "it does not pool so"),
-    Requirement("distilled", lambda c: not c.distilled, "it has no distillation token"),
-    Requirement("representation_dim", lambda c: not c.representation_dim, "it has no layer before the head"),
-    Requirement("stem", lambda c: c.stem == "patch", "it has no stem"),
     Requirement(
         "pool_prefix",
         lambda c: c.pool != "map" or c.pool_prefix == (c.num_prefix_tokens > 0),
@@ -224,11 +228,7 @@ _REQUIRES = (
         lambda c: c.rope is None or not c.rope.mixed or (c.rope.pairs == "interleaved" and not c.rope.offset),
         "its mixed rotations are interleaved",
     ),
-    Requirement(
-        "pos_embed_registers",
-        lambda c: not c.num_registers or c.pos_embed_prefix == c.pos_embed_registers,
-        "its position table has rows for all prefix tokens or for none",
-    ),
+    REGISTER_ROWS,
 )
 
 
@@ -241,6 +241,7 @@ def _format(dialect: str, qkv: tuple[Rule, ...], fused: bool) -> Format:
         dialects=(Dialect(dialect),),
         prefixes=PREFIXES,
         conventions={"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic-antialias"},
+        limits=_LIMITS,
         requires=_REQUIRES,
         evidence=_evidence,
         state=_state,

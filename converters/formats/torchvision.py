@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 
-from vit_hub.converters.rules.format import Dialect, Format, Requirement
+from vit_hub.converters.rules.format import SQUARE_IMAGES, SQUARE_PATCHES, Dialect, Format, Requirement
 from vit_hub.converters.rules.table import Rule, rule
 from vit_hub.model.config import ViTConfig
 
@@ -63,16 +63,18 @@ FORMATS = (
         ),
         prefixes=("", "module.", "model/", "model/module.", "state_dict/", "state_dict/module."),
         conventions={"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic-align-corners"},
+        limits={
+            "in_chans": 3,
+            "qkv_bias": True,
+            "patch_bias": True,
+            "pos_embed": "learned",
+            "pos_embed_prefix": True,
+            "final_norm": "before",
+        },
         requires=(
             Requirement("class_token", lambda c: c.class_token and c.pool == "cls", "it always reads a class token"),
-            Requirement("in_chans", lambda c: c.in_chans == 3, "its images always have three channels"),
-            Requirement("patch_size", lambda c: c.patch_size[0] == c.patch_size[1], "its patches are square"),
-            Requirement("image_size", lambda c: c.image_size[0] == c.image_size[1], "its images are square"),
-            Requirement("qkv_bias", lambda c: c.qkv_bias is True, "its attention layers always have all biases"),
-            Requirement("patch_bias", lambda c: c.patch_bias, "its patch embedding always has a bias"),
-            Requirement("pos_embed", lambda c: c.pos_embed == "learned", "it has a learned position table only"),
-            Requirement("pos_embed_prefix", lambda c: c.pos_embed_prefix, "its position table has a class row"),
-            Requirement("final_norm", lambda c: c.final_norm == "before", "it norms all tokens before pooling"),
+            SQUARE_PATCHES,
+            SQUARE_IMAGES,
             Requirement("num_classes", lambda c: c.num_classes > 0, "it always has a classifier"),
         ),
         dialect_for=_dialect_for,

@@ -110,16 +110,13 @@ FORMATS = (
         ),
         prefixes=("", "params/", "opt/target/", "optimizer/target/"),
         conventions={"act": "gelu_tanh", "norm_eps": 1e-6, "resize": "bilinear-align-corners", "resize_by_count": True},
+        limits={"qkv_bias": True, "patch_bias": True, "pos_embed": "learned", "final_norm": "before"},
         requires=(
-            Requirement("qkv_bias", lambda c: c.qkv_bias is True, "its attention layers always have all biases"),
-            Requirement("patch_bias", lambda c: c.patch_bias, "its patch embedding always has a bias"),
-            Requirement("pos_embed", lambda c: c.pos_embed == "learned", "it has a learned position table only"),
             Requirement(
                 "pos_embed_prefix",
                 lambda c: c.pos_embed_prefix == c.class_token,
                 "its position table has a row for the class token",
             ),
-            Requirement("final_norm", lambda c: c.final_norm == "before", "it always norms all tokens before pooling"),
         ),
         axes=_axes,
         evidence=_evidence,

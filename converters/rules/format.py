@@ -17,7 +17,16 @@ from vit_hub.converters.rules.table import Drop, Rule, Table
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 
-__all__ = ["Dialect", "Format", "Requirement", "Sidecars", "Stated"]
+__all__ = [
+    "DEFAULT_LIMITS",
+    "SQUARE_IMAGES",
+    "SQUARE_PATCHES",
+    "Dialect",
+    "Format",
+    "Requirement",
+    "Sidecars",
+    "Stated",
+]
 
 Sidecars = dict[str, dict[str, Any]]
 
@@ -32,7 +41,13 @@ class Dialect:
 
 @dataclass(frozen=True)
 class Requirement:
-    """What the original class of a format cannot do, though its file could hold the tensors."""
+    """A condition of the original class over several config fields, or over a range of one.
+
+    Attributes:
+        field: the config field to name where it does not hold.
+        holds: the condition.
+        message: the condition in words.
+    """
 
     field: str
     holds: Callable[[ViTConfig], bool]
@@ -48,11 +63,11 @@ class Stated:
     warnings: tuple[str, ...] = ()
 
 
-# What tensors show by their shapes only, so that tables cannot refuse it.
-_USUAL = (
-    Requirement("ffn", lambda c: c.ffn == "mlp", "it has a plain MLP"),
-    Requirement("head_input", lambda c: c.head_input == "pooled", "its head reads the pooled embedding"),
-)
+# Only shapes tell these apart, so that no table refuses the others by its names.
+DEFAULT_LIMITS: Mapping[str, object] = {"ffn": "mlp", "head_input": "pooled"}
+
+SQUARE_IMAGES = Requirement("image_size", lambda c: c.image_size[0] == c.image_size[1], "its images are square")
+SQUARE_PATCHES = Requirement("patch_size", lambda c: c.patch_size[0] == c.patch_size[1], "its patches are square")
 
 
 def _states_nothing(source: Source, tensors: Mapping[str, LazyTensor], table: Dialect) -> Stated:
@@ -93,8 +108,9 @@ class Format:
         dialects: spellings, the one written by default first.
         prefixes: what may stand before every name, in order of precedence; the first is written.
         conventions: config fields that files of the format never say.
-        requires: what the original class cannot do; of ``ffn`` and ``head_input`` it has the usual ones unless one of
-            these is about them.
+        limits: config field -> the value, or a tuple of the values, that the original class can have, though the file
+            could hold the tensors of others; fields it does not name have :data:`DEFAULT_LIMITS`.
+        requires: conditions of the original class that no single field tells.
         axes: sizes of layout axes that a shape alone does not tell, ``(source, tensors without prefix)``.
         evidence: how much else speaks for the format, ``(source, prefix)``, where several explain the names equally
             well: wrapper, container, missing head, neighbouring files; below zero where that speaks against it.
@@ -117,6 +133,7 @@ class Format:
     dialects: tuple[Dialect, ...] = (Dialect(),)
     prefixes: tuple[str, ...] = ("",)
     conventions: Mapping[str, Any] = field(default_factory=dict)
+    limits: Mapping[str, object] = field(default_factory=dict)
     requires: tuple[Requirement, ...] = ()
     axes: Callable[[Source, Mapping[str, LazyTensor]], Mapping[str, int]] = _no_axes
     evidence: Callable[[Source, str], int] = _no_evidence
@@ -129,11 +146,20 @@ class Format:
     filename: str = "model.safetensors"
     metadata: Mapping[str, str] = field(default_factory=lambda: {"format": "pt"})
 
+    def possible_values(self) -> dict[str, tuple[object, ...]]:
+        """The config fields that the original class limits, each with its possible values."""
+        limits = {**DEFAULT_LIMITS, **self.limits}
+        return {name: values if isinstance(values, tuple) else (values,) for name, values in limits.items()}
+
     def obstacles(self, config: ViTConfig) -> list[tuple[str, str]]:
-        """Fields of a config that the original class cannot do, and why."""
-        spoken_of = {need.field for need in self.requires}
-        needs = (*self.requires, *(need for need in _USUAL if need.field not in spoken_of))
-        return [(need.field, need.message) for need in needs if not need.holds(config)]
+        """Return the fields of a config that the original class cannot have, and why."""
+        found = []
+        for name, values in self.possible_values().items():
+            value = getattr(config, name)
+            # By type, too: True equals 1.
+            if not any(type(value) is type(item) and value == item for item in values):
+                found.append((name, f"{value!r} is not supported, only {' or '.join(map(repr, values))}"))
+        return found + [(need.field, need.message) for need in self.requires if not need.holds(config)]
 
     def label(self, dialect: Dialect) -> str:
         """The name with the dialect, where that has one."""

@@ -11,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_models import examples
 
+from vit_hub.converters.formats import all_formats
+from vit_hub.converters.rules.format import Format
 from vit_hub.converters.rules.layouts import rearrange
 from vit_hub.converters.rules.table import Drop, Reading, Table, rule
 from vit_hub.converters.tensors import LazyTensor, concat, from_array, split, stack, unstack
-from vit_hub.errors import CheckpointError
+from vit_hub.errors import CheckpointError, ConfigError
+from vit_hub.model.config import ViTConfig
 
 
 def tensor(*shape: int, start: int = 0) -> LazyTensor:
@@ -379,3 +382,42 @@ def test_any_number_of_layers_is_stacked_and_unstacked_in_order(depth: int, shap
     foreign, left = table.write(shuffled, {})
     assert not left
     assert same(foreign["all/w"], stacked)
+
+
+@pytest.mark.parametrize(
+    ("limits", "changes", "wanted"),
+    [
+        ({"num_classes": 0}, {"num_classes": 1}, [("num_classes", "1 is not supported, only 0")]),
+        ({"pool": ("cls", "avg")}, {"pool": "map"}, [("pool", "'map' is not supported, only 'cls' or 'avg'")]),
+        ({"pool": ("cls", "avg"), "patch_bias": True}, {"pool": "avg"}, []),
+        ({"rope": None}, {}, []),
+        # Equal, but of another type.
+        ({"qkv_bias": 1}, {}, [("qkv_bias", "True is not supported, only 1")]),
+        ({"num_registers": (True, False)}, {}, [("num_registers", "0 is not supported, only True or False")]),
+        # What a format does not speak of is as in most.
+        ({}, {"ffn": "swiglu"}, [("ffn", "'swiglu' is not supported, only 'mlp'")]),
+        ({"ffn": ("mlp", "swiglu")}, {"ffn": "swiglu"}, []),
+        (
+            {},
+            {"head_input": "cls_avg", "num_classes": 2},
+            [("head_input", "'cls_avg' is not supported, only 'pooled'")],
+        ),
+    ],
+)
+def test_limits_name_the_field_the_value_and_the_possible_values(
+    limits: dict[str, Any], changes: dict[str, Any], wanted: list[tuple[str, str]]
+) -> None:
+    form = Format(name="some", project="some", rules=(), limits=limits)
+    assert form.obstacles(ViTConfig(**changes)) == wanted
+
+
+def test_every_limit_of_a_format_is_a_value_that_its_field_can_have() -> None:
+    for form in all_formats():
+        for name, values in form.possible_values().items():
+            default = getattr(ViTConfig(), name)
+            for value in values:
+                assert value is None or isinstance(value, str) or type(value) is type(default), (form.name, name)
+                try:
+                    ViTConfig(**{name: value})
+                except ConfigError as error:
+                    assert f"{name} must be one of" not in error.message
