@@ -11,8 +11,8 @@ from typing import Any
 
 from vit_hub.converters.containers import Source
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules.format import Requirement, Sidecars, Stated
-from vit_hub.converters.rules.table import Rule, rule
+from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.table import Drop, rule, weight_and_bias
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import ViTConfig
 from vit_hub.preprocessing.project_files import hf_processor
@@ -20,17 +20,23 @@ from vit_hub.preprocessing.project_files import hf_processor
 __all__ = [
     "ATTENTION",
     "CLIP_BLOCK",
+    "MASK_TOKEN",
+    "POSITION_IDS",
     "QKV_BIAS",
     "QV_BIAS",
     "SQUARE",
     "VIT_BLOCK",
     "VIT_LIMITS",
+    "VIT_PATCHES",
     "VIT_SPELLINGS",
     "ModelType",
-    "both",
     "names_model_type",
     "read_config",
+    "rooted",
     "stated_type",
+    "tower_dialect",
+    "tower_dialects",
+    "transformers_format",
     "write_config",
 ]
 
@@ -81,11 +87,6 @@ class ModelType:
         return f"Hugging Face transformers' {self.classes}"
 
 
-def both(canonical: str, foreign: str, **options: Any) -> tuple[Rule, ...]:
-    """The rules of a layer's weight and bias."""
-    return tuple(rule(f"{canonical}.{part}", f"{foreign}.{part}", **options) for part in ("weight", "bias"))
-
-
 # What save_pretrained writes has the names of transformers 4; the modules of transformers 5 have others.
 VIT_SPELLINGS: dict[str, dict[str, str]] = {
     "": {
@@ -110,35 +111,39 @@ VIT_SPELLINGS: dict[str, dict[str, str]] = {
 _QKV = tuple(f"${{layer}}.${{{part}}}" for part in "qkv")
 ATTENTION = (
     rule("blocks.{i}.attn.qkv.weight", tuple(f"{name}.weight" for name in _QKV)),
-    *both("blocks.{i}.attn.proj", "${layer}.${o}"),
+    *weight_and_bias("blocks.{i}.attn.proj", "${layer}.${o}"),
 )
 VIT_BLOCK = (
-    *both("blocks.{i}.norm1", "${layer}.layernorm_before"),
+    *weight_and_bias("blocks.{i}.norm1", "${layer}.layernorm_before"),
     *ATTENTION,
-    *both("blocks.{i}.norm2", "${layer}.layernorm_after"),
-    *both("blocks.{i}.mlp.fc1", "${layer}.${fc1}"),
-    *both("blocks.{i}.mlp.fc2", "${layer}.${fc2}"),
+    *weight_and_bias("blocks.{i}.norm2", "${layer}.layernorm_after"),
+    *weight_and_bias("blocks.{i}.mlp.fc1", "${layer}.${fc1}"),
+    *weight_and_bias("blocks.{i}.mlp.fc2", "${layer}.${fc2}"),
 )
 QKV_BIAS = rule("blocks.{i}.attn.qkv.bias", tuple(f"{name}.bias" for name in _QKV))
 QV_BIAS = (
     rule("blocks.{i}.attn.q_bias", f"{_QKV[0]}.bias"),
     rule("blocks.{i}.attn.v_bias", f"{_QKV[2]}.bias"),
 )
+_CLIP_LAYER = "${root}encoder.layers.{i}"
 # CLIP, SigLIP and SigLIP 2.
 CLIP_BLOCK = (
-    *both("blocks.{i}.norm1", "${root}encoder.layers.{i}.layer_norm1"),
+    *weight_and_bias("blocks.{i}.norm1", f"{_CLIP_LAYER}.layer_norm1"),
     *(
-        rule(
-            f"blocks.{{i}}.attn.qkv.{end}",
-            tuple(f"${{root}}encoder.layers.{{i}}.self_attn.{part}_proj.{end}" for part in "qkv"),
-        )
+        rule(f"blocks.{{i}}.attn.qkv.{end}", tuple(f"{_CLIP_LAYER}.self_attn.{part}_proj.{end}" for part in "qkv"))
         for end in ("weight", "bias")
     ),
-    *both("blocks.{i}.attn.proj", "${root}encoder.layers.{i}.self_attn.out_proj"),
-    *both("blocks.{i}.norm2", "${root}encoder.layers.{i}.layer_norm2"),
-    *both("blocks.{i}.mlp.fc1", "${root}encoder.layers.{i}.mlp.fc1"),
-    *both("blocks.{i}.mlp.fc2", "${root}encoder.layers.{i}.mlp.fc2"),
+    *weight_and_bias("blocks.{i}.attn.proj", f"{_CLIP_LAYER}.self_attn.out_proj"),
+    *weight_and_bias("blocks.{i}.norm2", f"{_CLIP_LAYER}.layer_norm2"),
+    *weight_and_bias("blocks.{i}.mlp.fc1", f"{_CLIP_LAYER}.mlp.fc1"),
+    *weight_and_bias("blocks.{i}.mlp.fc2", f"{_CLIP_LAYER}.mlp.fc2"),
 )
+MASK_TOKEN = rule("mask_token", "${root}embeddings.mask_token", "1 1 d -> 1 d", carried=True)
+VIT_PATCHES = (
+    rule("pos_embed", "${root}embeddings.position_embeddings"),
+    *weight_and_bias("patch_embed.proj", "${root}embeddings.patch_embeddings.projection"),
+)
+POSITION_IDS = Drop(r"(.*\.)?position_ids", "position_ids: a counter, not a weight")
 
 VIT_LIMITS: Mapping[str, object] = {
     "qkv_bias": (True, False),
@@ -168,10 +173,41 @@ def stated_type(sidecars: Mapping[str, Mapping[str, Any]], types: Sequence[Model
 
 
 def names_model_type(source: Source, types: Sequence[ModelType]) -> int:
-    """Evidence: 1 if config.json names one of the model types, -1 if it names another, 0 if none."""
+    """Return as evidence 1 if config.json names one of the model types, -1 if it names another, 0 if none."""
     if "model_type" not in source.sidecars.get(_FILE, {}):
         return 0
     return 1 if stated_type(source.sidecars, types) else -1
+
+
+def transformers_format(types: Sequence[ModelType], **options: Any) -> Format:
+    """Return the format of some model types, the first of which gives it its name; config.json is read and is evidence.
+
+    Args:
+        types: the model types.
+        options: as for :class:`Format`.
+    """
+    common = {
+        "evidence": lambda source, prefix: names_model_type(source, types),
+        "state": lambda source, tensors, dialect: read_config(source, types)[1],
+    }
+    return Format(name="hf", project=types[0].project, **{**common, **options})
+
+
+def rooted(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
+    """Return the first dialect with a root for a model with a classifier, the first without one for a bare model."""
+    return next(d for d in dialects if bool(d.variables["root"]) == bool(config.num_classes))
+
+
+def tower_dialects(family: str) -> tuple[Dialect, ...]:
+    """Return the dialects of image towers that may stand beside a text tower."""
+    roots = (("", "vision_model."), ("v5", ""), ("v5", "vision_model."))
+    return tuple(Dialect(name, {"family": family, "root": root}) for name, root in roots)
+
+
+def tower_dialect(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
+    """Return the dialect of a tower: transformers 5 leaves the root out where nothing stands beside it."""
+    alone = not (config.projection_dim or config.num_classes)
+    return next((d for d in dialects if d.name and bool(d.variables["root"]) != alone), dialects[0])
 
 
 def read_config(source: Source, types: Sequence[ModelType]) -> tuple[dict[str, Any], Stated]:
@@ -208,27 +244,29 @@ def read_config(source: Source, types: Sequence[ModelType]) -> tuple[dict[str, A
 
 def write_config(
     kind: ModelType,
-    types: Sequence[ModelType],
     config: ViTConfig,
     passport: Passport | None,
     *,
-    head: str,
     extra: Mapping[str, Any],
-    nested: bool = False,
+    types: Sequence[ModelType] = (),
+    head: str = "",
 ) -> Sidecars:
-    """config.json as transformers writes it; what an earlier one said beyond the config is kept.
+    """Return config.json as transformers writes it; keys of an earlier one that the config does not decide are kept.
+
+    A model with a classifier whose type is one of two towers has its config nested in that of both.
 
     Args:
         kind: the model type to write.
-        types: the model types whose earlier config.json has the same keys.
         config: the model.
         passport: holds the earlier config files.
-        head: the end of the class name: ``Model``, ``ForImageClassification``.
         extra: keys beyond those that all model types have; None leaves one out.
-        nested: the class wants the config of two towers, though it has only this one.
+        types: the model types whose earlier config.json has the same keys; only ``kind`` if empty.
+        head: the end of the class name, ``ForImageClassification`` or ``Model`` if empty.
     """
+    nested = bool(kind.whole and config.num_classes)
+    head = head or ("ForImageClassification" if config.num_classes else "Model")
     sidecars = passport.sidecars if passport else {}
-    earlier, tower = _parts(sidecars) if stated_type(sidecars, types) else ({}, {})
+    earlier, tower = _parts(sidecars) if stated_type(sidecars, types or (kind,)) else ({}, {})
     (height, width), (p, q) = config.image_size, config.patch_size
     act = next(name for name, meaning in ACTIVATIONS.items() if meaning == config.act)
     earlier_act = str(tower.get("hidden_act"))

@@ -12,35 +12,22 @@ from itertools import product
 from typing import Any
 
 from vit_hub.converters.containers import Source
+from vit_hub.converters.formats._flax import CONVENTIONS, LIMITS, dense, encoder_block, norm
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Stated
 from vit_hub.converters.rules.table import Drop, rule
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 
 _ATTENTION = "MultiHeadDotProductAttention_0"
-_QKV = tuple(f"${{block}}/{_ATTENTION}/{part}" for part in ("query", "key", "value"))
 _MAP = f"${{map}}{_ATTENTION}"
-_DENSE = "i o -> o i"
 
 RULES = (
     rule("cls_token", "cls"),
     rule("pos_embed", "${pos}", "1 n d -> 1 n d", "g k d -> 1 (g k) d"),
     rule("patch_embed.proj.weight", "embedding/kernel", "k l i o -> o i k l", "(p q c) o -> o c p q"),
     rule("patch_embed.proj.bias", "embedding/bias"),
-    rule("blocks.{i}.norm1.weight", "${block}/LayerNorm_0/scale"),
-    rule("blocks.{i}.norm1.bias", "${block}/LayerNorm_0/bias"),
-    rule("blocks.{i}.attn.qkv.weight", tuple(f"{name}/kernel" for name in _QKV), "d h e -> (h e) d"),
-    rule("blocks.{i}.attn.qkv.bias", tuple(f"{name}/bias" for name in _QKV), "h e -> (h e)"),
-    rule("blocks.{i}.attn.proj.weight", f"${{block}}/{_ATTENTION}/out/kernel", "h e d -> d (h e)"),
-    rule("blocks.{i}.attn.proj.bias", f"${{block}}/{_ATTENTION}/out/bias"),
-    rule("blocks.{i}.norm2.weight", "${block}/LayerNorm_1/scale"),
-    rule("blocks.{i}.norm2.bias", "${block}/LayerNorm_1/bias"),
-    rule("blocks.{i}.mlp.fc1.weight", "${block}/MlpBlock_0/Dense_0/kernel", _DENSE),
-    rule("blocks.{i}.mlp.fc1.bias", "${block}/MlpBlock_0/Dense_0/bias"),
-    rule("blocks.{i}.mlp.fc2.weight", "${block}/MlpBlock_0/Dense_1/kernel", _DENSE),
-    rule("blocks.{i}.mlp.fc2.bias", "${block}/MlpBlock_0/Dense_1/bias"),
-    rule("norm.weight", "Transformer/encoder_norm/scale"),
-    rule("norm.bias", "Transformer/encoder_norm/bias"),
+    *encoder_block("${block}", attention=_ATTENTION, norm2="LayerNorm_1", mlp="MlpBlock_0"),
+    *norm("norm", "Transformer/encoder_norm"),
     rule("attn_pool.latent", "${map}probe"),
     rule("attn_pool.q.weight", f"{_MAP}/query/kernel", "d m e -> (m e) d"),
     rule("attn_pool.q.bias", f"{_MAP}/query/bias", "m e -> (m e)"),
@@ -48,16 +35,11 @@ RULES = (
     rule("attn_pool.kv.bias", (f"{_MAP}/key/bias", f"{_MAP}/value/bias"), "m e -> (m e)"),
     rule("attn_pool.proj.weight", f"{_MAP}/out/kernel", "m e d -> d (m e)"),
     rule("attn_pool.proj.bias", f"{_MAP}/out/bias"),
-    rule("attn_pool.norm.weight", "${map}LayerNorm_0/scale"),
-    rule("attn_pool.norm.bias", "${map}LayerNorm_0/bias"),
-    rule("attn_pool.mlp.fc1.weight", "${map}MlpBlock_0/Dense_0/kernel", _DENSE),
-    rule("attn_pool.mlp.fc1.bias", "${map}MlpBlock_0/Dense_0/bias"),
-    rule("attn_pool.mlp.fc2.weight", "${map}MlpBlock_0/Dense_1/kernel", _DENSE),
-    rule("attn_pool.mlp.fc2.bias", "${map}MlpBlock_0/Dense_1/bias"),
-    rule("pre_logits.fc.weight", "pre_logits/kernel", _DENSE),
-    rule("pre_logits.fc.bias", "pre_logits/bias"),
-    rule("head.weight", "head/kernel", _DENSE),
-    rule("head.bias", "head/bias"),
+    *norm("attn_pool.norm", "${map}LayerNorm_0"),
+    *dense("attn_pool.mlp.fc1", "${map}MlpBlock_0/Dense_0"),
+    *dense("attn_pool.mlp.fc2", "${map}MlpBlock_0/Dense_1"),
+    *dense("pre_logits.fc", "pre_logits"),
+    *dense("head", "head"),
 )
 
 _BLOCKS = {"": "Transformer/encoderblock_{i}", "scan": "Transformer/encoderblock"}
@@ -113,13 +95,8 @@ FORMATS = (
         ),
         dialects=tuple(_dialect(*names) for names in product(_BLOCKS, _TABLES, _MAPS)),
         prefixes=("", "params/", "opt/target/", "params/img/", "opt/target/img/", "img/"),
-        conventions={"act": "gelu_tanh", "norm_eps": 1e-6, "resize": "bilinear-align-corners", "resize_by_count": True},
-        limits={
-            "qkv_bias": True,
-            "patch_bias": True,
-            "pos_embed": ("learned", "sincos2d"),
-            "final_norm": "before",
-        },
+        conventions=CONVENTIONS,
+        limits={**LIMITS, "pos_embed": ("learned", "sincos2d")},
         requires=(
             Requirement(
                 "class_token",

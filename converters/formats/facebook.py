@@ -8,32 +8,26 @@ moco/builder.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from vit_hub.converters.containers import Source
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Stated
-from vit_hub.converters.rules.table import Drop, Rule, rule
+from vit_hub.converters.rules.table import Drop, Rule, rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
-from vit_hub.model.config import ViTConfig
 
-__all__ = ["CLASS_ROW", "CLASS_TOKEN", "CONVENTIONS", "COUNTERS", "PLAIN", "both", "is_original"]
-
-
-def both(canonical: str, foreign: str) -> tuple[Rule, Rule]:
-    """The rules of a layer's weight and bias."""
-    return rule(f"{canonical}.weight", f"{foreign}.weight"), rule(f"{canonical}.bias", f"{foreign}.bias")
+__all__ = ["CLASS_ROW", "CLASS_TOKEN", "CONVENTIONS", "COUNTERS", "PLAIN", "facebook_format", "is_original"]
 
 
-def same(*layers: str) -> tuple[Rule, ...]:
-    """The rules of layers that are called as in timm."""
-    return tuple(one for layer in layers for one in both(layer, layer))
+def _same(*layers: str) -> tuple[Rule, ...]:
+    """Return the rules of layers that have timm's names."""
+    return tuple(one for layer in layers for one in weight_and_bias(layer))
 
 
 _BLOCK = tuple(f"blocks.{{i}}.{layer}" for layer in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"))
 CLASS_TOKEN = (rule("cls_token", "cls_token"),)
-_BODY = (rule("pos_embed", "pos_embed"), *same("patch_embed.proj", *_BLOCK))
-_NORM, _HEAD = same("norm"), same("head")
+_BODY = (rule("pos_embed", "pos_embed"), *_same("patch_embed.proj", *_BLOCK))
+_NORM, _HEAD = weight_and_bias("norm"), weight_and_bias("head")
 
 # exact GELU: nn.GELU() everywhere; partial(nn.LayerNorm, eps=1e-6) everywhere.
 CONVENTIONS: Mapping[str, Any] = {"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic"}
@@ -58,6 +52,18 @@ def is_original(source: Source, marks: int = 0) -> int:
     return -1 if foreign else 1 + marks
 
 
+def facebook_format(project: str, **options: Any) -> Format:
+    """Return the format of one of Facebook's projects, with what most of them have in common."""
+    common = {"conventions": CONVENTIONS, "evidence": lambda source, prefix: is_original(source)}
+    return Format(
+        name="facebook",
+        project=f"facebookresearch/{project}",
+        container="torch",
+        filename="model.pth",
+        **{**common, **options},
+    )
+
+
 def _wrapped(source: Source, prefix: str, marks: int = 0) -> int:
     """The same for files that always wrap their tensors: bare ones with timm's names are rather timm's."""
     return is_original(source, marks) if prefix else -1
@@ -74,7 +80,12 @@ _CONV_STEM = tuple(
         ),
     )
 )
-_MOCO_BODY = (rule("pos_embed", "pos_embed"), *_CONV_STEM, *both("patch_embed.proj", "${patch}"), *same(*_BLOCK))
+_MOCO_BODY = (
+    rule("pos_embed", "pos_embed"),
+    *_CONV_STEM,
+    *weight_and_bias("patch_embed.proj", "${patch}"),
+    *_same(*_BLOCK),
+)
 
 
 def _moco_heads(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
@@ -84,18 +95,9 @@ def _moco_heads(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dial
     return Stated()
 
 
-def _moco_dialect(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
-    return dialects[config.stem == "conv"]
-
-
-def _mae_dialect(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
-    return dialects[config.head_norm]
-
-
 FORMATS = (
-    Format(
-        name="facebook",
-        project="facebookresearch/dino",
+    facebook_format(
+        "dino",
         rules=(*CLASS_TOKEN, *_BODY, *_NORM),
         outside=(
             Drop(r"student/.*", "student copy: the teacher, its moving average, is read"),
@@ -107,13 +109,9 @@ FORMATS = (
         prefixes=("", "teacher/backbone.", "teacher/module.backbone."),
         conventions={**CONVENTIONS, "resize": "bicubic-offset"},
         limits=CLASS_ROW,
-        evidence=lambda source, prefix: is_original(source),
-        container="torch",
-        filename="model.pth",
     ),
-    Format(
-        name="facebook",
-        project="facebookresearch/deit",
+    facebook_format(
+        "deit",
         rules=(
             *CLASS_TOKEN,
             rule("dist_token", "dist_token"),
@@ -122,12 +120,11 @@ FORMATS = (
             rule("blocks.{i}.ls2.gamma", "blocks.{i}.gamma_2"),
             *_NORM,
             *_HEAD,
-            *same("head_dist"),
+            *weight_and_bias("head_dist"),
         ),
         outside=(Drop(r"model_ema/.*", "moving average of the weights: the weights themselves are read"), COUNTERS),
         dialects=(Dialect("deit"),),
         prefixes=("model/", "model/module.", ""),
-        conventions=CONVENTIONS,
         limits={**PLAIN, "class_token": True},
         requires=(
             _HAS_HEAD,
@@ -143,22 +140,19 @@ FORMATS = (
             ),
         ),
         evidence=lambda source, prefix: _wrapped(source, prefix, 1 if f"{prefix}head.weight" in source.tensors else -1),
-        container="torch",
-        filename="model.pth",
     ),
-    Format(
-        name="facebook",
-        project="facebookresearch/mae",
+    facebook_format(
+        "mae",
         rules=(
             *CLASS_TOKEN,
             *_BODY,
             *_NORM,
-            *same("fc_norm"),
+            *weight_and_bias("fc_norm"),
             *(
                 rule(f"head_norm.{part}", f"head.0.{part}")
                 for part in ("running_mean", "running_var", "num_batches_tracked")
             ),
-            *both("head", "${head}"),
+            *weight_and_bias("head", "${head}"),
         ),
         drops=(
             Drop(r"decoder_.*", "decoder of the masked-image pre-training"),
@@ -167,7 +161,6 @@ FORMATS = (
         outside=(COUNTERS,),
         dialects=(Dialect("mae", {"head": "head"}), Dialect("mae", {"head": "head.1"})),
         prefixes=("model/", "model/module.", ""),
-        conventions=CONVENTIONS,
         limits={**CLASS_ROW, "final_norm": ("before", "after")},
         requires=(
             Requirement(
@@ -177,13 +170,10 @@ FORMATS = (
             ),
         ),
         evidence=lambda source, prefix: _wrapped(source, prefix),
-        dialect_for=_mae_dialect,
-        container="torch",
-        filename="model.pth",
+        dialect_for=lambda config, dialects: dialects[config.head_norm],
     ),
-    Format(
-        name="facebook",
-        project="facebookresearch/ijepa",
+    facebook_format(
+        "ijepa",
         rules=(*_BODY, *_NORM),
         outside=(
             Drop(r"encoder/.*", "context encoder: the target encoder, its moving average, is read"),
@@ -192,15 +182,11 @@ FORMATS = (
         ),
         dialects=(Dialect("ijepa"),),
         prefixes=("target_encoder/module.", "target_encoder/", "encoder/module.", "encoder/"),
-        conventions=CONVENTIONS,
         limits=PLAIN,
         evidence=lambda source, prefix: is_original(source, -(f"{prefix}cls_token" in source.tensors)),
-        container="torch",
-        filename="model.pth",
     ),
-    Format(
-        name="facebook",
-        project="facebookresearch/msn",
+    facebook_format(
+        "msn",
         rules=(*CLASS_TOKEN, *_BODY, *_NORM),
         drops=(Drop(r"(fc|pred)\..*", "projector of the pre-training"),),
         outside=(
@@ -210,15 +196,11 @@ FORMATS = (
         ),
         dialects=(Dialect("msn"),),
         prefixes=("target_encoder/module.", "target_encoder/", "encoder/module.", "encoder/"),
-        conventions=CONVENTIONS,
         limits=CLASS_ROW,
         evidence=lambda source, prefix: is_original(source, -(f"{prefix}cls_token" not in source.tensors)),
-        container="torch",
-        filename="model.pth",
     ),
-    Format(
-        name="facebook",
-        project="facebookresearch/moco-v3",
+    facebook_format(
+        "moco-v3",
         rules=(*CLASS_TOKEN, *_MOCO_BODY, *_NORM, *_HEAD),
         drops=(Drop(r"head\.\d+\..*", "projector of the contrastive loss"),),
         outside=(
@@ -234,13 +216,9 @@ FORMATS = (
             Dialect("mocov3", {"patch": "patch_embed.proj.12"}),
         ),
         prefixes=("state_dict/module.", "state_dict/module.base_encoder.", "state_dict/base_encoder."),
-        conventions=CONVENTIONS,
         limits=CLASS_ROW,
         requires=(_HAS_HEAD,),
-        evidence=lambda source, prefix: is_original(source),
         state=_moco_heads,
-        dialect_for=_moco_dialect,
-        container="torch",
-        filename="model.pth",
+        dialect_for=lambda config, dialects: dialects[config.stem == "conv"],
     ),
 )

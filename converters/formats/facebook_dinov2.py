@@ -15,11 +15,11 @@ from vit_hub.converters.formats.facebook import (
     CLASS_TOKEN,
     CONVENTIONS,
     COUNTERS,
-    both,
+    facebook_format,
     is_original,
 )
-from vit_hub.converters.rules.format import Dialect, Format, Requirement, Stated
-from vit_hub.converters.rules.table import Drop, rule
+from vit_hub.converters.rules.format import Dialect, Requirement, Stated
+from vit_hub.converters.rules.table import Drop, rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 
@@ -28,16 +28,16 @@ RULES = (
     rule("pos_embed", "pos_embed"),
     rule("reg_token", "register_tokens"),
     rule("mask_token", "mask_token", carried=True),
-    *both("patch_embed.proj", "patch_embed.proj"),
-    *both("blocks.{i}.norm1", "${block}.norm1"),
-    *both("blocks.{i}.attn.qkv", "${block}.attn.qkv"),
-    *both("blocks.{i}.attn.proj", "${block}.attn.proj"),
+    *weight_and_bias("patch_embed.proj"),
+    *weight_and_bias("blocks.{i}.norm1", "${block}.norm1"),
+    *weight_and_bias("blocks.{i}.attn.qkv", "${block}.attn.qkv"),
+    *weight_and_bias("blocks.{i}.attn.proj", "${block}.attn.proj"),
     rule("blocks.{i}.ls1.gamma", "${block}.ls1.gamma"),
-    *both("blocks.{i}.norm2", "${block}.norm2"),
-    *both("blocks.{i}.mlp.fc1", "${block}.mlp.${fc1}"),
-    *both("blocks.{i}.mlp.fc2", "${block}.mlp.${fc2}"),
+    *weight_and_bias("blocks.{i}.norm2", "${block}.norm2"),
+    *weight_and_bias("blocks.{i}.mlp.fc1", "${block}.mlp.${fc1}"),
+    *weight_and_bias("blocks.{i}.mlp.fc2", "${block}.mlp.${fc2}"),
     rule("blocks.{i}.ls2.gamma", "${block}.ls2.gamma"),
-    *both("norm", "norm"),
+    *weight_and_bias("norm"),
 )
 
 _BLOCKS = {"dinov2": "blocks.{i}", "dinov2-chunked": "blocks.{c}.{i}"}
@@ -57,9 +57,8 @@ def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
 
 
 FORMATS = (
-    Format(
-        name="facebook",
-        project="facebookresearch/dinov2",
+    facebook_format(
+        "dinov2",
         rules=RULES,
         drops=(
             Drop(
@@ -92,7 +91,5 @@ FORMATS = (
         state=_resize,
         zeros=lambda config, dialect: {"mask_token": (1, config.embed_dim)},
         dialect_for=_dialect_for,
-        container="torch",
-        filename="model.pth",
     ),
 )

@@ -7,37 +7,36 @@ Source: dinov3/models/vision_transformer.py, layers/{attention,ffn_layers,rope_p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from vit_hub.converters.containers import Source
-from vit_hub.converters.formats.facebook import CLASS_TOKEN, COUNTERS, both, is_original
-from vit_hub.converters.rules.format import Dialect, Format, Requirement, Stated
-from vit_hub.converters.rules.table import Drop, rule
+from vit_hub.converters.formats.facebook import CLASS_TOKEN, COUNTERS, facebook_format
+from vit_hub.converters.rules.format import Dialect, Requirement, Stated
+from vit_hub.converters.rules.table import Drop, rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
-from vit_hub.model.config import Rope, ViTConfig
+from vit_hub.model.config import Rope
 
 RULES = (
     *CLASS_TOKEN,
     rule("reg_token", "storage_tokens"),
     rule("mask_token", "mask_token", carried=True),
-    *both("patch_embed.proj", "patch_embed.proj"),
+    *weight_and_bias("patch_embed.proj"),
     rule("rope_embed.periods", "rope_embed.periods"),
-    *both("blocks.{i}.norm1", "blocks.{i}.norm1"),
-    *both("blocks.{i}.attn.qkv", "blocks.{i}.attn.qkv"),
+    *weight_and_bias("blocks.{i}.norm1"),
+    *weight_and_bias("blocks.{i}.attn.qkv"),
     rule("blocks.{i}.attn.qkv.bias_mask", "blocks.{i}.attn.qkv.bias_mask"),
-    *both("blocks.{i}.attn.proj", "blocks.{i}.attn.proj"),
+    *weight_and_bias("blocks.{i}.attn.proj"),
     rule("blocks.{i}.ls1.gamma", "blocks.{i}.ls1.gamma"),
-    *both("blocks.{i}.norm2", "blocks.{i}.norm2"),
-    *both("blocks.{i}.mlp.fc1", "blocks.{i}.mlp.fc1"),
-    *both("blocks.{i}.mlp.fc1_g", "blocks.{i}.mlp.w1"),
-    *both("blocks.{i}.mlp.fc1_x", "blocks.{i}.mlp.w2"),
-    *both("blocks.{i}.mlp.fc2", "blocks.{i}.mlp.${fc2}"),
+    *weight_and_bias("blocks.{i}.norm2"),
+    *weight_and_bias("blocks.{i}.mlp.fc1"),
+    *weight_and_bias("blocks.{i}.mlp.fc1_g", "blocks.{i}.mlp.w1"),
+    *weight_and_bias("blocks.{i}.mlp.fc1_x", "blocks.{i}.mlp.w2"),
+    *weight_and_bias("blocks.{i}.mlp.fc2", "blocks.{i}.mlp.${fc2}"),
     rule("blocks.{i}.ls2.gamma", "blocks.{i}.ls2.gamma"),
-    *both("norm", "norm"),
-    *both("cls_norm", "cls_norm"),
+    *weight_and_bias("norm"),
+    *weight_and_bias("cls_norm"),
     # Norm of the class token of local crops: used in training only.
-    rule("local_cls_norm.weight", "local_cls_norm.weight", carried=True),
-    rule("local_cls_norm.bias", "local_cls_norm.bias", carried=True),
+    *weight_and_bias("local_cls_norm", carried=True),
 )
 
 _ROPE = Rope(theta=100.0, coordinates="centered", pairs="half", stored_periods=True)
@@ -52,14 +51,9 @@ def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) 
     return Stated({} if rest else {"num_heads": heads}, "shape of rope_embed.periods")
 
 
-def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
-    return dialects[config.ffn == "swiglu"]
-
-
 FORMATS = (
-    Format(
-        name="facebook",
-        project="facebookresearch/dinov3",
+    facebook_format(
+        "dinov3",
         rules=RULES,
         outside=(
             Drop(r"(student|model_ema|gram)/.*", "student or auxiliary copy: the teacher, its moving average, is read"),
@@ -81,11 +75,8 @@ FORMATS = (
                 "rope", lambda c: c.rope is not None and c.rope.stored_periods, "it stores the periods of its RoPE"
             ),
         ),
-        evidence=lambda source, prefix: is_original(source),
         state=_state,
         zeros=lambda config, dialect: {"mask_token": (1, config.embed_dim)},
-        dialect_for=_dialect_for,
-        container="torch",
-        filename="model.pth",
+        dialect_for=lambda config, dialects: dialects[config.ffn == "swiglu"],
     ),
 )

@@ -5,42 +5,32 @@ Source: transformers/models/{beit,data2vec}/modeling_*.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from vit_hub.converters.containers import Source
-from vit_hub.converters.formats._transformers import (
-    QV_BIAS,
-    SQUARE,
-    VIT_BLOCK,
-    VIT_SPELLINGS,
-    ModelType,
-    both,
-    names_model_type,
-    read_config,
-    write_config,
-)
+from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
-from vit_hub.converters.rules.table import Drop, rule
+from vit_hub.converters.rules.table import Drop, rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 
 RULES = (
     rule("cls_token", "${root}embeddings.cls_token"),
-    rule("mask_token", "${root}embeddings.mask_token", "1 1 d -> 1 d", carried=True),
-    rule("pos_embed", "${root}embeddings.position_embeddings"),
-    *both("patch_embed.proj", "${root}embeddings.patch_embeddings.projection"),
+    hf.MASK_TOKEN,
+    *hf.VIT_PATCHES,
     rule("rel_pos_bias.relative_position_bias_table", "${shared}.relative_position_bias_table"),
-    *VIT_BLOCK,
-    *QV_BIAS,
+    *hf.VIT_BLOCK,
+    *hf.QV_BIAS,
     rule("blocks.{i}.attn.relative_position_bias_table", "${layer}.${table}.relative_position_bias_table"),
     rule("blocks.{i}.ls1.gamma", "${layer}.lambda_1"),
     rule("blocks.{i}.ls2.gamma", "${layer}.lambda_2"),
-    *both("norm", "${norm}"),
-    *both("fc_norm", "${root}pooler.layernorm"),
-    *both("head", "classifier"),
+    *weight_and_bias("norm", "${norm}"),
+    *weight_and_bias("fc_norm", "${root}pooler.layernorm"),
+    *weight_and_bias("head", "classifier"),
 )
 
 _RELATIVE = {
@@ -55,7 +45,7 @@ def _dialects(family: str, spelling: str) -> tuple[Dialect, ...]:
     Masked-image modelling has the pre-trained model's final norm beside the root. The last is how transformers 5 writes
     BeitBackbone.
     """
-    names = {**VIT_SPELLINGS[spelling], **_RELATIVE[spelling], "family": family}
+    names = {**hf.VIT_SPELLINGS[spelling], **_RELATIVE[spelling], "family": family}
     root = f"{family}."
     places = ((root, root, root), ("", "", ""), (root, "", root), ("", root, root))
     return tuple(
@@ -74,30 +64,29 @@ def _dialects(family: str, spelling: str) -> tuple[Dialect, ...]:
 
 
 _DEFAULTS = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "num_attention_heads": 12, "image_size": 224}
-_BEIT = ModelType("beit", "Beit", _DEFAULTS, square=True)
-_DATA2VEC = ModelType("data2vec-vision", "Data2VecVision", _DEFAULTS, square=True)
+_BEIT = hf.ModelType("beit", "Beit", _DEFAULTS, square=True)
+_DATA2VEC = hf.ModelType("data2vec-vision", "Data2VecVision", _DEFAULTS, square=True)
 
 
-def _evidence(kind: ModelType, source: Source, prefix: str) -> int:
+def _evidence(kind: hf.ModelType, source: Source, prefix: str) -> int:
     """Only the biases tell a model without relative positions and layer scale from ViT."""
     biased = any(name.endswith(("query.bias", "q_proj.bias")) for name in source.tensors)
-    return names_model_type(source, (kind,)) or biased - 1
+    return hf.names_model_type(source, (kind,)) or biased - 1
 
 
-def _state(kind: ModelType, source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+def _state(kind: hf.ModelType, source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Reads config.json; a backbone without any final norm gives tokens."""
-    _, stated = read_config(source, (kind,))
+    _, stated = hf.read_config(source, (kind,))
     relative = any(name.endswith("relative_position_bias_table") for name in tensors)
     norms = (f"{dialect.variables['norm']}.weight", f"{dialect.variables['root']}pooler.layernorm.weight")
     fields = {**stated.fields, "resize": "relpos-bilinear" if relative else "bicubic"}
     if not any(name in tensors for name in norms):
         fields["pool"] = "none"
-    return Stated(fields, stated.by, stated.warnings)
+    return replace(stated, fields=fields)
 
 
-def _sidecars(kind: ModelType, config: ViTConfig, passport: Passport | None) -> Sidecars:
-    backbone = kind is _BEIT and config.final_norm == "none"
-    head = "ForImageClassification" if config.num_classes else "Backbone" if backbone else "Model"
+def _sidecars(kind: hf.ModelType, config: ViTConfig, passport: Passport | None) -> Sidecars:
+    backbone = kind is _BEIT and config.final_norm == "none" and not config.num_classes
     carried = passport.carried if passport else []
     extra: dict[str, Any] = {
         "use_mask_token": "mask_token" in carried,
@@ -108,18 +97,12 @@ def _sidecars(kind: ModelType, config: ViTConfig, passport: Passport | None) -> 
     }
     if not config.layer_scale:
         extra["layer_scale_init_value"] = 0.0
-    return write_config(kind, (kind,), config, passport, head=head, extra=extra)
+    return hf.write_config(kind, config, passport, extra=extra, head="Backbone" if backbone else "")
 
 
-def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
-    """Models with a head have a root; bare models have none."""
-    return next(d for d in dialects if bool(d.variables["root"]) == bool(config.num_classes))
-
-
-def _format(kind: ModelType, dialects: tuple[Dialect, ...], pooling: set[tuple[str, str, bool]]) -> Format:
-    return Format(
-        name="hf",
-        project=kind.project,
+def _format(kind: hf.ModelType, dialects: tuple[Dialect, ...], pooling: set[tuple[str, str, bool]]) -> Format:
+    return hf.transformers_format(
+        (kind,),
         rules=RULES,
         drops=(
             Drop(r".*\.relative_position_index", "relative_position_index: a buffer that its class computes"),
@@ -136,7 +119,7 @@ def _format(kind: ModelType, dialects: tuple[Dialect, ...], pooling: set[tuple[s
             "pos_embed": ("learned", "none"),
         },
         requires=(
-            SQUARE,
+            hf.SQUARE,
             Requirement(
                 "pos_embed_prefix",
                 lambda c: c.pos_embed != "learned" or c.pos_embed_prefix,
@@ -151,7 +134,7 @@ def _format(kind: ModelType, dialects: tuple[Dialect, ...], pooling: set[tuple[s
         evidence=partial(_evidence, kind),
         state=partial(_state, kind),
         sidecars=partial(_sidecars, kind),
-        dialect_for=_dialect_for,
+        dialect_for=hf.rooted,
     )
 
 

@@ -5,21 +5,14 @@ Source: transformers/models/clip/modeling_clip.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 
 from vit_hub.converters.containers import Source
-from vit_hub.converters.formats._transformers import (
-    CLIP_BLOCK,
-    SQUARE,
-    ModelType,
-    both,
-    names_model_type,
-    read_config,
-    write_config,
-)
+from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
-from vit_hub.converters.rules.table import Drop, rule
+from vit_hub.converters.rules.format import Dialect, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.table import Drop, rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 
@@ -29,16 +22,16 @@ RULES = (
     rule("cls_token", "${root}embeddings.class_embedding", "d -> 1 1 d"),
     rule("patch_embed.proj.weight", "${root}embeddings.patch_embedding.weight"),
     rule("pos_embed", "${root}embeddings.position_embedding.weight", "n d -> 1 n d"),
-    *both("norm_pre", "${root}pre_layrnorm"),
-    *CLIP_BLOCK,
+    *weight_and_bias("norm_pre", "${root}pre_layrnorm"),
+    *hf.CLIP_BLOCK,
     # A classifier reads the mean of the patches as they leave the last block.
-    *both("fc_norm", "${root}post_layernorm", unless=_HEAD),
-    *both("unused.post_layernorm", "${root}post_layernorm", carried=True),
+    *weight_and_bias("fc_norm", "${root}post_layernorm", unless=_HEAD),
+    *weight_and_bias("unused.post_layernorm", "${root}post_layernorm", carried=True),
     rule("projection.weight", "visual_projection.weight"),
-    *both("head", "classifier"),
+    *weight_and_bias("head", "classifier"),
 )
 
-_TYPE = ModelType(
+_TYPE = hf.ModelType(
     "clip_vision_model",
     "CLIPVision",
     {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": 12},
@@ -47,21 +40,17 @@ _TYPE = ModelType(
 TYPES = (_TYPE,)
 
 
-def _evidence(source: Source, prefix: str) -> int:
-    return names_model_type(source, TYPES)
-
-
 def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Reads config.json of an image tower, or its part in that of a full model."""
-    _, stated = read_config(source, TYPES)
+    _, stated = hf.read_config(source, TYPES)
     pooling = {"pool": "avg", "final_norm": "none"} if _HEAD in tensors else {"pool": "cls"}
-    return Stated({**stated.fields, **pooling}, stated.by, stated.warnings)
+    return replace(stated, fields={**stated.fields, **pooling})
 
 
 def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
-    head = "ForImageClassification" if config.num_classes else "Model" + "WithProjection" * bool(config.projection_dim)
+    head = "ModelWithProjection" if config.projection_dim and not config.num_classes else ""
     extra = {"projection_dim": config.projection_dim} if config.projection_dim else {}
-    return write_config(_TYPE, TYPES, config, passport, head=head, extra=extra, nested=config.num_classes > 0)
+    return hf.write_config(_TYPE, config, passport, extra=extra, head=head)
 
 
 def _zeros(config: ViTConfig, dialect: Dialect) -> dict[str, tuple[int, ...]]:
@@ -70,28 +59,18 @@ def _zeros(config: ViTConfig, dialect: Dialect) -> dict[str, tuple[int, ...]]:
     return {f"{name}.{part}": (config.embed_dim,) for part in ("weight", "bias") if config.num_classes}
 
 
-def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
-    """transformers 5 leaves the root out where nothing stands beside it."""
-    alone = not (config.projection_dim or config.num_classes)
-    return next((d for d in dialects if d.name and bool(d.variables["root"]) != alone), dialects[0])
-
-
 _OUTPUTS = {("cls", "after", False), ("avg", "none", True)}
 
 FORMATS = (
-    Format(
-        name="hf",
-        project=_TYPE.project,
+    hf.transformers_format(
+        TYPES,
         rules=RULES,
         drops=(
             Drop(r"text_model\..*|text_projection\..*", "text tower"),
             Drop(r"logit_scale", "temperature of the text-image loss: unused by the image tower"),
-            Drop(r"(.*\.)?position_ids", "position_ids: a counter, not a weight"),
+            hf.POSITION_IDS,
         ),
-        dialects=tuple(
-            Dialect(name, {"family": "clip", "root": root})
-            for name, root in (("", "vision_model."), ("v5", ""), ("v5", "vision_model."))
-        ),
+        dialects=hf.tower_dialects("clip"),
         conventions={"act": "quick_gelu", "norm_eps": 1e-5, "resize": "bicubic"},
         limits={
             "class_token": True,
@@ -102,7 +81,7 @@ FORMATS = (
             "pos_embed_prefix": True,
         },
         requires=(
-            SQUARE,
+            hf.SQUARE,
             Requirement(
                 "pool",
                 lambda c: (c.pool, c.final_norm, c.num_classes > 0) in _OUTPUTS,
@@ -114,10 +93,9 @@ FORMATS = (
                 "it has a projection or a classifier",
             ),
         ),
-        evidence=_evidence,
         state=_state,
         zeros=_zeros,
         sidecars=_sidecars,
-        dialect_for=_dialect_for,
+        dialect_for=hf.tower_dialect,
     ),
 )

@@ -6,48 +6,38 @@ Source: transformers/models/{dinov2,dinov2_with_registers}/modeling_*.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
 
 from vit_hub.converters.containers import Source
-from vit_hub.converters.formats._transformers import (
-    ATTENTION,
-    QKV_BIAS,
-    VIT_LIMITS,
-    VIT_SPELLINGS,
-    ModelType,
-    both,
-    names_model_type,
-    read_config,
-    write_config,
-)
+from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import SQUARE_IMAGES, Dialect, Format, Requirement, Sidecars, Stated
-from vit_hub.converters.rules.table import rule
+from vit_hub.converters.rules.table import rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 
 RULES = (
     rule("cls_token", "${root}embeddings.cls_token"),
     rule("mask_token", "${root}embeddings.mask_token", carried=True),
-    rule("pos_embed", "${root}embeddings.position_embeddings"),
-    *both("patch_embed.proj", "${root}embeddings.patch_embeddings.projection"),
-    *both("blocks.{i}.norm1", "${layer}.norm1"),
-    *ATTENTION,
-    QKV_BIAS,
+    *hf.VIT_PATCHES,
+    *weight_and_bias("blocks.{i}.norm1", "${layer}.norm1"),
+    *hf.ATTENTION,
+    hf.QKV_BIAS,
     rule("blocks.{i}.ls1.gamma", "${layer}.layer_scale1.lambda1"),
-    *both("blocks.{i}.norm2", "${layer}.norm2"),
-    *both("blocks.{i}.mlp.fc1", "${layer}.${fc1}"),
-    *both("blocks.{i}.mlp.fc2", "${layer}.${fc2}"),
+    *weight_and_bias("blocks.{i}.norm2", "${layer}.norm2"),
+    *weight_and_bias("blocks.{i}.mlp.fc1", "${layer}.${fc1}"),
+    *weight_and_bias("blocks.{i}.mlp.fc2", "${layer}.${fc2}"),
     rule("blocks.{i}.ls2.gamma", "${layer}.layer_scale2.lambda1"),
-    *both("norm", "${root}layernorm"),
-    *both("head", "classifier"),
+    *weight_and_bias("norm", "${root}layernorm"),
+    *weight_and_bias("head", "classifier"),
 )
 
 _DINOV2 = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "num_attention_heads": 12}
-_PLAIN = ModelType("dinov2", "Dinov2", _DINOV2, square=True)
-_REGISTERS = ModelType("dinov2_with_registers", "Dinov2WithRegisters", _DINOV2, square=True)
+_PLAIN = hf.ModelType("dinov2", "Dinov2", _DINOV2, square=True)
+_REGISTERS = hf.ModelType("dinov2_with_registers", "Dinov2WithRegisters", _DINOV2, square=True)
 
 # The feed-forward layers' names; transformers 5 cuts the packed gate and value in two.
 _FEED_FORWARD = {
@@ -58,24 +48,20 @@ _FEED_FORWARD = {
 }
 
 
-def _dialect(kind: ModelType, spelling: str, ffn: str, root: str) -> Dialect:
-    attention = {part: VIT_SPELLINGS[spelling][part] for part in "qkvo"}
+def _dialect(kind: hf.ModelType, spelling: str, ffn: str, root: str) -> Dialect:
+    attention = {part: hf.VIT_SPELLINGS[spelling][part] for part in "qkvo"}
     layer = f"{root}encoder.layer.{{i}}"
     names = {**attention, **_FEED_FORWARD[spelling, ffn]}
     return Dialect(spelling, {"family": kind.name, "ffn": ffn, "root": root, "layer": layer, **names})
 
 
-def _evidence(kind: ModelType, source: Source, prefix: str) -> int:
-    return names_model_type(source, (kind,))
-
-
-def _state(kind: ModelType, source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+def _state(kind: hf.ModelType, source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Reads config.json; the gated feed-forward layer has SiLU whatever it says."""
-    _, stated = read_config(source, (kind,))
+    _, stated = hf.read_config(source, (kind,))
     fields = dict(stated.fields)
     if dialect.variables["ffn"] == "swiglu_packed":
         fields["act"] = "silu"
-    return Stated(fields, stated.by, stated.warnings)
+    return replace(stated, fields=fields)
 
 
 def _mlp_ratio(config: ViTConfig) -> int | None:
@@ -90,7 +76,7 @@ def _mlp_ratio(config: ViTConfig) -> int | None:
     return None
 
 
-def _sidecars(kind: ModelType, config: ViTConfig, passport: Passport | None) -> Sidecars:
+def _sidecars(kind: hf.ModelType, config: ViTConfig, passport: Passport | None) -> Sidecars:
     gated = config.ffn == "swiglu_packed"
     extra: dict[str, Any] = {
         "mlp_ratio": _mlp_ratio(config),
@@ -104,8 +90,7 @@ def _sidecars(kind: ModelType, config: ViTConfig, passport: Passport | None) -> 
         extra["use_mask_token"] = passport is not None and "mask_token" in passport.carried
     else:
         extra["num_register_tokens"] = config.num_registers
-    head = "ForImageClassification" if config.num_classes else "Model"
-    return write_config(kind, (kind,), config, passport, head=head, extra=extra)
+    return hf.write_config(kind, config, passport, extra=extra)
 
 
 def _zeros(config: ViTConfig, dialect: Dialect) -> dict[str, tuple[int, ...]]:
@@ -116,13 +101,12 @@ def _zeros(config: ViTConfig, dialect: Dialect) -> dict[str, tuple[int, ...]]:
 
 
 def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
-    """Models with a head have a root; bare models have none."""
-    fits = [d for d in dialects if bool(d.variables["root"]) == bool(config.num_classes)]
-    return next((d for d in fits if d.variables["ffn"] == config.ffn), fits[0])
+    """Return the dialect with the names of the model's feed-forward layers."""
+    return hf.rooted(config, [d for d in dialects if d.variables["ffn"] == config.ffn] or dialects)
 
 
 _LIMITS: Mapping[str, object] = {
-    **VIT_LIMITS,
+    **hf.VIT_LIMITS,
     "class_token": True,
     "layer_scale": True,
     "ffn": ("mlp", "swiglu_packed"),
@@ -143,13 +127,11 @@ _REQUIRES = (
 )
 
 
-def _format(kind: ModelType, **options: Any) -> Format:
-    return Format(
-        name="hf",
-        project=kind.project,
+def _format(kind: hf.ModelType, **options: Any) -> Format:
+    return hf.transformers_format(
+        (kind,),
         limits=_LIMITS,
         dialects=tuple(_dialect(kind, *names, root) for names, root in product(_FEED_FORWARD, ("", f"{kind.name}."))),
-        evidence=partial(_evidence, kind),
         state=partial(_state, kind),
         sidecars=partial(_sidecars, kind),
         dialect_for=_dialect_for,

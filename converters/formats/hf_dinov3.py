@@ -6,22 +6,14 @@ Source: transformers/models/dinov3_vit/modeling_dinov3_vit.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from vit_hub.converters.containers import Source
-from vit_hub.converters.formats._transformers import (
-    ATTENTION,
-    QKV_BIAS,
-    QV_BIAS,
-    ModelType,
-    both,
-    names_model_type,
-    read_config,
-    write_config,
-)
+from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
-from vit_hub.converters.rules.table import rule
+from vit_hub.converters.rules.format import Dialect, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.table import rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import Rope, ViTConfig
@@ -32,19 +24,19 @@ RULES = (
     rule("cls_token", "embeddings.cls_token"),
     rule("mask_token", "embeddings.mask_token", "1 1 d -> 1 d", carried=True),
     rule("reg_token", "embeddings.register_tokens"),
-    *both("patch_embed.proj", "embeddings.patch_embeddings"),
-    *both("blocks.{i}.norm1", "${layer}.norm1"),
-    *ATTENTION,
-    QKV_BIAS,
-    *QV_BIAS,
+    *weight_and_bias("patch_embed.proj", "embeddings.patch_embeddings"),
+    *weight_and_bias("blocks.{i}.norm1", "${layer}.norm1"),
+    *hf.ATTENTION,
+    hf.QKV_BIAS,
+    *hf.QV_BIAS,
     rule("blocks.{i}.ls1.gamma", "${layer}.layer_scale1.lambda1"),
-    *both("blocks.{i}.norm2", "${layer}.norm2"),
-    *both("blocks.{i}.mlp.fc1_g", "${layer}.mlp.gate_proj"),
-    *both("blocks.{i}.mlp.fc1", "${layer}.mlp.up_proj", unless=_GATE),
-    *both("blocks.{i}.mlp.fc1_x", "${layer}.mlp.up_proj"),
-    *both("blocks.{i}.mlp.fc2", "${layer}.mlp.down_proj"),
+    *weight_and_bias("blocks.{i}.norm2", "${layer}.norm2"),
+    *weight_and_bias("blocks.{i}.mlp.fc1_g", "${layer}.mlp.gate_proj"),
+    *weight_and_bias("blocks.{i}.mlp.fc1", "${layer}.mlp.up_proj", unless=_GATE),
+    *weight_and_bias("blocks.{i}.mlp.fc1_x", "${layer}.mlp.up_proj"),
+    *weight_and_bias("blocks.{i}.mlp.fc2", "${layer}.mlp.down_proj"),
     rule("blocks.{i}.ls2.gamma", "${layer}.layer_scale2.lambda1"),
-    *both("norm", "norm"),
+    *weight_and_bias("norm", "norm"),
 )
 
 
@@ -60,14 +52,10 @@ _DEFAULTS = {
     "image_size": 224,
     "rope_theta": 100.0,
 }
-TYPES = (ModelType("dinov3_vit", "DINOv3ViT", _DEFAULTS),)
+TYPES = (hf.ModelType("dinov3_vit", "DINOv3ViT", _DEFAULTS),)
 
 # Coordinates are counted in turns between the borders of the image (arXiv 2508.10104, section 3.2).
 _ROPE: dict[str, Any] = {"theta": 100.0, "coordinates": "centered", "pairs": "half"}
-
-
-def _evidence(source: Source, prefix: str) -> int:
-    return names_model_type(source, TYPES)
 
 
 def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
@@ -76,7 +64,7 @@ def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) 
     Raises:
         ConfigError: a combination of biases that the model does not have.
     """
-    values, stated = read_config(source, TYPES)
+    values, stated = hf.read_config(source, TYPES)
     for key in ("proj_bias", "mlp_bias"):
         if values.get(key) is False:
             raise ConfigError(f"{source.path}: config.json says {key}=false: models without it are not supported")
@@ -89,7 +77,7 @@ def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) 
     fields = dict(stated.fields)
     if isinstance(values.get("rope_theta"), (int, float)):
         fields["rope"] = {**_ROPE, "theta": float(values["rope_theta"])}
-    return Stated(fields, stated.by, stated.warnings)
+    return replace(stated, fields=fields)
 
 
 def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
@@ -103,7 +91,7 @@ def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
         "proj_bias": True,
         "mlp_bias": True,
     }
-    return write_config(TYPES[0], TYPES, config, passport, head="Model", extra=extra)
+    return hf.write_config(TYPES[0], config, passport, extra=extra, head="Model")
 
 
 def _zeros(config: ViTConfig, dialect: Dialect) -> dict[str, tuple[int, ...]]:
@@ -113,9 +101,8 @@ def _zeros(config: ViTConfig, dialect: Dialect) -> dict[str, tuple[int, ...]]:
 
 
 FORMATS = (
-    Format(
-        name="hf",
-        project=TYPES[0].project,
+    hf.transformers_format(
+        TYPES,
         rules=RULES,
         dialects=(_dialect("", "layer"), _dialect("v5", "model.layer")),
         # No file stores a position table, so the way to resize one is never used.
@@ -138,7 +125,6 @@ FORMATS = (
                 "it has rotary positions, centred, rotating the halves of a head",
             ),
         ),
-        evidence=_evidence,
         state=_state,
         zeros=_zeros,
         sidecars=_sidecars,

@@ -7,24 +7,16 @@ SigLIP's. Source: transformers/models/{siglip,siglip2}/modeling_*.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from vit_hub.converters.containers import Source
-from vit_hub.converters.formats._transformers import (
-    CLIP_BLOCK,
-    SQUARE,
-    VIT_LIMITS,
-    ModelType,
-    both,
-    names_model_type,
-    read_config,
-    write_config,
-)
+from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
-from vit_hub.converters.rules.table import Drop, Rule, rule
+from vit_hub.converters.rules.table import Drop, Rule, rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 
@@ -46,10 +38,10 @@ def _map_head(canonical: str, **options: Any) -> tuple[Rule, ...]:
             )
             for part in parts
         ),
-        *both(f"{canonical}.proj", "${root}head.attention.out_proj", **options),
-        *both(f"{canonical}.norm", "${root}head.layernorm", **options),
-        *both(f"{canonical}.mlp.fc1", "${root}head.mlp.fc1", **options),
-        *both(f"{canonical}.mlp.fc2", "${root}head.mlp.fc2", **options),
+        *weight_and_bias(f"{canonical}.proj", "${root}head.attention.out_proj", **options),
+        *weight_and_bias(f"{canonical}.norm", "${root}head.layernorm", **options),
+        *weight_and_bias(f"{canonical}.mlp.fc1", "${root}head.mlp.fc1", **options),
+        *weight_and_bias(f"{canonical}.mlp.fc2", "${root}head.mlp.fc2", **options),
     )
 
 
@@ -58,26 +50,26 @@ def _rules(layout: str) -> tuple[Rule, ...]:
         rule("patch_embed.proj.weight", f"${{root}}{_PATCH}", layout),
         rule("patch_embed.proj.bias", "${root}embeddings.patch_embedding.bias"),
         rule("pos_embed", "${root}embeddings.position_embedding.weight", "n d -> 1 n d"),
-        *CLIP_BLOCK,
-        *both("norm", "${root}post_layernorm"),
+        *hf.CLIP_BLOCK,
+        *weight_and_bias("norm", "${root}post_layernorm"),
         # A classifier reads the mean of the tokens past the attention pooling.
         *_map_head("attn_pool", unless=_HEAD),
         *_map_head("unused.attn_pool", carried=True),
-        *both("head", "classifier"),
+        *weight_and_bias("head", "classifier"),
     )
 
 
 _SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "num_attention_heads": 12}
-_ONE = ModelType("siglip_vision_model", "SiglipVision", _SIGLIP, whole="siglip")
-_TWO = ModelType(
+_ONE = hf.ModelType("siglip_vision_model", "SiglipVision", _SIGLIP, whole="siglip")
+_TWO = hf.ModelType(
     "siglip2_vision_model", "Siglip2Vision", {**_SIGLIP, "num_patches": 256, "patch_size": 16}, whole="siglip2"
 )
 
 
-def _evidence(kind: ModelType, source: Source, prefix: str) -> int:
+def _evidence(kind: hf.ModelType, source: Source, prefix: str) -> int:
     """The model type, and the axes of the patch embedding."""
     axes = next((len(tensor.shape) for name, tensor in source.tensors.items() if name.endswith(_PATCH)), 0)
-    return names_model_type(source, (kind,)) + 2 * (axes == (2 if kind is _TWO else 4))
+    return hf.names_model_type(source, (kind,)) + 2 * (axes == (2 if kind is _TWO else 4))
 
 
 def _whole_number(values: Mapping[str, Any], key: str) -> int:
@@ -88,7 +80,7 @@ def _whole_number(values: Mapping[str, Any], key: str) -> int:
 
 def _axes(source: Source, tensors: Mapping[str, LazyTensor]) -> dict[str, int]:
     """SigLIP 2's patches are square; without a config.json images have three channels."""
-    values, _ = read_config(source, (_TWO,))
+    values, _ = hf.read_config(source, (_TWO,))
     chans = _whole_number(values, "num_channels") or 3
     for name, kernel in tensors.items():
         if name.endswith(_PATCH) and len(kernel.shape) == 2:
@@ -97,34 +89,28 @@ def _axes(source: Source, tensors: Mapping[str, LazyTensor]) -> dict[str, int]:
     return {}
 
 
-def _state(kind: ModelType, source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+def _state(kind: hf.ModelType, source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Reads config.json of an image tower, or its part in that of a full model."""
-    values, stated = read_config(source, (kind,))
+    values, stated = hf.read_config(source, (kind,))
     fields = dict(stated.fields)
     if _HEAD in tensors:
         fields["pool"] = "avg"
     rows, patch = _whole_number(values, "num_patches"), _whole_number(values, "patch_size")
     if kind is _TWO and rows and patch:
         fields["image_size"] = math.isqrt(rows) * patch
-    return Stated(fields, stated.by, stated.warnings)
+    return replace(stated, fields=fields)
 
 
-def _sidecars(kind: ModelType, config: ViTConfig, passport: Passport | None) -> Sidecars:
+def _sidecars(kind: hf.ModelType, config: ViTConfig, passport: Passport | None) -> Sidecars:
     carried = passport.carried if passport else []
     extra: dict[str, Any] = {"vision_use_head": config.pool == "map" or "unused.attn_pool.latent" in carried}
     if kind is _TWO:
         extra |= {"image_size": None, "num_patches": config.num_patches}
-    head = "ForImageClassification" if config.num_classes else "Model"
-    return write_config(kind, (kind,), config, passport, head=head, extra=extra, nested=config.num_classes > 0)
-
-
-def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
-    """transformers 5 leaves the root out where nothing stands beside it."""
-    return next((d for d in dialects if d.name and bool(d.variables["root"]) == bool(config.num_classes)), dialects[0])
+    return hf.write_config(kind, config, passport, extra=extra)
 
 
 _REQUIRES = (
-    SQUARE,
+    hf.SQUARE,
     Requirement(
         "pool",
         lambda c: c.pool == "avg" or (c.pool == "map" and not c.num_classes),
@@ -136,28 +122,24 @@ _REQUIRES = (
 )
 
 
-def _format(kind: ModelType, layout: str, resize: str) -> Format:
-    return Format(
-        name="hf",
-        project=kind.project,
+def _format(kind: hf.ModelType, layout: str, resize: str) -> Format:
+    return hf.transformers_format(
+        (kind,),
         rules=_rules(layout),
         drops=(
             Drop(r"text_model\..*", "text tower"),
             Drop(r"logit_(scale|bias)", "temperature or bias of the text-image loss: unused by the image tower"),
-            Drop(r"(.*\.)?position_ids", "position_ids: a counter, not a weight"),
+            hf.POSITION_IDS,
         ),
-        dialects=tuple(
-            Dialect(name, {"family": kind.name, "root": root})
-            for name, root in (("", "vision_model."), ("v5", ""), ("v5", "vision_model."))
-        ),
+        dialects=hf.tower_dialects(kind.name),
         conventions={"act": "gelu_tanh", "norm_eps": 1e-6, "resize": resize},
-        limits={**VIT_LIMITS, "qkv_bias": True},
+        limits={**hf.VIT_LIMITS, "qkv_bias": True},
         requires=_REQUIRES,
         axes=_axes,
         evidence=partial(_evidence, kind),
         state=partial(_state, kind),
         sidecars=partial(_sidecars, kind),
-        dialect_for=_dialect_for,
+        dialect_for=hf.tower_dialect,
     )
 
 

@@ -9,21 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from vit_hub.converters.containers import Source
-from vit_hub.converters.formats._transformers import (
-    QKV_BIAS,
-    VIT_BLOCK,
-    VIT_LIMITS,
-    VIT_SPELLINGS,
-    ModelType,
-    both,
-    names_model_type,
-    read_config,
-    stated_type,
-    write_config,
-)
+from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
-from vit_hub.converters.rules.table import Drop, rule
+from vit_hub.converters.rules.format import Dialect, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.table import Drop, rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import ViTConfig
@@ -31,18 +20,17 @@ from vit_hub.model.config import ViTConfig
 RULES = (
     rule("cls_token", "${root}embeddings.cls_token"),
     rule("dist_token", "${root}embeddings.distillation_token"),
-    rule("mask_token", "${root}embeddings.mask_token", "1 1 d -> 1 d", carried=True),
-    rule("pos_embed", "${root}embeddings.position_embeddings"),
-    *both("patch_embed.proj", "${root}embeddings.patch_embeddings.projection"),
-    *VIT_BLOCK,
-    QKV_BIAS,
-    *both("norm", "${root}layernorm"),
+    hf.MASK_TOKEN,
+    *hf.VIT_PATCHES,
+    *hf.VIT_BLOCK,
+    hf.QKV_BIAS,
+    *weight_and_bias("norm", "${root}layernorm"),
     # A classifier reads the class token past the pooler, which is then no part of what the model computes.
-    *both("pre_logits.fc", "${root}pooler.dense", unless="classifier.weight"),
-    *both("pooler.dense", "${root}pooler.dense", carried=True),
+    *weight_and_bias("pre_logits.fc", "${root}pooler.dense", unless="classifier.weight"),
+    *weight_and_bias("pooler.dense", "${root}pooler.dense", carried=True),
     rule(("head.weight", "head_dist.weight"), ("cls_classifier.weight", "distillation_classifier.weight")),
     rule(("head.bias", "head_dist.bias"), ("cls_classifier.bias", "distillation_classifier.bias")),
-    *both("head", "classifier"),
+    *weight_and_bias("head", "classifier"),
 )
 
 # (root of the embeddings, root of the layers): transformers 5 writes ViTMSNForImageClassification's layers rootless.
@@ -50,21 +38,17 @@ _ROOTS = (("vit.", "vit."), ("deit.", "deit."), ("", ""), ("vit.", ""))
 
 
 def _dialect(spelling: str, root: str, layer_root: str) -> Dialect:
-    names = VIT_SPELLINGS[spelling]
+    names = hf.VIT_SPELLINGS[spelling]
     return Dialect(spelling, {"family": "vit", "root": root, "layer": layer_root + names["layers"], **names})
 
 
 _VIT = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "num_attention_heads": 12}
 TYPES = (
-    ModelType("vit", "ViT", _VIT),
-    ModelType("deit", "DeiT", _VIT),
-    ModelType("vit_mae", "ViTMAE", _VIT),
-    ModelType("vit_msn", "ViTMSN", {**_VIT, "layer_norm_eps": 1e-6}),
+    hf.ModelType("vit", "ViT", _VIT),
+    hf.ModelType("deit", "DeiT", _VIT),
+    hf.ModelType("vit_mae", "ViTMAE", _VIT),
+    hf.ModelType("vit_msn", "ViTMSN", {**_VIT, "layer_norm_eps": 1e-6}),
 )
-
-
-def _evidence(source: Source, prefix: str) -> int:
-    return names_model_type(source, TYPES)
 
 
 def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
@@ -73,7 +57,7 @@ def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) 
     Raises:
         ConfigError: a pooler with another activation than the representation layer's.
     """
-    values, stated = read_config(source, TYPES)
+    values, stated = hf.read_config(source, TYPES)
     pooler = f"{dialect.variables['root']}pooler.dense.weight" in tensors and "classifier.weight" not in tensors
     if pooler and values.get("pooler_act", "tanh") != "tanh":
         raise ConfigError(
@@ -82,8 +66,8 @@ def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) 
     return stated
 
 
-def _model_type(config: ViTConfig, passport: Passport | None) -> ModelType:
-    stated = stated_type(passport.sidecars, TYPES) if passport else None
+def _model_type(config: ViTConfig, passport: Passport | None) -> hf.ModelType:
+    stated = hf.stated_type(passport.sidecars, TYPES) if passport else None
     if config.distilled:
         return TYPES[1]
     return stated if stated and not (stated.name == "vit_mae" and config.num_classes) else TYPES[0]
@@ -94,13 +78,13 @@ def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
     pooler = (
         {"pooler_output_size": config.representation_dim, "pooler_act": "tanh"} if config.representation_dim else {}
     )
-    return write_config(
+    return hf.write_config(
         _model_type(config, passport),
-        TYPES,
         config,
         passport,
-        head=head if config.num_classes else "Model",
         extra={"qkv_bias": config.qkv_bias, **pooler},
+        types=TYPES,
+        head=head if config.num_classes else "",
     )
 
 
@@ -111,17 +95,16 @@ def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
 
 
 FORMATS = (
-    Format(
-        name="hf",
-        project=TYPES[0].project,
+    hf.transformers_format(
+        TYPES,
         rules=RULES,
         drops=(
             Drop(r"decoder\..*", "decoder of the masked-image pre-training"),
             Drop(r".*\.position_ids", "position_ids: a counter, not a weight"),
         ),
-        dialects=tuple(_dialect(spelling, *roots) for spelling in VIT_SPELLINGS for roots in _ROOTS),
+        dialects=tuple(_dialect(spelling, *roots) for spelling in hf.VIT_SPELLINGS for roots in _ROOTS),
         conventions={"act": "gelu", "norm_eps": 1e-12, "resize": "bicubic"},
-        limits={**VIT_LIMITS, "class_token": True, "pos_embed_prefix": True, "pool": ("cls", "cls_dist")},
+        limits={**hf.VIT_LIMITS, "class_token": True, "pos_embed_prefix": True, "pool": ("cls", "cls_dist")},
         requires=(
             Requirement(
                 "representation_dim",
@@ -129,7 +112,6 @@ FORMATS = (
                 "a model with a classifier has no pooler layer before it",
             ),
         ),
-        evidence=_evidence,
         state=_state,
         sidecars=_sidecars,
         dialect_for=_dialect_for,

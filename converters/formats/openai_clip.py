@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 from vit_hub.converters.containers import Source
 from vit_hub.converters.rules.format import SQUARE_IMAGES, SQUARE_PATCHES, Dialect, Format, Requirement, Stated
-from vit_hub.converters.rules.table import Drop, Rule, rule
+from vit_hub.converters.rules.table import Drop, Rule, rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 
-__all__ = ["LIMITS", "PROJECTION", "TEXT", "attention", "both", "clip_rules", "mlp", "norm1", "norm2"]
+__all__ = ["LIMITS", "PROJECTION", "TEXT", "attention", "clip_rules", "mlp", "norm1", "norm2"]
 
 _LAYER = "visual.transformer.resblocks.{i}"
 
@@ -26,20 +26,18 @@ _SCALARS = Drop(
 )
 
 
-def both(canonical: str, foreign: str, joint: str = ".") -> tuple[Rule, Rule]:
-    """The rules of a layer's weight and bias."""
-    return (
-        rule(f"{canonical}.weight", f"{foreign}{joint}weight"),
-        rule(f"{canonical}.bias", f"{foreign}{joint}bias"),
-    )
-
-
 attention = (
-    *both("blocks.{i}.attn.qkv", f"{_LAYER}.attn", ".in_proj_"),
-    *both("blocks.{i}.attn.proj", f"{_LAYER}.attn.out_proj"),
+    *weight_and_bias("blocks.{i}.attn.qkv", f"{_LAYER}.attn", ".in_proj_"),
+    *weight_and_bias("blocks.{i}.attn.proj", f"{_LAYER}.attn.out_proj"),
 )
-mlp = (*both("blocks.{i}.mlp.fc1", f"{_LAYER}.mlp.c_fc"), *both("blocks.{i}.mlp.fc2", f"{_LAYER}.mlp.c_proj"))
-norm1, norm2 = both("blocks.{i}.norm1", f"{_LAYER}.ln_1"), both("blocks.{i}.norm2", f"{_LAYER}.ln_2")
+mlp = (
+    *weight_and_bias("blocks.{i}.mlp.fc1", f"{_LAYER}.mlp.c_fc"),
+    *weight_and_bias("blocks.{i}.mlp.fc2", f"{_LAYER}.mlp.c_proj"),
+)
+norm1, norm2 = (
+    weight_and_bias("blocks.{i}.norm1", f"{_LAYER}.ln_1"),
+    weight_and_bias("blocks.{i}.norm2", f"{_LAYER}.ln_2"),
+)
 
 
 def clip_rules(block: tuple[Rule, ...], last_norm: str) -> tuple[Rule, ...]:
@@ -50,9 +48,9 @@ def clip_rules(block: tuple[Rule, ...], last_norm: str) -> tuple[Rule, ...]:
         # Used as x @ proj, not as a linear layer.
         rule("projection.weight", "visual.proj", "d o -> o d"),
         rule("patch_embed.proj.weight", "visual.conv1.weight"),
-        *both("norm_pre", "visual.ln_pre"),
+        *weight_and_bias("norm_pre", "visual.ln_pre"),
         *block,
-        *both(last_norm, "visual.ln_post"),
+        *weight_and_bias(last_norm, "visual.ln_post"),
     )
 
 

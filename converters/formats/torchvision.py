@@ -10,18 +10,11 @@ from collections.abc import Sequence
 from itertools import product
 
 from vit_hub.converters.rules.format import SQUARE_IMAGES, SQUARE_PATCHES, Dialect, Format, Requirement
-from vit_hub.converters.rules.table import Rule, rule
+from vit_hub.converters.rules.table import rule, weight_and_bias
 from vit_hub.model.config import ViTConfig
 
 _LAYER = "encoder.layers.encoder_layer_{i}"
 _STEM, _FOREIGN_STEM = "patch_embed.backbone.layers.{l}", "conv_proj.conv_bn_relu_{l}"
-
-
-def _both(canonical: str, foreign: str, joint: str = ".") -> tuple[Rule, Rule]:
-    return (
-        rule(f"{canonical}.weight", f"{foreign}{joint}weight"),
-        rule(f"{canonical}.bias", f"{foreign}{joint}bias"),
-    )
 
 
 RULES = (
@@ -31,17 +24,17 @@ RULES = (
         rule(f"{_STEM}.norm.{part}", f"{_FOREIGN_STEM}.1.{part}")
         for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     ),
-    *_both("patch_embed.proj", "${patch}"),
+    *weight_and_bias("patch_embed.proj", "${patch}"),
     rule("pos_embed", "encoder.pos_embedding"),
-    *_both("blocks.{i}.norm1", f"{_LAYER}.ln_1"),
-    *_both("blocks.{i}.attn.qkv", f"{_LAYER}.self_attention", ".in_proj_"),
-    *_both("blocks.{i}.attn.proj", f"{_LAYER}.self_attention.out_proj"),
-    *_both("blocks.{i}.norm2", f"{_LAYER}.ln_2"),
-    *_both("blocks.{i}.mlp.fc1", f"{_LAYER}.mlp.${{fc1}}"),
-    *_both("blocks.{i}.mlp.fc2", f"{_LAYER}.mlp.${{fc2}}"),
-    *_both("norm", "encoder.ln"),
-    *_both("pre_logits.fc", "heads.pre_logits"),
-    *_both("head", "heads.head"),
+    *weight_and_bias("blocks.{i}.norm1", f"{_LAYER}.ln_1"),
+    *weight_and_bias("blocks.{i}.attn.qkv", f"{_LAYER}.self_attention", ".in_proj_"),
+    *weight_and_bias("blocks.{i}.attn.proj", f"{_LAYER}.self_attention.out_proj"),
+    *weight_and_bias("blocks.{i}.norm2", f"{_LAYER}.ln_2"),
+    *weight_and_bias("blocks.{i}.mlp.fc1", f"{_LAYER}.mlp.${{fc1}}"),
+    *weight_and_bias("blocks.{i}.mlp.fc2", f"{_LAYER}.mlp.${{fc2}}"),
+    *weight_and_bias("norm", "encoder.ln"),
+    *weight_and_bias("pre_logits.fc", "heads.pre_logits"),
+    *weight_and_bias("head", "heads.head"),
 )
 
 _MLPS = {"": {"fc1": "0", "fc2": "3"}, "legacy": {"fc1": "linear_1", "fc2": "linear_2"}}

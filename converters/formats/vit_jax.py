@@ -10,12 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_hub.converters.containers import Source
+from vit_hub.converters.formats._flax import CONVENTIONS, LIMITS, dense, encoder_block, norm
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Stated
 from vit_hub.converters.rules.table import Drop, Rule, rule
 from vit_hub.converters.tensors import LazyTensor
-
-_BLOCK = "Transformer/encoderblock_{i}"
-_QKV = tuple(f"{_BLOCK}/${{attn}}/{part}" for part in ("query", "key", "value"))
 
 _CONV = "k l i o -> o i k l"
 # The public files keep group-norm parameters as [1, 1, 1, C].
@@ -53,24 +51,10 @@ RULES = (
     rule("pos_embed", "Transformer/posembed_input/pos_embedding"),
     rule("patch_embed.proj.weight", "embedding/kernel", _CONV),
     rule("patch_embed.proj.bias", "embedding/bias"),
-    rule("blocks.{i}.norm1.weight", f"{_BLOCK}/LayerNorm_0/scale"),
-    rule("blocks.{i}.norm1.bias", f"{_BLOCK}/LayerNorm_0/bias"),
-    rule("blocks.{i}.attn.qkv.weight", tuple(f"{name}/kernel" for name in _QKV), "d h e -> (h e) d"),
-    rule("blocks.{i}.attn.qkv.bias", tuple(f"{name}/bias" for name in _QKV), "h e -> (h e)"),
-    rule("blocks.{i}.attn.proj.weight", f"{_BLOCK}/${{attn}}/out/kernel", "h e d -> d (h e)"),
-    rule("blocks.{i}.attn.proj.bias", f"{_BLOCK}/${{attn}}/out/bias"),
-    rule("blocks.{i}.norm2.weight", f"{_BLOCK}/${{norm2}}/scale"),
-    rule("blocks.{i}.norm2.bias", f"{_BLOCK}/${{norm2}}/bias"),
-    rule("blocks.{i}.mlp.fc1.weight", f"{_BLOCK}/${{mlp}}/Dense_0/kernel", "i o -> o i"),
-    rule("blocks.{i}.mlp.fc1.bias", f"{_BLOCK}/${{mlp}}/Dense_0/bias"),
-    rule("blocks.{i}.mlp.fc2.weight", f"{_BLOCK}/${{mlp}}/Dense_1/kernel", "i o -> o i"),
-    rule("blocks.{i}.mlp.fc2.bias", f"{_BLOCK}/${{mlp}}/Dense_1/bias"),
-    rule("norm.weight", "Transformer/encoder_norm/scale"),
-    rule("norm.bias", "Transformer/encoder_norm/bias"),
-    rule("pre_logits.fc.weight", "pre_logits/kernel", "i o -> o i"),
-    rule("pre_logits.fc.bias", "pre_logits/bias"),
-    rule("head.weight", "head/kernel", "i o -> o i"),
-    rule("head.bias", "head/bias"),
+    *encoder_block("Transformer/encoderblock_{i}", attention="${attn}", norm2="${norm2}", mlp="${mlp}"),
+    *norm("norm", "Transformer/encoder_norm"),
+    *dense("pre_logits.fc", "pre_logits"),
+    *dense("head", "head"),
 )
 
 
@@ -109,8 +93,8 @@ FORMATS = (
             Dialect("linen", {"attn": "MultiHeadDotProductAttention_0", "norm2": "LayerNorm_1", "mlp": "MlpBlock_0"}),
         ),
         prefixes=("", "params/", "opt/target/", "optimizer/target/"),
-        conventions={"act": "gelu_tanh", "norm_eps": 1e-6, "resize": "bilinear-align-corners", "resize_by_count": True},
-        limits={"qkv_bias": True, "patch_bias": True, "pos_embed": "learned", "final_norm": "before"},
+        conventions=CONVENTIONS,
+        limits=LIMITS,
         requires=(
             Requirement(
                 "pos_embed_prefix",

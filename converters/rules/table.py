@@ -23,12 +23,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from typing import Any
 
 from vit_hub.converters.rules.layouts import rearrange
 from vit_hub.converters.tensors import LazyTensor, concat, split, stack, unstack
 from vit_hub.errors import CheckpointError
 
-__all__ = ["Drop", "Reading", "Rule", "Table", "rule"]
+__all__ = ["Drop", "Reading", "Rule", "Table", "rule", "weight_and_bias"]
 
 _LAYER = "{i}"
 _INDEX = re.compile(r"\{(\w)(\+1)?\}")
@@ -67,10 +68,23 @@ def rule(
     carried: bool = False,
     unless: str = "",
 ) -> Rule:
-    """A rule from single names or tuples of them."""
+    """Return a rule from single names or tuples of them."""
     names = (canonical,) if isinstance(canonical, str) else canonical
     others = (foreign,) if isinstance(foreign, str) else foreign
     return Rule(names, others, layouts or ("",), weights or (1,) * len(names), carried, unless)
+
+
+def weight_and_bias(canonical: str, foreign: str = "", joint: str = ".", **options: Any) -> tuple[Rule, Rule]:
+    """Return the rules of a layer's weight and bias.
+
+    Args:
+        canonical: the layer.
+        foreign: the layer in the format; empty where it has the same name.
+        joint: stands between the foreign layer and ``weight`` or ``bias``.
+        options: as for :func:`rule`.
+    """
+    names = [(f"{canonical}.{part}", f"{foreign or canonical}{joint}{part}") for part in ("weight", "bias")]
+    return rule(*names[0], **options), rule(*names[1], **options)
 
 
 @dataclass(frozen=True)
