@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vit_hub.converters.containers.mapped import row_major
-from vit_hub.converters.tensors import Array, LazyTensor
+from vit_hub.converters.tensors import DTYPES, TORCH_DTYPES, Array, LazyTensor
 from vit_hub.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,19 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["cast", "floats", "from_tensor", "to_torch", "torch_dtype"]
 
-_TORCH_NAMES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
-_FLOATS = ("F64", "F32", "F16", "BF16")
+_FLOATING = {name: dtype.torch for name, dtype in DTYPES.items() if dtype.floating}
 
 
 def floats(tensor: LazyTensor) -> npt.NDArray[Any]:
@@ -47,9 +35,9 @@ def torch_dtype(name: str) -> torch.dtype:
     """
     import torch
 
-    found = getattr(torch, _TORCH_NAMES.get(name, name), None)
+    found = getattr(torch, DTYPES[name].torch if name in DTYPES else name, None)
     if not isinstance(found, torch.dtype):
-        raise ConfigError(f"dtype {name!r} is not known", hint=f"known: {', '.join(_TORCH_NAMES[f] for f in _FLOATS)}")
+        raise ConfigError(f"dtype {name!r} is not known", hint=f"known: {', '.join(_FLOATING.values())}")
     return found
 
 
@@ -67,11 +55,11 @@ def cast(tensor: LazyTensor, dtype: str) -> LazyTensor:
     Raises:
         ConfigError: ``dtype`` is not a floating-point dtype.
     """
-    names = {**{name: name for name in _FLOATS}, **{_TORCH_NAMES[name]: name for name in _FLOATS}}
-    if dtype not in names:
-        raise ConfigError(f"dtype {dtype!r} is not a floating-point dtype", hint=f"known: {', '.join(names)}")
-    target = names[dtype]
-    if tensor.dtype == target or tensor.dtype not in _FLOATS:
+    target = TORCH_DTYPES.get(dtype, dtype)
+    if target not in _FLOATING:
+        known = ", ".join((*_FLOATING, *_FLOATING.values()))
+        raise ConfigError(f"dtype {dtype!r} is not a floating-point dtype", hint=f"known: {known}")
+    if tensor.dtype == target or not DTYPES[tensor.dtype].floating:
         return tensor
 
     def read() -> Array:
@@ -87,21 +75,8 @@ def from_tensor(tensor: torch.Tensor) -> LazyTensor:
     """A lazy tensor over a torch tensor, which may live on any device until it is read."""
     import torch
 
-    names = {
-        torch.float64: "F64",
-        torch.float32: "F32",
-        torch.float16: "F16",
-        torch.bfloat16: "BF16",
-        torch.int64: "I64",
-        torch.int32: "I32",
-        torch.int16: "I16",
-        torch.int8: "I8",
-        torch.uint8: "U8",
-        torch.bool: "BOOL",
-    }
-
     def read() -> object:
         values = tensor.detach().cpu().contiguous()
         return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
 
-    return LazyTensor(names[tensor.dtype], tuple(tensor.shape), read)  # type: ignore[arg-type]
+    return LazyTensor(TORCH_DTYPES[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape), read)  # type: ignore[arg-type]

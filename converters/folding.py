@@ -42,7 +42,7 @@ class Fold:
 
 def _computed(like: LazyTensor, shape: tuple[int, ...], values: Callable[[], Array]) -> LazyTensor:
     dtype = "F64" if like.dtype == "F64" else "F32"
-    return LazyTensor(dtype, shape, lambda: values().astype(DTYPES[dtype]))
+    return LazyTensor(dtype, shape, lambda: values().astype(DTYPES[dtype].carrier))
 
 
 def _is_zero(tensor: LazyTensor) -> bool:
@@ -62,7 +62,7 @@ def _biases(config: ViTConfig, tensors: Tensors, name: str) -> list[LazyTensor] 
         mask = floats(tensors[f"{name}.qkv.bias_mask"])
         if not np.isin(mask, (0, 1)).all():
             return None
-        bias = from_array(np.where(mask == 1, bias.read(), 0).astype(DTYPES[bias.dtype]), bias.dtype)
+        bias = from_array(np.where(mask == 1, bias.read(), 0).astype(DTYPES[bias.dtype].carrier), bias.dtype)
     return split(bias, (1, 1, 1))
 
 

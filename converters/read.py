@@ -14,7 +14,7 @@ from vit_hub.converters.infer_config import infer_config
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.recognize import Match, recognise, unexplained
 from vit_hub.converters.rules.table import Reading
-from vit_hub.converters.tensors import LazyTensor
+from vit_hub.converters.tensors import DTYPES, LazyTensor
 from vit_hub.errors import CheckpointError, ConfigError
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.shapes import tensor_shapes
@@ -23,7 +23,6 @@ __all__ = ["CONFIG_KEY", "PASSPORT_KEY", "Checkpoint", "open_checkpoint", "read_
 
 CONFIG_KEY = "vit_hub.config"
 PASSPORT_KEY = "vit_hub.passport"
-_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +226,7 @@ def _ordered(
                 f"{source.path}: tensor {name}{origin} has shape {found.shape}, the config says {shape}",
                 hint="the file is damaged, or an override or its config.json does not fit it",
             )
-        if found.dtype not in _FLOATS and not name.endswith("num_batches_tracked"):
+        if not DTYPES[found.dtype].floating and not name.endswith("num_batches_tracked"):
             raise CheckpointError(
                 f"{source.path}: tensor {name} has dtype {found.dtype}; weights must be floating point",
                 hint="a quantised or damaged checkpoint: take one in float32, float16 or bfloat16",

@@ -10,27 +10,61 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DTYPES", "Array", "LazyTensor", "concat", "from_array", "split", "stack", "unstack", "zeros"]
+__all__ = [
+    "CARRIERS",
+    "DTYPES",
+    "TORCH_DTYPES",
+    "Array",
+    "Dtype",
+    "LazyTensor",
+    "concat",
+    "from_array",
+    "split",
+    "stack",
+    "unstack",
+    "zeros",
+]
 
 Array = npt.NDArray[np.generic]
 
-# safetensors' dtype names -> the numpy dtype that carries the bytes (little-endian on every supported machine).
-DTYPES: dict[str, np.dtype[np.generic]] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("?"),
+
+class Dtype(NamedTuple):
+    """One dtype of tensors.
+
+    Attributes:
+        carrier: the numpy dtype of the same bytes, little-endian on every supported machine.
+        torch: torch's name.
+        storage: the class that stands for its values in torch's files.
+        floating: a floating-point dtype.
+    """
+
+    carrier: np.dtype[np.generic]
+    torch: str
+    storage: str
+    floating: bool = False
+
+
+# By safetensors' names.
+DTYPES = {
+    "F64": Dtype(np.dtype("<f8"), "float64", "DoubleStorage", floating=True),
+    "F32": Dtype(np.dtype("<f4"), "float32", "FloatStorage", floating=True),
+    "F16": Dtype(np.dtype("<f2"), "float16", "HalfStorage", floating=True),
+    "BF16": Dtype(np.dtype("<u2"), "bfloat16", "BFloat16Storage", floating=True),
+    "I64": Dtype(np.dtype("<i8"), "int64", "LongStorage"),
+    "I32": Dtype(np.dtype("<i4"), "int32", "IntStorage"),
+    "I16": Dtype(np.dtype("<i2"), "int16", "ShortStorage"),
+    "I8": Dtype(np.dtype("i1"), "int8", "CharStorage"),
+    "U8": Dtype(np.dtype("u1"), "uint8", "ByteStorage"),
+    "BOOL": Dtype(np.dtype("?"), "bool", "BoolStorage"),
 }
+TORCH_DTYPES = {dtype.torch: name for name, dtype in DTYPES.items()}
+# numpy has no bfloat16: a carrier's name is that of the integers.
+CARRIERS = {dtype.carrier: name for name, dtype in DTYPES.items() if name != "BF16"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +84,7 @@ class LazyTensor:
     @property
     def nbytes(self) -> int:
         """Bytes of the values."""
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * DTYPES[self.dtype].carrier.itemsize
 
     def permute(self, axes: Sequence[int]) -> LazyTensor:
         """The axes in another order, as ``numpy.transpose``."""
@@ -75,13 +109,12 @@ class LazyTensor:
 
 def from_array(array: Array, dtype: str | None = None) -> LazyTensor:
     """A lazy tensor over values already in memory; ``dtype`` names what the carrier holds (needed for BF16)."""
-    name = dtype or next(name for name, carrier in DTYPES.items() if carrier == array.dtype and name != "BF16")
-    return LazyTensor(name, array.shape, lambda: array)
+    return LazyTensor(dtype or CARRIERS[array.dtype], array.shape, lambda: array)
 
 
 def zeros(dtype: str, shape: tuple[int, ...]) -> LazyTensor:
     """Nothing but zeros."""
-    return LazyTensor(dtype, shape, lambda: np.zeros(shape, DTYPES[dtype]))
+    return LazyTensor(dtype, shape, lambda: np.zeros(shape, DTYPES[dtype].carrier))
 
 
 def concat(parts: Sequence[LazyTensor]) -> LazyTensor:

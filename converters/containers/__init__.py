@@ -166,7 +166,7 @@ def _read_pieces(tensors: Mapping[str, LazyTensor], names: Iterable[str]) -> Ite
     for name in names:
         tensor = tensors[name]
         array = tensor.read()
-        if array.shape != tensor.shape or array.dtype != DTYPES[tensor.dtype]:
+        if array.shape != tensor.shape or array.dtype != DTYPES[tensor.dtype].carrier:
             raise CheckpointError(
                 f"tensor {name!r}: {tensor.dtype} {tensor.shape} expected, {array.dtype} {array.shape} read",
                 hint="the file was changed while it was read",

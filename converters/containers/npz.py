@@ -14,7 +14,7 @@ import numpy as np
 
 from vit_hub.converters.containers.archive import Member, read_member, read_members, stored_zip
 from vit_hub.converters.containers.mapped import MappedFile, Pieces
-from vit_hub.converters.tensors import DTYPES, Array, LazyTensor
+from vit_hub.converters.tensors import CARRIERS, DTYPES, Array, LazyTensor
 from vit_hub.errors import CheckpointError, UnsafeCheckpointError
 
 __all__ = ["read_npz", "write_npz"]
@@ -24,7 +24,7 @@ _SUFFIX = ".npy"
 _HEADER_BYTES = 12_000
 # numpy has no bfloat16: such arrays are saved as two bytes of no known type.
 _VOID = np.dtype("V2")
-_NAMES = {carrier: name for name, carrier in DTYPES.items() if name != "BF16"} | {_VOID: "BF16"}
+_NAMES = {**CARRIERS, _VOID: "BF16"}
 
 
 def read_npz(path: Path) -> dict[str, LazyTensor]:
@@ -81,19 +81,15 @@ def _tensor(file: MappedFile, member: Member) -> LazyTensor:
             f"{member.size - start:,} declared",
             hint="the file is damaged: fetch it again",
         )
-    reader = _unpack if member.compressed else _map
-    return LazyTensor(name, tuple(shape), partial(reader, file, member, start, DTYPES[name], tuple(shape), fortran))
+    read = partial(_read, file, member, start, DTYPES[name].carrier, tuple(shape), fortran)
+    return LazyTensor(name, tuple(shape), read)
 
 
-def _map(
+def _read(
     file: MappedFile, member: Member, start: int, dtype: np.dtype[np.generic], shape: tuple[int, ...], fortran: bool
 ) -> Array:
-    return file.array(member.offset + start, dtype, shape, fortran=fortran)
-
-
-def _unpack(
-    file: MappedFile, member: Member, start: int, dtype: np.dtype[np.generic], shape: tuple[int, ...], fortran: bool
-) -> Array:
+    if not member.compressed:
+        return file.array(member.offset + start, dtype, shape, fortran=fortran)
     data = read_member(file, member)
     array: Array = np.ndarray(shape, dtype, buffer=data, offset=start, order="F" if fortran else "C")
     return array
@@ -116,7 +112,7 @@ def write_npz(path: Path, tensors: Mapping[str, LazyTensor], pieces: Pieces) -> 
 
 
 def _npy(tensor: LazyTensor, pieces: Iterator[memoryview]) -> Iterator[bytes | memoryview]:
-    dtype = _VOID if tensor.dtype == "BF16" else DTYPES[tensor.dtype]
+    dtype = _VOID if tensor.dtype == "BF16" else DTYPES[tensor.dtype].carrier
     header = io.BytesIO()
     descr = np.lib.format.dtype_to_descr(dtype)
     np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": tensor.shape})

@@ -91,7 +91,9 @@ def _tensor(file: MappedFile, name: str, entry: dict[str, Any], start: int) -> L
     dtype, shape = entry["dtype"], tuple(entry["shape"])
     if dtype not in DTYPES:
         raise CheckpointError(f"{file.path}: tensor {name!r} has dtype {dtype}", hint=f"read are {', '.join(DTYPES)}")
-    return LazyTensor(dtype, shape, partial(_read, file, start + entry["data_offsets"][0], DTYPES[dtype], shape))
+    return LazyTensor(
+        dtype, shape, partial(_read, file, start + entry["data_offsets"][0], DTYPES[dtype].carrier, shape)
+    )
 
 
 def _read(file: MappedFile, offset: int, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Array:
@@ -124,7 +126,7 @@ def write_safetensors(
     """
     if _METADATA in tensors:
         raise CheckpointError(f"{path}: no tensor of a safetensors file can be named {_METADATA!r}")
-    stored = sorted(tensors, key=lambda name: -DTYPES[tensors[name].dtype].itemsize)
+    stored = sorted(tensors, key=lambda name: -DTYPES[tensors[name].dtype].carrier.itemsize)
     offsets: dict[str, tuple[int, int]] = {}
     end = 0
     for name in stored:

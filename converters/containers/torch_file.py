@@ -22,7 +22,7 @@ import numpy as np
 from vit_hub.converters.containers.archive import Member, check_expansion, read_member, read_members, stored_zip
 from vit_hub.converters.containers.mapped import MappedFile, Pieces, Renewed
 from vit_hub.converters.containers.torchscript import is_torchscript, read_torchscript
-from vit_hub.converters.tensors import DTYPES, Array, LazyTensor
+from vit_hub.converters.tensors import DTYPES, TORCH_DTYPES, Array, LazyTensor
 from vit_hub.errors import CheckpointError, UnsafeCheckpointError
 
 if TYPE_CHECKING:
@@ -31,20 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["read_torch", "write_torch"]
 
 _RESAVE = "save the weights again as safetensors on a machine you trust"
-# safetensors' dtype name -> (torch's, the storage class that stands for it in the file).
-_DTYPES = {
-    "F64": ("float64", "DoubleStorage"),
-    "F32": ("float32", "FloatStorage"),
-    "F16": ("float16", "HalfStorage"),
-    "BF16": ("bfloat16", "BFloat16Storage"),
-    "I64": ("int64", "LongStorage"),
-    "I32": ("int32", "IntStorage"),
-    "I16": ("int16", "ShortStorage"),
-    "I8": ("int8", "CharStorage"),
-    "U8": ("uint8", "ByteStorage"),
-    "BOOL": ("bool", "BoolStorage"),
-}
-_NAMES = {torch_name: name for name, (torch_name, _) in _DTYPES.items()}
 # Real checkpoints nest three or four levels; these bounds end the walk through a pickle that refers to itself.
 _MAX_DEPTH = 32
 _MAX_OBJECTS = 1_000_000
@@ -209,7 +195,7 @@ def _describe(
     where = f"{path}: tensor {name!r}"
     if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu":
         raise CheckpointError(f"{where} is sparse, nested or without values", hint="only plain tensors are read")
-    dtype = _NAMES.get(str(tensor.dtype).removeprefix("torch."))
+    dtype = TORCH_DTYPES.get(str(tensor.dtype).removeprefix("torch."))
     if dtype is None:
         raise CheckpointError(f"{where} has dtype {tensor.dtype}", hint=f"read are {', '.join(DTYPES)}")
     if tensor.untyped_storage().nbytes() > largest:
@@ -232,7 +218,7 @@ class _Storage:
 
     def __init__(self, key: int, tensor: LazyTensor) -> None:
         self.key = str(key)
-        self.class_name = _DTYPES[tensor.dtype][1]
+        self.class_name = DTYPES[tensor.dtype].storage
         self.size = math.prod(tensor.shape)
 
 

@@ -26,18 +26,7 @@ from vit_hub.errors import CheckpointError, UnsafeCheckpointError
 __all__ = ["is_torchscript", "read_torchscript"]
 
 _DAMAGED = "the file is damaged or made to deceive: fetch it again"
-_STORAGES = {
-    "DoubleStorage": "F64",
-    "FloatStorage": "F32",
-    "HalfStorage": "F16",
-    "BFloat16Storage": "BF16",
-    "LongStorage": "I64",
-    "IntStorage": "I32",
-    "ShortStorage": "I16",
-    "CharStorage": "I8",
-    "ByteStorage": "U8",
-    "BoolStorage": "BOOL",
-}
+_STORAGES = {dtype.storage: name for name, dtype in DTYPES.items()}
 # Modules nest about ten levels; these bounds end the walk through one that holds itself.
 _MAX_DEPTH = 64
 _MAX_OBJECTS = 1_000_000
@@ -108,7 +97,7 @@ class _Unpickler(pickle.Unpickler):
             raise CheckpointError(
                 f"{self._file.path}: member {name!r} is compressed", hint="save the file again with torch"
             )
-        if size < 0 or size * DTYPES[dtype].itemsize > member.size:
+        if size < 0 or size * DTYPES[dtype].carrier.itemsize > member.size:
             raise ValueError(f"{name!r} holds {member.size:,} bytes, too few for {size:,} values of {dtype}")
         return _Storage(dtype, size, member)
 
@@ -125,7 +114,7 @@ class _Unpickler(pickle.Unpickler):
         span = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) if count else 0
         if offset + span > storage.size:
             raise ValueError(f"shape {shape} with strides {strides} at {offset} reaches beyond {storage.size:,} values")
-        check_expansion(self._file.path, "a tensor", count * DTYPES[storage.dtype].itemsize, self._file.size)
+        check_expansion(self._file.path, "a tensor", count * DTYPES[storage.dtype].carrier.itemsize, self._file.size)
         read = partial(_read, self._file, storage, offset, span, tuple(shape), tuple(strides))
         return LazyTensor(storage.dtype, tuple(shape), read)
 
@@ -137,7 +126,7 @@ def _first(value: object, *_: object) -> object:
 def _read(
     file: MappedFile, storage: _Storage, offset: int, span: int, shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> Array:
-    dtype = DTYPES[storage.dtype]
+    dtype = DTYPES[storage.dtype].carrier
     flat = file.array(storage.member.offset + offset * dtype.itemsize, dtype, (span,))
     return np.lib.stride_tricks.as_strided(flat, shape, [stride * dtype.itemsize for stride in strides])
 

@@ -17,8 +17,7 @@ from vit_hub.cli.output import Output, pass_output
 if TYPE_CHECKING:
     from vit_hub.converters import Checkpoint, Report
 
-# Bytes of one value.
-_DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
+_DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 _EPILOG = """\b
 Examples:
@@ -41,9 +40,7 @@ Examples:
     "facebook; or a dialect of one (docs/formats.md has them).",
 )
 @resize_options
-@click.option(
-    "--dtype", type=click.Choice(list(_DTYPES)), help="Change the dtype. Without it every tensor keeps its own."
-)
+@click.option("--dtype", type=click.Choice(_DTYPES), help="Change the dtype. Without it every tensor keeps its own.")
 @click.option(
     "--lossy", is_flag=True, help="Write it even where the format cannot express the model; says what is lost."
 )
@@ -96,9 +93,12 @@ def command(
 
 def _bytes(ckpt: Checkpoint, dtype: str | None) -> int:
     """How much will be written, as well as it can be known before."""
+    from vit_hub.converters.tensors import DTYPES, TORCH_DTYPES
+
     if dtype is None:
         return sum(tensor.nbytes for tensor in ckpt.tensors.values())
-    return _DTYPES[dtype] * sum(math.prod(tensor.shape) for tensor in ckpt.tensors.values())
+    itemsize = DTYPES[TORCH_DTYPES[dtype]].carrier.itemsize
+    return itemsize * sum(math.prod(tensor.shape) for tensor in ckpt.tensors.values())
 
 
 def _summary(output: Output, report: Report, source_format: str, given: Mapping[str, list[str]]) -> list[str]:

@@ -22,7 +22,7 @@ CONTAINERS = ("safetensors", "npz", "torch")
 
 
 def tensor(dtype: str, shape: tuple[int, ...], seed: int = 0) -> LazyTensor:
-    carrier = DTYPES[dtype]
+    carrier = DTYPES[dtype].carrier
     count = int(np.prod(shape))
     values = np.random.default_rng(seed).integers(0, 2 if dtype == "BOOL" else 256, count * carrier.itemsize, np.uint8)
     return from_array(values.view(carrier).reshape(shape), dtype)
@@ -64,7 +64,7 @@ def test_any_tensors_come_back_in_order_with_equal_bytes(
 def mixed() -> dict[str, LazyTensor]:
     """Every dtype, odd sizes first, so that a careless layout would misalign what follows."""
     return {
-        f"group/{name}": tensor(name, (3, 5)) for name in sorted(DTYPES, key=lambda name: DTYPES[name].itemsize)
+        f"group/{name}": tensor(name, (3, 5)) for name in sorted(DTYPES, key=lambda name: DTYPES[name].carrier.itemsize)
     } | {
         "group/scalar": tensor("F32", ()),
         "group/empty": tensor("F16", (0, 7)),
@@ -102,7 +102,7 @@ def test_numpy_loads_the_npz(tmp_path: Path) -> None:
     with np.load(path, allow_pickle=False) as loaded:
         assert loaded.files == list(mixed())
         for name, item in mixed().items():
-            expected = np.dtype("V2") if item.dtype == "BF16" else DTYPES[item.dtype]
+            expected = np.dtype("V2") if item.dtype == "BF16" else DTYPES[item.dtype].carrier
             assert loaded[name].dtype == expected
             assert loaded[name].shape == item.shape
             assert loaded[name].tobytes() == item.read().tobytes()
