@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vit_hub.converters.containers import Source, open_source
+from vit_hub.converters.containers import RawCheckpoint, open_raw
 from vit_hub.converters.infer_config import infer_config
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.recognize import Match, recognise, unexplained
+from vit_hub.converters.recognize import Match, recognize, unexplained
 from vit_hub.converters.rules.table import Reading
 from vit_hub.converters.tensors import DTYPES, LazyTensor
 from vit_hub.errors import CheckpointError, ConfigError
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.shapes import tensor_shapes
 
-__all__ = ["CONFIG_KEY", "PASSPORT_KEY", "Checkpoint", "open_checkpoint", "read_source"]
+__all__ = ["CONFIG_KEY", "PASSPORT_KEY", "Checkpoint", "open_checkpoint", "read_raw"]
 
 CONFIG_KEY = "vit_hub.config"
 PASSPORT_KEY = "vit_hub.passport"
@@ -50,7 +50,7 @@ class Checkpoint:
     dropped: Mapping[str, str] = field(default_factory=dict)
     inferred: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    source: Source
+    source: RawCheckpoint
     origin: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -80,11 +80,11 @@ def open_checkpoint(
         CheckpointError: damaged, or tensors are missing, unknown or of unexpected shape.
         ConfigError: a config field cannot be told, or an override does not fit.
     """
-    return read_source(open_source(path), format=format, overrides=overrides, hints=hints)
+    return read_raw(open_raw(path), format=format, overrides=overrides, hints=hints)
 
 
-def read_source(
-    source: Source,
+def read_raw(
+    raw: RawCheckpoint,
     *,
     format: str | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -92,74 +92,74 @@ def read_source(
 ) -> Checkpoint:
     """As :func:`open_checkpoint`, for a source that is open already (or was never a file)."""
     given = dict(overrides or {})
-    if not source.tensors:
-        raise CheckpointError(f"{source.path}: the file holds no tensors")
-    if CONFIG_KEY in source.metadata and format in (None, "canonical"):
-        return _read_canonical(source, given)
+    if not raw.tensors:
+        raise CheckpointError(f"{raw.path}: the file holds no tensors")
+    if CONFIG_KEY in raw.metadata and format in (None, "canonical"):
+        return _read_canonical(raw, given)
     if format == "canonical":
         raise CheckpointError(
-            f"{source.path}: not a canonical file: its metadata has no {CONFIG_KEY!r}",
+            f"{raw.path}: not a canonical file: its metadata has no {CONFIG_KEY!r}",
             hint="leave out format= (--format): the content says what it is",
         )
-    match = recognise(source, format)
-    sizes = {**match.form.axes(source, match.tensors), **_axis_sizes(given)}
+    match = recognize(raw, format)
+    sizes = {**match.format.axes(raw, match.tensors), **_axis_sizes(given)}
     try:
-        reading = match.form.table(match.dialect).read(match.tensors, sizes)
+        reading = match.format.table(match.dialect).read(match.tensors, sizes)
     except CheckpointError as error:
         hint = "the file is damaged, or an override does not fit it"
-        raise CheckpointError(f"{source.path}: {error.message}", hint=hint) from error
+        raise CheckpointError(f"{raw.path}: {error.message}", hint=hint) from error
     dropped = {match.prefix + name: reason for name, reason in reading.dropped.items()}
     unknown = [match.prefix + name for name in reading.unknown]
-    for name in source.tensors:
+    for name in raw.tensors:
         if not name.startswith(match.prefix):
-            reason = next((drop.reason for drop in match.form.outside if re.fullmatch(drop.pattern, name)), None)
+            reason = next((drop.reason for drop in match.format.outside if re.fullmatch(drop.pattern, name)), None)
             if reason is None:
                 unknown.append(name)
             else:
                 dropped[name] = reason
     if unknown:
-        raise unexplained(match, source, unknown)
-    stated = match.form.state(source, match.tensors, match.dialect)
+        raise unexplained(match, raw, unknown)
+    stated = match.format.state(raw, match.tensors, match.dialect)
     try:
         config, inferred = infer_config(
             {name: tensor.shape for name, tensor in reading.tensors.items()},
             overrides=given,
             stated={**(hints or {}), **stated.fields},
             stated_by=stated.by or "the registry",
-            conventions=match.form.conventions,
-            convention_of=match.form.project,
+            conventions=match.format.conventions,
+            convention_of=match.format.project,
         )
     except ConfigError as error:
-        raise ConfigError(f"{source.path}: {error.message}", hint=error.hint) from error
+        raise ConfigError(f"{raw.path}: {error.message}", hint=error.hint) from error
     warnings = list(stated.warnings)
-    if match.alike:
-        inferred["format"] = f"container, wrapper and tensors; {', '.join(match.alike)} names its tensors alike"
+    if match.ambiguous:
+        inferred["format"] = f"container, wrapper and tensors; {', '.join(match.ambiguous)} has the same tensor names"
         warnings.append(
-            f"read as {match.label}; {', '.join(match.alike)} checkpoints have the same tensor names: "
+            f"read as {match.label}; {', '.join(match.ambiguous)} checkpoints have the same tensor names: "
             f"give format= (--format) if it is one, for they may run or resize differently"
         )
     passport = Passport(
         format=match.label,
         variables=dict(match.dialect.variables),
         prefix=match.prefix,
-        container=source.container,
+        container=raw.container,
         shapes={match.prefix + name: list(shape) for name, shape in reading.shapes.items()},
         names={match.prefix + name: match.prefix + found for name, found in reading.names.items()},
         carried=sorted(reading.carried),
         overrides={key: list(value) if isinstance(value, tuple) else value for key, value in given.items()},
-        sidecars=dict(source.sidecars),
-        source=[{"file": file.name, "size": file.stat().st_size} for file in source.files],
+        sidecars=dict(raw.sidecars),
+        source=[{"file": file.name, "size": file.stat().st_size} for file in raw.files],
     )
     return Checkpoint(
-        path=source.path,
+        path=raw.path,
         format=match.label,
         config=config,
-        tensors=_ordered(source, config, reading.tensors, reading.carried, match, reading),
+        tensors=_ordered(raw, config, reading.tensors, reading.carried, match, reading),
         passport=passport,
         dropped=dropped,
         inferred=inferred,
         warnings=tuple(warnings),
-        source=source,
+        source=raw,
         origin={name: tuple(match.prefix + part for part in parts) for name, parts in reading.origin.items()},
     )
 
@@ -173,34 +173,34 @@ def _axis_sizes(fields: Mapping[str, Any]) -> dict[str, int]:
     return sizes
 
 
-def _read_canonical(source: Source, overrides: Mapping[str, Any]) -> Checkpoint:
+def _read_canonical(raw: RawCheckpoint, overrides: Mapping[str, Any]) -> Checkpoint:
     try:
-        stored = json.loads(source.metadata[CONFIG_KEY])
+        stored = json.loads(raw.metadata[CONFIG_KEY])
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"{source.path}: {CONFIG_KEY} in the metadata is not JSON: {error}") from error
+        raise CheckpointError(f"{raw.path}: {CONFIG_KEY} in the metadata is not JSON: {error}") from error
     if not isinstance(stored, dict):
-        raise CheckpointError(f"{source.path}: {CONFIG_KEY} in the metadata is not a JSON object")
+        raise CheckpointError(f"{raw.path}: {CONFIG_KEY} in the metadata is not a JSON object")
     try:
         config = ViTConfig.from_dict({**stored, **overrides})
     except ConfigError as error:
-        raise ConfigError(f"{source.path}: {error.message}", hint=error.hint) from error
+        raise ConfigError(f"{raw.path}: {error.message}", hint=error.hint) from error
     passport = Passport(format="canonical")
-    if PASSPORT_KEY in source.metadata:
-        passport = Passport.from_json(source.metadata[PASSPORT_KEY], str(source.path))
+    if PASSPORT_KEY in raw.metadata:
+        passport = Passport.from_json(raw.metadata[PASSPORT_KEY], str(raw.path))
     return Checkpoint(
-        path=source.path,
+        path=raw.path,
         format="canonical",
         config=config,
-        tensors=_ordered(source, config, source.tensors, passport.carried, None, None),
+        tensors=_ordered(raw, config, raw.tensors, passport.carried, None, None),
         passport=passport,
         inferred={name: "metadata of the file" for name in stored if name not in overrides},
-        source=source,
-        origin={name: (name,) for name in source.tensors},
+        source=raw,
+        origin={name: (name,) for name in raw.tensors},
     )
 
 
 def _ordered(
-    source: Source,
+    raw: RawCheckpoint,
     config: ViTConfig,
     tensors: Mapping[str, LazyTensor],
     carried: list[str],
@@ -213,9 +213,9 @@ def _ordered(
     surplus = [name for name in tensors if name not in expected and name not in carried]
     if missing or surplus:
         parts = [f"missing {_listed(missing)}" * bool(missing), f"unexpected {_listed(surplus)}" * bool(surplus)]
-        fmt = match.label if match else "canonical"
+        label = match.label if match else "canonical"
         raise CheckpointError(
-            f"{source.path}: as a {fmt} checkpoint it has {'; '.join(part for part in parts if part)}",
+            f"{raw.path}: as a {label} checkpoint it has {'; '.join(part for part in parts if part)}",
             hint="the file is incomplete, or overrides do not fit it",
         )
     for name, shape in expected.items():
@@ -223,12 +223,12 @@ def _ordered(
         if found.shape != shape:
             origin = f" (from {', '.join(reading.origin[name])})" if reading and name in reading.origin else ""
             raise CheckpointError(
-                f"{source.path}: tensor {name}{origin} has shape {found.shape}, the config says {shape}",
+                f"{raw.path}: tensor {name}{origin} has shape {found.shape}, the config says {shape}",
                 hint="the file is damaged, or an override or its config.json does not fit it",
             )
         if not DTYPES[found.dtype].floating and not name.endswith("num_batches_tracked"):
             raise CheckpointError(
-                f"{source.path}: tensor {name} has dtype {found.dtype}; weights must be floating point",
+                f"{raw.path}: tensor {name} has dtype {found.dtype}; weights must be floating point",
                 hint="a quantised or damaged checkpoint: take one in float32, float16 or bfloat16",
             )
     return {**{name: tensors[name] for name in expected}, **{name: tensors[name] for name in carried}}

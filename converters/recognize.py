@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vit_hub.converters.containers import Source
+from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import all_formats, format_names, formats_named
 from vit_hub.converters.rules.format import Dialect, Format
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import CheckpointError, UnknownFormatError
 
-__all__ = ["Match", "recognise", "unexplained"]
+__all__ = ["Match", "recognize", "unexplained"]
 
 Candidates = Sequence[tuple[Format, Sequence[Dialect]]]
 # What names are made of: levels of modules and of nested dicts.
@@ -29,27 +29,27 @@ class Match:
         tensors: the tensors under the prefix, without it.
         ruled: how many of them a rule explains.
         unknown: names under the prefix that neither a rule nor a drop explains.
-        alike: other formats that explain the tensors just as well.
+        ambiguous: other formats, of other conventions, that explain the tensors just as well.
     """
 
-    form: Format
+    format: Format
     dialect: Dialect
     prefix: str
     tensors: Mapping[str, LazyTensor]
     ruled: int
     unknown: tuple[str, ...]
-    alike: tuple[str, ...] = ()
+    ambiguous: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
         """What ``to=`` would call it."""
-        return self.form.label(self.dialect)
+        return self.format.label(self.dialect)
 
 
-def _match(source: Source, form: Format, dialect: Dialect, prefix: str, complete: bool) -> Match | None:
+def _match(raw: RawCheckpoint, fmt: Format, dialect: Dialect, prefix: str, complete: bool) -> Match | None:
     """None if a complete match is asked for, and a name is unknown."""
-    inside = {name[len(prefix) :]: tensor for name, tensor in source.tensors.items() if name.startswith(prefix)}
-    table, ruled, unknown = form.table(dialect), 0, []
+    inside = {name[len(prefix) :]: tensor for name, tensor in raw.tensors.items() if name.startswith(prefix)}
+    table, ruled, unknown = fmt.table(dialect), 0, []
     for name in inside:
         verdict = table.explain(name)
         ruled += verdict == "rule"
@@ -57,34 +57,34 @@ def _match(source: Source, form: Format, dialect: Dialect, prefix: str, complete
             if complete:
                 return None
             unknown.append(name)
-    return Match(form, dialect, prefix, inside, ruled, tuple(unknown))
+    return Match(fmt, dialect, prefix, inside, ruled, tuple(unknown))
 
 
-def _matches(source: Source, candidates: Candidates, *, complete: bool = False) -> list[Match]:
+def _matches(raw: RawCheckpoint, candidates: Candidates, *, complete: bool = False) -> list[Match]:
     found = (
-        _match(source, form, dialect, prefix, complete)
-        for form, dialects in candidates
+        _match(raw, fmt, dialect, prefix, complete)
+        for fmt, dialects in candidates
         for dialect in dialects
-        for prefix in form.prefixes
-        if any(name.startswith(prefix) for name in source.tensors)
+        for prefix in fmt.prefixes
+        if any(name.startswith(prefix) for name in raw.tensors)
     )
     return [match for match in found if match is not None]
 
 
-def _best(source: Source, matches: Sequence[Match]) -> Match | None:
+def _best(raw: RawCheckpoint, matches: Sequence[Match]) -> Match | None:
     return max(
         matches,
         key=lambda match: (
             match.ruled > 0 and not match.unknown,
             match.ruled,
             -len(match.unknown),
-            match.form.evidence(source, match.prefix),
+            match.format.evidence(raw, match.prefix),
         ),
         default=None,
     )
 
 
-def recognise(source: Source, label: str | None = None) -> Match:
+def recognize(raw: RawCheckpoint, label: str | None = None) -> Match:
     """The best match: none unknown, most explained by rules, fewest unknown, most evidence, the order of the formats.
 
     Args:
@@ -94,17 +94,17 @@ def recognise(source: Source, label: str | None = None) -> Match:
     Raises:
         UnknownFormatError: no table explains at least half of the tensors, or there is no such format.
     """
-    candidates: Candidates = [(form, form.dialects) for form in all_formats()]
+    candidates: Candidates = [(fmt, fmt.dialects) for fmt in all_formats()]
     if label is not None:
         candidates = formats_named(label)
         if not candidates:
             raise UnknownFormatError(f"there is no format {label!r}", hint=f"formats: {', '.join(format_names())}")
     # Nearly every file has a complete match; to know how far off the others are takes much longer.
-    matches = _matches(source, candidates, complete=True)
-    best = _best(source, matches)
+    matches = _matches(raw, candidates, complete=True)
+    best = _best(raw, matches)
     if best is None or not best.ruled:
-        matches = _matches(source, candidates)
-        best = _best(source, matches)
+        matches = _matches(raw, candidates)
+        best = _best(raw, matches)
     if best is None or not best.ruled or 2 * len(best.unknown) > len(best.tensors):
         known = f"formats: {', '.join(name for name in format_names() if '-' not in name)}"
         if label is None:
@@ -112,55 +112,55 @@ def recognise(source: Source, label: str | None = None) -> Match:
         else:
             wanted, hint = f"the format {label}", f"without format= (--format) its content decides; {known}"
         raise UnknownFormatError(
-            f"{source.path}: not a Vision Transformer checkpoint of {wanted}; {_near_miss(source, best)}", hint=hint
+            f"{raw.path}: not a Vision Transformer checkpoint of {wanted}; {_near_miss(raw, best)}", hint=hint
         )
     equal = [match for match in matches if (match.ruled, match.unknown) == (best.ruled, best.unknown)]
-    possible = [match for match in equal if match.form.evidence(source, match.prefix) >= 0]
-    ways = best.form.conventions
-    alike = dict.fromkeys(m.label for m in possible if m.form.conventions != ways and m.label != best.label)
-    return dataclasses.replace(best, alike=tuple(alike))
+    possible = [match for match in equal if match.format.evidence(raw, match.prefix) >= 0]
+    conventions = best.format.conventions
+    others = (m.label for m in possible if m.format.conventions != conventions and m.label != best.label)
+    return dataclasses.replace(best, ambiguous=tuple(dict.fromkeys(others)))
 
 
-def _near_miss(source: Source, best: Match | None) -> str:
+def _near_miss(raw: RawCheckpoint, best: Match | None) -> str:
     """What the file might be: the best match, without an unknown prefix if that explains more."""
-    total = len(source.tensors)
+    total = len(raw.tensors)
     if best is not None and not best.ruled and not best.unknown and best.tensors:
-        reasons = best.form.table(best.dialect).read(best.tensors, {}).dropped.values()
+        reasons = best.format.table(best.dialect).read(best.tensors, {}).dropped.values()
         return f"as {best.label} it holds only: {', '.join(dict.fromkeys(reasons))}"
-    for prefix, count in _common_prefixes(source):
-        inside = {name[len(prefix) :]: item for name, item in source.tensors.items() if name.startswith(prefix)}
-        shorter = dataclasses.replace(source, tensors=inside)
-        found = _best(shorter, _matches(shorter, [(form, form.dialects) for form in all_formats()]))
+    for prefix, count in _common_prefixes(raw):
+        inside = {name[len(prefix) :]: item for name, item in raw.tensors.items() if name.startswith(prefix)}
+        shorter = dataclasses.replace(raw, tensors=inside)
+        found = _best(shorter, _matches(shorter, [(fmt, fmt.dialects) for fmt in all_formats()]))
         if found is not None and found.ruled > max(count // 2, best.ruled if best else 0):
             return (
                 f"{found.ruled} of its {total} tensors would be {found.label}'s without {prefix!r} before their names: "
                 f"save them without it"
             )
     if best is None or not best.ruled:
-        return f"none of its {total} tensors is known, the first is {next(iter(source.tensors), '(none)')!r}"
+        return f"none of its {total} tensors is known, the first is {next(iter(raw.tensors), '(none)')!r}"
     shown = ", ".join(best.unknown[:3]) + (", ..." if len(best.unknown) > 3 else "")
     return f"{best.label} matches best, with {best.ruled} of {total} tensors, but not {shown}"
 
 
-def _common_prefixes(source: Source) -> list[tuple[str, int]]:
+def _common_prefixes(raw: RawCheckpoint) -> list[tuple[str, int]]:
     """What at least a third of the names begin with, up to three levels, and how many do; the longest first."""
-    counts = Counter(name[: level.end()] for name in source.tensors for level in list(_LEVEL.finditer(name))[:3])
-    common = [item for item in counts.items() if 3 * item[1] >= len(source.tensors)]
+    counts = Counter(name[: level.end()] for name in raw.tensors for level in list(_LEVEL.finditer(name))[:3])
+    common = [item for item in counts.items() if 3 * item[1] >= len(raw.tensors)]
     return sorted(common, key=lambda item: (-len(item[0]), item[0]))
 
 
-def unexplained(match: Match, source: Source, unknown: Sequence[str]) -> CheckpointError:
+def unexplained(match: Match, raw: RawCheckpoint, unknown: Sequence[str]) -> CheckpointError:
     """The error for tensors that the best table does not know, each with the nearest name it does know."""
     import difflib
 
-    patterns = match.form.table(match.dialect).foreign_names()
+    patterns = match.format.table(match.dialect).foreign_names()
     lines = []
     for name in unknown[:8]:
         near = difflib.get_close_matches(name.removeprefix(match.prefix), patterns, n=1, cutoff=0.4)
         lines.append(name + (f" (nearest: {near[0]})" if near else ""))
     more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
     return CheckpointError(
-        f"{source.path}: {match.ruled} of {len(source.tensors)} tensors are {match.label}'s, but not "
+        f"{raw.path}: {match.ruled} of {len(raw.tensors)} tensors are {match.label}'s, but not "
         f"{', '.join(lines)}{more}",
         hint="every tensor must be accounted for; is it another model, or a file with additions?",
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit_hub.converters.casting import from_tensor
-from vit_hub.converters.containers import Source
+from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.read import Checkpoint
 from vit_hub.converters.write import write_canonical
@@ -32,7 +32,7 @@ def snapshot(model: VisionTransformer) -> Checkpoint:
         config=model.config,
         tensors=tensors,
         passport=dataclasses.replace(passport, carried=sorted(model.carried)),
-        source=Source(path, "safetensors", tensors, {}, {}, ()),
+        source=RawCheckpoint(path, "safetensors", tensors, {}, {}, ()),
         origin={name: (name,) for name in tensors},
     )
 

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vit_hub.converters.containers import CONTAINER_SUFFIXES, Source, open_source, write_tensors
+from vit_hub.converters.containers import CONTAINER_SUFFIXES, RawCheckpoint, open_raw, write_tensors
 from vit_hub.converters.containers.ahead import meanwhile
 from vit_hub.converters.containers.atomic import atomic_path
 from vit_hub.converters.containers.hashing import file_sha256
 from vit_hub.converters.folding import FOLDS, Fold
 from vit_hub.converters.formats import all_formats, format_names, formats_named
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.read import CONFIG_KEY, PASSPORT_KEY, Checkpoint, open_checkpoint, read_source
+from vit_hub.converters.read import CONFIG_KEY, PASSPORT_KEY, Checkpoint, open_checkpoint, read_raw
 from vit_hub.converters.rules.format import Dialect, Format, Sidecars
 from vit_hub.converters.tensors import LazyTensor, zeros
 from vit_hub.errors import ConfigError, UnknownFormatError, UnsupportedByFormatError, VitHubError
@@ -31,8 +31,8 @@ from vit_hub.preprocessing.of_checkpoint import preprocessing_of
 
 __all__ = ["Report", "convert_checkpoint", "foreign_tensors", "prospects", "write_canonical"]
 
-# What a bare file never says and every loader of it is told: no reason to refuse, but to say so.
-_TOLD_BY_CALLER = ("num_heads", "image_size")
+# Bare files never state these, and their loaders get them as options: a reason to warn, none to refuse.
+_OPTIONS = ("num_heads", "image_size")
 # How a table is resized later does not change the numbers at the stored size.
 _NOT_NUMERIC = ("resize", "resize_by_count")
 
@@ -65,14 +65,14 @@ class _Plan:
     """Everything about to be written, still unread; the checkpoint is the one given, or that folded."""
 
     ckpt: Checkpoint
-    form: Format
+    format: Format
     dialect: Dialect
     tensors: dict[str, LazyTensor]
     sidecars: Sidecars
     left_out: tuple[str, ...]
     problems: tuple[tuple[str, str], ...]
     # Whether the source was in this dialect of this format, and how far else this is from what it was in.
-    home: bool
+    native: bool
     distance: tuple[int, ...]
     folds: tuple[Fold, ...] = ()
 
@@ -165,9 +165,9 @@ def _plan(ckpt: Checkpoint, to: str, *, with_sidecars: bool, lossy: bool) -> _Pl
     named = formats_named(to)
     if not named:
         raise UnknownFormatError(f"there is no format {to!r}", hint=f"formats: {', '.join(format_names())}")
-    open_to_all = [(form, dialects) for form, dialects in named if not form.returned_only or ckpt.passport.format == to]
-    plans = [_plan_for(ckpt, form, dialects, to, with_sidecars) for form, dialects in open_to_all or named]
-    best = min(plans, key=lambda plan: (len(plan.problems), plan.cost, not plan.home, plan.distance))
+    writable = [(fmt, dialects) for fmt, dialects in named if not fmt.returned_only or ckpt.passport.format == to]
+    plans = [_plan_for(ckpt, fmt, dialects, to, with_sidecars) for fmt, dialects in writable or named]
+    best = min(plans, key=lambda plan: (len(plan.problems), plan.cost, not plan.native, plan.distance))
     if best.problems and not lossy:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in best.problems)
         able = [name for name in _able(ckpt, with_sidecars) if name != to]
@@ -181,21 +181,21 @@ def _plan(ckpt: Checkpoint, to: str, *, with_sidecars: bool, lossy: bool) -> _Pl
 def _able(ckpt: Checkpoint, with_sidecars: bool) -> list[str]:
     """The formats that can express a model."""
     able = ["canonical"]
-    for form in all_formats():
-        if form.name not in able and not _plan_for(ckpt, form, form.dialects, form.name, with_sidecars).problems:
-            able.append(form.name)
+    for fmt in all_formats():
+        if fmt.name not in able and not _plan_for(ckpt, fmt, fmt.dialects, fmt.name, with_sidecars).problems:
+            able.append(fmt.name)
     return able
 
 
-def _plan_for(ckpt: Checkpoint, form: Format, dialects: Sequence[Dialect], label: str, with_sidecars: bool) -> _Plan:
+def _plan_for(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], label: str, with_sidecars: bool) -> _Plan:
     """What writing in one format would give, with what the format needs folded."""
-    plan = _plain_plan(ckpt, form, dialects, label, with_sidecars)
+    plan = _plain_plan(ckpt, fmt, dialects, label, with_sidecars)
     for fold in FOLDS:
         wanted = plan.fields & {*fold.fields}
         folded = fold.apply(plan.ckpt.config, plan.ckpt.tensors) if wanted else None
         if folded is not None:
             changed = dataclasses.replace(plan.ckpt, config=folded[0], tensors=folded[1])
-            candidate = _plain_plan(changed, form, dialects, label, with_sidecars)
+            candidate = _plain_plan(changed, fmt, dialects, label, with_sidecars)
             if not wanted & candidate.fields:
                 plan = dataclasses.replace(candidate, folds=(*plan.folds, fold))
     return plan
@@ -205,37 +205,37 @@ def _folded(plan: _Plan) -> list[str]:
     return [f"irreversible: {fold.text}" for fold in plan.folds]
 
 
-def _plain_plan(ckpt: Checkpoint, form: Format, dialects: Sequence[Dialect], label: str, with_sidecars: bool) -> _Plan:
+def _plain_plan(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], label: str, with_sidecars: bool) -> _Plan:
     """What writing in one format would give, and everything that speaks against it."""
     config, passport = ckpt.config, ckpt.passport
-    own = [d for d in dialects if form.label(d) == passport.format == label and dict(d.variables) == passport.variables]
-    home = bool(own)
-    dialect = own[0] if home else form.dialect_for(config, dialects)
+    own = [d for d in dialects if fmt.label(d) == passport.format == label and dict(d.variables) == passport.variables]
+    native = bool(own)
+    dialect = own[0] if native else fmt.dialect_for(config, dialects)
     # What a source of this very format held, its project could do, if not at every size.
-    problems = [need for need in form.obstacles(config) if not home or need[0] in passport.resized_from]
-    foreign, left = form.table(dialect).write(ckpt.tensors, _axis_sizes(config))
-    if not home:
+    problems = [need for need in fmt.obstacles(config) if not native or need[0] in passport.resized_from]
+    foreign, left = fmt.table(dialect).write(ckpt.tensors, _axis_sizes(config))
+    if not native:
         dtype = next(iter(ckpt.tensors.values())).dtype
-        filled = form.zeros(config, dialect).items()
+        filled = fmt.zeros(config, dialect).items()
         foreign |= {name: zeros(dtype, shape) for name, shape in filled if name not in foreign}
     carried = tuple(name for name in left if name in passport.carried)
     for name in left:
         if name not in carried and field_of(name) not in {field for field, _ in problems}:
             problems.append((field_of(name), f"it has no place for {name}"))
-    prefix = passport.prefix if home else form.prefixes[0]
+    prefix = passport.prefix if native else fmt.prefixes[0]
     tensors = {prefix + name: tensor for name, tensor in foreign.items()}
-    if home:
+    if native:
         tensors = {passport.names.get(name, name): tensor for name, tensor in tensors.items()}
         shapes = passport.shapes
         tensors = {name: tensor.reshape(shapes[name]) if name in shapes else tensor for name, tensor in tensors.items()}
-    sidecars = form.sidecars(config, passport) if with_sidecars else {}
+    sidecars = fmt.sidecars(config, passport) if with_sidecars else {}
     if not problems:
-        problems += _read_back(ckpt, form, dialect, tensors, sidecars, home)
-    distance = (int(form.label(dialect) != passport.format), *_unlikeness(form, config, passport, sidecars))
-    return _Plan(ckpt, form, dialect, tensors, sidecars, carried, tuple(problems), home, distance)
+        problems += _read_back(ckpt, fmt, dialect, tensors, sidecars, native)
+    distance = (int(fmt.label(dialect) != passport.format), *_distance(fmt, config, passport, sidecars))
+    return _Plan(ckpt, fmt, dialect, tensors, sidecars, carried, tuple(problems), native, distance)
 
 
-def _unlikeness(form: Format, config: ViTConfig, passport: Passport, sidecars: Sidecars) -> tuple[int, int]:
+def _distance(fmt: Format, config: ViTConfig, passport: Passport, sidecars: Sidecars) -> tuple[int, int]:
     """What tells apart formats of one name that can all express a model: lower is closer to what it was.
 
     First come the config files it had, then how many conventions of the format it follows.
@@ -245,7 +245,7 @@ def _unlikeness(form: Format, config: ViTConfig, passport: Passport, sidecars: S
         for name, content in passport.sidecars.items()
         for key, value in content.items()
     )
-    return -kept, -sum(getattr(config, name) == value for name, value in form.conventions.items())
+    return -kept, -sum(getattr(config, name) == value for name, value in fmt.conventions.items())
 
 
 def _axis_sizes(config: ViTConfig) -> dict[str, int]:
@@ -254,14 +254,14 @@ def _axis_sizes(config: ViTConfig) -> dict[str, int]:
 
 
 def _read_back(
-    ckpt: Checkpoint, form: Format, dialect: Dialect, foreign: Mapping[str, LazyTensor], sidecars: Sidecars, home: bool
+    ckpt: Checkpoint, fmt: Format, dialect: Dialect, foreign: Mapping[str, LazyTensor], sidecars: Sidecars, native: bool
 ) -> list[tuple[str, str]]:
     """Fields that the written file would not give back."""
     config = ckpt.config
-    again = {**(ckpt.passport.overrides if home else {}), **_told(config)}
-    source = Source(Path("planned"), form.container, dict(foreign), {}, sidecars, ())
+    given = {**(ckpt.passport.overrides if native else {}), **_options(config)}
+    raw = RawCheckpoint(Path("planned"), fmt.container, dict(foreign), {}, sidecars, ())
     try:
-        result = read_source(source, format=form.label(dialect), overrides=again).config
+        result = read_raw(raw, format=fmt.label(dialect), overrides=given).config
     except VitHubError as error:
         return [("config", error.message)]
     return [
@@ -271,25 +271,26 @@ def _read_back(
     ]
 
 
-def _told(config: ViTConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in _TOLD_BY_CALLER}
+def _options(config: ViTConfig) -> dict[str, Any]:
+    """Return the options that a loader of the model's bare file is given."""
+    return {name: getattr(config, name) for name in _OPTIONS}
 
 
-def _untold(plan: _Plan) -> list[str]:
-    """What readers of the written file will have to be told."""
-    ckpt, told = plan.ckpt, _told(plan.ckpt.config)
-    again = {**(ckpt.passport.overrides if plan.home else {}), **told}
-    source = Source(Path("planned"), plan.form.container, plan.tensors, {}, plan.sidecars, ())
-    label, untold = plan.form.label(plan.dialect), []
-    for name, value in told.items():
+def _unstated(plan: _Plan) -> list[str]:
+    """Return a warning for each option that the written file does not state."""
+    ckpt, options = plan.ckpt, _options(plan.ckpt.config)
+    given = {**(ckpt.passport.overrides if plan.native else {}), **options}
+    raw = RawCheckpoint(Path("planned"), plan.format.container, plan.tensors, {}, plan.sidecars, ())
+    label, warned = plan.format.label(plan.dialect), []
+    for name, value in options.items():
         try:
-            alone = read_source(source, format=label, overrides={k: v for k, v in again.items() if k != name}).config
+            alone = read_raw(raw, format=label, overrides={k: v for k, v in given.items() if k != name}).config
             known = getattr(alone, name) == value
         except VitHubError:
             known = False
         if not known:
-            untold.append(f"the file does not say {name}={value}: whoever loads it must be told")
-    return untold
+            warned.append(f"the file does not state {name}={value}: give it when you load the file")
+    return warned
 
 
 def _write(
@@ -305,12 +306,12 @@ def _write(
     rest = _read_rest(ckpt) if keep_rest else {}
     tensors |= rest
     sidecars = dict(plan.sidecars)
-    if rest and plan.home:
+    if rest and plan.native:
         # The whole model is together again, and the source's own config files describe it.
         sidecars |= {name: content for name, content in ckpt.passport.sidecars.items() if name in sidecars}
-    file = target if container else target / plan.form.filename
+    file = target if container else target / plan.format.filename
     write_tensors(
-        file, container or plan.form.container, _cast_all(tensors, dtype), plan.form.metadata, progress=progress
+        file, container or plan.format.container, _cast_all(tensors, dtype), plan.format.metadata, progress=progress
     )
     for name, content in sidecars.items():
         with atomic_path(target / name) as temporary:
@@ -318,10 +319,10 @@ def _write(
     dropped = dict(ckpt.dropped)
     for name in plan.left_out:
         for source_name in ckpt.origin.get(name, (name,)):
-            dropped[source_name] = f"unused by the model, and {plan.form.name} has no place for it"
-    notes = [*ckpt.warnings, *_folded(plan), *([] if plan.problems else _untold(plan))]
+            dropped[source_name] = f"unused by the model, and {plan.format.name} has no place for it"
+    notes = [*ckpt.warnings, *_folded(plan), *([] if plan.problems else _unstated(plan))]
     notes += [f"lossy: {name}: {reason}" for name, reason in plan.problems]
-    label = plan.form.label(plan.dialect)
+    label = plan.format.label(plan.dialect)
     return Report(target, label, plan.ckpt.config, dropped, dict(ckpt.inferred), notes, lossy=bool(plan.problems))
 
 
@@ -344,7 +345,7 @@ def _loss(ckpt: Checkpoint, report: Report) -> str:
     from vit_hub.converters.compare import output_difference
 
     try:
-        written = open_checkpoint(report.path, format=report.format, overrides=_told(ckpt.config))
+        written = open_checkpoint(report.path, format=report.format, overrides=_options(ckpt.config))
         difference = output_difference(ckpt, written)
     except Exception as error:
         return f"lossy: the result cannot be read back to measure the loss: {error}"
@@ -403,4 +404,4 @@ def _write_rest(ckpt: Checkpoint, path: Path) -> None:
 
 def _read_rest(ckpt: Checkpoint) -> Mapping[str, LazyTensor]:
     path = _rest_path(ckpt.path)
-    return open_source(path).tensors if path.exists() else {}
+    return open_raw(path).tensors if path.exists() else {}

@@ -161,13 +161,13 @@ def _formats() -> str:
     rows = ""
     for summary, members in _modules().items():
         name = members[0].name
-        labels = dict.fromkeys(form.label(dialect) for form in members for dialect in form.dialects)
+        labels = dict.fromkeys(fmt.label(dialect) for fmt in members for dialect in fmt.dialects)
         dialects = [label.removeprefix(f"{name}-") for label in labels if label != name]
         parts = dict.fromkeys(part for dialect in dialects for part in dialect.split("-"))
         combined = len(dialects) > len(parts)
         shown = ", ".join(f"`{item}`" for item in (parts if combined else dialects)) + " and combined" * combined
-        projects = dict.fromkeys(form.project.partition("' ")[0] for form in members)
-        containers = dict.fromkeys(form.container for form in members)
+        projects = dict.fromkeys(fmt.project.partition("' ")[0] for fmt in members)
+        containers = dict.fromkeys(fmt.container for fmt in members)
         models = re.split(r"(?<=\w)\. |; ", summary)[0].rstrip(".").replace("``", "`")
         models = models.removeprefix(f"{members[0].project}: ")
         rows += _row(f"`{name}`", shown, ", ".join(projects), models, ", ".join(containers))
@@ -176,34 +176,34 @@ def _formats() -> str:
 
 def _conventions() -> str:
     rows = ""
-    for form in all_formats():
-        told, label = form.conventions, form.label(form.dialects[0])
-        rows += _row(f"`{label}`", form.project, f"`{told['act']}`", f"{told['norm_eps']:.0e}", f"`{told['resize']}`")
+    for fmt in all_formats():
+        known, label = fmt.conventions, fmt.label(fmt.dialects[0])
+        rows += _row(f"`{label}`", fmt.project, f"`{known['act']}`", f"{known['norm_eps']:.0e}", f"`{known['resize']}`")
     return rows.replace("e-0", "e-")
 
 
 def _limits() -> str:
     rows: dict[tuple[str, ...], list[str]] = {}
-    for form in all_formats():
-        if not form.returned_only:
-            fields = [f"`{name}` {' or '.join(map(str, form.possible_values()[name]))}" for name in sorted(form.limits)]
-            conditions = [f"`{need.field}`: {need.message}" for need in form.requires]
-            cells = (form.project, ", ".join(fields), "; ".join(conditions))
-            rows.setdefault(cells, []).append(f"`{form.label(form.dialects[0])}`")
+    for fmt in all_formats():
+        if not fmt.returned_only:
+            fields = [f"`{name}` {' or '.join(map(str, fmt.possible_values()[name]))}" for name in sorted(fmt.limits)]
+            conditions = [f"`{need.field}`: {need.message}" for need in fmt.requires]
+            cells = (fmt.project, ", ".join(fields), "; ".join(conditions))
+            rows.setdefault(cells, []).append(f"`{fmt.label(fmt.dialects[0])}`")
     return "".join(_row(", ".join(labels), *cells) for cells, labels in rows.items())
 
 
 def _overrides(name: str, config: dict[str, object]) -> dict[str, object]:
-    told: dict[str, object] = {}
+    options: dict[str, object] = {}
     if name.startswith(UNSTATED):
-        told["num_heads"] = config["heads"]
+        options["num_heads"] = config["heads"]
     if "quick" in str(config["activation"]).lower() and name.startswith("timm"):
-        told["act"] = "quick_gelu"
+        options["act"] = "quick_gelu"
     if name.startswith(("timm_dinov3", "fb_dinov3", "bv_tok_sincos2d")):
-        told["image_size"] = tuple(config["image_size"])  # type: ignore[arg-type]
+        options["image_size"] = tuple(config["image_size"])  # type: ignore[arg-type]
     if name.startswith("timm_dinov3"):
-        told["pool"] = "cls"
-    return told
+        options["pool"] = "cls"
+    return options
 
 
 def _matrix() -> str:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from vit_hub.converters.build import build
 from vit_hub.converters.casting import from_tensor, to_torch
-from vit_hub.converters.containers import Source
-from vit_hub.converters.read import read_source
+from vit_hub.converters.containers import RawCheckpoint
+from vit_hub.converters.read import read_raw
 from vit_hub.converters.save import snapshot
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.converters.write import foreign_tensors
@@ -135,10 +135,10 @@ def from_module(module: nn.Module) -> VisionTransformer:
     else:
         raise UnknownFormatError(f"{name} is neither a timm Vision Transformer nor a transformers model")
     tensors = {key: from_tensor(value) for key, value in module.state_dict().items()}
-    source = Source(Path(name), "safetensors", tensors, {}, sidecars, ())
+    source = RawCheckpoint(Path(name), "safetensors", tensors, {}, sidecars, ())
     state = dict(module.state_dict())
     dtype = next(iter(state.values())).dtype
-    made = build(read_source(source, format=label, overrides=facts), dtype=dtype)
+    made = build(read_raw(source, format=label, overrides=facts), dtype=dtype)
     return made.to(next(iter(state.values())).device)
 
 

@@ -19,7 +19,7 @@ from vit_hub.converters.containers.torch_file import read_torch, write_torch
 from vit_hub.converters.tensors import DTYPES, LazyTensor
 from vit_hub.errors import CheckpointError
 
-__all__ = ["CONTAINER_SUFFIXES", "Source", "atomic_path", "open_source", "write_tensors"]
+__all__ = ["CONTAINER_SUFFIXES", "RawCheckpoint", "atomic_path", "open_raw", "write_tensors"]
 
 # How files are customarily named when they are written; reading never looks at the name.
 CONTAINER_SUFFIXES: dict[str, str] = {
@@ -33,7 +33,7 @@ CONTAINER_SUFFIXES: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Source:
+class RawCheckpoint:
     """An opened checkpoint: everything known from headers, no values read yet.
 
     Attributes:
@@ -54,7 +54,7 @@ class Source:
     files: tuple[Path, ...]
 
 
-def open_source(path: str | Path) -> Source:
+def open_raw(path: str | Path) -> RawCheckpoint:
     """Open a weight file, the index of a sharded one, or a folder that holds either. The content decides what it is.
 
     Raises:
@@ -76,7 +76,7 @@ def open_source(path: str | Path) -> Source:
             container, tensors, metadata, files = _read_shards(weights)
         else:
             (tensors, metadata), files = _read(weights, container), (weights,)
-        return Source(path, container, tensors, metadata, read_sidecars(path, weights), files)
+        return RawCheckpoint(path, container, tensors, metadata, read_sidecars(path, weights), files)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}", hint="check the file and its permissions") from error
 

@@ -21,7 +21,7 @@ def all_formats() -> tuple[Format, ...]:
 
 def format_names() -> list[str]:
     """What ``to=`` and ``format=`` accept: every format and dialect, and ``canonical``."""
-    labels = [label for form in all_formats() for label in (form.name, *map(form.label, form.dialects))]
+    labels = [label for fmt in all_formats() for label in (fmt.name, *map(fmt.label, fmt.dialects))]
     return ["canonical", *dict.fromkeys(labels)]
 
 
@@ -31,9 +31,9 @@ def formats_named(label: str) -> list[tuple[Format, tuple[Dialect, ...]]]:
     A format's own name leaves all its dialects open; ``hf-v5`` leaves those spelled so.
     """
     found = []
-    for form in all_formats():
-        named = tuple(dialect for dialect in form.dialects if form.label(dialect) == label)
-        dialects = form.dialects if form.name == label else named
+    for fmt in all_formats():
+        named = tuple(dialect for dialect in fmt.dialects if fmt.label(dialect) == label)
+        dialects = fmt.dialects if fmt.name == label else named
         if dialects:
-            found.append((form, dialects))
+            found.append((fmt, dialects))
     return found

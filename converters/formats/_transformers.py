@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vit_hub.converters.containers import Source
+from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
 from vit_hub.converters.rules.table import Drop, rule, weight_and_bias
@@ -172,11 +172,11 @@ def stated_type(sidecars: Mapping[str, Mapping[str, Any]], types: Sequence[Model
     return next((kind for kind in types for name in names if name in (kind.name, kind.whole or kind.name)), None)
 
 
-def names_model_type(source: Source, types: Sequence[ModelType]) -> int:
+def names_model_type(raw: RawCheckpoint, types: Sequence[ModelType]) -> int:
     """Return as evidence 1 if config.json names one of the model types, -1 if it names another, 0 if none."""
-    if "model_type" not in source.sidecars.get(_FILE, {}):
+    if "model_type" not in raw.sidecars.get(_FILE, {}):
         return 0
-    return 1 if stated_type(source.sidecars, types) else -1
+    return 1 if stated_type(raw.sidecars, types) else -1
 
 
 def transformers_format(types: Sequence[ModelType], **options: Any) -> Format:
@@ -187,8 +187,8 @@ def transformers_format(types: Sequence[ModelType], **options: Any) -> Format:
         options: as for :class:`Format`.
     """
     common = {
-        "evidence": lambda source, prefix: names_model_type(source, types),
-        "state": lambda source, tensors, dialect: read_config(source, types)[1],
+        "evidence": lambda raw, prefix: names_model_type(raw, types),
+        "state": lambda raw, tensors, dialect: read_config(raw, types)[1],
     }
     return Format(name="hf", project=types[0].project, **{**common, **options})
 
@@ -210,7 +210,7 @@ def tower_dialect(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
     return next((d for d in dialects if d.name and bool(d.variables["root"]) != alone), dialects[0])
 
 
-def read_config(source: Source, types: Sequence[ModelType]) -> tuple[dict[str, Any], Stated]:
+def read_config(raw: RawCheckpoint, types: Sequence[ModelType]) -> tuple[dict[str, Any], Stated]:
     """What a config.json says about the image tower: all its values, and those that are fields of the model.
 
     What it leaves out takes the default of its class, as transformers does, and a warning says so.
@@ -218,8 +218,8 @@ def read_config(source: Source, types: Sequence[ModelType]) -> tuple[dict[str, A
     Raises:
         ConfigError: an activation that the model does not have.
     """
-    whole, values = _parts(source.sidecars)
-    kind, warnings = stated_type(source.sidecars, types), []
+    whole, values = _parts(raw.sidecars)
+    kind, warnings = stated_type(raw.sidecars, types), []
     if kind:
         missing = {key: default for key, default in kind.defaults.items() if values.get(key) is None}
         warnings = [f"{_FILE} has no {key}: {kind.classes}'s default {value} is used" for key, value in missing.items()]
@@ -232,7 +232,7 @@ def read_config(source: Source, types: Sequence[ModelType]) -> tuple[dict[str, A
         fields["act"] = ACTIVATIONS[act]
     elif "hidden_act" in values:
         known = ", ".join(ACTIVATIONS)
-        raise ConfigError(f"{source.path}: {_FILE}: hidden_act {act!r} is not supported", hint=f"supported: {known}")
+        raise ConfigError(f"{raw.path}: {_FILE}: hidden_act {act!r} is not supported", hint=f"supported: {known}")
     size = fields.get("image_size")
     if kind and kind.square and isinstance(size, (list, tuple)) and len(set(size)) > 1:
         warnings.append(

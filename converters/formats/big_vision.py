@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from vit_hub.converters.containers import Source
+from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats._flax import CONVENTIONS, LIMITS, dense, encoder_block, norm
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Stated
 from vit_hub.converters.rules.table import Drop, rule
@@ -53,7 +53,7 @@ def _dialect(*names: str) -> Dialect:
     return Dialect("-".join(filter(None, names)), variables)
 
 
-def _axes(source: Source, tensors: Mapping[str, LazyTensor]) -> dict[str, int]:
+def _axes(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor]) -> dict[str, int]:
     """NaFlex flattens the patch kernel [p * p * 3, D]; patches are square and images have three channels."""
     kernel = tensors.get("embedding/kernel")
     if kernel is None or len(kernel.shape) != 2:
@@ -62,7 +62,7 @@ def _axes(source: Source, tensors: Mapping[str, LazyTensor]) -> dict[str, int]:
     return {"p": side, "q": side, "c": 3}
 
 
-def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Attention kernels say how many heads there are; a model without a stored table computes one."""
     fields: dict[str, Any] = {}
     block = dialect.variables["block"].replace("{i}", "0")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vit_hub.converters.containers import Source
+from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Stated
 from vit_hub.converters.rules.table import Drop, Rule, rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
@@ -43,18 +43,18 @@ CLASS_ROW: Mapping[str, object] = {**PLAIN, "class_token": True, "pos_embed_pref
 _HAS_HEAD = Requirement("num_classes", lambda c: c.num_classes > 0, "its models always have a classifier")
 
 
-def is_original(source: Source, marks: int = 0) -> int:
+def is_original(raw: RawCheckpoint, marks: int = 0) -> int:
     """How much speaks for Facebook's own files: a PyTorch pickle without timm's config.json, and marks of a kind.
 
     timm's state dicts have the same names, but timm publishes safetensors files and hub folders.
     """
-    foreign = source.container != "torch" or "architecture" in source.sidecars.get("config.json", {})
+    foreign = raw.container != "torch" or "architecture" in raw.sidecars.get("config.json", {})
     return -1 if foreign else 1 + marks
 
 
 def facebook_format(project: str, **options: Any) -> Format:
     """Return the format of one of Facebook's projects, with what most of them have in common."""
-    common = {"conventions": CONVENTIONS, "evidence": lambda source, prefix: is_original(source)}
+    common = {"conventions": CONVENTIONS, "evidence": lambda raw, prefix: is_original(raw)}
     return Format(
         name="facebook",
         project=f"facebookresearch/{project}",
@@ -64,9 +64,9 @@ def facebook_format(project: str, **options: Any) -> Format:
     )
 
 
-def _wrapped(source: Source, prefix: str, marks: int = 0) -> int:
+def _wrapped(raw: RawCheckpoint, prefix: str, marks: int = 0) -> int:
     """The same for files that always wrap their tensors: bare ones with timm's names are rather timm's."""
-    return is_original(source, marks) if prefix else -1
+    return is_original(raw, marks) if prefix else -1
 
 
 _CONV_STEM = tuple(
@@ -88,7 +88,7 @@ _MOCO_BODY = (
 )
 
 
-def _moco_heads(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+def _moco_heads(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """moco-v3's ViT-S has 12 heads of 32 channels (vits.py); its other models have heads of 64."""
     if "cls_token" in tensors and tensors["cls_token"].shape[-1] == 384:
         return Stated({"num_heads": 12}, "moco-v3's models of this width")
@@ -139,7 +139,7 @@ FORMATS = (
                 "a model with a distillation token reads it for its output",
             ),
         ),
-        evidence=lambda source, prefix: _wrapped(source, prefix, 1 if f"{prefix}head.weight" in source.tensors else -1),
+        evidence=lambda raw, prefix: _wrapped(raw, prefix, 1 if f"{prefix}head.weight" in raw.tensors else -1),
     ),
     facebook_format(
         "mae",
@@ -169,7 +169,7 @@ FORMATS = (
                 "it norms all tokens and takes the class token, or norms the mean of the patches",
             ),
         ),
-        evidence=lambda source, prefix: _wrapped(source, prefix),
+        evidence=lambda raw, prefix: _wrapped(raw, prefix),
         dialect_for=lambda config, dialects: dialects[config.head_norm],
     ),
     facebook_format(
@@ -183,7 +183,7 @@ FORMATS = (
         dialects=(Dialect("ijepa"),),
         prefixes=("target_encoder/module.", "target_encoder/", "encoder/module.", "encoder/"),
         limits=PLAIN,
-        evidence=lambda source, prefix: is_original(source, -(f"{prefix}cls_token" in source.tensors)),
+        evidence=lambda raw, prefix: is_original(raw, -(f"{prefix}cls_token" in raw.tensors)),
     ),
     facebook_format(
         "msn",
@@ -197,7 +197,7 @@ FORMATS = (
         dialects=(Dialect("msn"),),
         prefixes=("target_encoder/module.", "target_encoder/", "encoder/module.", "encoder/"),
         limits=CLASS_ROW,
-        evidence=lambda source, prefix: is_original(source, -(f"{prefix}cls_token" not in source.tensors)),
+        evidence=lambda raw, prefix: is_original(raw, -(f"{prefix}cls_token" not in raw.tensors)),
     ),
     facebook_format(
         "moco-v3",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import product
 
-from vit_hub.converters.containers import Source
+from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats.facebook import (
     CLASS_ROW,
     CLASS_TOKEN,
@@ -44,7 +44,7 @@ _BLOCKS = {"dinov2": "blocks.{i}", "dinov2-chunked": "blocks.{c}.{i}"}
 _MLPS = {"mlp": ("fc1", "fc2"), "swiglu_packed": ("w12", "w3")}
 
 
-def _resize(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+def _resize(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """hub/backbones.py gives models with registers interpolate_antialias=True, interpolate_offset=0.0."""
     if "register_tokens" not in tensors:
         return Stated()
@@ -87,7 +87,7 @@ FORMATS = (
             ),
         ),
         # Without its mask token a file is as likely timm's, or DINO's if it has no layer scale either.
-        evidence=lambda source, prefix: is_original(source) if f"{prefix}mask_token" in source.tensors else -1,
+        evidence=lambda raw, prefix: is_original(raw) if f"{prefix}mask_token" in raw.tensors else -1,
         state=_resize,
         zeros=lambda config, dialect: {"mask_token": (1, config.embed_dim)},
         dialect_for=_dialect_for,

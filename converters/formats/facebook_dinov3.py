@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vit_hub.converters.containers import Source
+from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats.facebook import CLASS_TOKEN, COUNTERS, facebook_format
 from vit_hub.converters.rules.format import Dialect, Requirement, Stated
 from vit_hub.converters.rules.table import Drop, rule, weight_and_bias
@@ -42,7 +42,7 @@ RULES = (
 _ROPE = Rope(theta=100.0, coordinates="centered", pairs="half", stored_periods=True)
 
 
-def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """There is a period for every four channels of a head."""
     periods, token = tensors.get("rope_embed.periods"), tensors.get("cls_token")
     if periods is None or token is None or not periods.shape or not periods.shape[0]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from vit_hub.converters.containers import Source
+from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
@@ -68,15 +68,15 @@ _BEIT = hf.ModelType("beit", "Beit", _DEFAULTS, square=True)
 _DATA2VEC = hf.ModelType("data2vec-vision", "Data2VecVision", _DEFAULTS, square=True)
 
 
-def _evidence(kind: hf.ModelType, source: Source, prefix: str) -> int:
+def _evidence(kind: hf.ModelType, raw: RawCheckpoint, prefix: str) -> int:
     """Only the biases tell a model without relative positions and layer scale from ViT."""
-    biased = any(name.endswith(("query.bias", "q_proj.bias")) for name in source.tensors)
-    return hf.names_model_type(source, (kind,)) or biased - 1
+    biased = any(name.endswith(("query.bias", "q_proj.bias")) for name in raw.tensors)
+    return hf.names_model_type(raw, (kind,)) or biased - 1
 
 
-def _state(kind: hf.ModelType, source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+def _state(kind: hf.ModelType, raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Reads config.json; a backbone without any final norm gives tokens."""
-    _, stated = hf.read_config(source, (kind,))
+    _, stated = hf.read_config(raw, (kind,))
     relative = any(name.endswith("relative_position_bias_table") for name in tensors)
     norms = (f"{dialect.variables['norm']}.weight", f"{dialect.variables['root']}pooler.layernorm.weight")
     fields = {**stated.fields, "resize": "relpos-bilinear" if relative else "bicubic"}

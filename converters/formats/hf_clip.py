@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from vit_hub.converters.containers import Source
+from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Requirement, Sidecars, Stated
@@ -40,9 +40,9 @@ _TYPE = hf.ModelType(
 TYPES = (_TYPE,)
 
 
-def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Reads config.json of an image tower, or its part in that of a full model."""
-    _, stated = hf.read_config(source, TYPES)
+    _, stated = hf.read_config(raw, TYPES)
     pooling = {"pool": "avg", "final_norm": "none"} if _HEAD in tensors else {"pool": "cls"}
     return replace(stated, fields={**stated.fields, **pooling})
 

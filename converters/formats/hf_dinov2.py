@@ -11,7 +11,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from vit_hub.converters.containers import Source
+from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import SQUARE_IMAGES, Dialect, Format, Requirement, Sidecars, Stated
@@ -55,9 +55,9 @@ def _dialect(kind: hf.ModelType, spelling: str, ffn: str, root: str) -> Dialect:
     return Dialect(spelling, {"family": kind.name, "ffn": ffn, "root": root, "layer": layer, **names})
 
 
-def _state(kind: hf.ModelType, source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+def _state(kind: hf.ModelType, raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Reads config.json; the gated feed-forward layer has SiLU whatever it says."""
-    _, stated = hf.read_config(source, (kind,))
+    _, stated = hf.read_config(raw, (kind,))
     fields = dict(stated.fields)
     if dialect.variables["ffn"] == "swiglu_packed":
         fields["act"] = "silu"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from vit_hub.converters.containers import Source
+from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Requirement, Sidecars, Stated
@@ -58,20 +58,20 @@ TYPES = (hf.ModelType("dinov3_vit", "DINOv3ViT", _DEFAULTS),)
 _ROPE: dict[str, Any] = {"theta": 100.0, "coordinates": "centered", "pairs": "half"}
 
 
-def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Reads config.json.
 
     Raises:
         ConfigError: a combination of biases that the model does not have.
     """
-    values, stated = hf.read_config(source, TYPES)
+    values, stated = hf.read_config(raw, TYPES)
     for key in ("proj_bias", "mlp_bias"):
         if values.get(key) is False:
-            raise ConfigError(f"{source.path}: config.json says {key}=false: models without it are not supported")
+            raise ConfigError(f"{raw.path}: config.json says {key}=false: models without it are not supported")
     query, key, value = (values.get(f"{part}_bias", part != "key") for part in ("query", "key", "value"))
     if query != value or (key and not query):
         raise ConfigError(
-            f"{source.path}: qkv_bias: config.json says query_bias={query}, key_bias={key}, value_bias={value}: "
+            f"{raw.path}: qkv_bias: config.json says query_bias={query}, key_bias={key}, value_bias={value}: "
             f"models have biases on all three, on queries and values, or on none"
         )
     fields = dict(stated.fields)

@@ -5,7 +5,7 @@ Source: transformers/models/ijepa/modeling_ijepa.py.
 
 from __future__ import annotations
 
-from vit_hub.converters.containers import Source
+from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Sidecars
@@ -21,9 +21,9 @@ def _dialect(spelling: str, root: str) -> Dialect:
     return Dialect(spelling, {"family": "ijepa", "root": root, "layer": root + names["layers"], **names})
 
 
-def _evidence(source: Source, prefix: str) -> int:
-    stated = hf.names_model_type(source, TYPES)
-    return stated or int(not any(name.endswith("cls_token") for name in source.tensors))
+def _evidence(raw: RawCheckpoint, prefix: str) -> int:
+    stated = hf.names_model_type(raw, TYPES)
+    return stated or int(not any(name.endswith("cls_token") for name in raw.tensors))
 
 
 def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from vit_hub.converters.containers import Source
+from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
@@ -66,10 +66,10 @@ _TWO = hf.ModelType(
 )
 
 
-def _evidence(kind: hf.ModelType, source: Source, prefix: str) -> int:
+def _evidence(kind: hf.ModelType, raw: RawCheckpoint, prefix: str) -> int:
     """The model type, and the axes of the patch embedding."""
-    axes = next((len(tensor.shape) for name, tensor in source.tensors.items() if name.endswith(_PATCH)), 0)
-    return hf.names_model_type(source, (kind,)) + 2 * (axes == (2 if kind is _TWO else 4))
+    axes = next((len(tensor.shape) for name, tensor in raw.tensors.items() if name.endswith(_PATCH)), 0)
+    return hf.names_model_type(raw, (kind,)) + 2 * (axes == (2 if kind is _TWO else 4))
 
 
 def _whole_number(values: Mapping[str, Any], key: str) -> int:
@@ -78,9 +78,9 @@ def _whole_number(values: Mapping[str, Any], key: str) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 
-def _axes(source: Source, tensors: Mapping[str, LazyTensor]) -> dict[str, int]:
+def _axes(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor]) -> dict[str, int]:
     """SigLIP 2's patches are square; without a config.json images have three channels."""
-    values, _ = hf.read_config(source, (_TWO,))
+    values, _ = hf.read_config(raw, (_TWO,))
     chans = _whole_number(values, "num_channels") or 3
     for name, kernel in tensors.items():
         if name.endswith(_PATCH) and len(kernel.shape) == 2:
@@ -89,9 +89,9 @@ def _axes(source: Source, tensors: Mapping[str, LazyTensor]) -> dict[str, int]:
     return {}
 
 
-def _state(kind: hf.ModelType, source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+def _state(kind: hf.ModelType, raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Reads config.json of an image tower, or its part in that of a full model."""
-    values, stated = hf.read_config(source, (kind,))
+    values, stated = hf.read_config(raw, (kind,))
     fields = dict(stated.fields)
     if _HEAD in tensors:
         fields["pool"] = "avg"

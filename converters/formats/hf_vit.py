@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vit_hub.converters.containers import Source
+from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Requirement, Sidecars, Stated
@@ -51,18 +51,16 @@ TYPES = (
 )
 
 
-def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Reads config.json.
 
     Raises:
         ConfigError: a pooler with another activation than the representation layer's.
     """
-    values, stated = hf.read_config(source, TYPES)
+    values, stated = hf.read_config(raw, TYPES)
     pooler = f"{dialect.variables['root']}pooler.dense.weight" in tensors and "classifier.weight" not in tensors
     if pooler and values.get("pooler_act", "tanh") != "tanh":
-        raise ConfigError(
-            f"{source.path}: config.json: pooler_act {values['pooler_act']!r} is not supported, only tanh"
-        )
+        raise ConfigError(f"{raw.path}: config.json: pooler_act {values['pooler_act']!r} is not supported, only tanh")
     return stated
 
 

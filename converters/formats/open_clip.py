@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from vit_hub.converters.containers import Source
+from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats.openai_clip import LIMITS, PROJECTION, TEXT, attention, clip_rules, mlp, norm1, norm2
 from vit_hub.converters.formats.timm import mlp_ratio
 from vit_hub.converters.passport import Passport
@@ -44,28 +44,28 @@ _BLOCK = (
 _POOLS = {"tok": "cls", "avg": "avg"}
 
 
-def model_config(source: Source) -> Mapping[str, Any]:
+def model_config(raw: RawCheckpoint) -> Mapping[str, Any]:
     """``model_cfg`` of the config beside the weights; empty if there is none."""
-    found = source.sidecars.get(CONFIG, {}).get("model_cfg", {})
+    found = raw.sidecars.get(CONFIG, {}).get("model_cfg", {})
     return found if isinstance(found, Mapping) else {}
 
 
-def is_named(source: Source) -> bool:
+def is_named(raw: RawCheckpoint) -> bool:
     """Whether the files bear open_clip's customary names."""
-    return CONFIG in source.sidecars or any(file.name.startswith("open_clip_") for file in source.files)
+    return CONFIG in raw.sidecars or any(file.name.startswith("open_clip_") for file in raw.files)
 
 
-def _evidence(source: Source, prefix: str, after: bool) -> int:
+def _evidence(raw: RawCheckpoint, prefix: str, after: bool) -> int:
     """Customary file names, and whether the config has the norm where this format has it."""
-    config = model_config(source).get("vision_cfg")
+    config = model_config(raw).get("vision_cfg")
     if config is None:
-        return 4 * is_named(source) if after else -1
+        return 4 * is_named(raw) if after else -1
     return 4 if bool(config.get("final_ln_after_pool", False)) == after else 3
 
 
-def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Reads the config; without one, a model reads the class token."""
-    model = model_config(source)
+    model = model_config(raw)
     vision = model.get("vision_cfg")
     if vision is None:
         return Stated({"pool": "cls"}, "open_clip's default pool_type")

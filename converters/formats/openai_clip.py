@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vit_hub.converters.containers import Source
+from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.rules.format import SQUARE_IMAGES, SQUARE_PATCHES, Dialect, Format, Requirement, Stated
 from vit_hub.converters.rules.table import Drop, Rule, rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
@@ -65,24 +65,24 @@ LIMITS: Mapping[str, object] = {
 PROJECTION = Requirement("projection_dim", lambda c: c.projection_dim > 0, "it always has a projection")
 
 
-def _evidence(source: Source, prefix: str) -> int:
+def _evidence(raw: RawCheckpoint, prefix: str) -> int:
     """What tells OpenAI's files from open_clip's, which have the same names.
 
     OpenAI keeps matrices in float16 beside float32 norms, and declares a block's attention before its first norm, which
     shows in files that keep the order of declaration (safetensors files of others are sorted by name).
     """
-    if "open_clip_config.json" in source.sidecars:
+    if "open_clip_config.json" in raw.sidecars:
         return -1
     layer = f"{prefix}{_LAYER}".replace("{i}", "0")
     first, norm = f"{layer}.attn.in_proj_weight", f"{layer}.ln_1.weight"
-    if first not in source.tensors or norm not in source.tensors:
+    if first not in raw.tensors or norm not in raw.tensors:
         return 0
-    names = list(source.tensors)
+    names = list(raw.tensors)
     declared = names != sorted(names) and names.index(first) < names.index(norm)
-    return 2 * (source.tensors[first].dtype != source.tensors[norm].dtype) + declared
+    return 2 * (raw.tensors[first].dtype != raw.tensors[norm].dtype) + declared
 
 
-def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """build_model counts a head for every 64 channels; forward reads the class token."""
     width = tensors["visual.class_embedding"].shape[-1] if "visual.class_embedding" in tensors else 0
     heads = {"num_heads": width // 64} if width and width % 64 == 0 else {}

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vit_hub.converters.containers import Source
+from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
 from vit_hub.converters.rules.table import Drop, rule
@@ -92,15 +92,15 @@ _FIXED: tuple[tuple[str, dict[str, Any]], ...] = (
 _NORMED_AFTER = ("_rpn_", "eva02_enormous_")
 
 
-def architecture_of(source: Source) -> str:
+def architecture_of(raw: RawCheckpoint) -> str:
     """timm's name of the model, where its config.json is there.
 
     Raises:
         ConfigError: a model that computes otherwise than its tensors' names suggest.
     """
-    name = str(source.sidecars.get("config.json", {}).get("architecture", ""))
+    name = str(raw.sidecars.get("config.json", {}).get("architecture", ""))
     if any(part in name for part in _NORMED_AFTER):
-        raise ConfigError(f"{source.path}: architecture {name}: blocks that norm after their layers are not supported")
+        raise ConfigError(f"{raw.path}: architecture {name}: blocks that norm after their layers are not supported")
     return name
 
 
@@ -119,10 +119,10 @@ def stated_everywhere(file: Mapping[str, Any], tensors: Mapping[str, LazyTensor]
     return fields
 
 
-def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Reads timm's config.json: architecture, model_args, pooling."""
     distilled = {"pool": "cls_dist"} if "dist_token" in tensors else {}
-    architecture, file = architecture_of(source), source.sidecars.get("config.json", {})
+    architecture, file = architecture_of(raw), raw.sidecars.get("config.json", {})
     if not architecture:
         shown = {**distilled, **({"norm_eps": 1e-5} if "norm_pre.weight" in tensors else {})}
         if any(name.startswith("patch_embed.backbone.") for name in tensors):

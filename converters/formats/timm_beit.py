@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vit_hub.converters.containers import Source
+from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats.timm import (
     NO_EXTRAS,
     OUTSIDE,
@@ -31,14 +31,14 @@ _NAMES = (
 )
 
 
-def _evidence(source: Source, prefix: str) -> int:
+def _evidence(raw: RawCheckpoint, prefix: str) -> int:
     """Without a relative position table it is another of timm's models with these names."""
-    return 1 if any(name.endswith("relative_position_bias_table") for name in source.tensors) else -1
+    return 1 if any(name.endswith("relative_position_bias_table") for name in raw.tensors) else -1
 
 
-def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Reads timm's config.json; without one, a norm after pooling means the mean of the patches."""
-    file = source.sidecars.get("config.json", {})
+    file = raw.sidecars.get("config.json", {})
     if "architecture" not in file:
         return Stated()
     return Stated(stated_everywhere(file, tensors), "config.json")

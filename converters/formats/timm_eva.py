@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from vit_hub.converters.containers import Source
+from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats.timm import (
     NAMES,
     NO_EXTRAS,
@@ -112,7 +112,7 @@ def _gated(tensors: Mapping[str, LazyTensor]) -> bool:
     return fc1 is None or fc2 is None or fc1.shape[0] == 2 * fc2.shape[1]
 
 
-def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """The facts of the published models, then what timm's config.json says otherwise.
 
     Raises:
@@ -120,12 +120,12 @@ def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) 
     """
     if "attn_pool.latent" in tensors and _gated(tensors):
         raise ConfigError(
-            f"{source.path}: act: timm's Eva pools with GELU, and its blocks have gates with SiLU: not supported"
+            f"{raw.path}: act: timm's Eva pools with GELU, and its blocks have gates with SiLU: not supported"
         )
-    architecture, fields = architecture_of(source), _facts(tensors)
+    architecture, fields = architecture_of(raw), _facts(tensors)
     if not architecture:
         return Stated(fields, "what timm's architectures with these tensors do")
-    file = source.sidecars["config.json"]
+    file = raw.sidecars["config.json"]
     args = file.get("model_args", {})
     fields["norm_eps"] = 1e-5 if re.search(_NORM_EPS_1E5, architecture) else 1e-6
     if "use_rot_pos_emb" in args:
@@ -195,10 +195,10 @@ def _sidecars(config: ViTConfig, passport: Passport | None, fused: bool) -> Side
     return {"config.json": hub_config(architecture, args, config, passport)}
 
 
-def _evidence(source: Source, prefix: str) -> int:
+def _evidence(raw: RawCheckpoint, prefix: str) -> int:
     """A Perception Encoder has only names that timm's VisionTransformer has too."""
-    names = {name[len(prefix) :] for name in source.tensors if name.startswith(prefix)}
-    architecture = str(source.sidecars.get("config.json", {}).get("architecture", ""))
+    names = {name[len(prefix) :] for name in raw.tensors if name.startswith(prefix)}
+    architecture = str(raw.sidecars.get("config.json", {}).get("architecture", ""))
     stated = re.search(_EVA, architecture) is not None
     return int(stated or (not architecture and _is_perception_encoder(names)))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vit_hub.converters.containers import Source
+from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats._flax import CONVENTIONS, LIMITS, dense, encoder_block, norm
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Stated
 from vit_hub.converters.rules.table import Drop, Rule, rule
@@ -58,19 +58,19 @@ RULES = (
 )
 
 
-def _axes(source: Source, tensors: Mapping[str, LazyTensor]) -> dict[str, int]:
+def _axes(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor]) -> dict[str, int]:
     """Every block has as many heads as the first."""
     names = (f"Transformer/encoderblock_0/MultiHeadDotProductAttention_{n}/query/kernel" for n in (0, 1))
     query = next((tensors[name] for name in names if name in tensors), None)
     return {} if query is None or len(query.shape) != 3 else {"h": query.shape[1]}
 
 
-def _evidence(source: Source, prefix: str) -> int:
+def _evidence(raw: RawCheckpoint, prefix: str) -> int:
     """It always stores a table. Early big_vision files have it in the same place; the numbers are the same."""
-    return 1 if f"{prefix}Transformer/posembed_input/pos_embedding" in source.tensors else -1
+    return 1 if f"{prefix}Transformer/posembed_input/pos_embedding" in raw.tensors else -1
 
 
-def _state(source: Source, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """The attention kernels [D, heads, D/heads] say how many heads there are.
 
     Names of before linen are vit_jax's alone, whose table has a row for the class token; linen's may be big_vision's.

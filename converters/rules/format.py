@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from vit_hub.converters.containers import Source
+from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.table import Drop, Rule, Table
 from vit_hub.converters.tensors import LazyTensor
@@ -70,11 +70,11 @@ SQUARE_IMAGES = Requirement("image_size", lambda c: c.image_size[0] == c.image_s
 SQUARE_PATCHES = Requirement("patch_size", lambda c: c.patch_size[0] == c.patch_size[1], "its patches are square")
 
 
-def _states_nothing(source: Source, tensors: Mapping[str, LazyTensor], table: Dialect) -> Stated:
+def _states_nothing(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], table: Dialect) -> Stated:
     return Stated()
 
 
-def _no_axes(source: Source, tensors: Mapping[str, LazyTensor]) -> Mapping[str, int]:
+def _no_axes(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor]) -> Mapping[str, int]:
     return {}
 
 
@@ -82,7 +82,7 @@ def _no_zeros(config: ViTConfig, dialect: Dialect) -> Mapping[str, tuple[int, ..
     return {}
 
 
-def _no_evidence(source: Source, prefix: str) -> int:
+def _no_evidence(raw: RawCheckpoint, prefix: str) -> int:
     return 0
 
 
@@ -111,10 +111,10 @@ class Format:
         limits: config field -> the value, or a tuple of the values, that the original class can have, though the file
             could hold the tensors of others; fields it does not name have :data:`DEFAULT_LIMITS`.
         requires: conditions of the original class that no single field tells.
-        axes: sizes of layout axes that a shape alone does not tell, ``(source, tensors without prefix)``.
-        evidence: how much else speaks for the format, ``(source, prefix)``, where several explain the names equally
+        axes: sizes of layout axes that a shape alone does not tell, ``(raw, tensors without prefix)``.
+        evidence: how much else speaks for the format, ``(raw, prefix)``, where several explain the names equally
             well: wrapper, container, missing head, neighbouring files; below zero where that speaks against it.
-        state: reads config files and original shapes, ``(source, tensors without prefix, dialect)``.
+        state: reads config files and original shapes, ``(raw, tensors without prefix, dialect)``.
         zeros: names and shapes of tensors that the original class always has though nothing depends on them; where the
             source had none they are written as zeros, ``(config, dialect)``.
         sidecars: config files to write beside the weights.
@@ -135,9 +135,9 @@ class Format:
     conventions: Mapping[str, Any] = field(default_factory=dict)
     limits: Mapping[str, object] = field(default_factory=dict)
     requires: tuple[Requirement, ...] = ()
-    axes: Callable[[Source, Mapping[str, LazyTensor]], Mapping[str, int]] = _no_axes
-    evidence: Callable[[Source, str], int] = _no_evidence
-    state: Callable[[Source, Mapping[str, LazyTensor], Dialect], Stated] = _states_nothing
+    axes: Callable[[RawCheckpoint, Mapping[str, LazyTensor]], Mapping[str, int]] = _no_axes
+    evidence: Callable[[RawCheckpoint, str], int] = _no_evidence
+    state: Callable[[RawCheckpoint, Mapping[str, LazyTensor], Dialect], Stated] = _states_nothing
     zeros: Callable[[ViTConfig, Dialect], Mapping[str, tuple[int, ...]]] = _no_zeros
     sidecars: Callable[[ViTConfig, Passport | None], Sidecars] = _no_sidecars
     dialect_for: Callable[[ViTConfig, Sequence[Dialect]], Dialect] = _first_dialect

@@ -128,7 +128,7 @@ class Table:
         self._rules = [_resolved(r, values) for r in rules]
         self._drops = [(re.compile(_substitute(drop.pattern, values, re.escape)), drop.reason) for drop in drops]
         # Many tables are asked about many names: most are ruled out without a regular expression.
-        self._alike = _grouped(self.foreign_names())
+        self._by_outline = _grouped(self.foreign_names())
 
     @cached_property
     def _writers(self) -> dict[str, list[int]]:
@@ -140,7 +140,7 @@ class Table:
 
     def explain(self, name: str) -> str:
         """``"rule"``, ``"drop"`` or ``""``: whether the table knows a foreign name."""
-        if any(_compile(known).fullmatch(name) for known in self._alike.get(_outline(name), ())):
+        if any(_compile(known).fullmatch(name) for known in self._by_outline.get(_outline(name), ())):
             return "rule"
         return "drop" if any(pattern.fullmatch(name) for pattern, _ in self._drops) else ""
 
@@ -148,27 +148,27 @@ class Table:
         """Every foreign name pattern, for near-miss messages."""
         return [name for r in self._rules for name in r.foreign]
 
-    def read(self, source: Mapping[str, LazyTensor], sizes: Mapping[str, int]) -> Reading:
+    def read(self, foreign: Mapping[str, LazyTensor], sizes: Mapping[str, int]) -> Reading:
         """Foreign tensors to canonical ones; lazily, from their headers.
 
         Raises:
             CheckpointError: a shape that does not fit its rule.
         """
         result, claimed = Reading(), set[str]()
-        alike = _grouped(source)
+        by_outline = _grouped(foreign)
         for r in self._rules:
-            if r.unless and r.unless in source:
+            if r.unless and r.unless in foreign:
                 continue
-            for name in alike.get(_outline(r.foreign[0]), ()):
+            for name in by_outline.get(_outline(r.foreign[0]), ()):
                 indices = _match(r.foreign[0], name)
                 if indices is None or name in claimed:
                     continue
                 names = tuple(_format(part, indices) for part in r.foreign)
-                if any(part not in source or part in claimed for part in names):
+                if any(part not in foreign or part in claimed for part in names):
                     continue
                 claimed.update(names)
-                self._read_one(r, names, indices, source, sizes, result)
-        for name in source:
+                self._read_one(r, names, indices, foreign, sizes, result)
+        for name in foreign:
             if name not in claimed:
                 reason = next((reason for pattern, reason in self._drops if pattern.fullmatch(name)), None)
                 if reason is None:
@@ -182,7 +182,7 @@ class Table:
         r: Rule,
         names: tuple[str, ...],
         indices: Mapping[str, int],
-        source: Mapping[str, LazyTensor],
+        foreign: Mapping[str, LazyTensor],
         sizes: Mapping[str, int],
         result: Reading,
     ) -> None:
@@ -192,7 +192,7 @@ class Table:
             if written != name:
                 result.names[written] = name
         try:
-            layers = [unstack(source[name]) if r.stacked else [source[name]] for name in names]
+            layers = [unstack(foreign[name]) if r.stacked else [foreign[name]] for name in names]
             columns = list(zip(*layers, strict=True))
         except ValueError as error:
             raise CheckpointError(f"tensor {', '.join(names)}: {error}") from error
@@ -204,7 +204,7 @@ class Table:
                 raise CheckpointError(f"tensor {', '.join(names)}: {error}") from error
             for name, (_, first) in zip(names, laid_out, strict=True):
                 if not first:
-                    result.shapes[name] = source[name].shape
+                    result.shapes[name] = foreign[name].shape
             for canonical, piece in zip(r.canonical, pieces, strict=True):
                 name = _format(canonical, {**indices, "i": layer} if r.stacked else indices)
                 result.tensors[name] = piece

@@ -114,8 +114,8 @@ def test_what_only_the_target_needs_is_folded_and_reported(
     report = vit_hub.convert(source, tmp_path / "out", to=to)
     assert any(message.startswith("irreversible: ") for message in report.warnings)
     assert {name: getattr(report.config, name) for name in expected} == expected
-    told = {"num_heads": 2, "image_size": (8, 8)}
-    written = vit_hub.load(report.path, overrides=told, format=report.format, dtype="float64")
+    options = {"num_heads": 2, "image_size": (8, 8)}
+    written = vit_hub.load(report.path, overrides=options, format=report.format, dtype="float64")
     images = random_images(model.config, torch.float64)
     wanted = outputs(vit_hub.load(source, dtype="float64"), images)
     for found, want in zip(outputs(written, images), wanted, strict=True):

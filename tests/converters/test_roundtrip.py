@@ -74,8 +74,8 @@ EXPRESSIBLE: dict[tuple[str, str], st.SearchStrategy[vit_hub.ViTConfig]] = {
 }
 
 
-def told(report: Any) -> dict[str, Any]:
-    """What the report says that whoever loads the file must be told."""
+def unstated(report: Any) -> dict[str, Any]:
+    """The options that the report says have to be given when the file is loaded."""
     fields = ("num_heads", "image_size")
     return {
         name: getattr(report.config, name) for name in fields if any(f" {name}=" in text for text in report.warnings)
@@ -106,11 +106,11 @@ def test_canonical_to_any_format_and_back(
     first = model.save(folder / "first.safetensors")
     report = vit_hub.convert(first, folder / f"there{suffix}", to=to)
     assert not report.dropped
-    back = vit_hub.convert(report.path, folder / "back.safetensors", overrides=told(report))
+    back = vit_hub.convert(report.path, folder / "back.safetensors", overrides=unstated(report))
     assert same_model(back.config, config)
     assert raw(folder / "back.safetensors") == raw(first)
     assert {item[0] for item in raw(first).values()} - {"I64"} == {dtype}
-    assert_all_accounted_for(report.path, overrides=told(report))
+    assert_all_accounted_for(report.path, overrides=unstated(report))
 
 
 def random_array(generator: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -519,9 +519,9 @@ def test_lossy_leaves_out_what_has_no_place(tmp_path: Path) -> None:
 def test_a_bare_file_says_what_must_be_told(tmp_path: Path) -> None:
     path = random_model(SMALL.replace(image_size=(8, 12))).save(tmp_path / "model.safetensors")
     report = vit_hub.convert(path, tmp_path / "bare.safetensors", to="timm")
-    assert told(report) == {"num_heads": 2, "image_size": (8, 12)}
+    assert unstated(report) == {"num_heads": 2, "image_size": (8, 12)}
     report = vit_hub.convert(path, tmp_path / "folder", to="timm")
-    assert told(report) == {}
+    assert unstated(report) == {}
     assert not report.warnings
 
 
@@ -603,7 +603,9 @@ def test_a_format_expresses_a_model_or_names_the_fields_that_it_cannot(
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        again = vit_hub.load(report.path, overrides=told(report), format=None if to == "canonical" else report.format)
+        again = vit_hub.load(
+            report.path, overrides=unstated(report), format=None if to == "canonical" else report.format
+        )
     if not any(text.startswith("irreversible: ") for text in report.warnings):
         assert same_model(again.config, config)
         state = again.state_dict()

@@ -407,16 +407,16 @@ def test_any_number_of_layers_is_stacked_and_unstacked_in_order(depth: int, shap
 def test_limits_name_the_field_the_value_and_the_possible_values(
     limits: dict[str, Any], changes: dict[str, Any], wanted: list[tuple[str, str]]
 ) -> None:
-    form = Format(name="some", project="some", rules=(), limits=limits)
-    assert form.obstacles(ViTConfig(**changes)) == wanted
+    fmt = Format(name="some", project="some", rules=(), limits=limits)
+    assert fmt.obstacles(ViTConfig(**changes)) == wanted
 
 
 def test_every_limit_of_a_format_is_a_value_that_its_field_can_have() -> None:
-    for form in all_formats():
-        for name, values in form.possible_values().items():
+    for fmt in all_formats():
+        for name, values in fmt.possible_values().items():
             default = getattr(ViTConfig(), name)
             for value in values:
-                assert value is None or isinstance(value, str) or type(value) is type(default), (form.name, name)
+                assert value is None or isinstance(value, str) or type(value) is type(default), (fmt.name, name)
                 try:
                     ViTConfig(**{name: value})
                 except ConfigError as error:

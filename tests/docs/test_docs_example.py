@@ -14,7 +14,7 @@ from small_models import random_images, random_model, raw
 
 import vit_hub
 from vit_hub.converters import format_names, formats
-from vit_hub.converters.containers import open_source, write_tensors
+from vit_hub.converters.containers import open_raw, write_tensors
 from vit_hub.converters.formats import all_formats
 from vit_hub.converters.tensors import from_array
 from vit_hub.errors import CheckpointError, UnsupportedByFormatError
@@ -51,7 +51,7 @@ def file(model: vit_hub.VisionTransformer, tmp_path: Path) -> Path:
 
 
 def test_names_and_shapes_are_those_of_the_table(file: Path) -> None:
-    found = {name: tensor.shape for name, tensor in open_source(file).tensors.items()}
+    found = {name: tensor.shape for name, tensor in open_raw(file).tensors.items()}
     assert found["class_token"] == (1, 1, 12)
     assert found["positions"] == (5, 12)
     assert found["patches/kernel"] == (8, 8, 3, 12)
@@ -79,7 +79,7 @@ def test_round_trips_are_exact(file: Path, tmp_path: Path) -> None:
 
 
 def test_every_tensor_is_accounted_for(file: Path, tmp_path: Path) -> None:
-    tensors = dict(open_source(file).tensors)
+    tensors = dict(open_raw(file).tensors)
     extra = from_array(np.zeros(3, np.float32))
     write_tensors(tmp_path / "teacher.npz", "npz", {**tensors, "teacher/norm/scale": extra})
     dropped = vit_hub.open_checkpoint(tmp_path / "teacher.npz").dropped

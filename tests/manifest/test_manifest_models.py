@@ -12,8 +12,8 @@ import timm
 import torch
 
 from vit_hub.converters.casting import from_tensor
-from vit_hub.converters.containers import Source
-from vit_hub.converters.read import read_source
+from vit_hub.converters.containers import RawCheckpoint
+from vit_hub.converters.read import read_raw
 from vit_hub.interop import timm_facts, timm_format
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.shapes import tensor_shapes
@@ -49,8 +49,8 @@ def timm_config(name: str) -> ViTConfig:
     with torch.device("meta"):
         module = timm.create_model(name, num_classes=2)
     tensors = {key: from_tensor(value) for key, value in module.state_dict().items()}
-    source = Source(Path(name), "safetensors", tensors, {}, {}, ())
-    return read_source(source, format=timm_format(module), overrides=timm_facts(module)).config
+    source = RawCheckpoint(Path(name), "safetensors", tensors, {}, {}, ())
+    return read_raw(source, format=timm_format(module), overrides=timm_facts(module)).config
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -75,7 +75,7 @@ def test_every_format_that_can_express_it_gives_the_same_outputs(case: Case, to:
         assert "canonical" in error.hint
         assert not (tmp_path / "out").exists()
         return
-    told = {
+    options = {
         field: getattr(report.config, field)
         for field in ("num_heads", "image_size")
         if any(field in message for message in report.warnings)
@@ -84,7 +84,7 @@ def test_every_format_that_can_express_it_gives_the_same_outputs(case: Case, to:
         warnings.simplefilter("error")
         # Projects that name their tensors alike: what was written is read as the right one all the same.
         warnings.filterwarnings("ignore", ".*have the same tensor names")
-        model = vit_hub.load(report.path, overrides=told)
+        model = vit_hub.load(report.path, overrides=options)
     if not any(message.startswith("irreversible") for message in report.warnings):
         assert report.config == native.config
     assert model.config == report.config.replace(**{name: getattr(model.config, name) for name in LATER})

@@ -150,19 +150,19 @@ def test_bare_file_needs_to_be_told(
         state = {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}}
         state["optimizer"] = {"state": {0: {"exp_avg": torch.zeros(3)}}}
     torch.save(state, folder / "epoch_3.pt")
-    told: dict[str, Any] = {"num_heads": vision["width"] // 8, "image_size": tuple(vision["image_size"])}
-    told |= {"pool": "avg"} if vision["pool_type"] == "avg" else {}
-    told |= {"act": "quick_gelu"} if model["quick_gelu"] else {}
-    ckpt = vit_hub.open_checkpoint(folder / "epoch_3.pt", overrides=told)
+    options: dict[str, Any] = {"num_heads": vision["width"] // 8, "image_size": tuple(vision["image_size"])}
+    options |= {"pool": "avg"} if vision["pool_type"] == "avg" else {}
+    options |= {"act": "quick_gelu"} if model["quick_gelu"] else {}
+    ckpt = vit_hub.open_checkpoint(folder / "epoch_3.pt", overrides=options)
     assert ckpt.format == "open_clip"
     inside = {wrapper + name for name in TEXT}
     assert set(ckpt.dropped) == (inside | {"optimizer/state/0/exp_avg"} if wrapper else inside)
 
-    ours = vit_hub.load(folder / "epoch_3.pt", dtype="float64", overrides=told)
+    ours = vit_hub.load(folder / "epoch_3.pt", dtype="float64", overrides=options)
     images = random_images(ours.config, torch.float64)
     with torch.inference_mode():
         assert relative_error(ours(images), theirs(images)) <= EXACT
-    vit_hub.convert(folder / "epoch_3.pt", folder / "canonical.safetensors", overrides=told, keep_rest=True)
+    vit_hub.convert(folder / "epoch_3.pt", folder / "canonical.safetensors", overrides=options, keep_rest=True)
     vit_hub.convert(folder / "canonical.safetensors", folder / "again.pt", to="open_clip")
     again = torch.load(folder / "again.pt", weights_only=True)
     tensors = again["state_dict"] if wrapper else again
@@ -276,17 +276,17 @@ def test_tower_of_timm(tmp_path: Path, projection: str, pool: str) -> None:
     torch.save({**TEXT, **named(theirs), "logit_bias": torch.zeros(1)}, tmp_path / "open_clip_pytorch_model.bin")
     vision = {"timm_model_name": "test_vit", "timm_pool": pool, "timm_proj": projection, "image_size": 160}
     (tmp_path / CONFIG).write_text(json.dumps({"model_cfg": {"embed_dim": 6, "vision_cfg": vision}}))
-    told = {"num_heads": 2}
-    ckpt = vit_hub.open_checkpoint(tmp_path, overrides=told)
+    options = {"num_heads": 2}
+    ckpt = vit_hub.open_checkpoint(tmp_path, overrides=options)
     assert ckpt.format == "open_clip-timm"
     assert ckpt.config.pool == {"token": "cls"}.get(pool, pool)
     assert set(ckpt.dropped) == {*TEXT, "logit_bias"}
 
-    ours = vit_hub.load(tmp_path, dtype="float64", overrides=told)
+    ours = vit_hub.load(tmp_path, dtype="float64", overrides=options)
     images = random_images(ours.config, torch.float64)
     with torch.inference_mode():
         assert relative_error(ours(images), theirs(images)) <= EXACT
-    vit_hub.convert(tmp_path, tmp_path / "canonical.safetensors", overrides=told)
+    vit_hub.convert(tmp_path, tmp_path / "canonical.safetensors", overrides=options)
     vit_hub.convert(tmp_path / "canonical.safetensors", tmp_path / "back", to=ckpt.format)
     again = image_tower(tmp_path / "back")
     theirs.load_state_dict(again, strict=True)

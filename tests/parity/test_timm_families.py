@@ -25,9 +25,9 @@ from timm.models.vision_transformer_hybrid import HybridEmbed
 from torch import Tensor, nn
 
 import vit_hub
-from vit_hub.converters.containers import Source
+from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.infer_config import conventional_heads
-from vit_hub.converters.read import read_source
+from vit_hub.converters.read import read_raw
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import ConfigError, VitHubError
 from vit_hub.interop import timm_facts, timm_format
@@ -214,7 +214,7 @@ def nothing() -> Any:
     raise AssertionError("no values are needed")
 
 
-def described(name: str) -> tuple[nn.Module, Source]:
+def described(name: str) -> tuple[nn.Module, RawCheckpoint]:
     """The first block of an architecture without values, and its hub folder, unread."""
     with torch.device("meta"):
         module: Any = model_entrypoint(name)(pretrained=False, num_classes=5, depth=1)
@@ -226,14 +226,14 @@ def described(name: str) -> tuple[nn.Module, Source]:
         "model_args": {"depth": 1, "num_heads": module.blocks[0].attn.num_heads},
         "pretrained_cfg": {"input_size": [3, *module.patch_embed.img_size]},
     }
-    return module, Source(Path(name), "safetensors", tensors, {}, {"config.json": config}, ())
+    return module, RawCheckpoint(Path(name), "safetensors", tensors, {}, {"config.json": config}, ())
 
 
 @pytest.mark.parametrize("name", COVERED)
 def test_every_architecture_is_known_from_its_name_and_tensors(name: str) -> None:
     module, source = described(name)
-    config = read_source(source).config
-    assert config == read_source(source, format=timm_format(module), overrides=timm_facts(module)).config
+    config = read_raw(source).config
+    assert config == read_raw(source, format=timm_format(module), overrides=timm_facts(module)).config
 
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in COVERED and "test_vit3" not in name])
@@ -245,7 +245,7 @@ def test_other_architectures_are_refused(name: str) -> None:
     except AttributeError:
         return  # no attention of a known name: nothing of it is described
     with pytest.raises(VitHubError):
-        read_source(source)
+        read_raw(source)
 
 
 class Described(Exception):
@@ -284,7 +284,7 @@ def test_heads_are_told_from_the_published_shapes(monkeypatch: pytest.MonkeyPatc
     for name, heads in named.items():
         _, source = described(name)
         del source.sidecars["config.json"]["model_args"]
-        assert read_source(source).config.num_heads == heads
+        assert read_raw(source).config.num_heads == heads
 
 
 SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -323,12 +323,12 @@ def test_a_published_architecture_there_and_back(name: str, tmp_path: Path) -> N
     """A bare state dict with what a caller has to say of it; then the folder that timm loads."""
     size = {"img_size": 64} if name in HYBRIDS else {"img_size": 16, "patch_size": 4}
     theirs = made(model_entrypoint(name)(pretrained=False, num_classes=5, **SMALL, **size), torch.float32)
-    told = {"num_heads": 3, "image_size": (size["img_size"],) * 2, **KINDS.get(name, {})}
+    options = {"num_heads": 3, "image_size": (size["img_size"],) * 2, **KINDS.get(name, {})}
     source, middle = tmp_path / "bare.safetensors", tmp_path / "canonical.safetensors"
     save_file({key: value.contiguous() for key, value in theirs.state_dict().items()}, source)
 
-    report = vit_hub.convert(source, middle, overrides=told)
-    vit_hub.convert(middle, tmp_path / "back.safetensors", to=vit_hub.open_checkpoint(source, overrides=told).format)
+    report = vit_hub.convert(source, middle, overrides=options)
+    vit_hub.convert(middle, tmp_path / "back.safetensors", to=vit_hub.open_checkpoint(source, overrides=options).format)
     assert native_tensors(tmp_path / "back.safetensors") == native_tensors(source)
     vit_hub.convert(middle, tmp_path / "folder", to="timm")
     again = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
@@ -338,7 +338,7 @@ def test_a_published_architecture_there_and_back(name: str, tmp_path: Path) -> N
     images = random_images(report.config, torch.float64)
     with torch.inference_mode():
         wanted = theirs.double()(images)
-        assert relative_error(vit_hub.load(source, overrides=told, dtype="float64")(images), wanted) <= error
+        assert relative_error(vit_hub.load(source, overrides=options, dtype="float64")(images), wanted) <= error
         assert relative_error(again.double()(images), wanted) <= error
         ours = vit_hub.load(tmp_path / "folder", dtype="float64")
         assert relative_error(ours(images), wanted) <= error

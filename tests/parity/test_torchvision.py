@@ -90,18 +90,18 @@ def test_same_numbers_and_the_same_file_again(tmp_path: Path, arguments: dict[st
     theirs = randomised(VisionTransformer(**arguments))
     state = as_published(theirs.state_dict()) if legacy else theirs.state_dict()
     torch.save(state, tmp_path / "model.pth")
-    told = {"num_heads": arguments["num_heads"], "norm_eps": arguments["norm_layer"].keywords["eps"]}
-    ckpt = vit_hub.open_checkpoint(tmp_path / "model.pth", overrides=told)
+    options = {"num_heads": arguments["num_heads"], "norm_eps": arguments["norm_layer"].keywords["eps"]}
+    ckpt = vit_hub.open_checkpoint(tmp_path / "model.pth", overrides=options)
     assert ckpt.format == ("torchvision-legacy" if legacy else "torchvision")
     assert ckpt.config.resize == "bicubic-align-corners"
     assert not ckpt.dropped
 
-    ours = vit_hub.load(tmp_path / "model.pth", dtype="float64", overrides=told)
+    ours = vit_hub.load(tmp_path / "model.pth", dtype="float64", overrides=options)
     images = random_images(ours.config, torch.float64)
     with torch.inference_mode():
         assert relative_error(ours(images), theirs(images)) <= EXACT
 
-    vit_hub.convert(tmp_path / "model.pth", tmp_path / "canonical.safetensors", overrides=told)
+    vit_hub.convert(tmp_path / "model.pth", tmp_path / "canonical.safetensors", overrides=options)
     vit_hub.convert(tmp_path / "canonical.safetensors", tmp_path / "again.pth", to=ckpt.format)
     again = torch.load(tmp_path / "again.pth", weights_only=True)
     assert again.keys() == state.keys()

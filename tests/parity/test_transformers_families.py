@@ -20,8 +20,8 @@ from torch import Tensor
 
 import vit_hub
 from vit_hub.converters.casting import from_tensor
-from vit_hub.converters.containers import Source
-from vit_hub.converters.read import read_source
+from vit_hub.converters.containers import RawCheckpoint
+from vit_hub.converters.read import read_raw
 from vit_hub.errors import CheckpointError, ConfigError, UnsupportedByFormatError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*default .* is used")
@@ -435,7 +435,7 @@ def test_images_that_transformers_itself_mixes_up_are_warned_of(architecture: st
     theirs = tiny(architecture, image_size=[8, 16])
     tensors = {name: from_tensor(value) for name, value in theirs.state_dict().items()}
     sidecars = {"config.json": {**theirs.config.to_dict(), "architectures": [architecture]}}
-    ckpt = read_source(Source(Path("model"), "safetensors", tensors, {}, sidecars, ()))
+    ckpt = read_raw(RawCheckpoint(Path("model"), "safetensors", tensors, {}, sidecars, ()))
     assert ckpt.config.image_size == (8, 16)
     assert any("is not square" in message for message in ckpt.warnings)
 

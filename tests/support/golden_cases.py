@@ -65,19 +65,19 @@ class Case:
     def overrides(self) -> dict[str, Any]:
         """What the checkpoint itself cannot say: nothing that its tensors or a config file beside them do say."""
         config: dict[str, Any] = self.meta["config"]
-        told: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         if self.name.startswith(_HEADS_UNSTATED) and config.get("heads"):
-            told["num_heads"] = config["heads"]
+            options["num_heads"] = config["heads"]
         activation = str(config.get("activation", "")).lower()
         if self.name.startswith(_ACTIVATION_UNSTATED) and ("quick" in activation or "tanh" in activation):
-            told["act"] = "quick_gelu" if "quick" in activation else "gelu_tanh"
+            options["act"] = "quick_gelu" if "quick" in activation else "gelu_tanh"
         # The released DINOv3 models are pooled by timm otherwise than by their authors, as this one is.
         if self.name.startswith("timm_dinov3"):
-            told["pool"] = {"token": "cls"}.get(config["pooling"], config["pooling"])
+            options["pool"] = {"token": "cls"}.get(config["pooling"], config["pooling"])
         height, width = config["image_size"]
         if self.name.startswith(_SIZE_UNSTATED) or (not self.name.startswith("hf") and height != width):
-            told["image_size"] = (height, width)
-        return told
+            options["image_size"] = (height, width)
+        return options
 
     def images(self) -> Tensor:
         return torch.from_numpy(np.load(self.folder / self.meta["input"]["file"]))

@@ -31,6 +31,6 @@ def vit_jax_file() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "model.safetensors"), Path(folder, "model.npz")
         source.write_bytes(timm_file())
-        told = {"num_heads": CONFIG.num_heads, "act": CONFIG.act}
-        convert_checkpoint(open_checkpoint(source, overrides=told), target, to="vit_jax")
+        options = {"num_heads": CONFIG.num_heads, "act": CONFIG.act}
+        convert_checkpoint(open_checkpoint(source, overrides=options), target, to="vit_jax")
         return target.read_bytes()

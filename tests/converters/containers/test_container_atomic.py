@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vit_hub.converters.containers import atomic_path, open_source, write_tensors
+from vit_hub.converters.containers import atomic_path, open_raw, write_tensors
 from vit_hub.converters.tensors import LazyTensor, from_array
 from vit_hub.errors import CheckpointError
 
@@ -113,7 +113,7 @@ def test_a_killed_write_leaves_the_old_file_and_one_hidden_one_until_the_next(tm
     assert left.name.startswith(".")
     assert left.name.endswith(".vit-hub.tmp")
     assert os.path.getsize(left) > 1 << 20  # noqa: PTH202
-    assert open_source(tmp_path).files == (path,)
+    assert open_raw(tmp_path).files == (path,)
     write_tensors(path, "safetensors", GOOD)
     assert list(tmp_path.iterdir()) == [path]
 

@@ -22,7 +22,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vit_hub.converters.containers import open_source, write_tensors
+from vit_hub.converters.containers import open_raw, write_tensors
 from vit_hub.converters.tensors import from_array
 from vit_hub.errors import CheckpointError, UnknownFormatError, UnsafeCheckpointError
 
@@ -31,7 +31,7 @@ WEIGHTS = {"w": from_array(np.arange(6, dtype=np.float32).reshape(2, 3)), "b": f
 
 def refused(path: Path, message: str, kind: type[CheckpointError] = CheckpointError) -> CheckpointError:
     with pytest.raises(kind, match=message) as caught:
-        open_source(path)
+        open_raw(path)
     assert str(path) in str(caught.value)
     assert caught.value.hint
     assert "\n" not in str(caught.value)
@@ -191,7 +191,7 @@ def test_compressed_data_that_is_damaged(tmp_path: Path) -> None:
     content[len(content) // 2 : len(content) // 2 + 40] = b"\xff" * 40
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"a\.npy"):
-        open_source(path).tensors["a"].read()
+        open_raw(path).tensors["a"].read()
 
 
 @pytest.mark.parametrize("declared", [-8, 8])
@@ -205,7 +205,7 @@ def test_compressed_member_of_another_size_than_declared(tmp_path: Path, declare
     path = npz(path, {"a.npy": claimed}, zipfile.ZIP_DEFLATED)
     path.write_bytes(path.read_bytes().replace(real, struct.pack("<I", len(array) + declared)))
     with pytest.raises(CheckpointError, match=r"a\.npy"):
-        open_source(path).tensors["a"].read()
+        open_raw(path).tensors["a"].read()
 
 
 def test_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
@@ -412,7 +412,7 @@ def test_recompressed_torch_file_is_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     npz(path, members, zipfile.ZIP_DEFLATED)
-    assert np.array_equal(open_source(path).tensors["w"].read(), np.arange(100))
+    assert np.array_equal(open_raw(path).tensors["w"].read(), np.arange(100))
 
 
 # Any container
@@ -427,7 +427,7 @@ def test_truncated_files_are_refused(tmp_path: Path, container: str, data: st.Da
     content = path.read_bytes()
     path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
     with pytest.raises(CheckpointError, match=re.escape(str(path))):
-        open_source(path)
+        open_raw(path)
 
 
 @cache
@@ -453,6 +453,6 @@ def test_damaged_files_give_no_other_error(tmp_path: Path, container: str, data:
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
     with contextlib.suppress(CheckpointError):
-        for item in open_source(path).tensors.values():
+        for item in open_raw(path).tensors.values():
             array = item.read()
             assert array.shape == item.shape

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vit_hub.converters.containers import open_source, write_tensors
+from vit_hub.converters.containers import open_raw, write_tensors
 from vit_hub.converters.tensors import LazyTensor, from_array
 from vit_hub.errors import CheckpointError
 
@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 import numpy as np
 import {imports}
-from vit_hub.converters.containers import open_source, write_tensors
+from vit_hub.converters.containers import open_raw, write_tensors
 peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 path = Path(sys.argv[1])
 before = peak()
@@ -56,11 +56,11 @@ def test_converting_takes_memory_for_some_tensors_and_not_for_all(tmp_path: Path
     path = tmp_path / "large"
     write_tensors(path, container, many(240))
     body = f"""
-tensors = open_source(path).tensors
+tensors = open_raw(path).tensors
 write_tensors(path.parent / "copy", {container!r}, {{name: item.permute((1, 0)) for name, item in tensors.items()}})
 """
     assert peak(path, body, "torch" if container == "torch" else "safetensors") < 120
-    found = open_source(tmp_path / "copy").tensors["block/29"].read()
+    found = open_raw(tmp_path / "copy").tensors["block/29"].read()
     assert found.shape == (1024, 2048)
     assert (found == 29).all()
 
@@ -78,14 +78,14 @@ def test_one_tensor_of_a_huge_file(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + (gibibytes << 30))
-    assert peak(path, 'assert open_source(path).tensors["t7"].read()[-5:].sum() == 0') < 40
+    assert peak(path, 'assert open_raw(path).tensors["t7"].read()[-5:].sum() == 0') < 40
 
 
 def test_arrays_in_use_survive_the_renewal_of_the_mapping(tmp_path: Path) -> None:
     for container in ("safetensors", "npz", "torch"):
         path = tmp_path / container
         write_tensors(path, container, many(96))
-        held = [item.read() for item in open_source(path).tensors.values()]
+        held = [item.read() for item in open_raw(path).tensors.values()]
         assert all((array == index).all() for index, array in enumerate(held))
 
 
@@ -94,7 +94,7 @@ def test_few_file_handles_however_many_tensors_are_held(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     write_tensors(path, "npz", {str(index): from_array(np.full(4, index, np.int16)) for index in range(2000)})
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    held = [item.read() for item in open_source(path).tensors.values()]
+    held = [item.read() for item in open_raw(path).tensors.values()]
     assert len(os.listdir("/proc/self/fd")) - before <= 2  # noqa: PTH208
     assert all((array == index).all() for index, array in enumerate(held))
 
@@ -108,14 +108,14 @@ def test_a_slice_of_a_stacked_tensor_touches_only_its_part(tmp_path: Path) -> No
         np.lib.format.write_array_header_1_0(member, header)
         for _ in range(400):
             member.write(bytes(MIB))
-    assert peak(path, 'assert open_source(path).tensors["stacked"].read()[-1].sum() == 0') < 40
+    assert peak(path, 'assert open_raw(path).tensors["stacked"].read()[-1].sum() == 0') < 40
 
 
 def test_files_that_change_while_they_are_open(tmp_path: Path) -> None:
     for container in ("safetensors", "npz", "torch"):
         path = tmp_path / container
         write_tensors(path, container, {"w": from_array(np.ones(4, np.float32))})
-        source = open_source(path)
+        source = open_raw(path)
         write_tensors(path, container, {"w": from_array(np.zeros(4, np.float32))})
         if container == "torch":
             with pytest.raises(CheckpointError, match="changed while"):
@@ -129,10 +129,10 @@ def test_opening_imports_no_torch(tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from vit_hub.converters.containers import open_source, write_tensors
+from vit_hub.converters.containers import open_raw, write_tensors
 copy = Path(sys.argv[1], "y.safetensors")
-write_tensors(copy, "safetensors", open_source(copy.with_name("x.npz")).tensors)
-open_source(copy)
+write_tensors(copy, "safetensors", open_raw(copy.with_name("x.npz")).tensors)
+open_raw(copy)
 assert not {"torch", "transformers", "huggingface_hub"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)

@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vit_hub.converters.containers import CONTAINER_SUFFIXES, open_source, write_tensors
+from vit_hub.converters.containers import CONTAINER_SUFFIXES, open_raw, write_tensors
 from vit_hub.converters.tensors import DTYPES, LazyTensor, from_array
 from vit_hub.errors import CheckpointError
 
@@ -50,7 +50,7 @@ def test_any_tensors_come_back_in_order_with_equal_bytes(
 ) -> None:
     path = tmp_path / "file"
     write_tensors(path, container, model, metadata)
-    source = open_source(path)
+    source = open_raw(path)
     assert source.container == container
     assert list(source.tensors) == list(model)
     assert contents(source.tensors) == contents(model)
@@ -127,7 +127,7 @@ def test_torch_loads_the_nested_file(tmp_path: Path, mmap: bool) -> None:
         assert archive.testzip() is None
     resaved = tmp_path / "again.pth"
     torch.save(loaded, resaved)
-    assert contents(open_source(resaved).tensors) == contents(open_source(path).tensors)
+    assert contents(open_raw(resaved).tensors) == contents(open_raw(path).tensors)
 
 
 def test_a_torch_name_cannot_be_both_tensor_and_dict(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_transposed_tensors_are_written_in_row_major_order(
     write_tensors(
         tmp_path / "x", container, {"w": from_array(values).permute(axes)}, progress=lambda count: written.append(count)
     )
-    assert np.array_equal(open_source(tmp_path / "x").tensors["w"].read(), values.transpose(axes))
+    assert np.array_equal(open_raw(tmp_path / "x").tensors["w"].read(), values.transpose(axes))
     assert sum(written) == values.nbytes
     assert len(written) > 1
 
@@ -162,7 +162,7 @@ def test_strided_and_reversed_arrays(tmp_path: Path) -> None:
     values = np.arange(24, dtype=np.int32).reshape(4, 6)
     views = {"step": values[::2, ::3], "reversed": values[::-1, ::-1], "broadcast": np.broadcast_to(values[:1], (3, 6))}
     write_tensors(tmp_path / "x", "npz", {name: from_array(view) for name, view in views.items()})
-    source = open_source(tmp_path / "x")
+    source = open_raw(tmp_path / "x")
     assert all(np.array_equal(source.tensors[name].read(), view) for name, view in views.items())
 
 
@@ -173,9 +173,9 @@ def test_values_are_writable_without_touching_the_file(tmp_path: Path, container
     before = path.read_bytes()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        torch.from_numpy(open_source(path).tensors["w"].read()).zero_()
+        torch.from_numpy(open_raw(path).tensors["w"].read()).zero_()
     assert path.read_bytes() == before
-    assert open_source(path).tensors["w"].read().any()
+    assert open_raw(path).tensors["w"].read().any()
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
@@ -183,8 +183,8 @@ def test_a_file_can_be_replaced_by_its_own_conversion(tmp_path: Path, container:
     path = tmp_path / "x"
     model = {"a": tensor("F32", (5,)), "b": tensor("F16", (2, 3))}
     write_tensors(path, container, model)
-    write_tensors(path, container, open_source(path).tensors)
-    assert contents(open_source(path).tensors) == contents(model)
+    write_tensors(path, container, open_raw(path).tensors)
+    assert contents(open_raw(path).tensors) == contents(model)
 
 
 def test_values_that_are_not_what_the_header_says(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_content_decides_and_not_the_suffix(tmp_path: Path) -> None:
     for container, suffix in suffixes.items():
         path = tmp_path / f"weights{suffix}"
         write_tensors(path, container, {"w": tensor("BF16", (4,))})
-        source = open_source(path)
+        source = open_raw(path)
         assert source.container == container
         assert contents(source.tensors) == contents({"w": tensor("BF16", (4,))})
 
@@ -214,7 +214,7 @@ def test_npz_of_numpy_with_fortran_order_and_compression(tmp_path: Path) -> None
     arrays = {"a/kernel": np.asfortranarray(np.arange(12.0).reshape(3, 4)), "b": np.arange(5), "s": np.float16(3)}
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "x.npz", **arrays)
-        source = open_source(tmp_path / "x.npz")
+        source = open_raw(tmp_path / "x.npz")
         assert {name: item.dtype for name, item in source.tensors.items()} == {
             "a/kernel": "F64",
             "b": "I64",
@@ -231,7 +231,7 @@ def test_safetensors_with_data_at_an_odd_offset(tmp_path: Path) -> None:
     header = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
     header += b" " * (1 - (8 + len(header)) % 2)
     (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header + np.array([1, 2], "<f4").tobytes())
-    array = open_source(tmp_path / "x").tensors["w"].read()
+    array = open_raw(tmp_path / "x").tensors["w"].read()
     assert array.tolist() == [1, 2]
     assert array.flags.aligned
 
@@ -254,7 +254,7 @@ def test_torch_files_as_training_leaves_them(tmp_path: Path, zipped: bool) -> No
         "epoch": 3,
     }
     torch.save(checkpoint, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
-    source = open_source(tmp_path / "x.pth")
+    source = open_raw(tmp_path / "x.pth")
     assert source.container == "torch"
     expected = {
         "model/a": state["a"],

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import vit_hub
-from vit_hub.converters.containers import open_source
+from vit_hub.converters.containers import open_raw
 from vit_hub.errors import CheckpointError, UnsafeCheckpointError
 
 WIDTH = 64
@@ -130,7 +130,7 @@ def scripted(module: nn.Module, path: Path) -> dict[str, Tensor]:
 def test_the_same_tensors_as_torch(tmp_path: Path, make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     wanted = scripted(make(), tmp_path / "model.pt")
-    found = open_source(tmp_path / "model.pt").tensors
+    found = open_raw(tmp_path / "model.pt").tensors
     assert list(found) == list(wanted)
     for name, value in wanted.items():
         bits = (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy()
@@ -142,7 +142,7 @@ def test_the_same_tensors_as_torch(tmp_path: Path, make: Callable[[], nn.Module]
 def test_traced_archive(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     torch.jit.trace(model, torch.zeros(1, 3)).save(str(tmp_path / "model.pt"))
-    assert list(open_source(tmp_path / "model.pt").tensors) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert list(open_raw(tmp_path / "model.pt").tensors) == ["0.weight", "0.bias", "1.weight", "1.bias"]
 
 
 def test_clip_there_and_back(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_clip_there_and_back(tmp_path: Path) -> None:
 def test_arrays_do_not_change_the_file(tmp_path: Path) -> None:
     scripted(Clip(), tmp_path / "ViT.pt")
     before = (tmp_path / "ViT.pt").read_bytes()
-    open_source(tmp_path / "ViT.pt").tensors["visual.proj"].read()[:] = 0
+    open_raw(tmp_path / "ViT.pt").tensors["visual.proj"].read()[:] = 0
     assert (tmp_path / "ViT.pt").read_bytes() == before
 
 
@@ -195,7 +195,7 @@ def test_programs_in_the_pickle_are_refused(tmp_path: Path, function: Callable[.
     pickled = pickle.dumps({"weight": Runs(function, f"touch {trace}")}, protocol)
     path = rewritten(tmp_path / "x.pt", {"data.pkl": pickled})
     with pytest.raises(UnsafeCheckpointError, match=function.__name__) as raised:
-        open_source(path)
+        open_raw(path)
     assert "state_dict" in raised.value.hint
     assert not trace.exists()
 
@@ -205,7 +205,7 @@ def test_the_program_itself_is_never_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.pt") as archive:
         code = [name.partition("/")[2] for name in archive.namelist() if "/code/" in name or "constants" in name]
     path = rewritten(tmp_path / "x.pt", dict.fromkeys(code, b"\0 no program"))
-    assert list(open_source(path).tensors) == ["weight", "bias"]
+    assert list(open_raw(path).tensors) == ["weight", "bias"]
 
 
 def tensor(shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0, count: int = 6, key: str = "0") -> bytes:
@@ -223,7 +223,7 @@ def tensor(shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0, co
 
 
 def test_a_tensor_made_by_hand(tmp_path: Path) -> None:
-    found = open_source(rewritten(tmp_path / "x.pt", {"data.pkl": tensor((3, 2), (2, 1))})).tensors
+    found = open_raw(rewritten(tmp_path / "x.pt", {"data.pkl": tensor((3, 2), (2, 1))})).tensors
     assert found["w"].read().shape == (3, 2)
 
 
@@ -250,13 +250,13 @@ def test_a_tensor_made_by_hand(tmp_path: Path) -> None:
 )
 def test_damaged_or_deceiving_pickles(tmp_path: Path, pickled: bytes) -> None:
     with pytest.raises(CheckpointError, match=r"x\.pt"):
-        open_source(rewritten(tmp_path / "x.pt", {"data.pkl": pickled}))
+        open_raw(rewritten(tmp_path / "x.pt", {"data.pkl": pickled}))
 
 
 def test_a_module_that_holds_itself(tmp_path: Path) -> None:
     pickled = b"\x80\x02c__torch__.M\nM\n)\x81q\x01}X\x01\x00\x00\x00mh\x01sb."
     with pytest.raises(CheckpointError, match="nested deeper"):
-        open_source(rewritten(tmp_path / "x.pt", {"data.pkl": pickled}))
+        open_raw(rewritten(tmp_path / "x.pt", {"data.pkl": pickled}))
 
 
 def test_modules_that_hold_one_another_twice(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_modules_that_hold_one_another_twice(tmp_path: Path) -> None:
     for _ in range(30):
         pickled += b"q\x010c__torch__.M\nM\n)\x81}(X\x01\x00\x00\x00ah\x01X\x01\x00\x00\x00bh\x01ub"
     with pytest.raises(CheckpointError, match="objects"):
-        open_source(rewritten(tmp_path / "x.pt", {"data.pkl": pickled + b"."}))
+        open_raw(rewritten(tmp_path / "x.pt", {"data.pkl": pickled + b"."}))
 
 
 @settings(
@@ -277,21 +277,21 @@ def test_damage_gives_no_other_error(tmp_path: Path, data: st.DataObject) -> Non
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(CheckpointError):
-        for item in open_source(rewritten(tmp_path / "x.pt", {"data.pkl": bytes(content)})).tensors.values():
+        for item in open_raw(rewritten(tmp_path / "x.pt", {"data.pkl": bytes(content)})).tensors.values():
             assert item.read().shape == item.shape
 
 
 def test_compressed_and_big_endian_archives(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="compressed"):
-        open_source(rewritten(tmp_path / "x.pt", {}, zipfile.ZIP_DEFLATED))
+        open_raw(rewritten(tmp_path / "x.pt", {}, zipfile.ZIP_DEFLATED))
     with pytest.raises(CheckpointError, match="little-endian"):
-        open_source(rewritten(tmp_path / "x.pt", {"byteorder": b"big"}))
+        open_raw(rewritten(tmp_path / "x.pt", {"byteorder": b"big"}))
 
 
 def test_frozen_module_has_no_parameters(tmp_path: Path) -> None:
     torch.jit.freeze(torch.jit.script(nn.Linear(2, 3).eval())).save(str(tmp_path / "x.pt"))
     with pytest.raises(CheckpointError, match="no parameters") as raised:
-        open_source(tmp_path / "x.pt")
+        open_raw(tmp_path / "x.pt")
     assert "frozen" in raised.value.hint
 
 
@@ -300,4 +300,4 @@ def test_unknown_values_are_named(tmp_path: Path) -> None:
     model.register_buffer("turn", torch.zeros(2, dtype=torch.complex64))
     torch.jit.script(model).save(str(tmp_path / "x.pt"))
     with pytest.raises(CheckpointError, match="ComplexFloatStorage"):
-        open_source(tmp_path / "x.pt")
+        open_raw(tmp_path / "x.pt")

@@ -87,9 +87,9 @@ def outputs_of(
     return x, reference.pool(parameters, x, pool)
 
 
-def assert_same(path: Path, images: np.ndarray, wanted: tuple[np.ndarray, np.ndarray], told: dict[str, Any]) -> None:
+def assert_same(path: Path, images: np.ndarray, wanted: tuple[np.ndarray, np.ndarray], options: dict[str, Any]) -> None:
     """Tokens and output of a file are the wanted ones; both compute in float64."""
-    model = vit_hub.load(path, overrides=told, dtype="float64")
+    model = vit_hub.load(path, overrides=options, dtype="float64")
     with torch.inference_mode():
         batch = torch.from_numpy(images).permute(0, 3, 1, 2)
         found = model.forward_features(batch).numpy(), model(batch).numpy()
@@ -97,11 +97,11 @@ def assert_same(path: Path, images: np.ndarray, wanted: tuple[np.ndarray, np.nda
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=EXACT * np.abs(theirs).max())
 
 
-def assert_comes_back(source: Path, told: dict[str, Any]) -> Any:
+def assert_comes_back(source: Path, options: dict[str, Any]) -> Any:
     """The way through a canonical file needs no hint, and gives the same bytes."""
     middle, back = source.with_name("canonical.safetensors"), source.with_name("back.npz")
-    spelling = vit_hub.open_checkpoint(source, overrides=told).format
-    report = vit_hub.convert(source, middle, overrides=told)
+    spelling = vit_hub.open_checkpoint(source, overrides=options).format
+    report = vit_hub.convert(source, middle, overrides=options)
     vit_hub.convert(middle, back, to=spelling)
     before = native_tensors(source)
     assert native_tensors(back) == {name: value for name, value in before.items() if name not in report.dropped}
@@ -144,10 +144,10 @@ def test_a_file_of_any_spelling(
     others = beside(prefix)
     np.savez(source, **{prefix + name: stored(value, half) for name, value in arrays.items()}, **others)
 
-    told: dict[str, Any] = {"pool": "first"} if pool == "0" else {}
+    options: dict[str, Any] = {"pool": "first"} if pool == "0" else {}
     if table == "sincos2d" or grid[0] != grid[1]:
-        told["image_size"] = (grid[0] * PATCH, grid[1] * PATCH)
-    ckpt = vit_hub.open_checkpoint(source, overrides=told, format="big_vision")
+        options["image_size"] = (grid[0] * PATCH, grid[1] * PATCH)
+    ckpt = vit_hub.open_checkpoint(source, overrides=options, format="big_vision")
     config = ckpt.config
     assert (config.pool, config.num_heads, config.depth) == (POOLS[pool], HEADS, DEPTH)
     assert (config.act, config.norm_eps, config.final_norm) == ("gelu_tanh", 1e-6, "before")
@@ -159,8 +159,8 @@ def test_a_file_of_any_spelling(
     assert ckpt.format.partition("-")[0] == "big_vision"
 
     images = images_of(grid)
-    assert_same(source, images, outputs_of(parameters, images, pool, table), told)
-    report = assert_comes_back(source, told)
+    assert_same(source, images, outputs_of(parameters, images, pool, table), options)
+    report = assert_comes_back(source, options)
     assert set(report.dropped) == set(others)
 
 
@@ -296,9 +296,9 @@ def test_a_hybrid_of_vit_jax(
         arrays[prefix + "/".join(parts)] = stored(value)
     source = tmp_path_factory.mktemp("hybrid") / "source.npz"
     np.savez(source, **arrays)
-    told: dict[str, Any] = {"image_size": size}
-    ckpt = vit_hub.open_checkpoint(source, overrides=told)
+    options: dict[str, Any] = {"image_size": size}
+    ckpt = vit_hub.open_checkpoint(source, overrides=options)
     assert ckpt.format == ("vit_jax" if prelinen else "vit_jax-linen")
     assert (ckpt.config.stem, ckpt.config.stem_stages, ckpt.config.grid_size) == ("resnet", units, grid)
-    assert_same(source, images, (x, reference.pool(parameters, x, pool)), told)
-    assert_comes_back(source, told)
+    assert_same(source, images, (x, reference.pool(parameters, x, pool)), options)
+    assert_comes_back(source, options)

@@ -304,10 +304,10 @@ def test_there_and_back(tmp_path: Path, name: str, heads: int, depth: int, grid:
     label, make, prefix, expected = CASES[name]
     content = make(Maker(8 * heads, depth, dtype, grid))
     source, before = saved(tmp_path, content), flat(content)
-    told: dict[str, Any] = {"num_heads": 2 * heads}
+    options: dict[str, Any] = {"num_heads": 2 * heads}
     if name.startswith("dinov3"):
-        told["image_size"] = (8, 12)
-    ckpt = vit_hub.open_checkpoint(source, overrides=told)
+        options["image_size"] = (8, 12)
+    ckpt = vit_hub.open_checkpoint(source, overrides=options)
     assert ckpt.format == label
     assert ckpt.passport.prefix == prefix
     assert {field: getattr(ckpt.config, field) for field in expected} == expected
@@ -320,7 +320,7 @@ def test_there_and_back(tmp_path: Path, name: str, heads: int, depth: int, grid:
     assert all(ckpt.dropped.values())
     assert all(part.startswith(prefix) for part in read)
 
-    vit_hub.convert(source, tmp_path / "canonical.safetensors", overrides=told, keep_rest=True)
+    vit_hub.convert(source, tmp_path / "canonical.safetensors", overrides=options, keep_rest=True)
     vit_hub.convert(tmp_path / "canonical.safetensors", tmp_path / "again.pth", to=label)
     again = flat(torch.load(tmp_path / "again.pth", weights_only=True))
     assert set(again) == read
@@ -336,19 +336,19 @@ def test_there_and_back(tmp_path: Path, name: str, heads: int, depth: int, grid:
 @pytest.mark.parametrize("name", CASES)
 def test_plain_facebook_writes_a_file_of_the_same_kind(tmp_path: Path, name: str) -> None:
     label, make, _, _ = CASES[name]
-    told: dict[str, Any] = {"num_heads": 2}
+    options: dict[str, Any] = {"num_heads": 2}
     if name.startswith("dinov3"):
-        told["image_size"] = (8, 8)
+        options["image_size"] = (8, 8)
     source = saved(tmp_path, make(Maker()))
-    model = vit_hub.load(source, overrides=told)
-    report = vit_hub.convert(source, tmp_path / "out", to="facebook", overrides=told)
-    again = vit_hub.open_checkpoint(report.path, overrides=told)
+    model = vit_hub.load(source, overrides=options)
+    report = vit_hub.convert(source, tmp_path / "out", to="facebook", overrides=options)
+    again = vit_hub.open_checkpoint(report.path, overrides=options)
     # Without its projector a MoCo v3 backbone is one of MAE's, which resizes alike.
     assert again.format == report.format == {"mocov3": "facebook-mae"}.get(name, label.removesuffix("-chunked"))
     assert again.config.resize == model.config.resize
     images = random_images(model.config)
     with torch.inference_mode():
-        torch.testing.assert_close(vit_hub.load(report.path, overrides=told)(images), model(images))
+        torch.testing.assert_close(vit_hub.load(report.path, overrides=options)(images), model(images))
 
 
 def test_teacher_and_target_are_read_and_not_the_student(tmp_path: Path) -> None:
@@ -378,16 +378,16 @@ def test_names_of_the_gated_layers(tmp_path: Path) -> None:
 def test_stored_periods_and_bias_masks_are_used(tmp_path: Path) -> None:
     state = Maker().dinov3()
     images = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
-    told = {"image_size": (12, 12)}
+    options = {"image_size": (12, 12)}
 
     def run(**changes: Tensor) -> Tensor:
-        model = vit_hub.load(saved(tmp_path, {**state, **changes}), overrides=told)
+        model = vit_hub.load(saved(tmp_path, {**state, **changes}), overrides=options)
         with torch.inference_mode():
             return model(images)
 
     outputs = run()
     # One period for every four channels of a head tells the heads.
-    assert vit_hub.load(saved(tmp_path, state), overrides=told).config.num_heads == 2
+    assert vit_hub.load(saved(tmp_path, state), overrides=options).config.num_heads == 2
     masked = state["blocks.0.attn.qkv.bias"].clone()
     masked[8:16] += 1
     assert torch.equal(run(**{"blocks.0.attn.qkv.bias": masked}), outputs)
@@ -456,24 +456,24 @@ def test_timm_keeps_its_own_files(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file(state, tmp_path / "model.safetensors")
-    told = {"num_heads": 2}
-    assert vit_hub.open_checkpoint(tmp_path / "model.safetensors", overrides=told).format == "timm"
+    options = {"num_heads": 2}
+    assert vit_hub.open_checkpoint(tmp_path / "model.safetensors", overrides=options).format == "timm"
     folder = tmp_path / "hub"
     folder.mkdir()
     saved(folder, state, "pytorch_model.bin")
     file = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "global_pool": "token"}
     (folder / "config.json").write_text(json.dumps(file))
-    assert vit_hub.open_checkpoint(folder, overrides={**told, "image_size": (12, 12)}).format == "timm"
+    assert vit_hub.open_checkpoint(folder, overrides={**options, "image_size": (12, 12)}).format == "timm"
 
 
 def test_format_insists(tmp_path: Path) -> None:
     path = saved(tmp_path, {"model": Maker().vit() | Maker().head()})
-    told = {"num_heads": 2}
-    assert vit_hub.open_checkpoint(path, format="timm", overrides=told).config.resize == "bicubic-antialias"
-    assert vit_hub.open_checkpoint(path, format="facebook-mae", overrides=told).format == "facebook-mae"
-    assert vit_hub.open_checkpoint(path, format="facebook", overrides=told).format == "facebook-deit"
+    options = {"num_heads": 2}
+    assert vit_hub.open_checkpoint(path, format="timm", overrides=options).config.resize == "bicubic-antialias"
+    assert vit_hub.open_checkpoint(path, format="facebook-mae", overrides=options).format == "facebook-mae"
+    assert vit_hub.open_checkpoint(path, format="facebook", overrides=options).format == "facebook-deit"
     with pytest.raises(UnknownFormatError, match="facebook-dinov2"):
-        vit_hub.open_checkpoint(path, format="facebook-dinov5", overrides=told)
+        vit_hub.open_checkpoint(path, format="facebook-dinov5", overrides=options)
 
 
 @pytest.mark.parametrize(
@@ -491,13 +491,13 @@ def test_linear_heads_are_no_backbones(tmp_path: Path, content: dict[str, Any]) 
 
 
 def test_unknown_and_missing_tensors_are_named(tmp_path: Path) -> None:
-    state, told = Maker().dinov2(), {"num_heads": 2}
+    state, options = Maker().dinov2(), {"num_heads": 2}
     path = saved(tmp_path, {**state, "blocks.0.attn.relative_bias": torch.zeros(3)})
     with pytest.raises(CheckpointError, match=r"blocks\.0\.attn\.relative_bias.*nearest"):
-        vit_hub.open_checkpoint(path, overrides=told)
+        vit_hub.open_checkpoint(path, overrides=options)
     del state["blocks.1.norm2.bias"]
     with pytest.raises(CheckpointError, match=r"missing blocks\.1\.norm2\.bias"):
-        vit_hub.open_checkpoint(saved(tmp_path, state), overrides=told)
+        vit_hub.open_checkpoint(saved(tmp_path, state), overrides=options)
     with pytest.raises(ConfigError, match="num_heads"):
         vit_hub.open_checkpoint(saved(tmp_path, Maker().dinov2()))
     with pytest.raises(ConfigError, match="num_heads"):
