@@ -69,12 +69,17 @@ class _Plan:
     dialect: Dialect
     tensors: dict[str, LazyTensor]
     sidecars: Sidecars
-    left_out: tuple[str, ...]
+    left_out: tuple[str, ...]  # canonical names that the format has no place for
     problems: tuple[tuple[str, str], ...]
     # Whether the source was in this dialect of this format, and how far else this is from what it was in.
     native: bool
     distance: tuple[int, ...]
     folds: tuple[Fold, ...] = ()
+
+    @property
+    def lost(self) -> int:
+        """How many tensors that the model computes with the format has no place for."""
+        return sum(name not in self.ckpt.passport.carried for name in self.left_out)
 
     @property
     def cost(self) -> int:
@@ -167,7 +172,7 @@ def _plan(ckpt: Checkpoint, to: str, *, with_sidecars: bool, lossy: bool) -> _Pl
         raise UnknownFormatError(f"there is no format {to!r}", hint=f"formats: {', '.join(format_names())}")
     writable = [(fmt, dialects) for fmt, dialects in named if not fmt.returned_only or ckpt.passport.format == to]
     plans = [_plan_for(ckpt, fmt, dialects, to, with_sidecars) for fmt, dialects in writable or named]
-    best = min(plans, key=lambda plan: (len(plan.problems), plan.cost, not plan.native, plan.distance))
+    best = min(plans, key=lambda plan: (len(plan.problems), plan.cost, not plan.native, plan.distance, plan.lost))
     if best.problems and not lossy:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in best.problems)
         able = [name for name in _able(ckpt, with_sidecars) if name != to]
@@ -218,9 +223,8 @@ def _plain_plan(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], labe
         dtype = next(iter(ckpt.tensors.values())).dtype
         filled = fmt.zeros(config, dialect).items()
         foreign |= {name: zeros(dtype, shape) for name, shape in filled if name not in foreign}
-    carried = tuple(name for name in left if name in passport.carried)
     for name in left:
-        if name not in carried and field_of(name) not in {field for field, _ in problems}:
+        if name not in passport.carried and field_of(name) not in {field for field, _ in problems}:
             problems.append((field_of(name), f"it has no place for {name}"))
     prefix = passport.prefix if native else fmt.prefixes[0]
     tensors = {prefix + name: tensor for name, tensor in foreign.items()}
@@ -232,7 +236,7 @@ def _plain_plan(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], labe
     if not problems:
         problems += _read_back(ckpt, fmt, dialect, tensors, sidecars, native)
     distance = (int(fmt.label(dialect) != passport.format), *_distance(fmt, config, passport, sidecars))
-    return _Plan(ckpt, fmt, dialect, tensors, sidecars, carried, tuple(problems), native, distance)
+    return _Plan(ckpt, fmt, dialect, tensors, sidecars, tuple(left), tuple(problems), native, distance)
 
 
 def _distance(fmt: Format, config: ViTConfig, passport: Passport, sidecars: Sidecars) -> tuple[int, int]:
@@ -319,7 +323,8 @@ def _write(
     dropped = dict(ckpt.dropped)
     for name in plan.left_out:
         for source_name in ckpt.origin.get(name, (name,)):
-            dropped[source_name] = f"unused by the model, and {plan.format.name} has no place for it"
+            unused = "unused by the model, and " if name in ckpt.passport.carried else ""
+            dropped[source_name] = f"{unused}{plan.format.name} has no place for it"
     notes = [*ckpt.warnings, *_folded(plan), *([] if plan.problems else _unstated(plan))]
     notes += [f"lossy: {name}: {reason}" for name, reason in plan.problems]
     label = plan.format.label(plan.dialect)

@@ -231,97 +231,62 @@ class ViTConfig:
 
     def _check_consistency(self) -> None:
         """Raise ConfigError for fields that are each valid but contradict one another."""
-        rules = (
-            (
-                "num_heads",
-                self.embed_dim % self.num_heads == 0,
-                f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}",
+        dim, pool, head, prefix = self.embed_dim, self.pool, self.num_classes > 0, self.num_prefix_tokens
+        pooled, both_tokens, width = pool != "none", pool == "cls_dist", self.representation_dim
+        holds = {
+            f"num_heads: num_heads={self.num_heads} does not divide embed_dim={dim}": dim % self.num_heads == 0,
+            f"image_size: image_size={self.image_size} is smaller than one patch {self.pixels_per_patch}": all(
+                self.grid_size
             ),
-            (
-                "image_size",
-                min(self.grid_size) > 0,
-                f"image_size={self.image_size} is smaller than one patch {self.pixels_per_patch}",
+            f"rope: rope needs heads of a multiple of 4 channels, not {self.head_dim}": (
+                self.rope is None or self.head_dim % 4 == 0
             ),
-            (
-                "rope",
-                self.rope is None or self.head_dim % 4 == 0,
-                f"rope needs heads of a multiple of 4 channels, not {self.head_dim}",
+            "rel_pos: rel_pos needs exactly one prefix token, the class token": (
+                self.rel_pos == "none" or (prefix == 1 and self.class_token)
             ),
-            (
-                "rel_pos",
-                self.rel_pos == "none" or (self.num_prefix_tokens == 1 and self.class_token),
-                "rel_pos needs exactly one prefix token, the class token",
+            "prefix_norm: prefix_norm=True needs prefix tokens and final_norm='before'": (
+                not self.prefix_norm or (prefix > 0 and self.final_norm == "before")
             ),
-            (
-                "prefix_norm",
-                not self.prefix_norm or (self.num_prefix_tokens > 0 and self.final_norm == "before"),
-                "prefix_norm=True needs prefix tokens and final_norm='before'",
+            "head_input: head_input='cls_avg' needs pool='cls' and a head": (
+                self.head_input == "pooled" or (pool == "cls" and head)
             ),
-            (
-                "head_input",
-                self.head_input == "pooled" or (self.pool == "cls" and self.num_classes > 0),
-                "head_input='cls_avg' needs pool='cls' and a head",
+            "head_norm: head_norm=True needs one head that reads the pooled embedding": (
+                not self.head_norm or (head and not both_tokens and self.head_input == "pooled")
             ),
-            (
-                "head_norm",
-                not self.head_norm
-                or (self.num_classes > 0 and self.pool != "cls_dist" and self.head_input == "pooled"),
-                "head_norm=True needs one head that reads the pooled embedding",
+            "stem_convs: stem='conv' and stem_convs go together": (self.stem == "conv") == bool(self.stem_convs),
+            "stem_stages: stem_stages needs stem='resnet'": self.stem == "resnet" or not self.stem_stages,
+            "stem_width: group norm needs a multiple of 32 channels": self.stem_width % 32 == 0,
+            "pool: pool='cls' needs class_token=True": pool != "cls" or self.class_token,
+            "pool_prefix: pool_prefix=True needs pool='map' and prefix tokens": (
+                not self.pool_prefix or (pool == "map" and prefix > 0)
             ),
-            ("stem_convs", (self.stem == "conv") == bool(self.stem_convs), "stem='conv' and stem_convs go together"),
-            ("stem_stages", self.stem == "resnet" or not self.stem_stages, "stem_stages needs stem='resnet'"),
-            ("stem_width", self.stem_width % 32 == 0, "group norm needs a multiple of 32 channels"),
-            ("pool", self.pool != "cls" or self.class_token, "pool='cls' needs class_token=True"),
-            (
-                "pool_prefix",
-                not self.pool_prefix or (self.pool == "map" and self.num_prefix_tokens > 0),
-                "pool_prefix=True needs pool='map' and prefix tokens",
+            "distilled: distilled=True needs class_token=True": self.class_token or not self.distilled,
+            "pool: pool='cls_dist' needs distilled=True and no representation layer": (
+                not both_tokens or (self.distilled and not width)
             ),
-            ("distilled", self.class_token or not self.distilled, "distilled=True needs class_token=True"),
-            (
-                "pool",
-                self.pool != "cls_dist" or (self.distilled and not self.representation_dim),
-                "pool='cls_dist' needs distilled=True and no representation layer",
+            "projection_dim: a projection excludes a representation layer and pool='cls_dist'": (
+                not self.projection_dim or not (width or both_tokens)
             ),
-            (
-                "projection_dim",
-                not self.projection_dim or (not self.representation_dim and self.pool != "cls_dist"),
-                "a projection excludes a representation layer and pool='cls_dist'",
+            "final_norm: final_norm='after' needs a pooled output, and pool is 'none'": (
+                pooled or self.final_norm != "after"
             ),
-            (
-                "final_norm",
-                self.pool != "none" or self.final_norm != "after",
-                "final_norm='after' needs a pooled output, and pool is 'none'",
+            "representation_dim: a representation layer needs a pooled output, and pool is 'none'": pooled or not width,
+            f"pool_heads: pool_heads={self.pool_heads} does not divide embed_dim={dim}": (
+                not self.pool_heads or dim % self.pool_heads == 0
             ),
-            (
-                "representation_dim",
-                self.pool != "none" or not self.representation_dim,
-                "a representation layer needs a pooled output, and pool is 'none'",
+            "num_classes: a head or projection needs a pooled output, and pool is 'none'": (
+                pooled or not (head or self.projection_dim)
             ),
-            (
-                "pool_heads",
-                not self.pool_heads or self.embed_dim % self.pool_heads == 0,
-                f"pool_heads={self.pool_heads} does not divide embed_dim={self.embed_dim}",
+            "pos_embed_registers: pos_embed_registers=True needs pos_embed_prefix=True": (
+                not self.pos_embed_registers or self.pos_embed_prefix
             ),
-            (
-                "num_classes",
-                self.pool != "none" or not (self.num_classes or self.projection_dim),
-                "a head or projection needs a pooled output, and pool is 'none'",
+            "pos_embed: pos_embed='sincos2d' needs embed_dim to be a multiple of 4": (
+                self.pos_embed != "sincos2d" or dim % 4 == 0
             ),
-            (
-                "pos_embed_registers",
-                not self.pos_embed_registers or self.pos_embed_prefix,
-                "pos_embed_registers=True needs pos_embed_prefix=True",
-            ),
-            (
-                "pos_embed",
-                self.pos_embed != "sincos2d" or self.embed_dim % 4 == 0,
-                "pos_embed='sincos2d' needs embed_dim to be a multiple of 4",
-            ),
-        )
-        for field, holds, message in rules:
-            if not holds:
-                raise ConfigError(f"{field}: {message}")
+        }
+        for message, true in holds.items():
+            if not true:
+                raise ConfigError(message)
 
     @property
     def grid_size(self) -> tuple[int, int]:
