@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import graphlib
 import re
 import shutil
@@ -10,11 +9,11 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from module_imports import FOLDERS, IMPORTS, MODULES, ROOT, imports_when_imported, is_inside, package_files
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -26,9 +25,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).resolve().parent.parent
-# Folder -> import name, as in pyproject.toml.
-FOLDERS = {"vit_hub": "vit_hub", "converters": "vit_hub.converters", "weights_manifest": "vit_hub.weights_manifest"}
 HEAVY = ("torch", "torchvision", "transformers", "timm", "huggingface_hub")
 
 # The rooms from the ground up; a room imports only rooms below it, and modules of its own.
@@ -60,70 +56,13 @@ EXCEPTIONS = {
 MOST_MODULES = {"vit_hub": 12, "vit_hub.cli": 1000, "vit_hub.converters.formats": 1000}
 
 
-def package_files() -> Iterator[tuple[Path, Path]]:
-    """(file in the repository, its place in the installed package) for everything in the three folders."""
-    for folder, name in FOLDERS.items():
-        for path in sorted((ROOT / folder).rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts:
-                yield path, Path(name.replace(".", "/")) / path.relative_to(ROOT / folder)
-
-
-def module_name(place: Path) -> str:
-    return ".".join(place.with_suffix("").parts).removesuffix(".__init__")
-
-
-MODULES = {module_name(place): path for path, place in package_files() if path.suffix == ".py"}
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-
-
-def is_inside(name: str, *packages: str) -> bool:
-    return any(name == package or name.startswith(f"{package}.") for package in packages)
-
-
-def imported_names(module: str, node: ast.AST) -> list[str]:
-    """What one statement imports, as absolute names; `from a import b` is `a.b` where that is a module of ours."""
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    if not isinstance(node, ast.ImportFrom):
-        return []
-    base = node.module or ""
-    if node.level:
-        package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
-        parents = package.split(".")[: len(package.split(".")) - node.level + 1]
-        base = ".".join([*parents, *([node.module] if node.module else [])])
-    full = [f"{base}.{alias.name}" for alias in node.names]
-    return [name if name in MODULES else base for name in full]
-
-
-def all_imports(module: str) -> set[str]:
-    """Everything that the module's source imports, inside functions and for type checkers too."""
-    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    return {name for node in ast.walk(tree) for name in imported_names(module, node)}
-
-
-def imports_when_imported(module: str) -> set[str]:
-    """What importing the module imports: not what stands inside functions or under TYPE_CHECKING."""
-    found: set[str] = set()
-    waiting: list[ast.AST] = [ast.parse(MODULES[module].read_text(encoding="utf-8"))]
-    while waiting:
-        node = waiting.pop()
-        found.update(imported_names(module, node))
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-            continue
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            waiting.extend(node.orelse)
-        else:
-            waiting.extend(ast.iter_child_nodes(node))
-    return found
 
 
 def room(module: str) -> int:
     """The number of the room that a module is in: the one with the longest name that it is inside of."""
     found = [(len(name), number) for number, names in enumerate(ROOMS) for name in names if is_inside(module, name)]
     return max(found)[1]
-
-
-IMPORTS = {module: {name for name in all_imports(module) if name in MODULES} - {module} for module in MODULES}
 
 
 @pytest.mark.parametrize("module", MODULES)
