@@ -149,7 +149,15 @@ def test_names_lead_to_models() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "docs/architecture.md", "docs/adding-a-format.md", "docs/hub.md", "docs/performance.md"]
+    "document",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/architecture.md",
+        "docs/adding-a-format.md",
+        "docs/hub.md",
+        "docs/performance.md",
+    ],
 )
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
