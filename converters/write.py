@@ -257,15 +257,22 @@ def _axis_sizes(config: ViTConfig) -> dict[str, int]:
     return {**heads, "p": config.patch_size[0], "q": config.patch_size[1], "c": config.patch_chans}
 
 
+def _reread(
+    fmt: Format, dialect: Dialect, tensors: Mapping[str, LazyTensor], sidecars: Sidecars, overrides: Mapping[str, Any]
+) -> ViTConfig:
+    """Return the config that a planned file would be read with."""
+    raw = RawCheckpoint(Path("planned"), fmt.container, dict(tensors), {}, sidecars, ())
+    return read_raw(raw, format=fmt.label(dialect), overrides=overrides).config
+
+
 def _read_back(
-    ckpt: Checkpoint, fmt: Format, dialect: Dialect, foreign: Mapping[str, LazyTensor], sidecars: Sidecars, native: bool
+    ckpt: Checkpoint, fmt: Format, dialect: Dialect, tensors: Mapping[str, LazyTensor], sidecars: Sidecars, native: bool
 ) -> list[tuple[str, str]]:
-    """Fields that the written file would not give back."""
+    """Return the fields that a planned file would not give back, and how each would be read."""
     config = ckpt.config
     given = {**(ckpt.passport.overrides if native else {}), **_options(config)}
-    raw = RawCheckpoint(Path("planned"), fmt.container, dict(foreign), {}, sidecars, ())
     try:
-        result = read_raw(raw, format=fmt.label(dialect), overrides=given).config
+        result = _reread(fmt, dialect, tensors, sidecars, given)
     except VitHubError as error:
         return [("config", error.message)]
     return [
@@ -282,17 +289,15 @@ def _options(config: ViTConfig) -> dict[str, Any]:
 
 def _unstated(plan: _Plan) -> list[str]:
     """Return a warning for each option that the written file does not state."""
-    ckpt, options = plan.ckpt, _options(plan.ckpt.config)
-    given = {**(ckpt.passport.overrides if plan.native else {}), **options}
-    raw = RawCheckpoint(Path("planned"), plan.format.container, plan.tensors, {}, plan.sidecars, ())
-    label, warned = plan.format.label(plan.dialect), []
+    options, warned = _options(plan.ckpt.config), []
+    given = {**(plan.ckpt.passport.overrides if plan.native else {}), **options}
     for name, value in options.items():
+        others = {key: item for key, item in given.items() if key != name}
         try:
-            alone = read_raw(raw, format=label, overrides={k: v for k, v in given.items() if k != name}).config
-            known = getattr(alone, name) == value
+            found = getattr(_reread(plan.format, plan.dialect, plan.tensors, plan.sidecars, others), name)
         except VitHubError:
-            known = False
-        if not known:
+            found = None
+        if found != value:
             warned.append(f"the file does not state {name}={value}: give it when you load the file")
     return warned
 

@@ -98,11 +98,6 @@ def _read(
 def write_npz(path: Path, tensors: Mapping[str, LazyTensor], pieces: Pieces) -> None:
     """Write as ``np.savez`` does, one tensor at a time.
 
-    Args:
-        path: new file.
-        tensors: name -> tensor; the member's name gets ``.npy`` appended.
-        pieces: gives the tensors' bytes.
-
     Raises:
         OSError: it cannot be written.
     """

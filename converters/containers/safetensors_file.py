@@ -113,12 +113,7 @@ def write_safetensors(
     The format allows no gaps between tensors, and readers want each at a multiple of its item size; so the values of
     the widest dtype come first, within a dtype in the given order. The data begins at a multiple of 64 bytes.
 
-    Args:
-        path: new file.
-        tensors: name -> tensor.
-        metadata: text to keep in the header.
-        pieces: gives the tensors' bytes.
-        finish: gives the metadata to keep after all values are written, as long as ``metadata``.
+    After all values are written, ``finish`` returns the metadata to keep, as long as ``metadata``.
 
     Raises:
         CheckpointError: a tensor has the name that the format reserves for the metadata.

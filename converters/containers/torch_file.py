@@ -252,11 +252,6 @@ def write_torch(path: Path, tensors: Mapping[str, LazyTensor], pieces: Pieces) -
 
     ``torch.save`` itself wants every tensor in memory at once.
 
-    Args:
-        path: new file.
-        tensors: name -> tensor.
-        pieces: gives the tensors' bytes.
-
     Raises:
         CheckpointError: one name is both a tensor and a dict of tensors.
         OSError: it cannot be written.

@@ -18,7 +18,7 @@ CONVENTIONS: Mapping[str, Any] = {
     "resize": "bilinear-align-corners",
     "resize_by_count": True,
 }
-LIMITS: Mapping[str, object] = {"qkv_bias": True, "patch_bias": True, "pos_embed": "learned", "final_norm": "before"}
+LIMITS = {"qkv_bias": True, "patch_bias": True, "pos_embed": "learned", "final_norm": "before"}
 
 
 def norm(canonical: str, foreign: str) -> tuple[Rule, Rule]:

@@ -17,29 +17,6 @@ from vit_hub.errors import ConfigError
 from vit_hub.model.config import ViTConfig
 from vit_hub.preprocessing.project_files import hf_processor
 
-__all__ = [
-    "ATTENTION",
-    "CLIP_BLOCK",
-    "MASK_TOKEN",
-    "POSITION_IDS",
-    "QKV_BIAS",
-    "QV_BIAS",
-    "SQUARE",
-    "VIT_BLOCK",
-    "VIT_LIMITS",
-    "VIT_PATCHES",
-    "VIT_SPELLINGS",
-    "ModelType",
-    "names_model_type",
-    "read_config",
-    "rooted",
-    "stated_type",
-    "tower_dialect",
-    "tower_dialects",
-    "transformers_format",
-    "write_config",
-]
-
 _FILE = "config.json"
 
 ACTIVATIONS = {
@@ -108,6 +85,14 @@ VIT_SPELLINGS: dict[str, dict[str, str]] = {
         "fc2": "mlp.fc2",
     },
 }
+
+
+def vit_dialect(spelling: str, family: str, root: str, layer_root: str) -> Dialect:
+    """Return a dialect of ViT's names; the layers may have another root than the embeddings."""
+    names = VIT_SPELLINGS[spelling]
+    return Dialect(spelling, {"family": family, "root": root, "layer": layer_root + names["layers"], **names})
+
+
 _QKV = tuple(f"${{layer}}.${{{part}}}" for part in "qkv")
 ATTENTION = (
     rule("blocks.{i}.attn.qkv.weight", tuple(f"{name}.weight" for name in _QKV)),
@@ -145,12 +130,7 @@ VIT_PATCHES = (
 )
 POSITION_IDS = Drop(r"(.*\.)?position_ids", "position_ids: a counter, not a weight")
 
-VIT_LIMITS: Mapping[str, object] = {
-    "qkv_bias": (True, False),
-    "patch_bias": True,
-    "pos_embed": "learned",
-    "final_norm": "before",
-}
+VIT_LIMITS = {"qkv_bias": (True, False), "patch_bias": True, "pos_embed": "learned", "final_norm": "before"}
 SQUARE = Requirement(
     "image_size",
     lambda c: c.image_size[0] == c.image_size[1] and c.patch_size[0] == c.patch_size[1],

@@ -16,7 +16,7 @@ from vit_hub.converters.rules.format import Dialect, Format, Requirement, Stated
 from vit_hub.converters.rules.table import Drop, Rule, rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 
-__all__ = ["CLASS_ROW", "CLASS_TOKEN", "CONVENTIONS", "COUNTERS", "PLAIN", "facebook_format", "is_original"]
+__all__ = ["CLASS_ROW", "CONVENTIONS", "COUNTERS", "PLAIN", "facebook_format", "is_original"]
 
 
 def _same(*layers: str) -> tuple[Rule, ...]:
@@ -25,21 +25,16 @@ def _same(*layers: str) -> tuple[Rule, ...]:
 
 
 _BLOCK = tuple(f"blocks.{{i}}.{layer}" for layer in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"))
-CLASS_TOKEN = (rule("cls_token", "cls_token"),)
+_CLASS_TOKEN = rule("cls_token", "cls_token")
 _BODY = (rule("pos_embed", "pos_embed"), *_same("patch_embed.proj", *_BLOCK))
 _NORM, _HEAD = weight_and_bias("norm"), weight_and_bias("head")
 
 # exact GELU: nn.GELU() everywhere; partial(nn.LayerNorm, eps=1e-6) everywhere.
-CONVENTIONS: Mapping[str, Any] = {"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic"}
+CONVENTIONS = {"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic"}
 COUNTERS = Drop(r"(optimizer|opt|lr_scheduler|scaler|fp16_scaler)/.*", "optimiser or scaler state")
 
-PLAIN: Mapping[str, object] = {
-    "qkv_bias": True,
-    "patch_bias": True,
-    "pos_embed": "learned",
-    "final_norm": "before",
-}
-CLASS_ROW: Mapping[str, object] = {**PLAIN, "class_token": True, "pos_embed_prefix": True}
+PLAIN = {"qkv_bias": True, "patch_bias": True, "pos_embed": "learned", "final_norm": "before"}
+CLASS_ROW = {**PLAIN, "class_token": True, "pos_embed_prefix": True}
 _HAS_HEAD = Requirement("num_classes", lambda c: c.num_classes > 0, "its models always have a classifier")
 
 
@@ -98,7 +93,7 @@ def _moco_heads(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: 
 FORMATS = (
     facebook_format(
         "dino",
-        rules=(*CLASS_TOKEN, *_BODY, *_NORM),
+        rules=(_CLASS_TOKEN, *_BODY, *_NORM),
         outside=(
             Drop(r"student/.*", "student copy: the teacher, its moving average, is read"),
             Drop(r"teacher/(module\.)?head\..*", "projector of the self-distillation loss"),
@@ -113,7 +108,7 @@ FORMATS = (
     facebook_format(
         "deit",
         rules=(
-            *CLASS_TOKEN,
+            _CLASS_TOKEN,
             rule("dist_token", "dist_token"),
             *_BODY,
             rule("blocks.{i}.ls1.gamma", "blocks.{i}.gamma_1"),
@@ -144,7 +139,7 @@ FORMATS = (
     facebook_format(
         "mae",
         rules=(
-            *CLASS_TOKEN,
+            _CLASS_TOKEN,
             *_BODY,
             *_NORM,
             *weight_and_bias("fc_norm"),
@@ -187,7 +182,7 @@ FORMATS = (
     ),
     facebook_format(
         "msn",
-        rules=(*CLASS_TOKEN, *_BODY, *_NORM),
+        rules=(_CLASS_TOKEN, *_BODY, *_NORM),
         drops=(Drop(r"(fc|pred)\..*", "projector of the pre-training"),),
         outside=(
             Drop(r"encoder/.*", "anchor encoder: the target encoder, its moving average, is read"),
@@ -201,7 +196,7 @@ FORMATS = (
     ),
     facebook_format(
         "moco-v3",
-        rules=(*CLASS_TOKEN, *_MOCO_BODY, *_NORM, *_HEAD),
+        rules=(_CLASS_TOKEN, *_MOCO_BODY, *_NORM, *_HEAD),
         drops=(Drop(r"head\.\d+\..*", "projector of the contrastive loss"),),
         outside=(
             Drop(

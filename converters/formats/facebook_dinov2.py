@@ -10,21 +10,14 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 
 from vit_hub.converters.containers import RawCheckpoint
-from vit_hub.converters.formats.facebook import (
-    CLASS_ROW,
-    CLASS_TOKEN,
-    CONVENTIONS,
-    COUNTERS,
-    facebook_format,
-    is_original,
-)
+from vit_hub.converters.formats.facebook import CLASS_ROW, CONVENTIONS, COUNTERS, facebook_format, is_original
 from vit_hub.converters.rules.format import Dialect, Requirement, Stated
 from vit_hub.converters.rules.table import Drop, rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 
 RULES = (
-    *CLASS_TOKEN,
+    rule("cls_token", "cls_token"),
     rule("pos_embed", "pos_embed"),
     rule("reg_token", "register_tokens"),
     rule("mask_token", "mask_token", carried=True),

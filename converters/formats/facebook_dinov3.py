@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vit_hub.converters.containers import RawCheckpoint
-from vit_hub.converters.formats.facebook import CLASS_TOKEN, COUNTERS, facebook_format
+from vit_hub.converters.formats.facebook import COUNTERS, facebook_format
 from vit_hub.converters.rules.format import Dialect, Requirement, Stated
 from vit_hub.converters.rules.table import Drop, rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import Rope
 
 RULES = (
-    *CLASS_TOKEN,
+    rule("cls_token", "cls_token"),
     rule("reg_token", "storage_tokens"),
     rule("mask_token", "mask_token", carried=True),
     *weight_and_bias("patch_embed.proj"),

@@ -112,12 +112,7 @@ def _format(kind: hf.ModelType, dialects: tuple[Dialect, ...], pooling: set[tupl
         ),
         dialects=dialects,
         conventions={"act": "gelu", "norm_eps": 1e-12, "resize": "relpos-bilinear"},
-        limits={
-            "class_token": True,
-            "qkv_bias": "qv",
-            "patch_bias": True,
-            "pos_embed": ("learned", "none"),
-        },
+        limits={"class_token": True, "qkv_bias": "qv", "patch_bias": True, "pos_embed": ("learned", "none")},
         requires=(
             hf.SQUARE,
             Requirement(

@@ -105,7 +105,7 @@ def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
     return hf.rooted(config, [d for d in dialects if d.variables["ffn"] == config.ffn] or dialects)
 
 
-_LIMITS: Mapping[str, object] = {
+_LIMITS = {
     **hf.VIT_LIMITS,
     "class_token": True,
     "layer_scale": True,

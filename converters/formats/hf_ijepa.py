@@ -8,17 +8,11 @@ from __future__ import annotations
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules.format import Dialect, Sidecars
+from vit_hub.converters.rules.format import Sidecars
 from vit_hub.converters.rules.table import weight_and_bias
 from vit_hub.model.config import ViTConfig
 
 TYPES = (hf.ModelType("ijepa", "IJepa", {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "num_attention_heads": 12}),)
-_ROOTS = ("ijepa.", "")
-
-
-def _dialect(spelling: str, root: str) -> Dialect:
-    names = hf.VIT_SPELLINGS[spelling]
-    return Dialect(spelling, {"family": "ijepa", "root": root, "layer": root + names["layers"], **names})
 
 
 def _evidence(raw: RawCheckpoint, prefix: str) -> int:
@@ -42,7 +36,9 @@ FORMATS = (
             *weight_and_bias("pooler.dense", "${root}pooler.dense", carried=True),
             *weight_and_bias("head", "classifier"),
         ),
-        dialects=tuple(_dialect(spelling, root) for spelling in hf.VIT_SPELLINGS for root in _ROOTS),
+        dialects=tuple(
+            hf.vit_dialect(spelling, "ijepa", root, root) for spelling in hf.VIT_SPELLINGS for root in ("ijepa.", "")
+        ),
         conventions={"act": "gelu", "norm_eps": 1e-12, "resize": "bicubic"},
         limits={**hf.VIT_LIMITS, "pool": "avg"},
         evidence=_evidence,

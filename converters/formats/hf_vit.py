@@ -7,6 +7,7 @@ Source: transformers/models/{vit,deit,vit_mae,vit_msn}/modeling_*.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _transformers as hf
@@ -35,11 +36,6 @@ RULES = (
 
 # (root of the embeddings, root of the layers): transformers 5 writes ViTMSNForImageClassification's layers rootless.
 _ROOTS = (("vit.", "vit."), ("deit.", "deit."), ("", ""), ("vit.", ""))
-
-
-def _dialect(spelling: str, root: str, layer_root: str) -> Dialect:
-    names = hf.VIT_SPELLINGS[spelling]
-    return Dialect(spelling, {"family": "vit", "root": root, "layer": layer_root + names["layers"], **names})
 
 
 _VIT = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "num_attention_heads": 12}
@@ -72,18 +68,11 @@ def _model_type(config: ViTConfig, passport: Passport | None) -> hf.ModelType:
 
 
 def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
-    head = "ForImageClassification" + "WithTeacher" * (config.pool == "cls_dist")
-    pooler = (
-        {"pooler_output_size": config.representation_dim, "pooler_act": "tanh"} if config.representation_dim else {}
-    )
-    return hf.write_config(
-        _model_type(config, passport),
-        config,
-        passport,
-        extra={"qkv_bias": config.qkv_bias, **pooler},
-        types=TYPES,
-        head=head if config.num_classes else "",
-    )
+    extra: dict[str, Any] = {"qkv_bias": config.qkv_bias}
+    if config.representation_dim:
+        extra |= {"pooler_output_size": config.representation_dim, "pooler_act": "tanh"}
+    head = "ForImageClassificationWithTeacher" if config.num_classes and config.pool == "cls_dist" else ""
+    return hf.write_config(_model_type(config, passport), config, passport, extra=extra, types=TYPES, head=head)
 
 
 def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
@@ -100,7 +89,7 @@ FORMATS = (
             Drop(r"decoder\..*", "decoder of the masked-image pre-training"),
             Drop(r".*\.position_ids", "position_ids: a counter, not a weight"),
         ),
-        dialects=tuple(_dialect(spelling, *roots) for spelling in hf.VIT_SPELLINGS for roots in _ROOTS),
+        dialects=tuple(hf.vit_dialect(spelling, "vit", *roots) for spelling in hf.VIT_SPELLINGS for roots in _ROOTS),
         conventions={"act": "gelu", "norm_eps": 1e-12, "resize": "bicubic"},
         limits={**hf.VIT_LIMITS, "class_token": True, "pos_embed_prefix": True, "pool": ("cls", "cls_dist")},
         requires=(

@@ -54,7 +54,7 @@ def clip_rules(block: tuple[Rule, ...], last_norm: str) -> tuple[Rule, ...]:
     )
 
 
-LIMITS: Mapping[str, object] = {
+LIMITS = {
     "class_token": True,
     "in_chans": 3,
     "patch_bias": False,

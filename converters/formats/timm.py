@@ -232,7 +232,7 @@ _DISTILLED = (
 )
 
 # The classes of BEiT and EVA.
-NO_EXTRAS: Mapping[str, object] = {"pos_embed": ("learned", "none"), "representation_dim": 0, "stem": "patch"}
+NO_EXTRAS = {"pos_embed": ("learned", "none"), "representation_dim": 0, "stem": "patch"}
 PATCH_BIAS = Requirement(
     "patch_bias", lambda c: c.patch_bias != c.pre_norm, "a pre-norm model has no patch bias, others do"
 )

@@ -6,15 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_hub.converters.containers import RawCheckpoint
-from vit_hub.converters.formats.timm import (
-    NO_EXTRAS,
-    OUTSIDE,
-    PREFIXES,
-    hub_config,
-    mlp_ratio,
-    shared_args,
-    stated_everywhere,
-)
+from vit_hub.converters.formats import timm
 from vit_hub.converters.formats.timm_eva import COMMON
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
@@ -41,15 +33,15 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
     file = raw.sidecars.get("config.json", {})
     if "architecture" not in file:
         return Stated()
-    return Stated(stated_everywhere(file, tensors), "config.json")
+    return Stated(timm.stated_everywhere(file, tensors), "config.json")
 
 
 def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
     """timm's hub config.json; create_model("local-dir:FOLDER") builds the model from it."""
     args: dict[str, Any] = {
-        **shared_args(config),
+        **timm.shared_args(config),
         "qkv_bias": config.qkv_bias == "qv",
-        "mlp_ratio": mlp_ratio(config.embed_dim, config.mlp_dim),
+        "mlp_ratio": timm.mlp_ratio(config.embed_dim, config.mlp_dim),
         "swiglu_mlp": config.ffn != "mlp",
         "scale_mlp": config.mlp_norm,
         "use_abs_pos_emb": config.pos_embed == "learned",
@@ -57,7 +49,7 @@ def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
         "use_shared_rel_pos_bias": config.rel_pos == "shared",
         "use_fc_norm": config.final_norm == "after",
     }
-    return {"config.json": hub_config("beit_base_patch16_224", args, config, passport)}
+    return {"config.json": timm.hub_config("beit_base_patch16_224", args, config, passport)}
 
 
 FORMATS = (
@@ -66,12 +58,12 @@ FORMATS = (
         project="timm",
         rules=(*COMMON, *(rule(name, name) for name in _NAMES)),
         drops=(Drop(r".*relative_position_index", "relative_position_index: a buffer that follows from the grid"),),
-        outside=OUTSIDE,
+        outside=timm.OUTSIDE,
         dialects=(Dialect("beit"),),
-        prefixes=PREFIXES,
+        prefixes=timm.PREFIXES,
         conventions={"act": "gelu", "norm_eps": 1e-6, "resize": "relpos-geometric"},
         limits={
-            **NO_EXTRAS,
+            **timm.NO_EXTRAS,
             "rel_pos": ("block", "shared"),
             "qkv_bias": ("qv", False),
             "class_token": True,

@@ -14,19 +14,7 @@ from functools import partial
 from typing import Any
 
 from vit_hub.converters.containers import RawCheckpoint
-from vit_hub.converters.formats.timm import (
-    NAMES,
-    NO_EXTRAS,
-    OUTSIDE,
-    PATCH_BIAS,
-    PREFIXES,
-    REGISTER_ROWS,
-    architecture_of,
-    hub_config,
-    mlp_ratio,
-    shared_args,
-    stated_everywhere,
-)
+from vit_hub.converters.formats import timm
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
 from vit_hub.converters.rules.table import Rule, rule
@@ -37,7 +25,7 @@ from vit_hub.model.config import Rope, ViTConfig
 _QKV = ("blocks.{i}.attn.q_proj", "blocks.{i}.attn.k_proj", "blocks.{i}.attn.v_proj")
 _MORE = ("blocks.{i}.mlp.fc1_g", "blocks.{i}.mlp.fc1_x")
 COMMON = (
-    *(rule(name, name) for name in NAMES if ".attn.qkv." not in name),
+    *(rule(name, name) for name in timm.NAMES if ".attn.qkv." not in name),
     *(rule(f"{layer}.{part}", f"{layer}.{part}") for layer in _MORE for part in ("weight", "bias")),
     rule("blocks.{i}.ls1.gamma", "blocks.{i}.gamma_1"),
     rule("blocks.{i}.ls2.gamma", "blocks.{i}.gamma_2"),
@@ -122,7 +110,7 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
         raise ConfigError(
             f"{raw.path}: act: timm's Eva pools with GELU, and its blocks have gates with SiLU: not supported"
         )
-    architecture, fields = architecture_of(raw), _facts(tensors)
+    architecture, fields = timm.architecture_of(raw), _facts(tensors)
     if not architecture:
         return Stated(fields, "what timm's architectures with these tensors do")
     file = raw.sidecars["config.json"]
@@ -132,7 +120,7 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
         fields["rope"] = _rope_from(args) if args["use_rot_pos_emb"] else None
     if "attn_pool_num_heads" in args:
         fields["pool_heads"] = args["attn_pool_num_heads"] or 0
-    return Stated({**fields, **stated_everywhere(file, tensors)}, "config.json")
+    return Stated({**fields, **timm.stated_everywhere(file, tensors)}, "config.json")
 
 
 def _rope_from(args: Mapping[str, Any]) -> Rope:
@@ -170,11 +158,11 @@ def _sidecars(config: ViTConfig, passport: Passport | None, fused: bool) -> Side
     architecture = "vit_small_patch16_dinov3" if config.norm_eps == 1e-5 else "eva02_tiny_patch14_224"
     split_gate = config.ffn == "swiglu"
     args: dict[str, Any] = {
-        **shared_args(config),
+        **timm.shared_args(config),
         "qkv_bias": config.qkv_bias is not False,
         "qkv_fused": fused,
         "qk_norm": config.qk_norm,
-        "mlp_ratio": mlp_ratio(config.embed_dim, config.mlp_dim),
+        "mlp_ratio": timm.mlp_ratio(config.embed_dim, config.mlp_dim),
         "swiglu_mlp": config.ffn != "mlp",
         "swiglu_align_to": 1 if split_gate and not config.mlp_norm else 0,
         "scale_mlp": config.mlp_norm,
@@ -189,10 +177,10 @@ def _sidecars(config: ViTConfig, passport: Passport | None, fused: bool) -> Side
         "use_post_transformer_norm": config.final_norm == "before",
         "use_fc_norm": config.final_norm == "after",
         "attn_pool_num_heads": config.pool_heads or config.num_heads,
-        "attn_pool_mlp_ratio": mlp_ratio(config.embed_dim, config.pool_mlp_dim or config.mlp_dim),
+        "attn_pool_mlp_ratio": timm.mlp_ratio(config.embed_dim, config.pool_mlp_dim or config.mlp_dim),
         "dynamic_img_size": False,
     }
-    return {"config.json": hub_config(architecture, args, config, passport)}
+    return {"config.json": timm.hub_config(architecture, args, config, passport)}
 
 
 def _evidence(raw: RawCheckpoint, prefix: str) -> int:
@@ -203,15 +191,15 @@ def _evidence(raw: RawCheckpoint, prefix: str) -> int:
     return int(stated or (not architecture and _is_perception_encoder(names)))
 
 
-_LIMITS: Mapping[str, object] = {
-    **NO_EXTRAS,
+_LIMITS = {
+    **timm.NO_EXTRAS,
     "qkv_bias": (True, False, "qv"),
     "ffn": ("mlp", "swiglu", "swiglu_packed"),
     "pool": ("cls", "avg", "map", "none"),
     "distilled": False,
 }
 _REQUIRES = (
-    PATCH_BIAS,
+    timm.PATCH_BIAS,
     Requirement(
         "act",
         lambda c: c.act == ("gelu" if c.ffn == "mlp" or c.pool == "map" else "silu"),
@@ -228,7 +216,7 @@ _REQUIRES = (
         lambda c: c.rope is None or not c.rope.mixed or (c.rope.pairs == "interleaved" and not c.rope.offset),
         "its mixed rotations are interleaved",
     ),
-    REGISTER_ROWS,
+    timm.REGISTER_ROWS,
 )
 
 
@@ -237,9 +225,9 @@ def _format(dialect: str, qkv: tuple[Rule, ...], fused: bool) -> Format:
         name="timm",
         project="timm",
         rules=(*COMMON, *qkv),
-        outside=OUTSIDE,
+        outside=timm.OUTSIDE,
         dialects=(Dialect(dialect),),
-        prefixes=PREFIXES,
+        prefixes=timm.PREFIXES,
         conventions={"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic-antialias"},
         limits=_LIMITS,
         requires=_REQUIRES,

@@ -17,16 +17,7 @@ from vit_hub.converters.rules.table import Drop, Rule, Table
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 
-__all__ = [
-    "DEFAULT_LIMITS",
-    "SQUARE_IMAGES",
-    "SQUARE_PATCHES",
-    "Dialect",
-    "Format",
-    "Requirement",
-    "Sidecars",
-    "Stated",
-]
+__all__ = ["SQUARE_IMAGES", "SQUARE_PATCHES", "Dialect", "Format", "Requirement", "Sidecars", "Stated"]
 
 Sidecars = dict[str, dict[str, Any]]
 
@@ -64,34 +55,10 @@ class Stated:
 
 
 # Only shapes tell these apart, so that no table refuses the others by its names.
-DEFAULT_LIMITS: Mapping[str, object] = {"ffn": "mlp", "head_input": "pooled"}
+DEFAULT_LIMITS = {"ffn": "mlp", "head_input": "pooled"}
 
 SQUARE_IMAGES = Requirement("image_size", lambda c: c.image_size[0] == c.image_size[1], "its images are square")
 SQUARE_PATCHES = Requirement("patch_size", lambda c: c.patch_size[0] == c.patch_size[1], "its patches are square")
-
-
-def _states_nothing(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], table: Dialect) -> Stated:
-    return Stated()
-
-
-def _no_axes(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor]) -> Mapping[str, int]:
-    return {}
-
-
-def _no_zeros(config: ViTConfig, dialect: Dialect) -> Mapping[str, tuple[int, ...]]:
-    return {}
-
-
-def _no_evidence(raw: RawCheckpoint, prefix: str) -> int:
-    return 0
-
-
-def _no_sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
-    return {}
-
-
-def _first_dialect(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
-    return dialects[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,12 +102,12 @@ class Format:
     conventions: Mapping[str, Any] = field(default_factory=dict)
     limits: Mapping[str, object] = field(default_factory=dict)
     requires: tuple[Requirement, ...] = ()
-    axes: Callable[[RawCheckpoint, Mapping[str, LazyTensor]], Mapping[str, int]] = _no_axes
-    evidence: Callable[[RawCheckpoint, str], int] = _no_evidence
-    state: Callable[[RawCheckpoint, Mapping[str, LazyTensor], Dialect], Stated] = _states_nothing
-    zeros: Callable[[ViTConfig, Dialect], Mapping[str, tuple[int, ...]]] = _no_zeros
-    sidecars: Callable[[ViTConfig, Passport | None], Sidecars] = _no_sidecars
-    dialect_for: Callable[[ViTConfig, Sequence[Dialect]], Dialect] = _first_dialect
+    axes: Callable[[RawCheckpoint, Mapping[str, LazyTensor]], Mapping[str, int]] = lambda raw, tensors: {}
+    evidence: Callable[[RawCheckpoint, str], int] = lambda raw, prefix: 0
+    state: Callable[[RawCheckpoint, Mapping[str, LazyTensor], Dialect], Stated] = lambda raw, tensors, dialect: Stated()
+    zeros: Callable[[ViTConfig, Dialect], Mapping[str, tuple[int, ...]]] = lambda config, dialect: {}
+    sidecars: Callable[[ViTConfig, Passport | None], Sidecars] = lambda config, passport: {}
+    dialect_for: Callable[[ViTConfig, Sequence[Dialect]], Dialect] = lambda config, dialects: dialects[0]
     returned_only: bool = False
     container: str = "safetensors"
     filename: str = "model.safetensors"
