@@ -1,4 +1,4 @@
-"""Checkpoint formats <-> the canonical tensors."""
+"""Conversion between checkpoint formats and the canonical tensors."""
 
 from vit_hub.converters.formats import format_names
 from vit_hub.converters.read import Checkpoint, open_checkpoint

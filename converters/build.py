@@ -1,4 +1,4 @@
-"""From an opened checkpoint to a model."""
+"""Building a model from an opened checkpoint."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def build(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "float32",
 ) -> VisionTransformer:
-    """The model of an opened checkpoint; arguments as for :func:`vit_hub.load`."""
-    if device is not None and str(device) != "meta":  # which computes nothing, but shows the shapes
+    """Return the model of an opened checkpoint; arguments as for :func:`vit_hub.load`."""
+    if device is not None and str(device) != "meta":  # nothing can be computed on it
         device = usable_device(device)
     target = None if dtype == "auto" else dtype if isinstance(dtype, torch.dtype) else torch_dtype(dtype)
     if target is not None and not target.is_floating_point:
@@ -59,7 +59,7 @@ def build(
 def _read(
     tensors: Mapping[str, LazyTensor], device: str | torch.device | None, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
-    """Every tensor on its device and in its dtype; a few are read at a time, so that no second copy is ever whole."""
+    """Read every tensor, a few at a time so that there is never a second copy of all, to its device and dtype."""
     names = list(tensors)
 
     def share(part: int) -> dict[str, Tensor]:
@@ -71,12 +71,12 @@ def _read(
 
 
 def _placed(tensor: Tensor, device: str | torch.device | None, dtype: torch.dtype | None) -> Tensor:
-    """On the device and, where it is floating point, in the dtype asked for."""
+    """Return the tensor on the device and, if it is floating point, in the dtype."""
     return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
 
 
 def _replace_head(config: ViTConfig, tensors: dict[str, Tensor], num_classes: int) -> ViTConfig:
-    """Zeros for a new head: its first gradients then come from the features alone, and nothing random is loaded."""
+    """Replace the head by one of zeros, which is deterministic and leaves the features alone in the first gradients."""
     without = {} if num_classes else {"head_norm": False, "head_input": "pooled"}
     changed = config.replace(num_classes=num_classes, **without)
     shapes, like = tensor_shapes(changed), tensors["patch_embed.proj.weight"]
@@ -98,7 +98,7 @@ _FIRST_KERNELS = (
 
 
 def _adapt_channels(kernel: Tensor, in_chans: int) -> Tensor:
-    """Kernel [D, C, p, q] for other channels, as timm's ``adapt_input_conv``: summed for one, else repeated.
+    """Adapt a kernel [D, C, p, q] to other channels as timm's ``adapt_input_conv`` does: sum for one, else repeat.
 
     A repeated kernel is scaled by C / in_chans, so that equal channels give the same tokens.
     """
@@ -110,15 +110,15 @@ def _adapt_channels(kernel: Tensor, in_chans: int) -> Tensor:
 
 
 def usable_device(device: str | torch.device) -> torch.device:
-    """The device of this name, on which something was computed to see that it works.
+    """Return the device of this name after computing something on it.
 
     Raises:
-        ConfigError: there is none, or it cannot be used.
+        ConfigError: it does not exist or cannot be used.
     """
     try:
         torch.zeros(1, device=device).item()
         return torch.device(device)
-    # What torch raises for a device that is misspelt, not compiled in or not there differs from device to device.
+    # The exception for a misspelt, unsupported or missing device differs from device to device.
     except Exception as error:
         raise ConfigError(
             f"device {str(device)!r} cannot be used: {first_line(error)}", hint="cpu always works"

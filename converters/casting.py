@@ -1,4 +1,4 @@
-"""Changing the dtype of tensors while they are written or loaded."""
+"""Dtype changes of lazy tensors, and their exchange with torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FLOATING = {name: dtype.torch for name, dtype in DTYPES.items() if dtype.floati
 
 
 def floats(tensor: LazyTensor) -> npt.NDArray[Any]:
-    """Reads a tensor's values as numbers, in float32 or, where they are, in float64."""
+    """Read a tensor as numbers: float64 where it is stored so, else float32."""
     values = tensor.read()
     if tensor.dtype == "BF16":  # the upper half of a float32
         return (values.astype(np.uint32) << 16).view(np.float32)
@@ -28,21 +28,21 @@ def floats(tensor: LazyTensor) -> npt.NDArray[Any]:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a safetensors dtype name or of torch's own name (``BF16``, ``bfloat16``).
+    """Return the torch dtype of safetensors' or torch's own name (``BF16``, ``bfloat16``).
 
     Raises:
-        ConfigError: there is no such dtype.
+        ConfigError: unknown name.
     """
     import torch
 
     found = getattr(torch, DTYPES[name].torch if name in DTYPES else name, None)
     if not isinstance(found, torch.dtype):
-        raise ConfigError(f"dtype {name!r} is not known", hint=f"known: {', '.join(_FLOATING.values())}")
+        raise ConfigError(f"dtype {name!r} is unknown", hint=f"known: {', '.join(_FLOATING.values())}")
     return found
 
 
 def to_torch(tensor: LazyTensor) -> torch.Tensor:
-    """Reads a tensor, sharing the file's memory where it is contiguous there."""
+    """Read a tensor; it shares the file's memory where it is contiguous there."""
     import torch
 
     found = torch.from_numpy(np.require(row_major(tensor.read()), requirements="A").reshape(tensor.shape))
@@ -50,7 +50,7 @@ def to_torch(tensor: LazyTensor) -> torch.Tensor:
 
 
 def cast(tensor: LazyTensor, dtype: str) -> LazyTensor:
-    """The same tensor in another floating-point dtype, rounded to nearest even when read.
+    """Cast to another floating-point dtype, rounding to nearest even when read; other dtypes stay.
 
     Raises:
         ConfigError: ``dtype`` is not a floating-point dtype.
@@ -72,7 +72,7 @@ def cast(tensor: LazyTensor, dtype: str) -> LazyTensor:
 
 
 def from_tensor(tensor: torch.Tensor) -> LazyTensor:
-    """A lazy tensor over a torch tensor, which may live on any device until it is read."""
+    """Return a lazy tensor over a torch tensor, which may stay on any device until it is read."""
     import torch
 
     def read() -> object:

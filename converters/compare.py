@@ -1,4 +1,4 @@
-"""Comparing two checkpoints tensor by tensor, whatever their formats."""
+"""Comparison of two checkpoints of any formats, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class TensorComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The answer to: the same weights? the same numbers?
+    """Agreement of two checkpoints in weights and outputs.
 
     Attributes:
         same_weights: every tensor that the models compute with is equal.
         same_numbers: outputs on a random image agree to 2e-5.
-        tensors: a row per canonical tensor.
+        tensors: one row per canonical tensor.
         config: field -> the two values, where they differ.
         output_difference: largest absolute difference of the outputs; None where they have different shapes.
     """
@@ -53,7 +53,7 @@ class Comparison:
 
 
 def compare_checkpoints(a: Checkpoint, b: Checkpoint) -> Comparison:
-    """Compare two opened checkpoints; both models run where weights or configs differ."""
+    """Compare two opened checkpoints; where weights or configs differ, both models are run."""
     rows = tuple(_compare(name, a.tensors.get(name), b.tensors.get(name)) for name in {**a.tensors, **b.tensors})
     carried = {*a.passport.carried, *b.passport.carried}
     same_weights = all(row.status in ("equal", "dtype") for row in rows if row.name not in carried)
@@ -77,7 +77,7 @@ def _compare(name: str, a: LazyTensor | None, b: LazyTensor | None) -> TensorCom
         return TensorComparison(name, "equal", 0.0)
     from vit_hub.converters.casting import to_torch
 
-    # Difference in float64: exact for every pair of the narrower dtypes.
+    # In float64 the difference of two narrower values is exact.
     x, y = to_torch(a).double(), to_torch(b).double()
     difference = float((x - y).abs().max()) if x.numel() else 0.0
     if difference == 0.0:
@@ -86,7 +86,7 @@ def _compare(name: str, a: LazyTensor | None, b: LazyTensor | None) -> TensorCom
 
 
 def output_difference(a: Checkpoint, b: Checkpoint) -> float | None:
-    """Largest absolute difference of outputs and embeddings on one seeded random image; None if shapes differ."""
+    """Return the largest difference of outputs or embeddings on a seeded random image; None if shapes differ."""
     import torch
 
     from vit_hub.converters.build import build
@@ -100,10 +100,10 @@ def output_difference(a: Checkpoint, b: Checkpoint) -> float | None:
     images = torch.randn(1, models[0].config.in_chans, *models[0].config.image_size, generator=generator)
     poolless = any(model.config.pool == "none" for model in models)
     with torch.inference_mode():
-        # Embeddings too: heads may differ in width, or hide everything behind zeros.
+        # Embeddings, too: heads may differ in width or be all zeros.
         outputs = [
             (model(images), model.forward_features(images) if poolless else model.embed(images)) for model in models
         ]
     differences = [float((x - y).abs().max()) for x, y in zip(*outputs, strict=True) if x.shape == y.shape]
-    # The outputs' own difference tells most, unless it is nothing but rounding.
+    # The outputs come first, unless they differ by rounding only.
     return next((found for found in differences if found > TOLERANCE), max(differences, default=None))

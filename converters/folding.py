@@ -1,8 +1,8 @@
-"""Rewriting a model as another one with the same outputs, for formats that cannot express it as it is.
+"""Folds: rewriting a model as another with the same outputs, for formats that cannot express it as it is.
 
 Nothing is folded when a checkpoint is read: a class row of a position table stays a row. When one is written and the
-format has a problem with a field, the folds of that field are tried, and the report says what was done. Values that
-are computed are kept in float32 (or float64), so that outputs agree to its rounding whatever the weights are in.
+format has a problem with a field, the folds of that field are tried, and the report lists those applied. Computed
+values are kept in float32 (or float64), so that outputs agree up to its rounding for weights of any dtype.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Folded = tuple[ViTConfig, dict[str, LazyTensor]]
 
 @dataclass(frozen=True)
 class Fold:
-    """One rewriting.
+    """One way to rewrite a model.
 
     Attributes:
-        fields: the config fields that a format may have a problem with; it has to solve one.
-        text: what is done, for the report.
-        apply: the model rewritten; None where the model is not one that this can rewrite exactly.
-        cost: of several ways to write a model the one is taken whose folds cost least.
+        fields: the config fields with which a format may have a problem.
+        text: a description for the report.
+        apply: rewrites a model; returns None where it cannot do so exactly.
+        cost: of several possible formats, the one whose folds cost least is written.
     """
 
     fields: tuple[str, ...]
@@ -46,12 +46,12 @@ def _computed(like: LazyTensor, shape: tuple[int, ...], values: Callable[[], Arr
 
 
 def _is_zero(tensor: LazyTensor) -> bool:
-    with np.errstate(invalid="ignore"):  # a signalling NaN is not zero either
+    with np.errstate(invalid="ignore"):  # signalling NaN
         return not floats(tensor).any()
 
 
 def _biases(config: ViTConfig, tensors: Tensors, name: str) -> list[LazyTensor] | None:
-    """What queries, keys and values of a layer have added, each [D]; None for a mask of other values than 0 and 1."""
+    """Return the biases of queries, keys and values, each [D]; None if they are masked by values other than 0 and 1."""
     nothing = zeros(tensors[f"{name}.qkv.weight"].dtype, (config.embed_dim,))
     if config.qkv_bias == "qv":
         return [tensors[f"{name}.q_bias"], nothing, tensors[f"{name}.v_bias"]]
@@ -67,10 +67,10 @@ def _biases(config: ViTConfig, tensors: Tensors, name: str) -> list[LazyTensor] 
 
 
 def _to_qkv_bias(target: bool | str, *, without_keys: bool = False) -> Callable[[ViTConfig, Tensors], Folded | None]:
-    """Biases of queries, keys and values in another of the ways to keep them.
+    """Return the fold that stores the biases of queries, keys and values as another ``qkv_bias`` does.
 
-    A key's bias adds the same to all logits of a query, so that the softmax leaves no trace of it, unless keys are
-    normed or rotated after it was added: then it can be left out.
+    The bias of keys adds the same to all logits of a query and cancels in the softmax, unless keys are normed or
+    rotated after it is added. ``without_keys`` leaves it out where it cancels.
     """
 
     def apply(config: ViTConfig, tensors: Tensors) -> Folded | None:
@@ -99,7 +99,7 @@ def _to_qkv_bias(target: bool | str, *, without_keys: bool = False) -> Callable[
 
 
 def _patch_bias(config: ViTConfig, tensors: Tensors) -> Folded | None:
-    """A patch embedding without a bias is one with a bias of zeros."""
+    """Add a bias of zeros to the patch embedding, or remove it."""
     name, changed = "patch_embed.proj.bias", dict(tensors)
     if not config.patch_bias:
         changed[name] = zeros(tensors["patch_embed.proj.weight"].dtype, (config.embed_dim,))
@@ -109,7 +109,7 @@ def _patch_bias(config: ViTConfig, tensors: Tensors) -> Folded | None:
 
 
 def _computed_table(config: ViTConfig, tensors: Tensors) -> Folded | None:
-    """A sine-cosine table is a learned one that happens to have its values."""
+    """Store a sine-cosine table as a learned one."""
     if config.pos_embed != "sincos2d":
         return None
     shape = (1, config.num_patches, config.embed_dim)
@@ -126,7 +126,7 @@ def _computed_table(config: ViTConfig, tensors: Tensors) -> Folded | None:
 
 
 def _add_rows(config: ViTConfig, tensors: Tensors) -> Folded | None:
-    """Tokens without a row of the position table are tokens with a row of zeros."""
+    """Add rows of zeros to the position table for tokens that have none."""
     tokens = int(config.class_token) + int(config.distilled)
     if config.pos_embed != "learned" or config.num_prefix_rows or not tokens:
         return None
@@ -136,7 +136,7 @@ def _add_rows(config: ViTConfig, tensors: Tensors) -> Folded | None:
 
 
 def _merge_rows(config: ViTConfig, tensors: Tensors, kept: int) -> dict[str, LazyTensor]:
-    """Rows of the position table after the first ``kept`` are added to the tokens they belong to."""
+    """Add the prefix rows of the position table after the first ``kept`` to their tokens."""
     table, changed, row = tensors["pos_embed"], dict(tensors), 0
     for name in ("cls_token", "dist_token", "reg_token"):
         count = tensors[name].shape[1] if name in tensors else 0
@@ -168,7 +168,7 @@ def _merge_all_rows(config: ViTConfig, tensors: Tensors) -> Folded | None:
 
 
 def _layer_scale(config: ViTConfig, tensors: Tensors) -> Folded | None:
-    """Layer scale is a diagonal matrix after a linear layer; without it, it is the identity."""
+    """Multiply layer scale, a diagonal matrix, into the linear layer before it; or add one of ones."""
     changed = dict(tensors)
     for index in range(config.depth):
         for scale, layer in (("ls1", "attn.proj"), ("ls2", "mlp.fc2")):
@@ -188,7 +188,7 @@ def _scaled(tensor: LazyTensor, factor: LazyTensor) -> LazyTensor:
 
 
 def _projection(config: ViTConfig, tensors: Tensors) -> Folded | None:
-    """CLIP's projection is a classification head with a bias of zeros."""
+    """Turn a projection into a head with a bias of zeros, or such a head into a projection."""
     changed = dict(tensors)
     if config.projection_dim and not config.num_classes:
         weight = changed["head.weight"] = changed.pop("projection.weight")
@@ -204,7 +204,7 @@ def _projection(config: ViTConfig, tensors: Tensors) -> Folded | None:
 
 
 def _rope_periods(config: ViTConfig, tensors: Tensors) -> Folded | None:
-    """Stored periods of rotary embeddings, where they are those that all other projects compute."""
+    """Remove stored periods of the rotary embedding that equal the computed ones, or store these."""
     rope, name = config.rope, "rope_embed.periods"
     if rope is None or rope.mixed or rope.coordinates != "centered":
         return None
@@ -222,7 +222,7 @@ _ROWS = ("pos_embed_prefix", "pos_embed_registers")
 FOLDS = (
     Fold(("qkv_bias",), "attention biases are kept with a mask over those of keys", _to_qkv_bias("masked")),
     Fold(("qkv_bias",), "attention biases are kept for queries and values, those of keys are zero", _to_qkv_bias("qv")),
-    Fold(("qkv_bias",), "attention biases are kept for queries, keys and values alike", _to_qkv_bias(True)),
+    Fold(("qkv_bias",), "attention biases are kept for queries, keys and values", _to_qkv_bias(True)),
     Fold(("qkv_bias",), "attention biases of keys, which have no effect, are left out", _WITHOUT_KEYS, cost=10),
     Fold(("patch_bias",), "a patch bias of zeros is added or left out", _patch_bias),
     Fold(("pos_embed",), "the computed position table is stored", _computed_table),

@@ -1,6 +1,6 @@
-"""What is worth knowing of a checkpoint before it is used: copies of the model, and what values say.
+"""Checks of an opened checkpoint before it is used: its values, and further copies of the model.
 
-Everything here answers from an opened checkpoint, without torch and without reading more than needed.
+Nothing here needs torch or reads more than necessary.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ __all__ = ["ZERO_HEAD", "Values", "head_is_zero", "other_copies", "survey"]
 
 HEADS = ("head.weight", "head_dist.weight")
 ZERO_HEAD = (
-    "the classification head is all zeros: it was never trained, or taken out (as in many ImageNet-21k files); "
-    "use the embeddings, the logits say nothing"
+    "the classification head is all zeros: it was never trained, or was removed (as in many ImageNet-21k files); "
+    "use the embeddings, the logits are meaningless"
 )
-# A copy may lack what training adds to one side only (a head, a mask token).
+# A copy may lack a head or a mask token, which training adds to one of them only.
 _MOST = 0.8
 
 
 @dataclass(frozen=True)
 class Values:
-    """What reading all values showed.
+    """Findings of reading all values.
 
     Attributes:
-        not_finite: tensor -> how many of its values are NaN or infinite, where there are any.
-        equal: groups of tensors with the same values in the same shape, constant ones (zeros, ones) left aside.
+        not_finite: tensor -> number of its values that are NaN or infinite, if any.
+        equal: groups of tensors with the same values in the same shape, except constant ones (zeros, ones).
     """
 
     not_finite: dict[str, int]
@@ -41,14 +41,14 @@ class Values:
 
 
 def head_is_zero(tensors: Mapping[str, LazyTensor]) -> bool:
-    """Whether there is a classification head and its weights are all zero. Reading stops at the first other value."""
+    """Return whether there is a classification head of zeros only; reading stops at the first other value."""
     heads = [tensors[name] for name in HEADS if name in tensors]
     with np.errstate(invalid="ignore"):
         return bool(heads) and not any(row.any() for head in heads for row in floats(head))
 
 
 def survey(tensors: Mapping[str, LazyTensor], advance: Callable[[int], None]) -> Values:
-    """Reads everything, one tensor at a time, and calls ``advance`` with the bytes of each."""
+    """Read all tensors one at a time, and call ``advance`` with the bytes of each."""
     bad: dict[str, int] = {}
     found: dict[tuple[str, tuple[int, ...], bytes], list[str]] = {}
     for name, tensor in tensors.items():
@@ -56,7 +56,7 @@ def survey(tensors: Mapping[str, LazyTensor], advance: Callable[[int], None]) ->
         if count:
             bad[name] = count
         values = np.ascontiguousarray(tensor.read()).reshape(-1)
-        with np.errstate(invalid="ignore"):  # a signalling NaN differs from itself as any other does
+        with np.errstate(invalid="ignore"):  # signalling NaN
             constant = math.prod(tensor.shape) < 2 or not (values != values[0]).any()
         if not constant:
             key = (tensor.dtype, tensor.shape, hashlib.blake2b(values.view(np.uint8).data).digest())
@@ -66,9 +66,9 @@ def survey(tensors: Mapping[str, LazyTensor], advance: Callable[[int], None]) ->
 
 
 def other_copies(ckpt: Checkpoint) -> dict[str, str]:
-    """Prefixes under which the file holds the same model again (student, momentum or average), and why it is not read.
+    """Return the prefixes of further copies of the model (student, momentum, average), each with why it is not read.
 
-    A copy is found by the names that it shares with the one that is read.
+    A copy is recognised by the names that it shares with the model read.
     """
     read = {name.removeprefix(ckpt.passport.prefix) for names in ckpt.origin.values() for name in names}
     if not read:

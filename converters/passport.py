@@ -1,4 +1,4 @@
-"""Where weights come from and how to write them back: the record a canonical file carries in its metadata."""
+"""The passport of a canonical file: where its weights come from and how to write them back."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _SIZES = ("image_size", "patch_size")
 
 @dataclass(frozen=True, kw_only=True)
 class Passport:
-    """Provenance, and everything the way back needs that the canonical tensors do not say.
+    """Provenance, and what is needed to write the source format beyond the canonical tensors.
 
     Attributes:
         format: name of the source format, dialect included where it is not the format's first (``hf-v5``).
-        variables: what the ``$variables`` of the dialect stood for.
-        prefix: what stood before every name in the source (``model/``, ``params/``).
-        container: what held the tensors (``npz``, ``safetensors``, ``torch``).
+        variables: values of the ``$variables`` of the dialect.
+        prefix: the prefix of every name in the source (``model/``, ``params/``).
+        container: ``npz``, ``safetensors`` or ``torch``.
         shapes: shapes of source tensors that differ from what the format writes by default.
-        names: foreign names that the format writes by default -> the names found in the source, where they differ.
+        names: names that the format writes by default -> the names found in the source, where they differ.
         carried: canonical names of tensors that the model does not use.
-        overrides: what the caller had to say because the source could not.
+        overrides: config fields that the caller gave.
         resized_from: ``image_size`` and ``patch_size`` of the source, where the model was resized.
         sidecars: config files found beside the weights, by file name.
         source: file name, sha256 and size in bytes of the source file(s).
-        converter: version of vit-hub that made the record.
+        converter: version of vit-hub that wrote the record.
         weights_id: registry id of the weights, where known.
         license: licence of the weights, where known.
         preprocess: evaluation preprocessing, as data of :class:`vit_hub.preprocessing.spec.Preprocessing`.
@@ -59,7 +59,7 @@ class Passport:
     labels: str | list[str] | None = None
 
     def resized(self, old: ViTConfig, new: ViTConfig) -> Passport:
-        """Return the record changed where it depends on the size, so that the resized model can be written back."""
+        """Return the record for the resized model, so that it can be written back."""
         # NaFlex' files have the position table as a grid and the patch kernel as a matrix.
         before, after = (
             ((*config.grid_size, config.embed_dim), (math.prod(config.patch_size) * config.in_chans, config.embed_dim))
@@ -76,19 +76,19 @@ class Passport:
         )
 
     def to_json(self) -> str:
-        """Deterministic JSON: sorted keys, empty fields left out."""
+        """Return JSON with sorted keys, empty fields left out."""
         return json.dumps(self.to_dict(), sort_keys=True)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; empty fields left out."""
+        """Return plain data, empty fields left out."""
         return {key: value for key, value in dataclasses.asdict(self).items() if value or key == "format"}
 
     @classmethod
     def from_json(cls, text: str, file: str) -> Passport:
-        """The inverse of :meth:`to_json`.
+        """Read what :meth:`to_json` returned.
 
         Raises:
-            CheckpointError: the record is damaged; ``file`` is named.
+            CheckpointError: the record is damaged; the message names ``file``.
         """
         try:
             data = json.loads(text)

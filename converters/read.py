@@ -1,4 +1,4 @@
-"""Opening a checkpoint of any format: canonical tensors, lazily, with a config and an account of every tensor."""
+"""Opening checkpoints of any format: lazy canonical tensors, a config, and an account of every tensor."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ PASSPORT_KEY = "vit_hub.passport"
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """An opened checkpoint; nothing of it is read before it is asked for.
+    """An opened checkpoint, whose values are read on demand.
 
     Attributes:
         path: the file or folder.
-        format: what it is in, a name that ``to=`` accepts; ``canonical`` for vit-hub's own files.
+        format: a name that ``to=`` accepts; ``canonical`` for vit-hub's own files.
         config: the model.
         tensors: canonical name -> tensor, those of :func:`vit_hub.model.shapes.tensor_shapes` first, carried ones last.
         passport: where the weights come from and how to write them back.
-        dropped: source name -> why it is left out.
-        inferred: config field -> what it was taken from.
-        warnings: what the user should know.
-        source: the opened file or folder.
+        dropped: source name -> reason for leaving it out.
+        inferred: config field -> its origin.
+        warnings: messages for the user.
+        source: the contents as stored.
         origin: canonical name -> the source names it came from.
     """
 
@@ -55,7 +55,7 @@ class Checkpoint:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """The passport as plain data: source file, format, and what the way back needs."""
+        """The passport as plain data."""
         return self.passport.to_dict()
 
 
@@ -66,19 +66,19 @@ def open_checkpoint(
     overrides: Mapping[str, Any] | None = None,
     hints: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """Opens a checkpoint of any known format without reading its tensors.
+    """Open a checkpoint of any known format without reading its tensors.
 
     Args:
         path: file or folder.
-        format: insist on a format instead of recognising it.
-        overrides: config fields that the file cannot tell or tells wrongly.
-        hints: config fields known from elsewhere (a registry), used where the source itself does not state them.
+        format: the format to read it as, instead of recognising it.
+        overrides: config fields that the file does not state or states wrongly.
+        hints: config fields known from elsewhere (a registry), used where the file does not state them.
 
     Raises:
         UnknownFormatError: not a checkpoint, or of no known format.
         UnsafeCheckpointError: it can only be read by executing code from it.
         CheckpointError: damaged, or tensors are missing, unknown or of unexpected shape.
-        ConfigError: a config field cannot be told, or an override does not fit.
+        ConfigError: a config field cannot be determined, or an override does not fit.
     """
     return read_raw(open_raw(path), format=format, overrides=overrides, hints=hints)
 
@@ -90,7 +90,7 @@ def read_raw(
     overrides: Mapping[str, Any] | None = None,
     hints: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """As :func:`open_checkpoint`, for a source that is open already (or was never a file)."""
+    """Read contents that are open already, or never were a file; see :func:`open_checkpoint`."""
     given = dict(overrides or {})
     if not raw.tensors:
         raise CheckpointError(f"{raw.path}: the file holds no tensors")
@@ -99,7 +99,7 @@ def read_raw(
     if format == "canonical":
         raise CheckpointError(
             f"{raw.path}: not a canonical file: its metadata has no {CONFIG_KEY!r}",
-            hint="leave out format= (--format): the content says what it is",
+            hint="without format= (--format) its content decides",
         )
     match = recognize(raw, format)
     sizes = {**match.format.axes(raw, match.tensors), **_axis_sizes(given)}
@@ -136,7 +136,7 @@ def read_raw(
         inferred["format"] = f"container, wrapper and tensors; {', '.join(match.ambiguous)} has the same tensor names"
         warnings.append(
             f"read as {match.label}; {', '.join(match.ambiguous)} checkpoints have the same tensor names: "
-            f"give format= (--format) if it is one, for they may run or resize differently"
+            f"give format= (--format) if it is one, because they may compute or resize differently"
         )
     passport = Passport(
         format=match.label,
@@ -165,7 +165,7 @@ def read_raw(
 
 
 def _axis_sizes(fields: Mapping[str, Any]) -> dict[str, int]:
-    """Sizes of layout axes that shapes may not tell: h heads, p x q patch, c channels."""
+    """Return the given sizes of layout axes that shapes may not show: h heads, p x q patch."""
     sizes = {"h": fields["num_heads"]} if "num_heads" in fields else {}
     if "patch_size" in fields:
         patch = fields["patch_size"]
@@ -207,7 +207,7 @@ def _ordered(
     match: Match | None,
     reading: Reading | None,
 ) -> dict[str, LazyTensor]:
-    """The tensors in canonical order, after checking that none is missing, too many or of the wrong shape or dtype."""
+    """Return the tensors in canonical order; check that none is missing, surplus, or of another shape or dtype."""
     expected = tensor_shapes(config)
     missing = [name for name in expected if name not in tensors]
     surplus = [name for name in tensors if name not in expected and name not in carried]
@@ -229,7 +229,7 @@ def _ordered(
         if not DTYPES[found.dtype].floating and not name.endswith("num_batches_tracked"):
             raise CheckpointError(
                 f"{raw.path}: tensor {name} has dtype {found.dtype}; weights must be floating point",
-                hint="a quantised or damaged checkpoint: take one in float32, float16 or bfloat16",
+                hint="a quantised or damaged checkpoint: use one in float32, float16 or bfloat16",
             )
     return {**{name: tensors[name] for name in expected}, **{name: tensors[name] for name in carried}}
 

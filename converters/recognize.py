@@ -1,4 +1,4 @@
-"""Which format, dialect and prefix a source is in: decided by content, how many tensors each table explains."""
+"""Recognition of format, dialect and prefix by content: how many tensors each table explains."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from vit_hub.errors import CheckpointError, UnknownFormatError
 __all__ = ["Match", "recognize", "unexplained"]
 
 Candidates = Sequence[tuple[Format, Sequence[Dialect]]]
-# What names are made of: levels of modules and of nested dicts.
+# Separators of modules and of nested dicts in names.
 _LEVEL = re.compile(r"[./]")
 
 
 @dataclass(frozen=True)
 class Match:
-    """How well one format, dialect and prefix explain a source.
+    """A format, dialect and prefix, and how well they explain a checkpoint.
 
     Attributes:
         tensors: the tensors under the prefix, without it.
-        ruled: how many of them a rule explains.
+        ruled: number of them that a rule explains.
         unknown: names under the prefix that neither a rule nor a drop explains.
         ambiguous: other formats, of other conventions, that explain the tensors just as well.
     """
@@ -42,12 +42,12 @@ class Match:
 
     @property
     def label(self) -> str:
-        """What ``to=`` would call it."""
+        """The name that ``to=`` accepts."""
         return self.format.label(self.dialect)
 
 
 def _match(raw: RawCheckpoint, fmt: Format, dialect: Dialect, prefix: str, complete: bool) -> Match | None:
-    """None if a complete match is asked for, and a name is unknown."""
+    """Return the match; None if it is to be complete and a name is unknown."""
     inside = {name[len(prefix) :]: tensor for name, tensor in raw.tensors.items() if name.startswith(prefix)}
     table, ruled, unknown = fmt.table(dialect), 0, []
     for name in inside:
@@ -85,21 +85,23 @@ def _best(raw: RawCheckpoint, matches: Sequence[Match]) -> Match | None:
 
 
 def recognize(raw: RawCheckpoint, label: str | None = None) -> Match:
-    """The best match: none unknown, most explained by rules, fewest unknown, most evidence, the order of the formats.
+    """Return the best match.
+
+    Criteria in order: no unknown names, most names explained by rules, fewest unknown, most evidence, first format.
 
     Args:
-        source: an opened file or folder.
-        label: a format name that the caller insists on.
+        raw: an opened file or folder.
+        label: the format given by the caller.
 
     Raises:
-        UnknownFormatError: no table explains at least half of the tensors, or there is no such format.
+        UnknownFormatError: no table explains half of the tensors, or there is no such format.
     """
     candidates: Candidates = [(fmt, fmt.dialects) for fmt in all_formats()]
     if label is not None:
         candidates = formats_named(label)
         if not candidates:
             raise UnknownFormatError(f"there is no format {label!r}", hint=f"formats: {', '.join(format_names())}")
-    # Nearly every file has a complete match; to know how far off the others are takes much longer.
+    # Nearly every file has a complete match; counting the unknown names of all other tables takes much longer.
     matches = _matches(raw, candidates, complete=True)
     best = _best(raw, matches)
     if best is None or not best.ruled:
@@ -122,7 +124,7 @@ def recognize(raw: RawCheckpoint, label: str | None = None) -> Match:
 
 
 def _near_miss(raw: RawCheckpoint, best: Match | None) -> str:
-    """What the file might be: the best match, without an unknown prefix if that explains more."""
+    """Describe the best match, without an unknown prefix if that explains more."""
     total = len(raw.tensors)
     if best is not None and not best.ruled and not best.unknown and best.tensors:
         reasons = best.format.table(best.dialect).read(best.tensors, {}).dropped.values()
@@ -133,7 +135,7 @@ def _near_miss(raw: RawCheckpoint, best: Match | None) -> str:
         found = _best(shorter, _matches(shorter, [(fmt, fmt.dialects) for fmt in all_formats()]))
         if found is not None and found.ruled > max(count // 2, best.ruled if best else 0):
             return (
-                f"{found.ruled} of its {total} tensors would be {found.label}'s without {prefix!r} before their names: "
+                f"{found.ruled} of its {total} tensors would be {found.label}'s without the prefix {prefix!r}: "
                 f"save them without it"
             )
     if best is None or not best.ruled:
@@ -143,14 +145,14 @@ def _near_miss(raw: RawCheckpoint, best: Match | None) -> str:
 
 
 def _common_prefixes(raw: RawCheckpoint) -> list[tuple[str, int]]:
-    """What at least a third of the names begin with, up to three levels, and how many do; the longest first."""
+    """Return the prefixes of at least a third of the names, up to three levels, with counts; the longest first."""
     counts = Counter(name[: level.end()] for name in raw.tensors for level in list(_LEVEL.finditer(name))[:3])
     common = [item for item in counts.items() if 3 * item[1] >= len(raw.tensors)]
     return sorted(common, key=lambda item: (-len(item[0]), item[0]))
 
 
 def unexplained(match: Match, raw: RawCheckpoint, unknown: Sequence[str]) -> CheckpointError:
-    """The error for tensors that the best table does not know, each with the nearest name it does know."""
+    """Return the error for unknown tensors, each with the nearest name that the table knows."""
     import difflib
 
     patterns = match.format.table(match.dialect).foreign_names()
@@ -162,5 +164,5 @@ def unexplained(match: Match, raw: RawCheckpoint, unknown: Sequence[str]) -> Che
     return CheckpointError(
         f"{raw.path}: {match.ruled} of {len(raw.tensors)} tensors are {match.label}'s, but not "
         f"{', '.join(lines)}{more}",
-        hint="every tensor must be accounted for; is it another model, or a file with additions?",
+        hint="every tensor must be accounted for: the file is of another model, or holds additional tensors",
     )

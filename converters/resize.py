@@ -1,4 +1,4 @@
-"""Checkpoints at another image or patch size, still lazy; and what another way of resizing would change."""
+"""Lazy checkpoints at another image or patch size, and how resizing methods differ."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def resized_checkpoint(
     resize: str = "source",
     pad: bool = False,
 ) -> Checkpoint:
-    """The same checkpoint at another size, still lazy: what loading and converting read when asked for one.
+    """Return the checkpoint at another size, still lazy.
 
-    A new patch size keeps the grid unless the image size is given, too. The passport then describes the model as
-    resized, so that it is written at its new size in whatever format.
+    A new patch size keeps the grid unless the image size is given, too. The passport describes the resized model, so
+    that every format writes it at its new size.
 
     Raises:
-        ConfigError: the image is not a whole number of patches, or there is no such method.
+        ConfigError: the image is not a whole number of patches, or the method is unknown.
     """
     old = ckpt.config
     table_method(old, resize)
@@ -57,12 +57,12 @@ def resized_checkpoint(
 
 
 class TableDifference(NamedTuple):
-    """How far resized tables lie from those that the source's own method gives.
+    """The difference of resized tables from those by the source's own method.
 
     Attributes:
         maximum: largest absolute difference of two values.
-        mean: mean absolute difference, rows that are never resized left out.
-        relative: that, in parts of the mean absolute value.
+        mean: mean absolute difference, without rows that are never resized.
+        relative: the mean, as a fraction of the mean absolute value.
     """
 
     maximum: float
@@ -71,20 +71,20 @@ class TableDifference(NamedTuple):
 
 
 def table_differences(ckpt: Checkpoint, new: ViTConfig) -> dict[str, TableDifference]:
-    """What choosing another method than the source's would change, before any image is seen.
+    """Return how far tables resized by each method differ from those by the source's own.
 
     Args:
         ckpt: the model as stored.
         new: its config at another size, from :func:`resized_config`.
 
     Returns:
-        Method -> difference over all stored tables, in the order of ``RESIZE_METHODS``; empty where the model stores
-        no table or its grid stays the same. Methods of relative tables are there only if it has such a table.
+        Method -> difference over all stored tables, in the order of ``RESIZE_METHODS``; empty if the model stores no
+        table or keeps its grid. Methods of relative tables are included only if it has one.
     """
     import torch
 
     old = ckpt.config
-    # Where the rows are that depend on the grid: past the prefix rows, or before the three of the class token.
+    # The rows that depend on the grid: after the prefix rows, or before the three of the class token.
     kept = slice(old.num_prefix_rows, None), slice(None, -3)
     tables = {
         name: (to_torch(tensor).double(), kept[name != "pos_embed"])

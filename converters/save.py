@@ -1,4 +1,4 @@
-"""From a model back to files."""
+"""Saving models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["save", "snapshot"]
 
 
 def snapshot(model: VisionTransformer) -> Checkpoint:
-    """A model as an opened checkpoint: what files are written from, passport and carried tensors included."""
+    """Return a model as an opened checkpoint, from which files are written; with its passport and carried tensors."""
     state = model.state_dict()
     tensors = {name: from_tensor(state[name]) for name in tensor_shapes(model.config)}
     tensors |= {name: from_tensor(tensor) for name, tensor in model.carried.items()}
@@ -38,14 +38,11 @@ def snapshot(model: VisionTransformer) -> Checkpoint:
 
 
 def save(model: VisionTransformer, path: str | Path) -> Path:
-    """Writes a canonical safetensors file with config and passport.
+    """Write a canonical safetensors file with config and passport, and return its path.
 
     Args:
         model: any model of this library, fine-tuned or not.
-        path: the file, or a folder (no suffix) for a ``model.safetensors`` in it.
-
-    Returns:
-        The file written.
+        path: the file, or a folder (no suffix) in which to write ``model.safetensors``.
 
     Raises:
         VitHubError: the file cannot be written.

@@ -1,8 +1,8 @@
-"""Tensors that are described before they are read.
+"""Lazy tensors: described by a header, read on demand.
 
-A :class:`LazyTensor` knows its dtype and shape from a file's header; its values are read only when asked for. The
-array operations here give new lazy tensors, so a conversion is planned from headers alone and then runs one tensor at
-a time. They are all permutations of bytes: nothing is ever computed on the values, so bf16 is carried as uint16.
+A :class:`LazyTensor` knows its dtype and shape from the header of a file; its values are read only on demand. The array
+operations here return new lazy tensors, so that a conversion is planned from headers alone and then runs one tensor at
+a time. All of them permute bytes and compute nothing, so that bfloat16 can be carried as uint16.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy.typing as npt
 __all__ = [
     "CARRIERS",
     "DTYPES",
+    "DTYPES_HINT",
     "TORCH_DTYPES",
     "Array",
     "Dtype",
@@ -62,8 +63,9 @@ DTYPES = {
     "U8": Dtype(np.dtype("u1"), "uint8", "ByteStorage"),
     "BOOL": Dtype(np.dtype("?"), "bool", "BoolStorage"),
 }
+DTYPES_HINT = f"supported dtypes: {', '.join(DTYPES)}"
 TORCH_DTYPES = {dtype.torch: name for name, dtype in DTYPES.items()}
-# numpy has no bfloat16: a carrier's name is that of the integers.
+# numpy has no bfloat16: the carrier of BF16 names nothing.
 CARRIERS = {dtype.carrier: name for name, dtype in DTYPES.items() if name != "BF16"}
 
 
@@ -74,7 +76,7 @@ class LazyTensor:
     Attributes:
         dtype: safetensors' name, a key of :data:`DTYPES`.
         shape: sizes of the axes.
-        read: gives the values as an array of ``shape`` in the carrier dtype; may be a view of a memory-mapped file.
+        read: returns the values as an array of ``shape`` in the carrier dtype, possibly a view of a memory-mapped file.
     """
 
     dtype: str
@@ -87,14 +89,14 @@ class LazyTensor:
         return math.prod(self.shape) * DTYPES[self.dtype].carrier.itemsize
 
     def permute(self, axes: Sequence[int]) -> LazyTensor:
-        """The axes in another order, as ``numpy.transpose``."""
+        """Permute the axes as ``numpy.transpose`` does."""
         order = tuple(axes)
         if order == tuple(range(len(self.shape))):
             return self
         return LazyTensor(self.dtype, tuple(self.shape[axis] for axis in order), lambda: self.read().transpose(order))
 
     def reshape(self, shape: Sequence[int]) -> LazyTensor:
-        """The same values in row-major order under another shape of equal size.
+        """Reshape to a shape of equal size in row-major order.
 
         Raises:
             ValueError: the sizes differ.
@@ -108,17 +110,17 @@ class LazyTensor:
 
 
 def from_array(array: Array, dtype: str | None = None) -> LazyTensor:
-    """A lazy tensor over values already in memory; ``dtype`` names what the carrier holds (needed for BF16)."""
+    """Return a lazy tensor over values in memory; ``dtype`` names what the carrier holds (needed for BF16)."""
     return LazyTensor(dtype or CARRIERS[array.dtype], array.shape, lambda: array)
 
 
 def zeros(dtype: str, shape: tuple[int, ...]) -> LazyTensor:
-    """Nothing but zeros."""
+    """Return a lazy tensor of zeros."""
     return LazyTensor(dtype, shape, lambda: np.zeros(shape, DTYPES[dtype].carrier))
 
 
 def concat(parts: Sequence[LazyTensor]) -> LazyTensor:
-    """Joined along the first axis.
+    """Join along the first axis.
 
     Raises:
         ValueError: dtypes or trailing shapes differ.
@@ -136,7 +138,7 @@ def split(tensor: LazyTensor, weights: Sequence[int]) -> list[LazyTensor]:
     """Cut along the first axis in proportion to ``weights``.
 
     Raises:
-        ValueError: the axis cannot be cut so.
+        ValueError: the axis cannot be cut in this proportion.
     """
     if len(weights) == 1:
         return [tensor]
@@ -155,7 +157,7 @@ def _slice(tensor: LazyTensor, start: int, stop: int) -> LazyTensor:
 
 
 def stack(parts: Sequence[LazyTensor]) -> LazyTensor:
-    """Joined along a new first axis.
+    """Join along a new first axis.
 
     Raises:
         ValueError: dtypes or shapes differ.
@@ -164,7 +166,7 @@ def stack(parts: Sequence[LazyTensor]) -> LazyTensor:
 
 
 def unstack(tensor: LazyTensor) -> list[LazyTensor]:
-    """The inverse of :func:`stack`: one tensor per index of the first axis."""
+    """Return one tensor per index of the first axis: the inverse of :func:`stack`."""
     if not tensor.shape:
         raise ValueError("shape () cannot be cut into layers")
     return [_slice(tensor, i, i + 1).reshape(tensor.shape[1:]) for i in range(tensor.shape[0])]

@@ -1,7 +1,6 @@
 """Writing a checkpoint in any format that can express the model.
 
-Whether a format can is not a list kept by hand: the file that would be written is read back, from headers alone, and
-must give the same config.
+This is not decided by a list: the planned file is read back, from headers alone, and must give the same config.
 """
 
 from __future__ import annotations
@@ -33,21 +32,21 @@ __all__ = ["Report", "convert_checkpoint", "foreign_tensors", "prospects", "writ
 
 # Bare files never state these, and their loaders get them as options: a reason to warn, none to refuse.
 _OPTIONS = ("num_heads", "image_size")
-# How a table is resized later does not change the numbers at the stored size.
+# The resize method does not change outputs at the stored size.
 _NOT_NUMERIC = ("resize", "resize_by_count")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a conversion did.
+    """The result of a conversion.
 
     Attributes:
-        path: what :func:`vit_hub.load` accepts: the file, or the folder with its config files.
+        path: for :func:`vit_hub.load`: the file, or the folder with its config files.
         format: the format written.
         config: the model.
-        dropped: source name -> why it was left out.
-        inferred: config field -> what it was taken from.
-        warnings: what the user should know.
+        dropped: source name -> reason for leaving it out.
+        inferred: config field -> its origin.
+        warnings: messages for the user.
         lossy: the format cannot express the model, and it was written all the same.
     """
 
@@ -62,7 +61,7 @@ class Report:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Everything about to be written, still unread; the checkpoint is the one given, or that folded."""
+    """A file to write, its values still unread; the checkpoint is the one given or a folded one."""
 
     ckpt: Checkpoint
     format: Format
@@ -71,7 +70,7 @@ class _Plan:
     sidecars: Sidecars
     left_out: tuple[str, ...]  # canonical names that the format has no place for
     problems: tuple[tuple[str, str], ...]
-    # Whether the source was in this dialect of this format, and how far else this is from what it was in.
+    # Whether the source had this format and dialect, and how much the file differs from the source otherwise.
     native: bool
     distance: tuple[int, ...]
     folds: tuple[Fold, ...] = ()
@@ -83,12 +82,12 @@ class _Plan:
 
     @property
     def cost(self) -> int:
-        """How much had to be folded."""
+        """The cost of all folds."""
         return sum(fold.cost for fold in self.folds)
 
     @property
     def fields(self) -> set[str]:
-        """The config fields that speak against it."""
+        """The config fields that the format cannot express."""
         return {name for name, _ in self.problems}
 
 
@@ -102,21 +101,22 @@ def convert_checkpoint(
     keep_rest: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
-    """Writes an opened checkpoint in another format (or its own).
+    """Write an opened checkpoint in another format, or in its own.
 
     Args:
-        ckpt: what :func:`vit_hub.converters.open_checkpoint` gave.
-        destination: a file with a known suffix, or a folder for the format's customary files.
+        ckpt: from :func:`vit_hub.converters.open_checkpoint`.
+        destination: a file with a known suffix, or a folder for the customary files of the format.
         to: a name of :func:`vit_hub.converters.format_names`.
-        dtype: ``F32``, ``F16``, ``BF16`` or ``F64``; None keeps every tensor's own.
-        lossy: write it even where the format cannot express the model.
-        keep_rest: also write what was left out of the source into ``*.rest.safetensors`` beside the result, and put
-            such a file beside the source back in.
+        dtype: ``F32``, ``F16``, ``BF16`` or ``F64``; None keeps that of each tensor.
+        lossy: write it even if the format cannot express the model.
+        keep_rest: also write the tensors left out to ``*.rest.safetensors`` beside the result, and add those of such a
+            file beside the source.
         progress: called with the bytes written since the last call.
 
     Raises:
         UnknownFormatError: there is no format ``to``.
-        UnsupportedByFormatError: the format cannot express the model; names the field and the formats that can.
+        UnsupportedByFormatError: the format cannot express the model; the message names the field, the hint formats
+            that can.
         VitHubError: the destination cannot be written.
     """
     target = Path(destination)
@@ -126,7 +126,7 @@ def convert_checkpoint(
         if container not in (None, "safetensors"):
             raise UnsupportedByFormatError(
                 f"{target}: a canonical file is a .safetensors file",
-                hint='name it so, or say which format to write: to="vit_jax", on the command line --to vit_jax',
+                hint='use that suffix, or name another format: to="vit_jax", on the command line --to vit_jax',
             )
         write_canonical(file, ckpt, dtype=dtype, progress=progress)
         report = Report(file, to, ckpt.config, dict(ckpt.dropped), dict(ckpt.inferred), list(ckpt.warnings))
@@ -142,7 +142,7 @@ def convert_checkpoint(
 
 
 def foreign_tensors(ckpt: Checkpoint, to: str) -> tuple[dict[str, LazyTensor], Sidecars, list[str]]:
-    """The tensors and config files of another format, in memory, and what was folded: nothing is written.
+    """Return the tensors and config files of another format, and what was folded, without writing anything.
 
     Raises:
         UnknownFormatError, UnsupportedByFormatError: as for :func:`convert_checkpoint`.
@@ -152,10 +152,7 @@ def foreign_tensors(ckpt: Checkpoint, to: str) -> tuple[dict[str, LazyTensor], S
 
 
 def prospects(ckpt: Checkpoint, to: str) -> tuple[dict[str, str], list[str]]:
-    """Whether a format can express a model, from headers alone.
-
-    Returns:
-        What speaks against it, by config field, and what would be folded.
+    """Return why a format cannot express a model, by config field, and what would be folded; from headers alone.
 
     Raises:
         UnknownFormatError: there is no format ``to``.
@@ -176,7 +173,7 @@ def _plan(ckpt: Checkpoint, to: str, *, with_sidecars: bool, lossy: bool) -> _Pl
     if best.problems and not lossy:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in best.problems)
         able = [name for name in _able(ckpt, with_sidecars) if name != to]
-        hint = f"formats that can: {', '.join(able)}; or write it all the same with lossy=True (--lossy)"
+        hint = f"formats that can: {', '.join(able)}; or write it nevertheless with lossy=True (--lossy)"
         if not with_sidecars and not _plan(ckpt, to, with_sidecars=True, lossy=True).problems:
             hint = f"a folder, with {to}'s config file, can: give a destination without a suffix; {hint}"
         raise UnsupportedByFormatError(f"{to} cannot express this model: {reasons}", hint=hint)
@@ -184,7 +181,7 @@ def _plan(ckpt: Checkpoint, to: str, *, with_sidecars: bool, lossy: bool) -> _Pl
 
 
 def _able(ckpt: Checkpoint, with_sidecars: bool) -> list[str]:
-    """The formats that can express a model."""
+    """Return the formats that can express a model."""
     able = ["canonical"]
     for fmt in all_formats():
         if fmt.name not in able and not _plan_for(ckpt, fmt, fmt.dialects, fmt.name, with_sidecars).problems:
@@ -193,7 +190,7 @@ def _able(ckpt: Checkpoint, with_sidecars: bool) -> list[str]:
 
 
 def _plan_for(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], label: str, with_sidecars: bool) -> _Plan:
-    """What writing in one format would give, with what the format needs folded."""
+    """Plan to write in one format, with the folds that it needs."""
     plan = _plain_plan(ckpt, fmt, dialects, label, with_sidecars)
     for fold in FOLDS:
         wanted = plan.fields & {*fold.fields}
@@ -211,12 +208,12 @@ def _folded(plan: _Plan) -> list[str]:
 
 
 def _plain_plan(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], label: str, with_sidecars: bool) -> _Plan:
-    """What writing in one format would give, and everything that speaks against it."""
+    """Plan to write in one format without folds, with everything that it cannot express."""
     config, passport = ckpt.config, ckpt.passport
     own = [d for d in dialects if fmt.label(d) == passport.format == label and dict(d.variables) == passport.variables]
     native = bool(own)
     dialect = own[0] if native else fmt.dialect_for(config, dialects)
-    # What a source of this very format held, its project could do, if not at every size.
+    # The original class could do what a source of its format held, but perhaps not at another size.
     problems = [need for need in fmt.obstacles(config) if not native or need[0] in passport.resized_from]
     foreign, left = fmt.table(dialect).write(ckpt.tensors, _axis_sizes(config))
     if not native:
@@ -240,9 +237,9 @@ def _plain_plan(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], labe
 
 
 def _distance(fmt: Format, config: ViTConfig, passport: Passport, sidecars: Sidecars) -> tuple[int, int]:
-    """What tells apart formats of one name that can all express a model: lower is closer to what it was.
+    """Return how far a file would be from the source; it ranks formats of one name that can all express the model.
 
-    First come the config files it had, then how many conventions of the format it follows.
+    The content of config files comes first, then the number of conventions that the model follows.
     """
     kept = sum(
         sidecars.get(name, {}).get(key) == value
@@ -316,7 +313,7 @@ def _write(
     tensors |= rest
     sidecars = dict(plan.sidecars)
     if rest and plan.native:
-        # The whole model is together again, and the source's own config files describe it.
+        # The model is complete again, as the config files of the source describe it.
         sidecars |= {name: content for name, content in ckpt.passport.sidecars.items() if name in sidecars}
     file = target if container else target / plan.format.filename
     write_tensors(
@@ -337,7 +334,7 @@ def _write(
 
 
 def _with_preprocessing(ckpt: Checkpoint) -> Checkpoint:
-    """The checkpoint with the preprocessing of its project's convention, if it records none of its own."""
+    """Return the checkpoint with the conventional preprocessing of its project, if it records none."""
     if ckpt.passport.preprocess is not None:
         return ckpt
     try:
@@ -345,29 +342,29 @@ def _with_preprocessing(ckpt: Checkpoint) -> Checkpoint:
             warnings.simplefilter("ignore")
             found = preprocessing_of(ckpt.passport, ckpt.config.image_size, ckpt.config.in_chans)
     except ConfigError:
-        # Images of other than one or three channels: no config file has words for them.
+        # No config file can describe images of other than one or three channels.
         return ckpt
     return dataclasses.replace(ckpt, passport=dataclasses.replace(ckpt.passport, preprocess=found.to_dict()))
 
 
 def _loss(ckpt: Checkpoint, report: Report) -> str:
-    """By how much a lossy conversion changes the outputs, in words."""
+    """Return a warning of how much a lossy conversion changes the outputs."""
     from vit_hub.converters.compare import output_difference
 
     try:
         written = open_checkpoint(report.path, format=report.format, overrides=_options(ckpt.config))
         difference = output_difference(ckpt, written)
     except Exception as error:
-        return f"lossy: the result cannot be read back to measure the loss: {error}"
+        return f"lossy: the loss is unknown, because the result cannot be read back: {error}"
     if difference is None:
-        return "lossy: the outputs have another shape than the source's"
+        return "lossy: the outputs have another shape than those of the source"
     return f"lossy: outputs on a random image differ from the source's by up to {difference:.2g}"
 
 
 def write_canonical(
     file: Path, ckpt: Checkpoint, *, dtype: str | None = None, progress: Callable[[int], None] | None = None
 ) -> None:
-    """Writes the canonical file: tensors in canonical order; config and passport as metadata, keys sorted."""
+    """Write the canonical file: tensors in canonical order, config and passport as metadata with sorted keys."""
     tensors, paths = _cast_all(ckpt.tensors, dtype), ckpt.source.files
     if all("sha256" in item for item in ckpt.passport.source):
         write_tensors(file, "safetensors", tensors, _metadata(ckpt), progress=progress)
@@ -380,7 +377,7 @@ def write_canonical(
         ]
         return _metadata(dataclasses.replace(ckpt, passport=dataclasses.replace(ckpt.passport, source=files)))
 
-    # Hashing the source takes as long as all the rest: it is done meanwhile, and filled in at the end.
+    # Hashing the source takes as long as the rest: it runs meanwhile, and the hashes are filled in at the end.
     with meanwhile(lambda step: [file_sha256(path, step) for path in paths]) as hashes:
         blank = hashed(["0" * 64] * len(paths))
         write_tensors(file, "safetensors", tensors, blank, finish=lambda: hashed(hashes()), progress=progress)

@@ -1,4 +1,4 @@
-"""Writes docs/formats.md from the formats themselves and from the recorded models in tests/golden.
+"""Write docs/formats.md from the formats themselves and from the recorded models in tests/golden.
 
 python tools/formats_document.py
 """
@@ -68,20 +68,20 @@ MODELS = {
     "fb_dinov2_giant_swiglu": "DINOv2 giant",
     "fb_dinov3_vits_style": "DINOv3",
 }
-# What the matrix's models are called by in the recorded projects' names.
+# Prefix of the recorded models -> format.
 SOURCES = {"vitjax": "vit_jax", "bv": "big_vision", "fb": "facebook", "openai": "openai_clip", "openclip": "open_clip"}
-# Projects whose files do not say how many heads there are, or how large images of a model without a table are.
+# Projects whose files do not state the number of heads, or the image size of a model without a table.
 UNSTATED = ("timm", "fb", "torchvision", "openclip", "openai")
 
 INTRODUCTION = """\
 # Formats
 
 Written by `python tools/formats_document.py` from the formats' own tables and from the models in `tests/golden`;
-`tests/docs/test_docs_formats.py` fails where it is not up to date.
+`tests/docs/test_docs_formats.py` fails if it is not up to date.
 
 `to=`, `format=`, `--to` and `--format` take the names in the first column, with or without a dialect (`hf-v5`). Every
-format is read, and written where it can express the model: where the file, with the config file beside it, reloads to
-the same numbers.
+format is read. It is written if it can express the model: if the file, with the config file beside it, loads as a model
+with the same outputs.
 
 ## What is read and written
 
@@ -90,17 +90,17 @@ the same numbers.
 """
 CONVENTIONS = """
 The prefixes and wrappers that a format's files come with (`module.`, `model`, `params/`, `teacher`) are read, and
-written back. The timm towers of open_clip are written only as what they were: the names of their architectures are not
-in the weights. `canonical` is vit-hub's own format: safetensors with timm's names, config and provenance in the
-metadata; it expresses every model.
+written back. The timm towers of open_clip are written only from files of the same kind, because the weights do not
+contain the names of their architectures. `canonical` is vit-hub's own format: safetensors with timm's names, config and
+provenance in the metadata; it expresses every model.
 
-Containers that are read for every format: npz, safetensors, PyTorch files (also nested dicts), sharded checkpoints with
-an index, folders with their config files.
+For every format, these containers are read: npz, safetensors, PyTorch files (also nested dicts), sharded checkpoints
+with an index, folders with their config files.
 
-## What files do not say
+## What files do not state
 
-These are taken from the project that a file comes from, unless its tensors or a config file beside it say otherwise,
-and listed as inferred. "resize" is how the project adapts a position table to another image size.
+These follow the conventions of the project that a file comes from, unless its tensors or a config file beside it state
+them, and are listed as inferred. "resize" is how the project adapts a position table to another image size.
 
 | format | project | activation | epsilon of norms | resize |
 |---|---|---|---|---|
@@ -108,9 +108,9 @@ and listed as inferred. "resize" is how the project adapts a position table to a
 LIMITS = """
 ## What original classes are limited to
 
-A format whose file could hold a model that its project's own class cannot compute refuses it. Below are the config
-fields that a class limits, with the values it can have, and the conditions over several fields. Where a row does not
-mention them, `ffn` is mlp and `head_input` pooled.
+A format refuses a model that its project's own class cannot compute, even if its file could hold the tensors. These are
+the config fields that a class limits, with the possible values, and conditions over several fields. Unless a row says
+otherwise, `ffn` is mlp and `head_input` is pooled.
 
 | format | project | fields | conditions |
 |---|---|---|---|
@@ -119,15 +119,15 @@ MATRIX = """
 ## Which format can express which model
 
 One row for each kind of recorded model, as it comes from its project, written as a folder with its config file.
-**own**: the format that it comes from. **yes**: the same tensors under other names. **folded**: tensors are computed so
-that the outputs stay the same, which cannot be undone and is reported. Otherwise the config fields that the format has
-no place for (the first three); `--lossy` writes it all the same and says by how much the outputs change.
+**own**: the format that it comes from. **yes**: the same tensors under other names. **folded**: some tensors are
+computed such that the outputs stay the same, which is irreversible and reported. Otherwise the first three config
+fields that the format cannot express; `--lossy` writes it nevertheless and reports by how much the outputs change.
 
 What is folded: a mask over attention biases is applied to them; biases that a class always has are added as zeros, and
 those of keys are left out where they have no effect; a computed position table is stored; rows of a position table are
 added to the class token and the registers, or rows of zeros put before it; layer scale is multiplied into the layer
 before it, or added as ones; CLIP's projection becomes a head with a bias of zeros; stored periods of rotary embeddings
-are left out where they are those that everybody computes. Sums and products are kept in float32.
+are left out if they equal the computed ones. Sums and products are kept in float32.
 
 """
 VERSIONS = """

@@ -21,7 +21,7 @@ from vit_hub.errors import CheckpointError
 
 __all__ = ["CONTAINER_SUFFIXES", "RawCheckpoint", "atomic_path", "open_raw", "write_tensors"]
 
-# How files are customarily named when they are written; reading never looks at the name.
+# Suffixes decide only what is written; reading goes by content.
 CONTAINER_SUFFIXES: dict[str, str] = {
     ".safetensors": "safetensors",
     ".npz": "npz",
@@ -34,14 +34,14 @@ CONTAINER_SUFFIXES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class RawCheckpoint:
-    """An opened checkpoint: everything known from headers, no values read yet.
+    """The contents of a checkpoint as stored: known from headers, values still unread.
 
     Attributes:
         path: as given, a file or a folder.
         container: ``safetensors``, ``npz`` or ``torch``.
-        tensors: name -> tensor in the file's order; names of nested dicts are joined by ``/``. The arrays are
-            writable without changing the file, and those of an npz are often not aligned to their item size.
-        metadata: what a safetensors file says about itself; empty for the others.
+        tensors: name -> tensor in the file's order, names of nested dicts joined by ``/``. Arrays can be written to
+            without changing the file; those of an npz are often not aligned to their item size.
+        metadata: that of a safetensors file; empty for the others.
         sidecars: JSON files beside the weights, file name -> contents.
         files: the files that hold the weights.
     """
@@ -55,12 +55,12 @@ class RawCheckpoint:
 
 
 def open_raw(path: str | Path) -> RawCheckpoint:
-    """Open a weight file, the index of a sharded one, or a folder that holds either. The content decides what it is.
+    """Open a weight file, the index of a sharded one, or a folder with either; the container is detected by content.
 
     Raises:
-        CheckpointError: missing, damaged, incomplete or ambiguous.
-        UnknownFormatError: not a checkpoint of a known container.
-        UnsafeCheckpointError: a checkpoint that could run code when read.
+        CheckpointError: it is missing, damaged, incomplete or ambiguous.
+        UnknownFormatError: it is in no known container.
+        UnsafeCheckpointError: reading it could run code.
     """
     path = Path(path)
     try:
@@ -92,7 +92,7 @@ def _read_shards(index: Path) -> tuple[str, dict[str, LazyTensor], dict[str, str
     containers = {shard: sniff(shard) for shard in shards}
     kinds = set(containers.values())
     if len(kinds) > 1 or "index" in kinds:
-        raise CheckpointError(f"{index}: its files are of several kinds: {', '.join(sorted(kinds))}")
+        raise CheckpointError(f"{index}: its files are of different containers: {', '.join(sorted(kinds))}")
     tensors: dict[str, LazyTensor] = {}
     metadata: dict[str, str] = {}
     for shard, names in shards.items():
@@ -100,8 +100,8 @@ def _read_shards(index: Path) -> tuple[str, dict[str, LazyTensor], dict[str, str
         missing = [name for name in names if name not in held]
         if missing:
             raise CheckpointError(
-                f"{shard}: tensor {missing[0]!r} is not in this file, where {index.name} says it is",
-                hint="the files are of different versions: fetch them all again",
+                f"{shard}: tensor {missing[0]!r} is not in this file, as {index.name} says",
+                hint="the files are of different versions: download all of them again",
             )
         twice = tensors.keys() & held.keys()
         if twice:
@@ -120,21 +120,21 @@ def write_tensors(
     finish: Callable[[], Mapping[str, str]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Write tensors one at a time to a file that appears whole or not at all; equal input gives equal bytes.
+    """Write tensors one at a time to a file that appears complete or not at all; equal input gives equal bytes.
 
-    A second thread reads and lays out what is written next.
+    A second thread prepares the next tensors meanwhile.
 
     Args:
-        path: the file; its folder is made if missing.
+        path: the file; its folder is created if missing.
         container: ``safetensors``, ``npz``, or ``torch``, where a ``/`` in a name opens a nested dict.
-        tensors: name -> tensor, in the order to be written.
-        metadata: text for the header of a safetensors file; the others have no place for it.
-        finish: gives the metadata to keep after all values are written, each text as long as the one in ``metadata``.
+        tensors: name -> tensor, in the order to write.
+        metadata: for the header of a safetensors file; other containers cannot store any.
+        finish: returns the final metadata when all values are written, each text as long as in ``metadata``.
         progress: called with the number of bytes of values written since the last call.
 
     Raises:
-        CheckpointError: the file cannot be written, or a tensor's values are not what its header says.
-        ValueError: an unknown container.
+        CheckpointError: the file cannot be written, or values do not match their header.
+        ValueError: unknown container.
     """
     if container not in CONTAINER_SUFFIXES.values():
         raise ValueError(f"there is no container {container!r}")
@@ -154,7 +154,7 @@ def _pieces(
     written: Callable[[int], None],
     names: Iterable[str],
 ) -> Iterator[tuple[str, memoryview]]:
-    """The bytes of these tensors, each with at least one piece, even if empty."""
+    """Yield the bytes of these tensors, at least one piece for each, even if empty."""
     for name, piece in ahead(_read_pieces(tensors, names)):
         yield name, piece
         written(piece.nbytes)

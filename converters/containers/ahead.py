@@ -1,4 +1,4 @@
-"""Two things at once: what is needed next is made in a second thread while the first writes what there is."""
+"""Work in a second thread: preparing the next items, or a result that is needed later."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["ahead", "meanwhile"]
 
 T = TypeVar("T")
 
-# How many items wait to be taken. Enough for both threads to work, few enough for the memory bound of a conversion.
+# Items in the queue: enough to keep both threads busy, few enough for the memory bound of a conversion.
 _DEPTH = 4
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items in the same order, made by a thread that is up to some items ahead; exceptions come through.
+    """Yield the same items, made by a thread a few items ahead; its exceptions are raised here.
 
-    It pays where making an item releases Python's lock, as numpy's copies and file reads do.
+    This pays where making an item releases the GIL, as numpy's copies and file reads do.
     """
     waiting: Queue[Callable[[], T] | None] = Queue(_DEPTH)
     stopped = threading.Event()
@@ -44,7 +44,7 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
             yield take()
     finally:
         stopped.set()
-        while take is not None:  # nobody wants them; the thread may be waiting for room
+        while take is not None:  # discard the rest: the thread may be waiting for room
             take = waiting.get()
         thread.join()
 
@@ -55,10 +55,10 @@ def _raise(error: BaseException) -> T:  # type: ignore[type-var]
 
 @contextmanager
 def meanwhile(work: Callable[[Callable[[int], None]], T]) -> Iterator[Callable[[], T]]:
-    """Does some work in a thread during the ``with`` body, which gets a function that waits for the result.
+    """Run some work in a thread during the ``with`` body, which gets a function that waits for the result.
 
     Args:
-        work: takes a function to call at every step, with any count; it raises when nobody wants the result any more.
+        work: takes a function to call at every step, with any count; it raises once the result is not needed.
     """
     unwanted = threading.Event()
 

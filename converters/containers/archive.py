@@ -1,4 +1,4 @@
-"""Zip archives of numpy and torch: checked before anything is unpacked, and written with stored, aligned members."""
+"""Zip archives of numpy and torch: checked before unpacking, written with stored and aligned members."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Member:
 
 
 def check_expansion(path: Path, what: str, size: int, stored: int) -> None:
-    """Refuse what would take far more memory or disk than it has in the file.
+    """Refuse contents that expand far beyond their size in the file.
 
     Raises:
         CheckpointError: more than 64 MiB and more than 100 times the stored size.
@@ -55,12 +55,12 @@ def check_expansion(path: Path, what: str, size: int, stored: int) -> None:
         raise CheckpointError(
             f"{path}: {what} would expand from {stored:,} to {size:,} bytes: refused as a decompression bomb",
             hint=f"files over {_BOMB_BYTES >> 20} MiB may expand at most {_BOMB_RATIO} times; "
-            "if you trust this one, save it again uncompressed",
+            "if you trust this one, save it uncompressed",
         )
 
 
 def read_directory(path: Path) -> tuple[list[zipfile.ZipInfo], int]:
-    """What an archive says it holds, and where its directory begins.
+    """Return the entries of an archive's directory, and where it begins.
 
     Raises:
         CheckpointError: damaged or truncated archive.
@@ -76,7 +76,7 @@ def read_directory(path: Path) -> tuple[list[zipfile.ZipInfo], int]:
 
 
 def read_members(file: MappedFile) -> dict[str, Member]:
-    """The members of a zip archive in the order of its directory, all checks done, nothing unpacked.
+    """Check a zip archive without unpacking it, and return its members in the order of its directory.
 
     Raises:
         CheckpointError: damaged, truncated or encrypted archive, an unknown compression, duplicated names,
@@ -87,7 +87,7 @@ def read_members(file: MappedFile) -> dict[str, Member]:
     members: dict[str, Member] = {}
     for info in infos:
         if info.filename in members:
-            raise CheckpointError(f"{path}: the archive holds {info.filename!r} twice", hint="save the file again")
+            raise CheckpointError(f"{path}: two members are named {info.filename!r}", hint="save the file again")
         members[info.filename] = _member(file, info)
     _check_layout(path, infos, members, end)
     check_expansion(
@@ -130,19 +130,19 @@ def _check_layout(path: Path, infos: list[zipfile.ZipInfo], members: dict[str, M
             raise CheckpointError(
                 f"{path}: member {info.filename!r} ends at byte {member.offset + member.stored:,}, "
                 f"beyond {limit:,} where the next part of the archive begins",
-                hint="the archive is damaged or made to deceive",
+                hint="the archive is damaged or malicious",
             )
 
 
 def read_member(file: MappedFile, member: Member, limit: int | None = None) -> bytearray:
-    """The contents of a member, unpacked; only the first ``limit`` bytes where that is given.
+    """Return the unpacked contents of a member, or their first ``limit`` bytes.
 
     Raises:
-        CheckpointError: the contents are not those that the archive declares.
+        CheckpointError: the contents do not match the directory.
     """
     size = member.size if limit is None else min(limit, member.size)
     if member.compressed:
-        # One byte more than allowed tells a member that is longer than it says.
+        # One byte more than declared shows a member that is longer.
         stored = file.bytes(member.offset, member.stored if limit is None else min(member.stored, 2 * limit + 1024))
         try:
             data = bytearray(zlib.decompressobj(-zlib.MAX_WBITS).decompress(stored, size + 1))
@@ -154,24 +154,24 @@ def read_member(file: MappedFile, member: Member, limit: int | None = None) -> b
         data = bytearray(file.bytes(member.offset, size))
     if len(data) != size or (limit is None and zlib.crc32(data) != member.crc):
         raise CheckpointError(
-            f"{file.path}: member {member.name!r} does not hold the {member.size:,} bytes that the archive declares",
+            f"{file.path}: member {member.name!r} does not hold the declared {member.size:,} bytes",
             hint="the file is damaged: fetch it again",
         )
     return data
 
 
 class StoredZip:
-    """Writes members one after the other, uncompressed, dated 1980: the same input gives the same bytes."""
+    """A writer of uncompressed members, all dated 1980, so that equal input gives equal bytes."""
 
     def __init__(self, archive: zipfile.ZipFile, file: BinaryIO) -> None:
         self._archive = archive
         self._file = file
 
     def add(self, name: str, parts: Iterable[bytes | memoryview]) -> None:
-        """Write one member, its data at a multiple of 64 bytes of the file so that it can be mapped.
+        """Write one member; its data begins at a multiple of 64 bytes so that it can be mapped.
 
         Raises:
-            CheckpointError: the format cannot hold the name.
+            CheckpointError: the name is not possible in a zip archive.
         """
         info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
         if info.filename != name:

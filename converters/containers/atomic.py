@@ -1,4 +1,4 @@
-"""Files that appear under their final name whole or not at all."""
+"""Files that appear under their final name complete or not at all."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _SYNC_BYTES = 16 << 20
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Write a file in the ``with`` body under the yielded temporary name; at the end it takes its final name.
+    """Yield a temporary name to write to in the ``with`` body; at its end the file takes its final name.
 
-    The temporary file lies in the destination's folder (made if missing), so that the last step is a rename within
+    The temporary file lies in the destination's folder (created if missing), so that the last step is a rename within
     one file system. On any exception, ``KeyboardInterrupt`` included, it is removed and ``path`` stays as it was. A
     killed process leaves at most one hidden ``.*.vit-hub.tmp`` file beside the destination, which the next writer of
     the same destination removes.
@@ -45,7 +45,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         try:
             with claim:
                 yield temporary
-                if sys.platform == "win32":  # which renames no open file
+                if sys.platform == "win32":  # an open file cannot be renamed there
                     claim.close()
                 put_in_place(temporary, path)
         except BaseException:
@@ -57,15 +57,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
             reason = next((f"{folder} is a file, not a folder" for folder in path.parents if folder.is_file()), reason)
         raise CheckpointError(
             f"{path}: cannot be written: {reason}",
-            hint="check the free space and the permissions of the folder; nothing was changed under this name",
+            hint="check the free space and the permissions of the folder; an existing file was not changed",
         ) from error
 
 
 @contextmanager
 def steady_sync(path: Path) -> Iterator[Callable[[int], None]]:
-    """Syncs a file to disk in a thread while it grows, so that the sync at its end waits less.
+    """Sync a growing file to disk in a thread, so that the sync at its end waits less.
 
-    The ``with`` body calls what it gets with each count of bytes that it wrote.
+    The ``with`` body gets a function to call with each count of bytes written.
     """
     if not hasattr(os, "fdatasync"):
         yield lambda count: None
@@ -79,13 +79,13 @@ def steady_sync(path: Path) -> Iterator[Callable[[int], None]]:
         if pending >= _SYNC_BYTES and (running is None or running.done()):
             pending, running = 0, pool.submit(os.fdatasync, file.fileno())
 
-    # What a sync here fails of, the one at the end fails of, too.
+    # An error of a sync here is raised by the one at the end.
     with path.open("rb") as file, ThreadPoolExecutor(1) as pool:
         yield written
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Makes a finished file durable and gives it its final name in the same folder.
+    """Sync a finished file and rename it to its final name in the same folder.
 
     Raises:
         OSError: the operating system refuses.
@@ -96,17 +96,17 @@ def put_in_place(temporary: Path, path: Path) -> None:
 
 
 def _claimed(folder: Path, kind: str) -> BinaryIO:
-    """A new file that is this process's until it is closed or the process ends.
+    """Create a file that is locked by this process until it is closed or the process ends.
 
-    On Windows an open file cannot be removed, which is claim enough.
+    On Windows an open file cannot be removed, so that no lock is needed.
     """
     while True:
-        # Opened rather than made by tempfile, whose files nobody else may read.
+        # Not by tempfile, whose files only their owner may read.
         file = (folder / f"{kind}-{secrets.token_hex(8)}.vit-hub.tmp").open("xb")
         if sys.platform != "win32":
             with contextlib.suppress(OSError):  # not every file system has locks
                 fcntl.flock(file, fcntl.LOCK_EX)
-        # Before it was claimed, another writer may have taken it for abandoned.
+        # Another writer may have removed it as abandoned before it was locked.
         if Path(file.name).exists():
             return file
         file.close()
@@ -128,7 +128,7 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system can (Windows cannot open a folder)."""
+    """Make a rename durable where the system can: Windows cannot open a folder."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Folders of a checkpoint: which file holds the weights, sharded ones, and the JSON files beside them."""
+"""Folders of checkpoints: the file of the weights, the index of sharded ones, and the JSON files beside them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vit_hub.errors import CheckpointError
 
 __all__ = ["find_weights", "read_index", "read_sidecars"]
 
-# In order of preference; the patterns of one group are equals.
+# In order of preference; the patterns of a group are equally good.
 _WEIGHTS = (
     ("model.safetensors",),
     ("model.safetensors.index.json",),
@@ -21,7 +21,7 @@ _WEIGHTS = (
     ("*.bin", "*.pth", "*.pt", "*.npz"),
 )
 _SIDECARS = ("config.json", "preprocessor_config.json", "open_clip_config.json")
-# A file of another name may lie in a folder of unrelated things.
+# Files of other names may lie in folders of unrelated things.
 _CUSTOMARY = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -33,10 +33,10 @@ _CUSTOMARY = (
 
 
 def find_weights(folder: Path) -> Path:
-    """The one file of a folder, or the index of sharded files, that holds the weights.
+    """Return the file with the weights of a folder, or the index of sharded ones.
 
     Raises:
-        CheckpointError: there is none, or several that nothing tells apart.
+        CheckpointError: there is none, or there are several equally good ones.
     """
     for patterns in _WEIGHTS:
         found = sorted(
@@ -47,7 +47,7 @@ def find_weights(folder: Path) -> Path:
         )
         if len(found) > 1:
             raise CheckpointError(
-                f"{folder}: several files could be the weights: {', '.join(path.name for path in found)}",
+                f"{folder}: several files could hold the weights: {', '.join(path.name for path in found)}",
                 hint="give the path of one of them",
             )
         if found:
@@ -57,20 +57,20 @@ def find_weights(folder: Path) -> Path:
 
 
 def read_index(path: Path) -> dict[Path, list[str]]:
-    """The files of a sharded checkpoint, each with the names of the tensors it is said to hold.
+    """Return the files of a sharded checkpoint, each with the names of its tensors.
 
     Raises:
-        CheckpointError: malformed index, a file that is missing or lies outside the index's folder.
+        CheckpointError: malformed index, or a file that is missing or outside of the index's folder.
     """
     weight_map = _read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{path}: no 'weight_map' in this index", hint="fetch the file again")
+        raise CheckpointError(f"{path}: this index has no 'weight_map'", hint="fetch the file again")
     shards: dict[Path, list[str]] = {}
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
             raise CheckpointError(
                 f"{path}: the file of tensor {tensor!r} is {name!r}, which is not a name in this folder",
-                hint="the index is damaged or made to deceive",
+                hint="the index is damaged or malicious",
             )
         shards.setdefault(path.parent / name, []).append(tensor)
     for shard in shards:
@@ -80,10 +80,10 @@ def read_index(path: Path) -> dict[Path, list[str]]:
 
 
 def read_sidecars(path: Path, weights: Path) -> dict[str, dict[str, Any]]:
-    """The JSON files beside the weights, file name -> contents.
+    """Return the JSON files beside the weights, file name -> contents.
 
     Args:
-        path: what the user named: a folder, or a file, which counts only under a customary name.
+        path: as the user gave it: a folder, or a file, beside which they count only if it has a customary name.
         weights: the weights found there.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The hash of a file."""
+"""Hashes of files."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 __all__ = ["file_sha256"]
 
-# What is read fits into a core's cache, so that it need not come from memory a second time to be hashed.
+# A block fits into a core's cache, so that hashing it does not wait for memory again.
 _BLOCK = 1 << 17
 
 
 def file_sha256(path: Path, advance: Callable[[int], None] | None = None) -> str:
-    """The sha256 of a file in 64 hex digits.
+    """Return the sha256 of a file in 64 hex digits.
 
     Args:
         path: the file.
-        advance: called with each count of bytes that were hashed; what it raises ends the work.
+        advance: called with each count of bytes hashed; an exception from it ends the work.
 
     Raises:
         OSError: it cannot be read.

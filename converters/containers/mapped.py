@@ -1,4 +1,4 @@
-"""Values read straight from files: mapped memory that is given back, and copying without a second copy in memory."""
+"""Memory-mapped files whose memory is released as they are read, and arrays as bytes without a full copy."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from vit_hub.errors import CheckpointError
 __all__ = ["MappedFile", "Pieces", "Renewed", "chunks", "row_major"]
 
 T = TypeVar("T")
-# Of tensors named in the order wanted: the bytes of each in one piece or more, with its name.
+# Takes names of tensors and yields, in that order, (name, bytes), with one or more pieces for each.
 Pieces: TypeAlias = "Callable[[Iterable[str]], Iterator[tuple[str, memoryview]]]"
 
-# Pages of a mapped file count as the process's memory once touched, until their mapping goes. So a new mapping is made
-# after this many bytes; the old one lives as long as somebody holds an array of it. Each mapping costs a file handle,
-# hence at most 128 of them for one file.
+# Touched pages of a mapped file count as memory of the process until the mapping is closed. So the file is mapped anew
+# after this many bytes; an old mapping lives as long as one of its arrays. Each costs a file handle, hence the limit.
 _GENERATION_BYTES = 32 << 20
 _MOST_GENERATIONS = 128
 _CHUNK_BYTES = 2 << 20
@@ -31,7 +30,7 @@ _COLUMNS = 32
 
 
 class Renewed(Generic[T]):
-    """A resource over mapped memory that is opened anew whenever enough of it was read."""
+    """A resource over mapped memory that is opened anew after a number of bytes read."""
 
     def __init__(self, opener: Callable[[], T], size: int) -> None:
         self._opener = opener
@@ -41,7 +40,7 @@ class Renewed(Generic[T]):
         self._lock = threading.Lock()
 
     def take(self, nbytes: int) -> T:
-        """The resource, of which the caller is going to read ``nbytes``."""
+        """Return the resource to read ``nbytes`` from."""
         with self._lock:
             current = self._current
             if current is None or self._read + nbytes > self._budget:
@@ -55,7 +54,7 @@ class Renewed(Generic[T]):
 class MappedFile:
     """A file whose arrays are copy-on-write views of mapped memory.
 
-    The file stays open, so that later reads see the same bytes even when another file took its name meanwhile.
+    The file stays open, so that reads see the same bytes even if another file has taken its name.
 
     Raises:
         OSError: the file cannot be opened.
@@ -73,26 +72,26 @@ class MappedFile:
             return mmap.mmap(self._file.fileno(), self.size, access=mmap.ACCESS_COPY)
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"{self.path}: cannot be mapped into memory: {error}", hint="was the file changed while it was read?"
+                f"{self.path}: cannot be mapped into memory: {error}", hint="check that the file is not being changed"
             ) from error
 
     def bytes(self, offset: int, size: int) -> bytes:
-        """A copy of ``size`` bytes from ``offset``; fewer where the file ends before."""
+        """Return a copy of ``size`` bytes from ``offset``, fewer at the end of the file."""
         return self._mapping.take(size)[offset : offset + size]
 
     def array(
         self, offset: int, dtype: np.dtype[np.generic], shape: tuple[int, ...], *, fortran: bool = False
     ) -> Array:
-        """The values at ``offset``, which need not be a multiple of the item size (see ``ndarray.flags.aligned``)."""
+        """Return the values at ``offset``, which need not be aligned (``ndarray.flags.aligned``)."""
         mapping = self._mapping.take(math.prod(shape) * dtype.itemsize)
         array: Array = np.ndarray(shape, dtype, buffer=mapping, offset=offset, order="F" if fortran else "C")
         return array
 
 
 def chunks(array: Array) -> Iterator[memoryview]:
-    """The bytes of an array in row-major order, in pieces of some megabytes; one empty piece if there are none.
+    """Yield the bytes of an array in row-major order in pieces of 2 MiB, one empty piece if it has none.
 
-    A contiguous array is not copied; of any other only a piece at a time is.
+    A contiguous array is not copied, any other piece by piece.
     """
     array = np.atleast_1d(np.squeeze(array))
     if array.flags.c_contiguous:
@@ -106,10 +105,10 @@ def chunks(array: Array) -> Iterator[memoryview]:
 
 
 def row_major(array: Array) -> Array:
-    """A row-major copy, made some columns at a time; the array itself if it is row-major already.
+    """Return a row-major copy, or the array itself if it is row-major already.
 
-    numpy's own of a transposed matrix misses the cache at every element; so many columns lie side by side in as many
-    cache lines as the cache holds, and are read in long runs.
+    numpy's own copy of a transposed matrix misses the cache at every element. Copied a few columns at a time, the
+    cache lines written to stay in the cache, and the source is read in long runs.
     """
     if array.flags.c_contiguous or int(np.argmin(np.abs(array.strides))) == array.ndim - 1:
         return np.ascontiguousarray(array)

@@ -14,24 +14,24 @@ import numpy as np
 
 from vit_hub.converters.containers.archive import Member, read_member, read_members, stored_zip
 from vit_hub.converters.containers.mapped import MappedFile, Pieces
-from vit_hub.converters.tensors import CARRIERS, DTYPES, Array, LazyTensor
+from vit_hub.converters.tensors import CARRIERS, DTYPES, DTYPES_HINT, Array, LazyTensor
 from vit_hub.errors import CheckpointError, UnsafeCheckpointError
 
 __all__ = ["read_npz", "write_npz"]
 
 _SUFFIX = ".npy"
-# Longer headers are not of plain arrays; numpy itself refuses those above 10,000 bytes.
+# Plain arrays have shorter headers; numpy itself refuses those above 10,000 bytes.
 _HEADER_BYTES = 12_000
-# numpy has no bfloat16: such arrays are saved as two bytes of no known type.
+# numpy has no bfloat16 and saves such arrays as two bytes of unknown type.
 _VOID = np.dtype("V2")
 _NAMES = {**CARRIERS, _VOID: "BF16"}
 
 
 def read_npz(path: Path) -> dict[str, LazyTensor]:
-    """The arrays of an npz file, name without ``.npy`` -> tensor, in the file's order.
+    """Return the arrays of an npz file, name without ``.npy`` -> tensor, in the file's order.
 
-    Stored members are views of the mapped file (often not aligned to their item size); compressed ones are unpacked
-    whole at each read.
+    Stored members are views of the mapped file, often not aligned to their item size; compressed members are unpacked
+    as a whole at each read.
 
     Raises:
         CheckpointError: damaged archive, or a member that is not a plain array.
@@ -42,7 +42,8 @@ def read_npz(path: Path) -> dict[str, LazyTensor]:
     for member in read_members(file).values():
         if not member.name.endswith(_SUFFIX):
             raise CheckpointError(
-                f"{path}: member {member.name!r} of the npz archive is not an array", hint="expected only .npy members"
+                f"{path}: member {member.name!r} of the npz archive is not an array",
+                hint="only .npy members are supported",
             )
         tensors[member.name[: -len(_SUFFIX)]] = _tensor(file, member)
     return tensors
@@ -66,12 +67,12 @@ def _tensor(file: MappedFile, member: Member) -> LazyTensor:
         ) from error
     if dtype.hasobject:
         raise UnsafeCheckpointError(
-            f"{where} holds pickled Python objects, which could run any code when read",
+            f"{where} holds pickled Python objects, which could run code when read",
             hint="save it again as plain arrays on a machine you trust",
         )
     name = _NAMES.get(dtype)
     if name is None:
-        raise CheckpointError(f"{where} has dtype {dtype.str!r}", hint=f"read are {', '.join(DTYPES)}")
+        raise CheckpointError(f"{where} has dtype {dtype.str!r}", hint=DTYPES_HINT)
     if any(axis < 0 for axis in shape):
         raise CheckpointError(f"{where} has shape {shape}", hint="the file is damaged")
     start, expected = header.tell(), math.prod(shape) * dtype.itemsize
@@ -96,7 +97,7 @@ def _read(
 
 
 def write_npz(path: Path, tensors: Mapping[str, LazyTensor], pieces: Pieces) -> None:
-    """Write as ``np.savez`` does, one tensor at a time.
+    """Write an npz file as ``np.savez`` does, one tensor at a time.
 
     Raises:
         OSError: it cannot be written.

@@ -1,7 +1,7 @@
 """safetensors files (https://github.com/huggingface/safetensors#format): a JSON header, then the values.
 
-The package validates a file; reading and writing are done here, because its reader gives no writable mapped arrays
-and its writer wants every tensor in memory.
+The safetensors package validates files. Reading and writing are implemented here, because its reader returns no
+writable mapped arrays, and its writer needs all tensors in memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from vit_hub.converters.containers.mapped import MappedFile, Pieces
-from vit_hub.converters.tensors import DTYPES, Array, LazyTensor
+from vit_hub.converters.tensors import DTYPES, DTYPES_HINT, Array, LazyTensor
 from vit_hub.errors import CheckpointError
 
 __all__ = ["MAX_HEADER_BYTES", "read_safetensors", "write_safetensors"]
@@ -26,14 +26,14 @@ MAX_HEADER_BYTES = 100_000_000  # the package's own limit
 _LENGTH = struct.Struct("<Q")
 _METADATA = "__metadata__"
 _ALIGNMENT = 64
-_AGAIN = "the file is damaged or incomplete: fetch it again"
+_AGAIN = "the file is damaged or incomplete: download it again"
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
-    """The tensors in the header's order, as views of the mapped file, and the metadata.
+    """Return the tensors, as views of the mapped file in the header's order, and the metadata.
 
     Raises:
-        CheckpointError: truncated or malformed file, duplicated names, or a dtype that no model here uses.
+        CheckpointError: truncated or malformed file, duplicated names, or an unsupported dtype.
     """
     file = MappedFile(path)
     header, start = _read_header(file)
@@ -52,16 +52,17 @@ def read_safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]
 
 
 def _read_header(file: MappedFile) -> tuple[dict[str, Any], int]:
-    """The parsed header and the offset of the data."""
+    """Return the parsed header and the offset of the data."""
     (length,) = _LENGTH.unpack(file.bytes(0, _LENGTH.size))
     start = _LENGTH.size + length
     if start > file.size:
         raise CheckpointError(
-            f"{file.path}: a header of {length:,} bytes is announced, the file has {file.size:,} bytes", hint=_AGAIN
+            f"{file.path}: the header is said to have {length:,} bytes, the file has {file.size:,}", hint=_AGAIN
         )
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(
-            f"{file.path}: a header of {length:,} bytes is announced", hint=f"at most {MAX_HEADER_BYTES:,} are read"
+            f"{file.path}: the header is said to have {length:,} bytes",
+            hint=f"at most {MAX_HEADER_BYTES:,} are supported",
         )
     try:
         header = json.loads(file.bytes(_LENGTH.size, length), object_pairs_hook=partial(_without_duplicates, file.path))
@@ -80,7 +81,7 @@ def _without_duplicates(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, A
 
 
 def _data_end(header: dict[str, Any]) -> int | None:
-    """Where the data of a possibly malformed header ends, if it says so."""
+    """Return the end of the data by a possibly malformed header; None if it does not say."""
     try:
         return max(int(entry["data_offsets"][1]) for name, entry in header.items() if name != _METADATA)
     except (KeyError, IndexError, TypeError, ValueError):
@@ -90,14 +91,13 @@ def _data_end(header: dict[str, Any]) -> int | None:
 def _tensor(file: MappedFile, name: str, entry: dict[str, Any], start: int) -> LazyTensor:
     dtype, shape = entry["dtype"], tuple(entry["shape"])
     if dtype not in DTYPES:
-        raise CheckpointError(f"{file.path}: tensor {name!r} has dtype {dtype}", hint=f"read are {', '.join(DTYPES)}")
-    return LazyTensor(
-        dtype, shape, partial(_read, file, start + entry["data_offsets"][0], DTYPES[dtype].carrier, shape)
-    )
+        raise CheckpointError(f"{file.path}: tensor {name!r} has dtype {dtype}", hint=DTYPES_HINT)
+    offset = start + entry["data_offsets"][0]
+    return LazyTensor(dtype, shape, partial(_read, file, offset, DTYPES[dtype].carrier, shape))
 
 
 def _read(file: MappedFile, offset: int, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Array:
-    # Copies only where a writer did not align the data, which the format allows.
+    # Copies only unaligned data, which the format allows.
     return np.require(file.array(offset, dtype, shape), requirements="A")
 
 
@@ -110,13 +110,13 @@ def write_safetensors(
 ) -> None:
     """Write the header in the given order with the metadata's keys sorted, then one tensor at a time.
 
-    The format allows no gaps between tensors, and readers want each at a multiple of its item size; so the values of
-    the widest dtype come first, within a dtype in the given order. The data begins at a multiple of 64 bytes.
+    The format allows no gaps between tensors, and readers expect each at a multiple of its item size. So the widest
+    dtypes come first, in the given order within a dtype. The data begins at a multiple of 64 bytes.
 
     After all values are written, ``finish`` returns the metadata to keep, as long as ``metadata``.
 
     Raises:
-        CheckpointError: a tensor has the name that the format reserves for the metadata.
+        CheckpointError: a tensor has the name reserved for the metadata.
         OSError: it cannot be written.
     """
     if _METADATA in tensors:
@@ -145,7 +145,7 @@ def write_safetensors(
 
 
 def _header(metadata: Mapping[str, str], entries: Mapping[str, Any]) -> bytes:
-    """The file up to its values."""
+    """Return the bytes of the file before its values."""
     about = {_METADATA: dict(sorted(metadata.items()))} if metadata else {}
     text = json.dumps({**about, **entries}, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(_LENGTH.size + len(text)) % _ALIGNMENT)

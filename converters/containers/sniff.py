@@ -1,4 +1,4 @@
-"""What kind of file something is, by its first bytes and never by its name."""
+"""Detection of containers by a file's first bytes, never by its name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vit_hub.errors import CheckpointError, UnknownFormatError
 __all__ = ["sniff"]
 
 _HEAD_BYTES = 1024
-_READ = "read are safetensors, npz and PyTorch files, and folders of them"
+_READ = "supported are safetensors, npz and PyTorch files, and folders of them"
 _LFS = b"version https://git-lfs"
 _KNOWN = (
     (b"GGUF", "a GGUF file"),
@@ -30,16 +30,16 @@ _KNOWN = (
 
 
 def sniff(path: Path) -> str:
-    """``"safetensors"``, ``"npz"``, ``"torch"``, or ``"index"`` for the JSON index of a sharded checkpoint.
+    """Return ``safetensors``, ``npz``, ``torch``, or ``index`` for the JSON index of a sharded checkpoint.
 
     Raises:
         CheckpointError: an empty file or a git-LFS pointer.
-        UnknownFormatError: anything else, saying what it looks like.
+        UnknownFormatError: anything else; the message says what it looks like.
     """
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     if not head:
-        raise CheckpointError(f"{path}: the file is empty", hint="fetch it again")
+        raise CheckpointError(f"{path}: the file is empty", hint="download it again")
     if head.startswith(_LFS):
         raise CheckpointError(
             f"{path}: a git-LFS pointer, not the weights themselves", hint="run `git lfs pull` in its repository"
@@ -71,7 +71,7 @@ def _sniff_zip(path: Path) -> str:
     if any(name.rpartition("/")[2] == "data.pkl" for name in names):
         return "torch"
     raise UnknownFormatError(
-        f"{path}: a zip archive of neither numpy nor PyTorch, holding {', '.join(names[:3]) or 'nothing'}", hint=_READ
+        f"{path}: a zip archive of neither numpy nor PyTorch, with {', '.join(names[:3]) or 'nothing'}", hint=_READ
     )
 
 

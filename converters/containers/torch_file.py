@@ -1,4 +1,4 @@
-"""PyTorch's ``torch.save`` files, read without executing anything they hold and written one tensor at a time."""
+"""PyTorch's ``torch.save`` files, read without executing their pickles and written one tensor at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import numpy as np
 from vit_hub.converters.containers.archive import Member, check_expansion, read_member, read_members, stored_zip
 from vit_hub.converters.containers.mapped import MappedFile, Pieces, Renewed
 from vit_hub.converters.containers.torchscript import is_torchscript, read_torchscript
-from vit_hub.converters.tensors import DTYPES, TORCH_DTYPES, Array, LazyTensor
+from vit_hub.converters.tensors import DTYPES, DTYPES_HINT, TORCH_DTYPES, Array, LazyTensor
 from vit_hub.errors import CheckpointError, UnsafeCheckpointError
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 __all__ = ["read_torch", "write_torch"]
 
-_RESAVE = "save the weights again as safetensors on a machine you trust"
-# Real checkpoints nest three or four levels; these bounds end the walk through a pickle that refers to itself.
+_RESAVE = "on a machine you trust, save the weights as safetensors"
+# Checkpoints nest three or four levels; these bounds end the walk through an object that contains itself.
 _MAX_DEPTH = 32
 _MAX_OBJECTS = 1_000_000
-# A file of the time before the zip format begins with pickles of: magic number, protocol, system, object, keys.
+# Files older than the zip format begin with pickles of: magic number, protocol, system, object, keys.
 _OLD_PICKLES = 5
 _HARMLESS = re.compile(
     r"torch\.|collections\.|argparse\.Namespace$|_codecs\.encode$|builtins\.(set|bytearray|complex)$"
@@ -42,13 +42,13 @@ _HARMLESS = re.compile(
 
 
 def read_torch(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of a ``torch.save`` file, names of nested dicts, lists and tuples joined by ``/``; or of TorchScript.
+    """Return the tensors of a ``torch.save`` file, names of nested dicts and lists joined by ``/``, or of TorchScript.
 
-    Values of the zip format are views of the mapped file; older files and compressed ones are read whole.
+    In the zip format they are views of the mapped file; older and compressed files are read as a whole.
 
     Raises:
-        CheckpointError: damaged, or holding no tensors by name.
-        UnsafeCheckpointError: the contents can only be had by letting the file run code.
+        CheckpointError: the file is damaged or holds no named tensors.
+        UnsafeCheckpointError: reading it would run code.
     """
     file = MappedFile(path)
     members: dict[str, Member] = {}
@@ -58,7 +58,7 @@ def read_torch(path: Path) -> dict[str, LazyTensor]:
             return read_torchscript(file, members)
     elif file.bytes(257, 5) == b"ustar":
         raise UnsafeCheckpointError(f"{path}: PyTorch's tar format of before 2017 cannot be read safely", hint=_RESAVE)
-    # torch.load takes any path with this suffix for a safetensors file, and maps only what it opens by path.
+    # torch.load maps only files that it opens by path, and takes any with this suffix for safetensors.
     mapped = bool(members) and not any(m.compressed for m in members.values()) and path.suffix != ".safetensors"
     stamp = _stamp(path)
 
@@ -89,7 +89,7 @@ def _load(file: MappedFile, members: Mapping[str, Member], mapped: bool) -> obje
     import torch
 
     try:
-        # Training checkpoints hold their command line's arguments: plain attributes, without behaviour.
+        # Training checkpoints hold the arguments of their command line: plain attributes, without behaviour.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")
             if mapped:
@@ -98,16 +98,16 @@ def _load(file: MappedFile, members: Mapping[str, Member], mapped: bool) -> obje
                 return torch.load(stream, map_location="cpu", mmap=False, weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refusal(file, members, str(error)) from error
-    # A damaged pickle makes the unpickler and torch's constructors fail in every way.
+    # A damaged pickle can raise anything.
     except Exception as error:
         reason = (str(error) or repr(error)).splitlines()[0]
         raise CheckpointError(
-            f"{file.path}: not a readable PyTorch file: {reason}", hint="the file is damaged: fetch it again"
+            f"{file.path}: not a readable PyTorch file: {reason}", hint="the file is damaged: download it again"
         ) from error
 
 
 def _refusal(file: MappedFile, members: Mapping[str, Member], message: str) -> CheckpointError:
-    """The error for a pickle that torch's safe unpickler refused."""
+    """Return the error for a pickle that torch's safe unpickler refused."""
     pickled = next((member for name, member in members.items() if name.rpartition("/")[2] == "data.pkl"), None)
     if pickled:
         scanned = _globals(io.BytesIO(read_member(file, pickled)), 1)
@@ -117,18 +117,18 @@ def _refusal(file: MappedFile, members: Mapping[str, Member], message: str) -> C
     refused = re.findall(r"GLOBAL ([\w.]+\w)", message) + [name for name in scanned if not _HARMLESS.match(name)]
     if refused:
         return UnsafeCheckpointError(
-            f"{file.path}: refused, because reading it would run {', '.join(dict.fromkeys(refused))}", hint=_RESAVE
+            f"{file.path}: refused: reading it would run {', '.join(dict.fromkeys(refused))}", hint=_RESAVE
         )
     reason = re.search(r"WeightsUnpickler error: (.*)", message)
     return CheckpointError(
-        f"{file.path}: its pickle is damaged or uses what the safe reader does not know: "
+        f"{file.path}: its pickle is damaged or not supported by the safe reader: "
         f"{reason[1] if reason else message.splitlines()[0]}",
-        hint=f"fetch the file again, or {_RESAVE}",
+        hint=f"download the file again, or {_RESAVE}",
     )
 
 
 def _globals(stream: BinaryIO, pickles: int) -> list[str]:
-    """Names of the Python objects that pickles ask for, found without executing them."""
+    """Return the names of the Python objects that pickles import, without executing them."""
     found: list[str] = []
     try:
         for _ in range(pickles):
@@ -145,7 +145,7 @@ def _globals(stream: BinaryIO, pickles: int) -> list[str]:
                     strings.append(memo.get(int(argument or 0), ""))
                 elif isinstance(argument, str):
                     strings.append(argument)
-    # The scan only words an error: whatever stops it, the file is refused.
+    # The scan only improves an error message: the file is refused anyway.
     except Exception:
         pass
     return found
@@ -156,13 +156,13 @@ def _flatten(path: Path, root: object) -> dict[str, torch.Tensor]:
 
     if not isinstance(root, dict):
         raise CheckpointError(
-            f"{path}: holds a bare {type(root).__name__}, not tensors by name", hint="save a state_dict()"
+            f"{path}: holds a bare {type(root).__name__}, not named tensors", hint="save a state_dict()"
         )
     flat: dict[str, torch.Tensor] = {}
     for count, (names, value) in enumerate(_walk(root, ())):
         if len(names) > _MAX_DEPTH or count > _MAX_OBJECTS:
             raise CheckpointError(
-                f"{path}: nested deeper than {_MAX_DEPTH} levels or holding more than {_MAX_OBJECTS:,} objects",
+                f"{path}: nested deeper than {_MAX_DEPTH} levels, or more than {_MAX_OBJECTS:,} objects",
                 hint=_RESAVE,
             )
         if isinstance(value, torch.Tensor):
@@ -176,7 +176,7 @@ def _flatten(path: Path, root: object) -> dict[str, torch.Tensor]:
 
 
 def _walk(value: object, names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], object]]:
-    """Everything below ``value``, containers included, so that the caller can count and stop."""
+    """Yield everything below ``value``, containers included, so that the caller can count and stop."""
     yield names, value
     items: Iterable[tuple[object, object]] = ()
     if isinstance(value, dict):
@@ -194,12 +194,12 @@ def _describe(
 
     where = f"{path}: tensor {name!r}"
     if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu":
-        raise CheckpointError(f"{where} is sparse, nested or without values", hint="only plain tensors are read")
+        raise CheckpointError(f"{where} is sparse, nested or without values", hint="only plain tensors are supported")
     dtype = TORCH_DTYPES.get(str(tensor.dtype).removeprefix("torch."))
     if dtype is None:
-        raise CheckpointError(f"{where} has dtype {tensor.dtype}", hint=f"read are {', '.join(DTYPES)}")
+        raise CheckpointError(f"{where} has dtype {tensor.dtype}", hint=DTYPES_HINT)
     if tensor.untyped_storage().nbytes() > largest:
-        raise CheckpointError(f"{where} is larger than the file", hint="the file is damaged: fetch it again")
+        raise CheckpointError(f"{where} is larger than the file", hint="the file is damaged: download it again")
     check_expansion(path, f"tensor {name!r}", tensor.nbytes, largest)
     return LazyTensor(dtype, tuple(tensor.shape), partial(_read, take, name, dtype, tensor.nbytes))
 
@@ -214,7 +214,7 @@ def _read(take: Callable[[int], dict[str, torch.Tensor]], name: str, dtype: str,
 
 
 class _Storage:
-    """Stands for one tensor's values, which lie in the member ``data/<key>``."""
+    """The values of one tensor, stored in the member ``data/<key>``."""
 
     def __init__(self, key: int, tensor: LazyTensor) -> None:
         self.key = str(key)
@@ -223,7 +223,7 @@ class _Storage:
 
 
 class _Tensor:
-    """Pickled exactly as torch pickles a contiguous tensor of its own."""
+    """A tensor that is pickled as torch pickles a contiguous one."""
 
     def __init__(self, key: int, tensor: LazyTensor) -> None:
         self.storage = _Storage(key, tensor)
@@ -248,9 +248,9 @@ class _Pickler(pickle.Pickler):
 
 
 def write_torch(path: Path, tensors: Mapping[str, LazyTensor], pieces: Pieces) -> None:
-    """Write what ``torch.save`` writes for plain tensors; a ``/`` in a name opens a nested dict.
+    """Write the file that ``torch.save`` writes for plain tensors; a ``/`` in a name opens a nested dict.
 
-    ``torch.save`` itself wants every tensor in memory at once.
+    ``torch.save`` itself needs all tensors in memory at once.
 
     Raises:
         CheckpointError: one name is both a tensor and a dict of tensors.

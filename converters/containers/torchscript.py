@@ -1,8 +1,8 @@
 """The weights of TorchScript archives, read without executing the program that they hold.
 
-An archive is a zip of code, constants and ``data.pkl``, the pickled module. Its pickle names the classes of the program
-(``__torch__.*``), which here become plain holders of attributes, and a few functions of torch that build tensors, which
-are replaced; nothing else can be named. Names are those of ``torch.jit.load(file).state_dict()``.
+An archive is a zip of code, constants and ``data.pkl``, the pickled module. The pickle names classes of the program
+(``__torch__.*``), here replaced by plain holders of attributes, and a few functions of torch that build tensors, also
+replaced; every other name is refused. Names are those of ``torch.jit.load(file).state_dict()``.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ import numpy as np
 
 from vit_hub.converters.containers.archive import Member, check_expansion, read_member
 from vit_hub.converters.containers.mapped import MappedFile
-from vit_hub.converters.tensors import DTYPES, Array, LazyTensor
+from vit_hub.converters.tensors import DTYPES, DTYPES_HINT, Array, LazyTensor
 from vit_hub.errors import CheckpointError, UnsafeCheckpointError
 
 __all__ = ["is_torchscript", "read_torchscript"]
 
-_DAMAGED = "the file is damaged or made to deceive: fetch it again"
+_DAMAGED = "the file is damaged or malicious: download it again"
 _STORAGES = {dtype.storage: name for name, dtype in DTYPES.items()}
-# Modules nest about ten levels; these bounds end the walk through one that holds itself.
+# Modules nest about ten levels; these bounds end the walk through one that contains itself.
 _MAX_DEPTH = 64
 _MAX_OBJECTS = 1_000_000
 
 
 def is_torchscript(members: Mapping[str, Member]) -> bool:
-    """Whether a zip archive holds a program beside its pickle."""
+    """Return whether a zip archive holds a program beside its pickle."""
     return any(name.endswith("/constants.pkl") or "/code/" in name for name in members)
 
 
 class _Module:
-    """Stands for an object of any class of the program: its attributes, without behaviour."""
+    """The attributes of an object of any class of the program, without behaviour."""
 
     def __new__(cls, *arguments: object) -> _Module:
         return super().__new__(cls)
@@ -58,7 +58,7 @@ class _Storage:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds holders, dicts, lists and lazy tensors; every other name in the pickle is refused."""
+    """An unpickler of holders, dicts, lists and lazy tensors that refuses every other name."""
 
     def __init__(self, data: bytes, file: MappedFile, root: str, members: Mapping[str, Member]) -> None:
         super().__init__(io.BytesIO(data))
@@ -76,14 +76,12 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
         if module == "torch" and name.endswith("Storage"):
-            raise CheckpointError(
-                f"{self._file.path}: holds values of torch.{name}", hint=f"read are {', '.join(DTYPES)}"
-            )
+            raise CheckpointError(f"{self._file.path}: holds values of torch.{name}", hint=DTYPES_HINT)
         found = self._known.get(f"{module}.{name}")
         if found is None:
             raise UnsafeCheckpointError(
-                f"{self._file.path}: a TorchScript archive that asks for {module}.{name}: refused",
-                hint="load it with torch.jit.load on a machine you trust and save its state_dict() as safetensors",
+                f"{self._file.path}: refused: this TorchScript archive asks for {module}.{name}",
+                hint="on a machine you trust, load it with torch.jit.load and save its state_dict() as safetensors",
             )
         return found
 
@@ -104,7 +102,7 @@ class _Unpickler(pickle.Unpickler):
     def _tensor(
         self, storage: object, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object
     ) -> object:
-        """torch._utils._rebuild_tensor_v2: a strided view of a storage."""
+        """Replace torch._utils._rebuild_tensor_v2: a strided view of a storage."""
         numbers = (offset, *shape, *strides)
         if not isinstance(storage, _Storage) or len(shape) != len(strides):
             raise ValueError("a tensor without values")
@@ -132,11 +130,11 @@ def _read(
 
 
 def read_torchscript(file: MappedFile, members: Mapping[str, Member]) -> dict[str, LazyTensor]:
-    """The parameters and buffers of a TorchScript archive, views of the mapped file.
+    """Return the parameters and buffers of a TorchScript archive as views of the mapped file.
 
     Raises:
-        CheckpointError: damaged, compressed, or without parameters.
-        UnsafeCheckpointError: the pickle asks for something that a module's weights do not need.
+        CheckpointError: the archive is damaged, compressed or without parameters.
+        UnsafeCheckpointError: the pickle names something that weights do not need.
     """
     root, _, _ = next(name for name in members if name.rpartition("/")[2] == "data.pkl").rpartition("/")
     order = members.get(f"{root}/byteorder")
@@ -150,7 +148,7 @@ def read_torchscript(file: MappedFile, members: Mapping[str, Member]) -> dict[st
         module = _Unpickler(data, file, root, members).load()
     except CheckpointError:
         raise
-    # A damaged pickle makes the unpickler and the constructors above fail in every way.
+    # A damaged pickle can raise anything.
     except Exception as error:
         raise CheckpointError(f"{file.path}: not a readable TorchScript archive: {error}", hint=_DAMAGED) from error
     tensors: dict[str, LazyTensor] = {}
@@ -165,20 +163,20 @@ def read_torchscript(file: MappedFile, members: Mapping[str, Member]) -> dict[st
     if not tensors:
         raise CheckpointError(
             f"{file.path}: a TorchScript archive whose module has no parameters",
-            hint="a frozen module keeps them among its program's constants: save the module before it was frozen",
+            hint="a frozen module keeps them among the constants of its program: save the module before freezing it",
         )
     return tensors
 
 
 def _check_memo(data: bytes) -> None:
-    """The unpickler makes room for as many memos as the highest number says, so that must be one a file can use."""
+    """Refuse memo numbers beyond what the pickle can use: the unpickler allocates that many entries."""
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
             raise ValueError(f"memo {argument} in a pickle of {len(data):,} bytes")
 
 
 def _walk(value: object, names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], object]]:
-    """Everything that is an attribute of a module below ``value``: a state dict has no tensors in lists or dicts."""
+    """Yield the attributes of modules below ``value``; as in a state dict, lists and dicts are not entered."""
     yield names, value
     if isinstance(value, _Module):
         for name, item in value.attributes.items():

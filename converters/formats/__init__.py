@@ -1,4 +1,4 @@
-"""Every checkpoint format, one module each; names that begin with ``_`` are what several of them share."""
+"""The checkpoint formats, a module each; modules whose name begins with ``_`` hold what several share."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ __all__ = ["all_formats", "format_names", "formats_named"]
 
 @cache
 def all_formats() -> tuple[Format, ...]:
-    """Every format, in order of precedence where two explain a file equally well (alphabetical by module)."""
+    """Return every format, in the order that decides where two explain a file equally well: by name of the module."""
     modules = sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_"))
     loaded = [importlib.import_module(f"{__name__}.{name}") for name in modules]
     return tuple(item for module in loaded for item in module.FORMATS)
 
 
 def format_names() -> list[str]:
-    """What ``to=`` and ``format=`` accept: every format and dialect, and ``canonical``."""
+    """Return the names that ``to=`` and ``format=`` accept: ``canonical``, every format, every dialect."""
     labels = [label for fmt in all_formats() for label in (fmt.name, *map(fmt.label, fmt.dialects))]
     return ["canonical", *dict.fromkeys(labels)]
 
 
 def formats_named(label: str) -> list[tuple[Format, tuple[Dialect, ...]]]:
-    """The formats that a label means, each with the dialects it leaves open; empty if there is none.
+    """Return the formats that a label means, each with its possible dialects; empty if there is none.
 
-    A format's own name leaves all its dialects open; ``hf-v5`` leaves those spelled so.
+    The name of a format allows all of its dialects, ``hf-v5`` those of this name.
     """
     found = []
     for fmt in all_formats():

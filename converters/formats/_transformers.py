@@ -1,4 +1,4 @@
-"""What the formats of Hugging Face transformers share: ``config.json`` in both directions, and names of ViT's blocks.
+"""Shared by the formats of Hugging Face transformers: ``config.json`` in both directions, and names of ViT's blocks.
 
 Source: transformers/configuration_utils.py and models/*/configuration_*.py.
 """
@@ -30,7 +30,7 @@ ACTIVATIONS = {
     "swish": "silu",
     "relu": "relu",
 }
-# Keys of config.json that say what tensors do not, or only half.
+# Keys of config.json for what tensors do not show, or only in part.
 _FIELDS = {
     "image_size": "image_size",
     "patch_size": "patch_size",
@@ -46,10 +46,10 @@ class ModelType:
 
     Attributes:
         name: its ``model_type`` in config.json.
-        classes: what the names of its classes start with.
-        defaults: class defaults of what a config.json may leave out and tensors do not tell.
-        whole: the model type of two towers whose config.json holds this one's as ``vision_config``.
-        square: its class takes every position table for that of a square image.
+        classes: the prefix of the names of its classes.
+        defaults: class defaults of keys that a config.json may leave out and tensors do not show.
+        whole: the model type of both towers, whose config.json holds that of this one as ``vision_config``.
+        square: its class treats every position table as that of a square image.
     """
 
     name: str
@@ -60,11 +60,11 @@ class ModelType:
 
     @property
     def project(self) -> str:
-        """Whose conventions its files follow."""
+        """The project whose conventions its files follow."""
         return f"Hugging Face transformers' {self.classes}"
 
 
-# What save_pretrained writes has the names of transformers 4; the modules of transformers 5 have others.
+# save_pretrained writes the names of transformers 4; the modules of transformers 5 have others.
 VIT_SPELLINGS: dict[str, dict[str, str]] = {
     "": {
         "layers": "encoder.layer.{i}",
@@ -139,31 +139,31 @@ SQUARE = Requirement(
 
 
 def _parts(sidecars: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A whole config.json, and the part of it that is about the image tower."""
+    """Return config.json, and the part of it for the image tower."""
     whole = dict(sidecars.get(_FILE, {}))
     tower = whole.get("vision_config", whole)
     return whole, dict(tower) if isinstance(tower, Mapping) else {}
 
 
 def stated_type(sidecars: Mapping[str, Mapping[str, Any]], types: Sequence[ModelType]) -> ModelType | None:
-    """The one of some model types that a config.json names, itself or as its image tower's."""
+    """Return the model type that a config.json names for the whole model or its image tower."""
     whole, tower = _parts(sidecars)
     names = (tower.get("model_type"), whole.get("model_type"))
     return next((kind for kind in types for name in names if name in (kind.name, kind.whole or kind.name)), None)
 
 
 def names_model_type(raw: RawCheckpoint, types: Sequence[ModelType]) -> int:
-    """Return as evidence 1 if config.json names one of the model types, -1 if it names another, 0 if none."""
+    """Return 1 if config.json names one of the model types, -1 if it names another, 0 if it names none."""
     if "model_type" not in raw.sidecars.get(_FILE, {}):
         return 0
     return 1 if stated_type(raw.sidecars, types) else -1
 
 
 def transformers_format(types: Sequence[ModelType], **options: Any) -> Format:
-    """Return the format of some model types, the first of which gives it its name; config.json is read and is evidence.
+    """Return the format of some model types, of which the first is its project.
 
     Args:
-        types: the model types.
+        types: the model types; by default config.json is read for them, and is evidence of them.
         options: as for :class:`Format`.
     """
     common = {
@@ -191,12 +191,12 @@ def tower_dialect(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
 
 
 def read_config(raw: RawCheckpoint, types: Sequence[ModelType]) -> tuple[dict[str, Any], Stated]:
-    """What a config.json says about the image tower: all its values, and those that are fields of the model.
+    """Return the values of config.json for the image tower, and the config fields that they state.
 
-    What it leaves out takes the default of its class, as transformers does, and a warning says so.
+    Missing keys get the default of their class, as in transformers, with a warning.
 
     Raises:
-        ConfigError: an activation that the model does not have.
+        ConfigError: unsupported activation.
     """
     whole, values = _parts(raw.sidecars)
     kind, warnings = stated_type(raw.sidecars, types), []
@@ -216,8 +216,8 @@ def read_config(raw: RawCheckpoint, types: Sequence[ModelType]) -> tuple[dict[st
     size = fields.get("image_size")
     if kind and kind.square and isinstance(size, (list, tuple)) and len(set(size)) > 1:
         warnings.append(
-            f"{_FILE}: image_size {list(size)} is not square: transformers' {kind.classes} takes every position table "
-            f"for that of a square image, and so gives other numbers"
+            f"{_FILE}: image_size {list(size)} is not square: transformers' {kind.classes} treats every position table "
+            f"as that of a square image, and so computes other outputs"
         )
     return values, Stated(fields, _FILE if whole else "transformers' classes", tuple(warnings))
 
@@ -231,7 +231,7 @@ def write_config(
     types: Sequence[ModelType] = (),
     head: str = "",
 ) -> Sidecars:
-    """Return config.json as transformers writes it; keys of an earlier one that the config does not decide are kept.
+    """Return config.json as transformers writes it; keys of an earlier one beyond the config are kept.
 
     A model with a classifier whose type is one of two towers has its config nested in that of both.
 
@@ -239,8 +239,8 @@ def write_config(
         kind: the model type to write.
         config: the model.
         passport: holds the earlier config files.
-        extra: keys beyond those that all model types have; None leaves one out.
-        types: the model types whose earlier config.json has the same keys; only ``kind`` if empty.
+        extra: keys beyond those of all model types; None leaves one out.
+        types: the model types with the same keys, whose earlier config.json is kept; only ``kind`` if empty.
         head: the end of the class name, ``ForImageClassification`` or ``Model`` if empty.
     """
     nested = bool(kind.whole and config.num_classes)

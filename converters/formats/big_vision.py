@@ -54,7 +54,7 @@ def _dialect(*names: str) -> Dialect:
 
 
 def _axes(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor]) -> dict[str, int]:
-    """NaFlex flattens the patch kernel [p * p * 3, D]; patches are square and images have three channels."""
+    """Return the axes of NaFlex' flattened patch kernel [p * p * 3, D], of square patches and three channels."""
     kernel = tensors.get("embedding/kernel")
     if kernel is None or len(kernel.shape) != 2:
         return {}
@@ -63,7 +63,7 @@ def _axes(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor]) -> dict[str, in
 
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
-    """Attention kernels say how many heads there are; a model without a stored table computes one."""
+    """Return the heads by the attention kernels; a model without a stored table computes one."""
     fields: dict[str, Any] = {}
     block = dialect.variables["block"].replace("{i}", "0")
     query = tensors.get(f"{block}/{_ATTENTION}/query/kernel")
@@ -78,7 +78,7 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
 
 
 def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
-    """A table with a class row has its place in files from vit_jax, which big_vision's loader understands."""
+    """Return the dialect; big_vision reads tables with a class row only under the name that vit_jax has for them."""
     table = _TABLES["pos1" if config.num_prefix_rows else ""]
     return next((dialect for dialect in dialects if dialect.variables["pos"] == table), dialects[0])
 
@@ -101,7 +101,7 @@ FORMATS = (
             Requirement(
                 "class_token",
                 lambda c: c.class_token == (c.pool == "cls"),
-                "it has a class token exactly when it pools it",
+                "it has a class token if and only if it pools it",
             ),
         ),
         axes=_axes,

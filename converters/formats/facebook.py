@@ -29,7 +29,7 @@ _CLASS_TOKEN = rule("cls_token", "cls_token")
 _BODY = (rule("pos_embed", "pos_embed"), *_same("patch_embed.proj", *_BLOCK))
 _NORM, _HEAD = weight_and_bias("norm"), weight_and_bias("head")
 
-# exact GELU: nn.GELU() everywhere; partial(nn.LayerNorm, eps=1e-6) everywhere.
+# nn.GELU() and partial(nn.LayerNorm, eps=1e-6) everywhere.
 CONVENTIONS = {"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic"}
 COUNTERS = Drop(r"(optimizer|opt|lr_scheduler|scaler|fp16_scaler)/.*", "optimiser or scaler state")
 
@@ -39,7 +39,7 @@ _HAS_HEAD = Requirement("num_classes", lambda c: c.num_classes > 0, "its models 
 
 
 def is_original(raw: RawCheckpoint, marks: int = 0) -> int:
-    """How much speaks for Facebook's own files: a PyTorch pickle without timm's config.json, and marks of a kind.
+    """Return the evidence of Facebook's own files: PyTorch pickles without timm's config.json, plus given marks.
 
     timm's state dicts have the same names, but timm publishes safetensors files and hub folders.
     """
@@ -60,7 +60,7 @@ def facebook_format(project: str, **options: Any) -> Format:
 
 
 def _wrapped(raw: RawCheckpoint, prefix: str, marks: int = 0) -> int:
-    """The same for files that always wrap their tensors: bare ones with timm's names are rather timm's."""
+    """Return the evidence of files that always wrap their tensors: bare ones with these names are rather timm's."""
     return is_original(raw, marks) if prefix else -1
 
 
@@ -84,7 +84,7 @@ _MOCO_BODY = (
 
 
 def _moco_heads(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
-    """moco-v3's ViT-S has 12 heads of 32 channels (vits.py); its other models have heads of 64."""
+    """Return the heads of moco-v3's ViT-S: 12 of 32 channels (vits.py); its other models have heads of 64."""
     if "cls_token" in tensors and tensors["cls_token"].shape[-1] == 384:
         return Stated({"num_heads": 12}, "moco-v3's models of this width")
     return Stated()
@@ -201,7 +201,7 @@ FORMATS = (
         outside=(
             Drop(
                 r"state_dict/(module\.)?momentum_encoder\..*",
-                "momentum encoder: the base encoder is read, as by its authors",
+                "momentum encoder: the base encoder is read, as in the original code",
             ),
             Drop(r"state_dict/(module\.)?predictor\..*", "predictor of the contrastive loss"),
             COUNTERS,

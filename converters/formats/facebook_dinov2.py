@@ -38,7 +38,7 @@ _MLPS = {"mlp": ("fc1", "fc2"), "swiglu_packed": ("w12", "w3")}
 
 
 def _resize(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
-    """hub/backbones.py gives models with registers interpolate_antialias=True, interpolate_offset=0.0."""
+    """Return the resize method: hub/backbones.py sets interpolate_antialias=True for models with registers."""
     if "register_tokens" not in tensors:
         return Stated()
     return Stated({"resize": "bicubic-antialias"}, "what DINOv2's models with registers do")

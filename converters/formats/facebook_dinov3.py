@@ -1,7 +1,7 @@
 """facebookresearch/dinov3: backbones with rotary positions, and the teachers of training checkpoints.
 
 The files store the periods of the rotations (rounded to bfloat16 in the published ones) and a mask over the biases of
-queries, keys and values; both are kept and used as they are.
+queries, keys and values; both are kept and used as stored.
 Source: dinov3/models/vision_transformer.py, layers/{attention,ffn_layers,rope_position_encoding}.py.
 """
 
@@ -43,7 +43,7 @@ _ROPE = Rope(theta=100.0, coordinates="centered", pairs="half", stored_periods=T
 
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
-    """There is a period for every four channels of a head."""
+    """Return the heads: there is a period for every four channels of a head."""
     periods, token = tensors.get("rope_embed.periods"), tensors.get("cls_token")
     if periods is None or token is None or not periods.shape or not periods.shape[0]:
         return Stated()

@@ -40,7 +40,7 @@ _RELATIVE = {
 
 
 def _dialects(family: str, spelling: str) -> tuple[Dialect, ...]:
-    """Where the root stands before: all names; none; all but the final norm; only the final norm and the shared table.
+    """Return dialects with the root before all names, none, all but the final norm, only final norm and shared table.
 
     Masked-image modelling has the pre-trained model's final norm beside the root. The last is how transformers 5 writes
     BeitBackbone.
@@ -69,13 +69,13 @@ _DATA2VEC = hf.ModelType("data2vec-vision", "Data2VecVision", _DEFAULTS, square=
 
 
 def _evidence(kind: hf.ModelType, raw: RawCheckpoint, prefix: str) -> int:
-    """Only the biases tell a model without relative positions and layer scale from ViT."""
+    """Without relative positions and layer scale, only the biases distinguish a model from ViT."""
     biased = any(name.endswith(("query.bias", "q_proj.bias")) for name in raw.tensors)
     return hf.names_model_type(raw, (kind,)) or biased - 1
 
 
 def _state(kind: hf.ModelType, raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
-    """Reads config.json; a backbone without any final norm gives tokens."""
+    """Read config.json; a backbone without a final norm returns tokens."""
     _, stated = hf.read_config(raw, (kind,))
     relative = any(name.endswith("relative_position_bias_table") for name in tensors)
     norms = (f"{dialect.variables['norm']}.weight", f"{dialect.variables['root']}pooler.layernorm.weight")

@@ -41,7 +41,7 @@ TYPES = (_TYPE,)
 
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
-    """Reads config.json of an image tower, or its part in that of a full model."""
+    """Read config.json; a classifier pools the patches."""
     _, stated = hf.read_config(raw, TYPES)
     pooling = {"pool": "avg", "final_norm": "none"} if _HEAD in tensors else {"pool": "cls"}
     return replace(stated, fields={**stated.fields, **pooling})
@@ -54,7 +54,7 @@ def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
 
 
 def _zeros(config: ViTConfig, dialect: Dialect) -> dict[str, tuple[int, ...]]:
-    """The norm that a model with a classifier has, and does not use."""
+    """Return the norm that a model with a classifier has but does not use."""
     name = f"{dialect.variables['root']}post_layernorm"
     return {f"{name}.{part}": (config.embed_dim,) for part in ("weight", "bias") if config.num_classes}
 

@@ -56,7 +56,7 @@ def _dialect(kind: hf.ModelType, spelling: str, ffn: str, root: str) -> Dialect:
 
 
 def _state(kind: hf.ModelType, raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
-    """Reads config.json; the gated feed-forward layer has SiLU whatever it says."""
+    """Read config.json; the gated feed-forward layer has SiLU whatever it states."""
     _, stated = hf.read_config(raw, (kind,))
     fields = dict(stated.fields)
     if dialect.variables["ffn"] == "swiglu_packed":
@@ -65,7 +65,7 @@ def _state(kind: hf.ModelType, raw: RawCheckpoint, tensors: Mapping[str, LazyTen
 
 
 def _mlp_ratio(config: ViTConfig) -> int | None:
-    """The whole ratio from which transformers computes the hidden width, if there is one."""
+    """Return the integer ratio from which transformers computes the hidden width, if there is one."""
     dim = config.embed_dim
     for ratio in range(1, 3 * config.mlp_dim // dim + 3):
         hidden = dim * ratio
@@ -94,7 +94,7 @@ def _sidecars(kind: hf.ModelType, config: ViTConfig, passport: Passport | None) 
 
 
 def _zeros(config: ViTConfig, dialect: Dialect) -> dict[str, tuple[int, ...]]:
-    """Models with registers always have a mask token, and register tokens even if there are none."""
+    """Return the mask token and, for a model without registers, empty register tokens."""
     name = f"{dialect.variables['root']}embeddings"
     empty = {} if config.num_registers else {f"{name}.register_tokens": (1, 0, config.embed_dim)}
     return {f"{name}.mask_token": (1, config.embed_dim), **empty}
@@ -117,8 +117,8 @@ _LIMITS = {
 }
 _REQUIRES = (
     SQUARE_IMAGES,
-    Requirement("act", lambda c: c.ffn == "mlp" or c.act == "silu", "its gates have SiLU"),
-    Requirement("mlp_dim", lambda c: _mlp_ratio(c) is not None, "its hidden width follows from a whole mlp_ratio"),
+    Requirement("act", lambda c: c.ffn == "mlp" or c.act == "silu", "its gates use SiLU"),
+    Requirement("mlp_dim", lambda c: _mlp_ratio(c) is not None, "its hidden width follows from an integer mlp_ratio"),
     Requirement(
         "head_input",
         lambda c: not c.num_classes or c.head_input == "cls_avg",

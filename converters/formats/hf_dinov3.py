@@ -59,10 +59,10 @@ _ROPE: dict[str, Any] = {"theta": 100.0, "coordinates": "centered", "pairs": "ha
 
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
-    """Reads config.json.
+    """Read config.json.
 
     Raises:
-        ConfigError: a combination of biases that the model does not have.
+        ConfigError: unsupported combination of biases.
     """
     values, stated = hf.read_config(raw, TYPES)
     for key in ("proj_bias", "mlp_bias"):
@@ -95,7 +95,7 @@ def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
 
 
 def _zeros(config: ViTConfig, dialect: Dialect) -> dict[str, tuple[int, ...]]:
-    """It always has a mask token, and register tokens even if there are none."""
+    """Return the mask token and, for a model without registers, empty register tokens."""
     empty = {} if config.num_registers else {"embeddings.register_tokens": (1, 0, config.embed_dim)}
     return {"embeddings.mask_token": (1, 1, config.embed_dim), **empty}
 
@@ -105,7 +105,7 @@ FORMATS = (
         TYPES,
         rules=RULES,
         dialects=(_dialect("", "layer"), _dialect("v5", "model.layer")),
-        # No file stores a position table, so the way to resize one is never used.
+        # No file stores a position table, so that the resize method is never used.
         conventions={"act": "gelu", "norm_eps": 1e-5, "rope": _ROPE, "resize": "bicubic-antialias"},
         limits={
             "class_token": True,

@@ -25,7 +25,7 @@ _PATCH = "embeddings.patch_embedding.weight"
 
 
 def _map_head(canonical: str, **options: Any) -> tuple[Rule, ...]:
-    """Attention pooling; queries, keys and values are one tensor."""
+    """Return the rules of attention pooling; queries, keys and values are one tensor."""
     parts = ("weight", "bias")
     return (
         rule(f"{canonical}.latent", "${root}head.probe", **options),
@@ -67,19 +67,19 @@ _TWO = hf.ModelType(
 
 
 def _evidence(kind: hf.ModelType, raw: RawCheckpoint, prefix: str) -> int:
-    """The model type, and the axes of the patch embedding."""
+    """Return the evidence of the model type and of the axes of the patch embedding."""
     axes = next((len(tensor.shape) for name, tensor in raw.tensors.items() if name.endswith(_PATCH)), 0)
     return hf.names_model_type(raw, (kind,)) + 2 * (axes == (2 if kind is _TWO else 4))
 
 
 def _whole_number(values: Mapping[str, Any], key: str) -> int:
-    """A positive whole number of a config.json, or 0."""
+    """Return a positive integer of config.json, or 0."""
     value = values.get(key)
     return value if isinstance(value, int) and value > 0 else 0
 
 
 def _axes(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor]) -> dict[str, int]:
-    """SigLIP 2's patches are square; without a config.json images have three channels."""
+    """Return the axes of SigLIP 2's flattened square patches; without a config.json images have three channels."""
     values, _ = hf.read_config(raw, (_TWO,))
     chans = _whole_number(values, "num_channels") or 3
     for name, kernel in tensors.items():
@@ -90,7 +90,7 @@ def _axes(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor]) -> dict[str, in
 
 
 def _state(kind: hf.ModelType, raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
-    """Reads config.json of an image tower, or its part in that of a full model."""
+    """Read config.json; a classifier pools the patches."""
     values, stated = hf.read_config(raw, (kind,))
     fields = dict(stated.fields)
     if _HEAD in tensors:

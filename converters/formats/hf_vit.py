@@ -26,7 +26,7 @@ RULES = (
     *hf.VIT_BLOCK,
     hf.QKV_BIAS,
     *weight_and_bias("norm", "${root}layernorm"),
-    # A classifier reads the class token past the pooler, which is then no part of what the model computes.
+    # A classifier reads the class token itself; the pooler is then unused.
     *weight_and_bias("pre_logits.fc", "${root}pooler.dense", unless="classifier.weight"),
     *weight_and_bias("pooler.dense", "${root}pooler.dense", carried=True),
     rule(("head.weight", "head_dist.weight"), ("cls_classifier.weight", "distillation_classifier.weight")),
@@ -48,10 +48,10 @@ TYPES = (
 
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
-    """Reads config.json.
+    """Read config.json.
 
     Raises:
-        ConfigError: a pooler with another activation than the representation layer's.
+        ConfigError: the activation of the pooler is not that of the representation layer.
     """
     values, stated = hf.read_config(raw, TYPES)
     pooler = f"{dialect.variables['root']}pooler.dense.weight" in tensors and "classifier.weight" not in tensors
@@ -76,7 +76,7 @@ def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
 
 
 def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
-    """Models with a head have a root; bare models have none."""
+    """Return the first dialect with the root of the model's class; bare models have none."""
     root = ("deit." if config.distilled else "vit.") if config.num_classes else ""
     return next(d for d in dialects if d.variables["root"] == root and d.variables["layer"].startswith(root))
 

@@ -1,7 +1,7 @@
 """open_clip: the image tower of state dicts, training checkpoints and hub folders with ``open_clip_config.json``.
 
-Names are OpenAI's. The last norm stands before pooling or after it (``final_ln_after_pool``), which only the config
-says: a file without one is read as normed after pooling, as OpenAI's and all published models with average pooling are.
+Names are OpenAI's. Only the config says whether the last norm comes before pooling or after it
+(``final_ln_after_pool``): without one it is after pooling, as in OpenAI's and all published average-pooling models.
 Source: open_clip/transformer.py, model.py, constants.py, training/main.py.
 """
 
@@ -45,18 +45,18 @@ _POOLS = {"tok": "cls", "avg": "avg"}
 
 
 def model_config(raw: RawCheckpoint) -> Mapping[str, Any]:
-    """``model_cfg`` of the config beside the weights; empty if there is none."""
+    """Return ``model_cfg`` of the config beside the weights; empty if there is none."""
     found = raw.sidecars.get(CONFIG, {}).get("model_cfg", {})
     return found if isinstance(found, Mapping) else {}
 
 
 def is_named(raw: RawCheckpoint) -> bool:
-    """Whether the files bear open_clip's customary names."""
+    """Return whether files have open_clip's customary names."""
     return CONFIG in raw.sidecars or any(file.name.startswith("open_clip_") for file in raw.files)
 
 
 def _evidence(raw: RawCheckpoint, prefix: str, after: bool) -> int:
-    """Customary file names, and whether the config has the norm where this format has it."""
+    """Return the evidence of customary file names, and of a config with the norm in the place of this format."""
     config = model_config(raw).get("vision_cfg")
     if config is None:
         return 4 * is_named(raw) if after else -1
@@ -64,7 +64,7 @@ def _evidence(raw: RawCheckpoint, prefix: str, after: bool) -> int:
 
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
-    """Reads the config; without one, a model reads the class token."""
+    """Read the config; without one, the class token is pooled."""
     model = model_config(raw)
     vision = model.get("vision_cfg")
     if vision is None:
@@ -83,7 +83,7 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
 
 
 def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
-    """The config from which open_clip builds the tower; what an earlier one said of the rest is kept."""
+    """Return the config from which open_clip builds the tower; other keys of an earlier one are kept."""
     kept = dict(passport.sidecars.get(CONFIG, {})) if passport else {}
     model = dict(kept.get("model_cfg", {}))
     pools = {pool: name for name, pool in _POOLS.items()}

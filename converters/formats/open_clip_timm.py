@@ -1,6 +1,6 @@
 """open_clip with one of timm's models as image tower (``visual.trunk``): timm's tables under another root.
 
-Only read, and written back to where it came from: open_clip builds such towers by their name in timm.
+Such towers are read, and written back only to this format: open_clip builds them by their name in timm.
 Source: open_clip/timm_model.py.
 """
 
@@ -20,7 +20,7 @@ _TRUNK = "visual.trunk."
 
 
 def _as_timm(raw: RawCheckpoint) -> RawCheckpoint:
-    """The source with what its config says in the words of timm's config.json, as open_clip passes it on to timm."""
+    """Return the checkpoint with its config as timm's config.json, as open_clip passes it to timm."""
     vision = model_config(raw).get("vision_cfg", {})
     name = vision.get("timm_model_name")
     sidecars = {key: value for key, value in raw.sidecars.items() if key not in ("config.json", CONFIG)}
@@ -28,7 +28,7 @@ def _as_timm(raw: RawCheckpoint) -> RawCheckpoint:
         size = vision.get("image_size", 224)
         height, width = (size, size) if isinstance(size, int) else size
         file = {"architecture": name, "pretrained_cfg": {"input_size": [3, height, width]}}
-        # An empty name leaves timm's own pooling.
+        # An empty name means timm's own pooling.
         pool = vision.get("timm_pool", "avg")
         sidecars["config.json"] = {**file, "global_pool": pool} if pool else file
     return dataclasses.replace(raw, sidecars=sidecars)
@@ -39,7 +39,7 @@ def _bare(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 
 
 def _tower(fmt: Format) -> Format:
-    """One of timm's formats as a tower of open_clip."""
+    """Return one of timm's formats as a tower of open_clip."""
 
     def state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
         config = _as_timm(raw)
@@ -71,7 +71,7 @@ def _tower(fmt: Format) -> Format:
         limits={},
         requires=(
             Requirement(
-                "architecture", lambda c: False, "it builds timm's models by their name, which weights do not tell"
+                "architecture", lambda c: False, "it builds timm's models by their name, which is not in the weights"
             ),
         ),
         axes=lambda raw, tensors: fmt.axes(_as_timm(raw), _bare(tensors)),

@@ -21,9 +21,7 @@ TEXT = (
     Drop(r"(text\.)?(positional_embedding|text_projection(\.weight)?)", "text tower"),
     Drop(r"logit_scale", "logit scale of the text-image loss"),
 )
-_SCALARS = Drop(
-    r"input_resolution|context_length|vocab_size", "a number beside the weights, which their shapes tell too"
-)
+_SCALARS = Drop(r"input_resolution|context_length|vocab_size", "a number that the shapes of the weights also show")
 
 
 attention = (
@@ -41,11 +39,11 @@ norm1, norm2 = (
 
 
 def clip_rules(block: tuple[Rule, ...], last_norm: str) -> tuple[Rule, ...]:
-    """The table of an image tower: its blocks in the order in which the project declares their layers."""
+    """Return the table of an image tower; ``block`` has the order in which the project declares the layers."""
     return (
         rule("cls_token", "visual.class_embedding", "d -> 1 1 d"),
         rule("pos_embed", "visual.positional_embedding", "n d -> 1 n d"),
-        # Used as x @ proj, not as a linear layer.
+        # Used as x @ proj, not as in a linear layer.
         rule("projection.weight", "visual.proj", "d o -> o d"),
         rule("patch_embed.proj.weight", "visual.conv1.weight"),
         *weight_and_bias("norm_pre", "visual.ln_pre"),
@@ -66,10 +64,10 @@ PROJECTION = Requirement("projection_dim", lambda c: c.projection_dim > 0, "it a
 
 
 def _evidence(raw: RawCheckpoint, prefix: str) -> int:
-    """What tells OpenAI's files from open_clip's, which have the same names.
+    """Return the evidence of OpenAI's files; those of open_clip have the same names.
 
-    OpenAI keeps matrices in float16 beside float32 norms, and declares a block's attention before its first norm, which
-    shows in files that keep the order of declaration (safetensors files of others are sorted by name).
+    OpenAI stores matrices in float16 and norms in float32, and declares the attention of a block before its first norm,
+    which shows in files that keep the order of declaration (other projects' safetensors files are sorted by name).
     """
     if "open_clip_config.json" in raw.sidecars:
         return -1
@@ -83,7 +81,7 @@ def _evidence(raw: RawCheckpoint, prefix: str) -> int:
 
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
-    """build_model counts a head for every 64 channels; forward reads the class token."""
+    """Return what OpenAI's code fixes: one head per 64 channels (build_model), pooling of the class token (forward)."""
     width = tensors["visual.class_embedding"].shape[-1] if "visual.class_embedding" in tensors else 0
     heads = {"num_heads": width // 64} if width and width % 64 == 0 else {}
     return Stated({"pool": "cls", **heads}, "OpenAI's build_model")

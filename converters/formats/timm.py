@@ -46,7 +46,7 @@ NAMES = (
 )
 
 _LAYER_SCALE = ("blocks.{i}.ls1.gamma", "blocks.{i}.ls2.gamma")
-# The ResNet of the hybrids; a root alone has no name of its own.
+# The ResNet of the hybrids; a root without stages has no prefix.
 _STEM_LAYERS = (
     ("stem.conv", "stem.norm"),
     *((f"stages.{{s}}.blocks.{{u}}.conv{n}", f"stages.{{s}}.blocks.{{u}}.norm{n}") for n in (1, 2, 3)),
@@ -78,25 +78,25 @@ OUTSIDE = (
 
 # timm standardises the hybrids' kernels by sqrt(var + 1e-8) and norms their groups with 1e-5.
 _HYBRID = {"stem_standardize": "var", "stem_norm_eps": 1e-5}
-# What the architecture functions of timm fix that model_args may leave out, by parts of their names.
+# Fields that timm's architecture functions fix and model_args may leave out, by parts of their names.
 _FIXED: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"_clip_|^beit3_", {"norm_eps": 1e-5}),
     (r"_quickgelu_", {"act": "quick_gelu"}),
     (r"_patch32_siglip_|_giantopt_|_so400m_patch16_siglip_|_large_patch16_siglip_(gap_)?512", {"act": "gelu_tanh"}),
     (r"_r26_|_r50_|_r_s16_", _HYBRID),
-    # The other published models of these widths have others.
+    # Other published models of these widths have other numbers of heads.
     (r"^vit_base_patch16_gap_224", {"num_heads": 16}),
     (r"^vit_giant_patch16_radio", {"num_heads": 24}),
 )
-# Blocks that norm after their layers, with the names of those that norm before.
+# Post-norm blocks, whose tensors have the names of pre-norm ones.
 _NORMED_AFTER = ("_rpn_", "eva02_enormous_")
 
 
 def architecture_of(raw: RawCheckpoint) -> str:
-    """timm's name of the model, where its config.json is there.
+    """Return timm's name of the model from config.json, or an empty one.
 
     Raises:
-        ConfigError: a model that computes otherwise than its tensors' names suggest.
+        ConfigError: a model with post-norm blocks.
     """
     name = str(raw.sidecars.get("config.json", {}).get("architecture", ""))
     if any(part in name for part in _NORMED_AFTER):
@@ -105,7 +105,7 @@ def architecture_of(raw: RawCheckpoint) -> str:
 
 
 def stated_everywhere(file: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
-    """What timm's config.json says of every model: pooling, heads, sizes."""
+    """Return what timm's config.json states for all classes: pooling, heads, sizes."""
     args, fields = file.get("model_args", {}), dict[str, Any]()
     pool = POOLS.get(str(args.get("global_pool", file.get("global_pool"))))
     if pool and (pool != "cls" or "cls_token" in tensors):
@@ -120,7 +120,7 @@ def stated_everywhere(file: Mapping[str, Any], tensors: Mapping[str, LazyTensor]
 
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
-    """Reads timm's config.json: architecture, model_args, pooling."""
+    """Read timm's config.json: architecture, model_args, pooling."""
     distilled = {"pool": "cls_dist"} if "dist_token" in tensors else {}
     architecture, file = architecture_of(raw), raw.sidecars.get("config.json", {})
     if not architecture:
@@ -145,7 +145,7 @@ _RESNETS = {
     (3, 4, 9): "vit_base_r50_s16_224",
     (3, 4, 6, 3): "vit_large_r50_s32_224",
 }
-# timm's functions fix what model_args cannot say: the class, the norm's epsilon, a packed SwiGLU.
+# timm's functions fix what model_args cannot state: the class, the epsilon of norms, a packed SwiGLU.
 _ARCHITECTURES: tuple[tuple[Callable[[ViTConfig], bool], str], ...] = (
     (lambda c: c.pool == "cls_dist", "deit_base_distilled_patch16_224"),
     (lambda c: c.ffn == "swiglu_packed", "vit_giant_patch14_dinov2"),
@@ -155,13 +155,13 @@ _ARCHITECTURES: tuple[tuple[Callable[[ViTConfig], bool], str], ...] = (
 
 
 def mlp_ratio(dim: int, hidden: int) -> float:
-    """A ratio from which timm's ``int(dim * ratio)`` gives the hidden width back exactly."""
+    """Return a ratio for which timm's ``int(dim * ratio)`` is exactly the hidden width."""
     ratio = hidden / dim
     return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def shared_args(config: ViTConfig) -> dict[str, Any]:
-    """The arguments that all of timm's Vision Transformer classes call alike."""
+    """Return the arguments that have the same names in all of timm's Vision Transformer classes."""
     pools = {pool: name for name, pool in POOLS.items()} | {"cls_dist": "token"}
     return {
         "img_size": list(config.image_size),
@@ -176,7 +176,7 @@ def shared_args(config: ViTConfig) -> dict[str, Any]:
 
 
 def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
-    """timm's hub config.json; create_model("local-dir:FOLDER") builds the model from it."""
+    """Return timm's hub config.json, from which create_model("local-dir:FOLDER") builds the model."""
     architecture = next(name for holds, name in _ARCHITECTURES if holds(config))
     if config.stem == "resnet":
         architecture = _RESNETS.get(config.stem_stages, architecture)
@@ -205,7 +205,7 @@ def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
 def hub_config(
     architecture: str, args: Mapping[str, Any], config: ViTConfig, passport: Passport | None
 ) -> dict[str, Any]:
-    """timm's config.json around the arguments of a model."""
+    """Return timm's config.json with the arguments of a model."""
     size = [config.in_chans, *config.image_size]
     pretrained = {"input_size": size, "fixed_input_size": True, "num_classes": config.num_classes, "pool_size": None}
     if passport and passport.preprocess:

@@ -24,12 +24,12 @@ _NAMES = (
 
 
 def _evidence(raw: RawCheckpoint, prefix: str) -> int:
-    """Without a relative position table it is another of timm's models with these names."""
+    """Without a relative position table it is another of timm's classes with these names."""
     return 1 if any(name.endswith("relative_position_bias_table") for name in raw.tensors) else -1
 
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
-    """Reads timm's config.json; without one, a norm after pooling means the mean of the patches."""
+    """Read timm's config.json; without one, a norm after pooling means the mean of the patches."""
     file = raw.sidecars.get("config.json", {})
     if "architecture" not in file:
         return Stated()
@@ -37,7 +37,7 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
 
 
 def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
-    """timm's hub config.json; create_model("local-dir:FOLDER") builds the model from it."""
+    """Return timm's hub config.json, from which create_model("local-dir:FOLDER") builds the model."""
     args: dict[str, Any] = {
         **timm.shared_args(config),
         "qkv_bias": config.qkv_bias == "qv",

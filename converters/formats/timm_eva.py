@@ -1,8 +1,8 @@
 """timm's Eva class: EVA, EVA-02, DINOv3, Perception Encoder and the RoPE-ViTs.
 
-Names are those of timm's VisionTransformer but for layer scale and attention biases; queries, keys and values are
-fused or split. Nothing in a file says which rotary embedding it was trained with, so that follows from the tensors the
-published models have. Source: timm/models/eva.py, timm/layers/pos_embed_sincos.py.
+Names are those of timm's VisionTransformer except for layer scale and attention biases; queries, keys and values are
+fused or split. Bare files do not state their rotary embedding, so that it is taken from published models with the same
+tensors. Source: timm/models/eva.py, timm/layers/pos_embed_sincos.py.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ _DINOV3 = Rope(theta=100.0, coordinates="centered", pairs="half")
 _EVA02 = Rope(reference_grid=(16, 16))
 _ROPE_VIT = Rope(theta=100.0, order="xy")
 _MIXED = Rope(theta=10.0, order="xy", mixed=True)
-# Parts of the names of the class's architectures, and of those whose norms have an epsilon of 1e-5; others have 1e-6.
+# Parts of the names of architectures of this class, and of those with a norm epsilon of 1e-5 instead of 1e-6.
 _EVA = r"^eva02_|^eva_giant_|_dinov3|_pe_|_rope_|_lingbot"
 _NORM_EPS_1E5 = "dinov3|_pe_|_lingbot"
-# Side of the grid that Perception Encoder core models were trained at, by width (arXiv 2504.13181, table 17); the
-# language and spatial models were trained at 32.
+# Side of the training grid of Perception Encoder core models by width (arXiv 2504.13181, table 17); that of language
+# and spatial models is 32.
 _PE_CORE_GRIDS = {192: 24, 384: 24, 1024: 24, 1536: 32}
 
 
 def _perception_encoder(tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
-    """Rotary grid counted from one where there is a class token, and scaled to the grid of training."""
+    """Return a rotary grid that is scaled to the training grid, and counted from one if there is a class token."""
     core, width = "attn_pool.latent" in tensors, tensors["norm_pre.weight"].shape[0]
     side = _PE_CORE_GRIDS.get(width, 14) if core else 32
     offset = 1.0 if "cls_token" in tensors else 0.0
     found: dict[str, Any] = {"rope": Rope(reference_grid=(side, side), offset=offset, order="xy"), "norm_eps": 1e-5}
-    # Eight heads pool in every published model; narrower ones have as many as leave an even width.
+    # All published models pool with eight heads; narrower models have as many as leave an even width.
     return {**found, **({"pool_heads": math.gcd(8, width // 2)} if core else {"pool": "avg"})}
 
 
@@ -70,7 +70,7 @@ def _is_perception_encoder(names: Mapping[str, object] | set[str]) -> bool:
 
 
 def _facts(tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
-    """What the published models with these tensors do."""
+    """Return the fields of published models with these tensors."""
     found: dict[str, Any] = {"pool_prefix": True} if _pools_prefix(tensors) else {}
     if _is_perception_encoder(tensors):
         return {**found, **_perception_encoder(tensors)}
@@ -91,7 +91,7 @@ def _facts(tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
 
 
 def _pools_prefix(tensors: Mapping[str, LazyTensor]) -> bool:
-    """Eva's attention pooling reads all tokens, VisionTransformer's the patches only."""
+    """Eva's attention pooling reads all tokens, that of VisionTransformer only the patches."""
     return "attn_pool.latent" in tensors and ("cls_token" in tensors or "reg_token" in tensors)
 
 
@@ -101,10 +101,10 @@ def _gated(tensors: Mapping[str, LazyTensor]) -> bool:
 
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
-    """The facts of the published models, then what timm's config.json says otherwise.
+    """Return the fields of published models, overridden by timm's config.json.
 
     Raises:
-        ConfigError: a model that computes otherwise than any other.
+        ConfigError: gated blocks under attention pooling.
     """
     if "attn_pool.latent" in tensors and _gated(tensors):
         raise ConfigError(
@@ -124,7 +124,7 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
 
 
 def _rope_from(args: Mapping[str, Any]) -> Rope:
-    """timm's rope_* arguments."""
+    """Read timm's rope_* arguments."""
     kind = args.get("rope_type", "cat")
     reference = args.get("ref_feat_shape")
     return Rope(
@@ -153,8 +153,8 @@ def _rope_args(rope: Rope | None) -> dict[str, Any]:
 
 
 def _sidecars(config: ViTConfig, passport: Passport | None, fused: bool) -> Sidecars:
-    """timm's hub config.json; create_model("local-dir:FOLDER") builds the model from it."""
-    # The architecture fixes only what model_args cannot say: the norm's epsilon.
+    """Return timm's hub config.json, from which create_model("local-dir:FOLDER") builds the model."""
+    # The architecture fixes only what model_args cannot state: the epsilon of norms.
     architecture = "vit_small_patch16_dinov3" if config.norm_eps == 1e-5 else "eva02_tiny_patch14_224"
     split_gate = config.ffn == "swiglu"
     args: dict[str, Any] = {
@@ -184,7 +184,7 @@ def _sidecars(config: ViTConfig, passport: Passport | None, fused: bool) -> Side
 
 
 def _evidence(raw: RawCheckpoint, prefix: str) -> int:
-    """A Perception Encoder has only names that timm's VisionTransformer has too."""
+    """Return the evidence of the architecture, or of a Perception Encoder, whose names VisionTransformer has, too."""
     names = {name[len(prefix) :] for name in raw.tensors if name.startswith(prefix)}
     architecture = str(raw.sidecars.get("config.json", {}).get("architecture", ""))
     stated = re.search(_EVA, architecture) is not None
@@ -205,7 +205,11 @@ _REQUIRES = (
         lambda c: c.act == ("gelu" if c.ffn == "mlp" or c.pool == "map" else "silu"),
         "its activations are fixed: GELU in plain MLPs and for pooling, SiLU in gates",
     ),
-    Requirement("ffn", lambda c: c.ffn != "swiglu_packed" or not c.mlp_norm, "it norms gates of two tensors only"),
+    Requirement(
+        "ffn",
+        lambda c: c.ffn != "swiglu_packed" or not c.mlp_norm,
+        "it norms gates of two tensors only",
+    ),
     Requirement(
         "pool_prefix",
         lambda c: c.pool != "map" or c.pool_prefix == (c.num_prefix_tokens > 0),

@@ -1,6 +1,6 @@
 """google-research/vision_transformer: the original JAX checkpoints and hybrids, ``.npz`` with flax parameter names.
 
-Two spellings: the public files keep the names of the pre-linen code, files saved by today's code have linen's.
+Two spellings: the public files keep the names of the pre-linen code, files saved by today's code have those of linen.
 Source: vit_jax/models_vit.py, models_resnet.py and vit_jax/checkpoint.py.
 """
 
@@ -22,7 +22,7 @@ _STEM = "patch_embed.backbone"
 
 
 def _conv_norm(canonical: tuple[str, str], foreign: tuple[str, str]) -> tuple[Rule, ...]:
-    """A convolution of the ResNet stem and its group norm."""
+    """Return the rules of a convolution of the ResNet stem and of its group norm."""
     return (
         rule(f"{_STEM}.{canonical[0]}.weight", f"{foreign[0]}/kernel", _CONV),
         rule(f"{_STEM}.{canonical[1]}.weight", f"{foreign[1]}/scale", *_GROUP_NORM),
@@ -59,21 +59,21 @@ RULES = (
 
 
 def _axes(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor]) -> dict[str, int]:
-    """Every block has as many heads as the first."""
+    """Return the heads of the first block, which all blocks have."""
     names = (f"Transformer/encoderblock_0/MultiHeadDotProductAttention_{n}/query/kernel" for n in (0, 1))
     query = next((tensors[name] for name in names if name in tensors), None)
     return {} if query is None or len(query.shape) != 3 else {"h": query.shape[1]}
 
 
 def _evidence(raw: RawCheckpoint, prefix: str) -> int:
-    """It always stores a table. Early big_vision files have it in the same place; the numbers are the same."""
+    """Its files always store a table. Early big_vision files have it under the same name and compute the same."""
     return 1 if f"{prefix}Transformer/posembed_input/pos_embedding" in raw.tensors else -1
 
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
-    """The attention kernels [D, heads, D/heads] say how many heads there are.
+    """Return the heads by the attention kernels [D, heads, D/heads].
 
-    Names of before linen are vit_jax's alone, whose table has a row for the class token; linen's may be big_vision's.
+    Pre-linen names are only vit_jax's, whose table has a row for the class token; linen's may be big_vision's.
     """
     fields: dict[str, Any] = {"pos_embed_prefix": True} if "cls" in tensors and not dialect.name else {}
     query = tensors.get(f"Transformer/encoderblock_0/{dialect.variables['attn']}/query/kernel")

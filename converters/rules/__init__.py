@@ -1,1 +1,1 @@
-"""The rule language: tables that are read in both directions, and what a format is."""
+"""The rule language: tables that are read in both directions, and the definition of a format."""

@@ -1,7 +1,6 @@
-"""What a checkpoint format is: a table of rules, how to recognise it, and what its config files say.
+"""The definition of a checkpoint format: a table of rules, evidence to recognise it, config files and limits.
 
-Each module in :mod:`vit_hub.converters.formats` holds one or more :class:`Format` objects; nothing else in the
-library knows any format by name.
+Each module in :mod:`vit_hub.converters.formats` holds one or more :class:`Format` objects.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Sidecars = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Dialect:
-    """One spelling of a format's names: the values of its ``${variables}``; the default one has no name."""
+    """One spelling of the names of a format: the values of its ``${variables}``. The default one is unnamed."""
 
     name: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -47,7 +46,7 @@ class Requirement:
 
 @dataclass(frozen=True)
 class Stated:
-    """Config fields that a source states itself, and where it states them."""
+    """Config fields that a checkpoint states, and where it states them."""
 
     fields: Mapping[str, Any] = field(default_factory=dict)
     by: str = ""
@@ -66,28 +65,28 @@ class Format:
     """One checkpoint format.
 
     Attributes:
-        name: what ``to=`` and ``format=`` call it; several formats may share a name (model types of one project), then
-            the first that can express a model writes it.
-        project: whose conventions it follows, for messages.
-        rules: the table, read both ways.
+        name: for ``to=`` and ``format=``. Several formats may share a name (model types of one project); the first that
+            can express a model writes it.
+        project: the project whose conventions it follows, for messages.
+        rules: the table, read in both directions.
         drops: tensors left out on purpose; patterns match names without the prefix.
-        outside: what may stand beside the prefix and is left out; patterns match the whole name.
-        dialects: spellings, the one written by default first.
-        prefixes: what may stand before every name, in order of precedence; the first is written.
-        conventions: config fields that files of the format never say.
+        outside: tensors without the prefix that are left out; patterns match the whole name.
+        dialects: spellings; the first is written by default.
+        prefixes: possible prefixes of all names, in order of precedence; the first is written.
+        conventions: config fields that files of the format never state.
         limits: config field -> the value, or a tuple of the values, that the original class can have, though the file
             could hold the tensors of others; fields it does not name have :data:`DEFAULT_LIMITS`.
-        requires: conditions of the original class that no single field tells.
-        axes: sizes of layout axes that a shape alone does not tell, ``(raw, tensors without prefix)``.
-        evidence: how much else speaks for the format, ``(raw, prefix)``, where several explain the names equally
-            well: wrapper, container, missing head, neighbouring files; below zero where that speaks against it.
+        requires: conditions of the original class over several fields or ranges.
+        axes: sizes of layout axes that shapes alone do not show, from ``(raw, tensors without prefix)``.
+        evidence: for the format if several explain the names equally well, from ``(raw, prefix)``: wrapper, container,
+            missing head, neighbouring files; negative is evidence against it.
         state: reads config files and original shapes, ``(raw, tensors without prefix, dialect)``.
-        zeros: names and shapes of tensors that the original class always has though nothing depends on them; where the
-            source had none they are written as zeros, ``(config, dialect)``.
+        zeros: names and shapes of tensors that the original class always has though no output depends on them, from
+            ``(config, dialect)``; where the source has none they are written as zeros.
         sidecars: config files to write beside the weights.
-        dialect_for: which of the dialects left open fits a config.
-        returned_only: written only to give back what was read in it.
-        container: what the format's own project stores tensors in.
+        dialect_for: selects the dialect that fits a config.
+        returned_only: it is written only for models that were read in it.
+        container: the container that the original project uses.
         filename: customary name of the weight file in a folder.
         metadata: safetensors metadata that the project's loaders expect.
     """
@@ -114,7 +113,7 @@ class Format:
     metadata: Mapping[str, str] = field(default_factory=lambda: {"format": "pt"})
 
     def possible_values(self) -> dict[str, tuple[object, ...]]:
-        """The config fields that the original class limits, each with its possible values."""
+        """Return the config fields that the original class limits, each with its possible values."""
         limits = {**DEFAULT_LIMITS, **self.limits}
         return {name: values if isinstance(values, tuple) else (values,) for name, values in limits.items()}
 
@@ -129,11 +128,11 @@ class Format:
         return found + [(need.field, need.message) for need in self.requires if not need.holds(config)]
 
     def label(self, dialect: Dialect) -> str:
-        """The name with the dialect, where that has one."""
+        """Return the name with that of the dialect, if it has one."""
         return f"{self.name}-{dialect.name}" if dialect.name else self.name
 
     def table(self, dialect: Dialect) -> Table:
-        """The rules under one dialect."""
+        """Return the table of one dialect."""
         return self._tables[self.dialects.index(dialect)]
 
     @cached_property

@@ -1,8 +1,8 @@
-"""Axis layouts written down once and read both ways.
+"""Axis layouts, written once and read in both directions.
 
-``"d h e -> (h e) d"`` says: a tensor with axes d, h, e becomes one with two axes, the first of which runs over h and
+``"d h e -> (h e) d"`` means: a tensor with axes d, h, e becomes one with two axes, the first of which runs over h and
 then e. Read from right to left it is the inverse, if the sizes of all but one axis of each group are known. ``1``
-stands for an axis of size one. The notation is that of einops, restricted to what permutes bytes.
+is an axis of size one. The notation is that of einops, restricted to permutations of bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _groups(side: str) -> Groups:
 
 
 def _solve(groups: Groups, shape: tuple[int, ...], sizes: Mapping[str, int]) -> dict[str, int]:
-    """The size of every axis, from the shape that the groups have and the sizes known beforehand."""
+    """Return the size of every axis from the shape of the groups and the known sizes."""
     if len(groups) != len(shape):
         raise ValueError(f"expected {len(groups)} axes, found shape {shape}")
     solved: dict[str, int] = {}
@@ -49,12 +49,12 @@ def _solve(groups: Groups, shape: tuple[int, ...], sizes: Mapping[str, int]) -> 
 
 
 def rearrange(tensor: LazyTensor, layout: str, sizes: Mapping[str, int], *, inverse: bool = False) -> LazyTensor:
-    """The tensor under the other side of a layout.
+    """Rearrange a tensor from one side of a layout to the other.
 
     Args:
         tensor: has the shape of the left side (of the right side, if ``inverse``).
         layout: ``"left -> right"``; empty for no change.
-        sizes: sizes of axes that the shape alone does not tell.
+        sizes: sizes of axes that the shape alone does not show.
 
     Raises:
         ValueError: the shape does not fit.

@@ -1,7 +1,7 @@
-"""The rule language: one table a format, read in both directions.
+"""The rule language: one table per format, read in both directions.
 
-A :class:`Rule` pairs canonical tensor names with foreign ones and says how the axes are laid out. Nothing in a rule is
-a function, so its inverse needs no second table.
+A :class:`Rule` pairs canonical tensor names with foreign ones and describes the layout of the axes. It contains no
+functions, so that its inverse needs no second table.
 
 * ``{i}`` in a name is a layer index. Where only the canonical side has it, the foreign tensor stacks all layers along
   a leading axis. Other letters are other indices; ``{s+1}`` counts from one where the other side counts from zero. An
@@ -13,7 +13,7 @@ a function, so its inverse needs no second table.
   other axes from the shape. Alternatives after the first are accepted when read; the shape found is recorded so that
   it is written again.
 * ``${name}`` in a foreign name is a variable of the dialect; ``a+b`` as its value stands for two foreign names.
-* ``unless`` names a foreign tensor whose presence takes a rule out of force.
+* ``unless`` names a foreign tensor whose presence disables a rule.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Rule:
     Attributes:
         layouts: how each foreign tensor maps to canonical axes; the first is written.
         weights: proportions of the canonical tensors along the first axis.
-        carried: the model does not use the tensor; it is kept for the way back.
-        unless: a foreign tensor that takes the rule out of force.
+        carried: the model does not use the tensor; it is kept to be written back.
+        unless: a foreign tensor whose presence disables the rule.
     """
 
     canonical: tuple[str, ...]
@@ -56,7 +56,7 @@ class Rule:
 
     @property
     def stacked(self) -> bool:
-        """Whether one foreign tensor holds all layers."""
+        """One foreign tensor holds all layers."""
         return _LAYER in self.canonical[0] and _LAYER not in self.foreign[0]
 
 
@@ -89,7 +89,7 @@ def weight_and_bias(canonical: str, foreign: str = "", joint: str = ".", **optio
 
 @dataclass(frozen=True)
 class Drop:
-    """Foreign tensors left out on purpose: a regular expression over whole names, and why."""
+    """Foreign tensors left out on purpose: a regular expression for whole names, and the reason."""
 
     pattern: str
     reason: str
@@ -97,7 +97,7 @@ class Drop:
 
 @dataclass
 class Reading:
-    """What a table made of a source.
+    """The result of reading foreign tensors by a table.
 
     Attributes:
         tensors: canonical name -> tensor.
@@ -105,8 +105,8 @@ class Reading:
         carried: canonical names that the model does not use.
         dropped: foreign name -> reason.
         unknown: foreign names that no rule explains.
-        shapes: foreign name -> shape, where it is not the one the table would write.
-        names: the foreign name that the table would write -> the one found, where they differ.
+        shapes: foreign name -> shape, where the table would write another.
+        names: foreign name that the table would write -> the one found, where they differ.
     """
 
     tensors: dict[str, LazyTensor] = field(default_factory=dict)
@@ -119,7 +119,7 @@ class Reading:
 
 
 class Table:
-    """The rules of one dialect of a format, names resolved."""
+    """The rules of one dialect of a format, with its variables filled in."""
 
     def __init__(
         self, rules: Sequence[Rule], drops: Sequence[Drop] = (), variables: Mapping[str, str] | None = None
@@ -127,29 +127,29 @@ class Table:
         values = variables or {}
         self._rules = [_resolved(r, values) for r in rules]
         self._drops = [(re.compile(_substitute(drop.pattern, values, re.escape)), drop.reason) for drop in drops]
-        # Many tables are asked about many names: most are ruled out without a regular expression.
+        # Many tables are tried for many names: outlines rule most of them out without a regular expression.
         self._by_outline = _grouped(self.foreign_names())
 
     @cached_property
     def _writers(self) -> dict[str, list[int]]:
-        """Positions of the rules that may write a canonical name, by its outline."""
+        """Positions of the rules that may write a canonical name, by outline."""
         found: dict[str, list[int]] = {}
         for position, r in enumerate(self._rules):
             found.setdefault(_outline(r.canonical[0]), []).append(position)
         return found
 
     def explain(self, name: str) -> str:
-        """``"rule"``, ``"drop"`` or ``""``: whether the table knows a foreign name."""
+        """Return what explains a foreign name: ``"rule"``, ``"drop"`` or ``""``."""
         if any(_compile(known).fullmatch(name) for known in self._by_outline.get(_outline(name), ())):
             return "rule"
         return "drop" if any(pattern.fullmatch(name) for pattern, _ in self._drops) else ""
 
     def foreign_names(self) -> list[str]:
-        """Every foreign name pattern, for near-miss messages."""
+        """Return every foreign name pattern, for near-miss messages."""
         return [name for r in self._rules for name in r.foreign]
 
     def read(self, foreign: Mapping[str, LazyTensor], sizes: Mapping[str, int]) -> Reading:
-        """Foreign tensors to canonical ones; lazily, from their headers.
+        """Convert foreign tensors to canonical ones, lazily, from their headers.
 
         Raises:
             CheckpointError: a shape that does not fit its rule.
@@ -215,10 +215,10 @@ class Table:
     def write(
         self, tensors: Mapping[str, LazyTensor], sizes: Mapping[str, int]
     ) -> tuple[dict[str, LazyTensor], list[str]]:
-        """Canonical tensors to foreign ones; lazily. Also gives the canonical names that no rule can write.
+        """Convert canonical tensors to foreign ones, lazily; also return the canonical names that no rule writes.
 
-        The foreign ones come in the order of the table, which is that of the project's own files: rules with a layer
-        index that follow one another are written layer by layer.
+        Foreign tensors have the order of the table, which is that of the project's own files: successive rules with a
+        layer index are written layer by layer.
         """
         runs = _runs(self._rules)
         foreign: dict[str, LazyTensor] = {}
@@ -255,7 +255,7 @@ class Table:
 
 
 def _runs(rules: Sequence[Rule]) -> list[int]:
-    """For each rule, where the run of rules that it belongs to begins: with a layer index and neighbours alike."""
+    """Return for each rule the first position of its run: successive rules with a layer index are one run."""
     starts: list[int] = []
     for position, r in enumerate(rules):
         layered = position > 0 and _LAYER in r.canonical[0] and _LAYER in rules[position - 1].canonical[0]
@@ -265,12 +265,12 @@ def _runs(rules: Sequence[Rule]) -> list[int]:
 
 @cache
 def _outline(name: str) -> str:
-    """A name or template with every number and index made alike."""
+    """Return a name or template with 0 for every number and index."""
     return _DIGITS.sub("0", _INDEX.sub("0", name))
 
 
 def _grouped(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names or templates by their outline, in their order."""
+    """Group names or templates by outline, in order."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(_outline(name), []).append(name)
@@ -278,7 +278,7 @@ def _grouped(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _resolved(r: Rule, values: Mapping[str, str]) -> Rule:
-    """The rule with its variables filled in."""
+    """Return the rule with its variables filled in."""
     if "$" not in "".join((*r.foreign, r.unless)):
         return r
     foreign = tuple(part for name in r.foreign for part in _expand(name, values))
@@ -290,7 +290,7 @@ def _substitute(text: str, values: Mapping[str, str], escape: Callable[[str], st
 
 
 def _expand(name: str, values: Mapping[str, str]) -> list[str]:
-    """The foreign names that a template stands for: several, where a variable has several values."""
+    """Return the foreign names of a template: several, if a variable has several values."""
     several = next((key for key, value in values.items() if "+" in value and f"${{{key}}}" in name), None)
     if several is None:
         return [_substitute(name, values)]
@@ -305,7 +305,7 @@ def _compile(name: str) -> re.Pattern[str]:
 
 
 def _match(template: str, name: str) -> dict[str, int] | None:
-    """The indices in a name, counted from zero; None if the name is another."""
+    """Return the indices in a name, counted from zero; None if it does not match."""
     match = _compile(template).fullmatch(name)
     if match is None:
         return None
@@ -314,12 +314,12 @@ def _match(template: str, name: str) -> dict[str, int] | None:
 
 
 def _format(template: str, indices: Mapping[str, int]) -> str:
-    """A name with its indices; one that is not known (a chunk number) is written as its first value."""
+    """Return a name with its indices; an unknown one (a chunk number) gets its first value."""
     return _INDEX.sub(lambda item: str(indices.get(item.group(1), 0) + (1 if item.group(2) else 0)), template)
 
 
 def _apply_layouts(tensor: LazyTensor, layouts: Sequence[str], sizes: Mapping[str, int]) -> tuple[LazyTensor, bool]:
-    """The tensor under the first layout that fits it, and whether that is the one written by default."""
+    """Return the tensor in the first layout that fits, and whether that is the default one."""
     for index, layout in enumerate(layouts):
         try:
             return rearrange(tensor, layout, sizes), index == 0

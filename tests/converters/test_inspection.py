@@ -140,7 +140,7 @@ def test_an_unknown_prefix_is_named(prefix: str, tmp_path: Path) -> None:
     with pytest.raises(UnknownFormatError) as error:
         vit_hub.open_checkpoint(saved(prefixed(prefix, tensors), tmp_path), overrides=HEADS)
     count = len(tensors)
-    assert f"{count} of its {count} tensors would be timm's without {prefix!r}" in error.value.message
+    assert f"{count} of its {count} tensors would be timm's without the prefix {prefix!r}" in error.value.message
 
 
 def test_an_unknown_prefix_is_named_in_jax_files_and_beside_other_tensors(tmp_path: Path) -> None:
@@ -148,7 +148,8 @@ def test_an_unknown_prefix_is_named_in_jax_files_and_beside_other_tensors(tmp_pa
     with np.load(golden) as archive:
         arrays = {f"state/vit/{name}": archive[name] for name in archive.files}
     np.savez(tmp_path / "file.npz", **arrays, loss=np.zeros(3))
-    with pytest.raises(UnknownFormatError, match=rf"{len(arrays)} of its {len(arrays) + 1} .* without 'state/vit/'"):
+    wanted = rf"{len(arrays)} of its {len(arrays) + 1} .* without the prefix 'state/vit/'"
+    with pytest.raises(UnknownFormatError, match=wanted):
         vit_hub.open_checkpoint(tmp_path / "file.npz")
 
 

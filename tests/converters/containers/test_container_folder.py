@@ -130,7 +130,7 @@ def test_shards_that_are_not_as_the_index_says(tmp_path: Path) -> None:
         open_raw(tmp_path)
     save(tmp_path / "2.npz", "b")
     index(tmp_path, {"a": one, "b": "2.npz"})
-    with pytest.raises(CheckpointError, match="several kinds: npz, safetensors"):
+    with pytest.raises(CheckpointError, match="different containers: npz, safetensors"):
         open_raw(tmp_path)
 
 
@@ -160,5 +160,5 @@ def test_index_that_is_something_else(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not JSON"):
         open_raw(tmp_path)
     index(tmp_path, {"a": path.name})
-    with pytest.raises(CheckpointError, match="several kinds: index"):
+    with pytest.raises(CheckpointError, match="different containers: index"):
         open_raw(tmp_path)

@@ -181,7 +181,7 @@ def test_duplicated_members(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     npz(path, {"a.npy": npy(np.zeros(1)), "b.npy": npy(np.zeros(1))})
     path.write_bytes(path.read_bytes().replace(b"b.npy", b"a.npy"))
-    refused(path, "'a.npy' twice")
+    refused(path, "two members are named 'a.npy'")
 
 
 def test_compressed_data_that_is_damaged(tmp_path: Path) -> None:
