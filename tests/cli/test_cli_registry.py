@@ -125,7 +125,7 @@ def test_info_lists_the_fields_that_matter(run: Run, answer: Callable[..., Any])
 
 
 def test_info_does_not_call_an_embedding_classes_without_names(run: Run) -> None:
-    assert "512 outputs of the head; no names are known for them" in run("info", "pe-core-ti16").stdout
+    assert "512 outputs of the head; their names are not known" in run("info", "pe-core-ti16").stdout
 
 
 def test_no_model_has_a_name_twice() -> None:
@@ -143,8 +143,8 @@ def test_info_says_nothing_that_nobody_documents(run: Run) -> None:
 
 def test_info_says_what_is_not_free_and_what_wants_a_login(run: Run) -> None:
     text = run("info", "dinov3-s16").stdout
-    assert "dinov3-license (not an open one" in text
-    assert text.count("wants a login and its terms accepted") == 1
+    assert "dinov3-license (not an open licence" in text
+    assert text.count("requires a login and acceptance of its terms") == 1
     assert "not an open one" not in run("info", "vit-b16").stdout
 
 

@@ -80,7 +80,7 @@ def test_a_size_that_does_not_fit(run: Run, verb: str, classifier: Path, photos:
 def test_what_is_no_size(run: Run, classifier: Path, size: str) -> None:
     result = run("info", classifier, f"--image-size={size}")
     assert result.exit_code == 2
-    assert f"{size!r} is no size; write 384 or 384x512: height, then width." in result.stderr
+    assert f"{size!r} is not a size; write 384 or 384x512: height, then width." in result.stderr
 
 
 def test_info_at_another_size(run: Run, answer: Answer) -> None:

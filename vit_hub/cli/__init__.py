@@ -1,4 +1,4 @@
-"""The ``vit-hub`` command: a thin layer over the library, one ``cmd_*.py`` file a verb."""
+"""The ``vit-hub`` command: a thin layer over the library, one ``cmd_*.py`` file per verb."""
 
 from vit_hub.cli.app import main
 

@@ -1,4 +1,4 @@
-"""The entry point: finds verbs, runs one, and turns whatever it raises into one line and an exit code."""
+"""Entry point: find verbs, run one, and turn whatever it raises into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ __all__ = ["main"]
 _PREFIX = "cmd_"
 _EPILOG = """\b
 Examples:
-  vit-hub list "*b16*"                      what there is
-  vit-hub info vit-b16                      what is known about one model
-  vit-hub download vit-b16                  its weights, as a path
-  vit-hub convert B_16.npz out/ --to hf     to another framework
-  vit-hub inspect weights.pth               what a file is
-  vit-hub compare a.npz b_folder/           the same weights? the same numbers?
-  vit-hub predict vit-b16 cat.jpg           what is in a picture
-  vit-hub push mine.safetensors me/my-vit   to Hugging Face's hub, with a model card
+  vit-hub list "*b16*"                      find models by name
+  vit-hub info vit-b16                      show what the registry knows about a model
+  vit-hub download vit-b16                  fetch its weights and print their path
+  vit-hub convert B_16.npz out/ --to hf     convert to another format
+  vit-hub inspect weights.pth               recognise a file and list its contents
+  vit-hub compare a.npz b_folder/           compare weights and outputs
+  vit-hub predict vit-b16 cat.jpg           classify an image
+  vit-hub push mine.safetensors me/my-vit   publish on the Hugging Face Hub, with a model card
   vit-hub lock vit-b16                      pin its files for a project
-  vit-hub mirror /mnt/weights vit-b16       its files for machines without a connection
-  vit-hub verify                            is everything still as it was?
+  vit-hub mirror /mnt/weights vit-b16       copy its files for machines without a network
+  vit-hub verify                            re-check the hashes of cached files
 
 \b
 A MODEL or SRC is a registry name, a Hugging Face repository, a URL, or a local file or folder of any format.
 Exit status: 0 success, 1 error, 2 wrong usage, 3 a failed comparison or verification, 130 interrupted.
-Names complete on Tab after: eval "$(vit-hub completion bash)" (or zsh, fish).
+Tab completion: eval "$(vit-hub completion bash)" (or zsh, fish).
 """
 
 
 class _VerbGroup(click.Group):
-    """Knows its verbs by their files and imports one when it is used."""
+    """Group that finds its verbs by their files and imports one when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_verbs())
@@ -75,7 +75,7 @@ class _VerbGroup(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """As click's, but every error is one line (or one JSON document) and the exit status is the documented one."""
+        """Run as click does, but report every error in one line (or JSON document) with the documented exit status."""
         given = list(sys.argv[1:] if args is None else args)
         # Known before parsing, so that wrong usage too is answered in JSON.
         output = Output(json="--json" in given)
@@ -97,7 +97,7 @@ def _verbs() -> tuple[str, ...]:
 
 
 def _write_any_file_name() -> None:
-    """A file name that is no valid text goes out as it came in, and text that stdout cannot encode is escaped."""
+    """Write file names that are not valid text as they are, and escape what stdout cannot encode."""
     with contextlib.suppress(AttributeError, ValueError):
         unicode = sys.stdout.encoding.lower().startswith("utf")
         sys.stdout.reconfigure(errors="surrogateescape" if unicode else "backslashreplace")  # type: ignore[union-attr]

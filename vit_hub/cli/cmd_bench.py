@@ -1,4 +1,4 @@
-"""``vit-hub bench``: how fast a model is on this machine, beside timm and transformers."""
+"""``vit-hub bench``: time a model on this machine against timm and transformers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     return names
 
 
-@click.command("bench", cls=Verb, short_help="Time forward passes, beside timm and transformers.", epilog=_EPILOG)
+@click.command("bench", cls=Verb, short_help="Time forward passes against timm and transformers.", epilog=_EPILOG)
 @click.argument("model", shell_complete=complete_source)
 @device_option
 @dtype_option
@@ -49,7 +49,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     multiple=True,
     default=(1, 8, 32),
     show_default=True,
-    help="Images a forward pass. Repeatable.",
+    help="Images per forward pass. Repeatable.",
 )
 @click.option(
     "--compile",
@@ -57,7 +57,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     flag_value="default",
     type=click.Choice(_MODES),
     metavar="[MODE]",
-    help=f"Compile all of them with torch.compile, in one of its modes: {', '.join(_MODES)}.",
+    help=f"Compile every implementation with torch.compile, in one of its modes: {', '.join(_MODES)}.",
 )
 @click.option(
     "--against",
@@ -65,9 +65,15 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     default=",".join(_PEERS),
     show_default=True,
     callback=_names,
-    help="Whom to measure beside, separated by commas; none: nobody.",
+    help="Libraries to compare with, separated by commas, or none.",
 )
-@click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True, help="Measurements of each.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=7,
+    show_default=True,
+    help="Measurements per row of the table.",
+)
 @image_size_option
 @offline_option
 @pass_output
@@ -83,14 +89,14 @@ def command(
     image_size: tuple[int, int] | None,
     offline: bool,
 ) -> None:
-    """Time forward passes on this machine, beside timm and transformers with the same weights.
+    """Time forward passes on this machine against timm and transformers with the same weights.
 
-    A model that the registry knows gets random weights: nothing is fetched, and times do not depend on the values.
-    Anything else is loaded.
+    A model from the registry gets random weights: nothing is fetched, and times do not depend on the values. Any other
+    MODEL is loaded.
 
-    All run in turn in every round, and the table has the medians. "output" is what the model is for (logits, or an
-    embedding), "features" all tokens before pooling. "speed-up" is the time of the line divided by vit-hub's: above 1
-    vit-hub is faster. "difference" is the largest absolute difference from vit-hub's result.
+    The implementations take turns in every round, and the table shows medians. "output" is the model's result (logits
+    or an embedding), "features" are all tokens before pooling. "speed-up" is the time of the row divided by vit-hub's:
+    above 1 vit-hub is faster. "difference" is the largest absolute difference from vit-hub's result.
     """
     from vit_hub.benching import OURS, TASKS, machine, time_forward
     from vit_hub.converters.build import usable_device
@@ -106,7 +112,7 @@ def command(
         setup: dict[str, Any] = {"model": model, "device": device, "dtype": dtype, "compile": compile}
         output.document({**setup, "image_size": net.config.image_size, "machine": about, "timings": table})
         return
-    # The first problem of a peer is that of all its lines.
+    # A peer has the same problem in all its rows.
     for name, problem in {line.implementation: line.problem for line in table if line.problem}.items():
         output.warning(f"{name} is not measured: {problem}")
     memory = any(line.peak_memory is not None for line in table)
@@ -121,7 +127,7 @@ def command(
 def _model(
     name: str, device: str, dtype: str, image_size: tuple[int, int] | None, offline: bool, output: Output
 ) -> VisionTransformer:
-    """The model of a file or repository; one with random weights where the registry has the config."""
+    """Load a file or repository; build a model with random weights where the registry has the config."""
     from vit_hub.hub.names.locate import local_path, locate
 
     entry = None if local_path(name) is not None else locate(name)[0]

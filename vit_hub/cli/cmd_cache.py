@@ -1,4 +1,4 @@
-"""``vit-hub cache``: what is kept on this machine, and how to get rid of it."""
+"""``vit-hub cache``: list and remove files kept on this machine."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Examples:
   du -sh "$(vit-hub cache dir)"
 
 \b
-Each of these commands has the options --json, -q, --quiet, and --debug.
-VIT_HUB_CACHE moves the cache. What comes from Hugging Face's hub lies in Hugging Face's own cache (HF_HOME).
+Each of these commands has the options --json, -q, --quiet and --debug.
+VIT_HUB_CACHE moves the cache. Files from the Hugging Face Hub are in its own cache (HF_HOME).
 """
 
 
@@ -32,7 +32,7 @@ VIT_HUB_CACHE moves the cache. What comes from Hugging Face's hub lies in Huggin
 )
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """List and remove what vit-hub keeps on this machine."""
+    """List and remove cached files."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
@@ -40,7 +40,7 @@ def command(ctx: click.Context) -> None:
 @command.command("dir", cls=Verb)
 @pass_output
 def show_folder(output: Output) -> None:
-    """Print the folder of the cache, which need not exist yet."""
+    """Print the folder of the cache, whether or not it exists yet."""
     from vit_hub.hub.cache.paths import cache_dir
 
     if output.json:
@@ -52,11 +52,11 @@ def show_folder(output: Output) -> None:
 @command.command("ls", cls=Verb)
 @pass_output
 def show_models(output: Output) -> None:
-    """List what was fetched and converted, model by model.
+    """List fetched and converted files by model.
 
-    Kinds: `canonical` is the converted file that `vit-hub download` gives; `web`, `mirrored` and `hugging face` are
-    originals, from a plain address, from a mirror, and in Hugging Face's own cache. The day is when the file was last
-    read, as far as the file system keeps account of that, or written. With --quiet only the names.
+    Kinds: `canonical` is the converted file that `vit-hub download` prints; `web`, `mirrored` and `hugging face` are
+    originals, from a plain address, from a mirror, and in Hugging Face's own cache. "used" is the day on which the file
+    was last read or written, as far as the file system records it. With --quiet, print only the names.
     """
     from vit_hub.hub.cache.inventory import items
 
@@ -80,13 +80,13 @@ def _complete_cached(ctx: click.Context, param: click.Parameter, incomplete: str
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
-@command.command("rm", cls=Verb, short_help="Remove a model: originals, converted files, records.")
+@command.command("rm", cls=Verb, short_help="Remove the files and records of models.")
 @click.argument("names", shell_complete=_complete_cached, nargs=-1, required=True, metavar="NAME...")
 @pass_output
 def remove_models(output: Output, names: tuple[str, ...]) -> None:
-    """Remove all of a model: originals, converted files, and the record of what came first.
+    """Remove the files of models: originals, converted files, and records of first downloads.
 
-    Files in Hugging Face's own cache are left, for other programs may use them; `hf cache rm` removes those.
+    Files in Hugging Face's own cache stay, because other programs may use them; `hf cache rm` removes those.
     """
     from vit_hub.hub.cache.inventory import find, remove
 
@@ -106,26 +106,26 @@ def remove_models(output: Output, names: tuple[str, ...]) -> None:
     output.note(f"{amount(size, 'B')} freed")
     for item in left:
         output.warning(
-            f"{item.path} was left: it is in Hugging Face's cache, which other programs use too; `hf cache rm "
+            f"{item.path} was left: it is in Hugging Face's cache, which other programs use, too; `hf cache rm "
             "model/OWNER/NAME` removes it"
         )
 
 
 @command.command("prune", cls=Verb)
-@click.option("--dry-run", is_flag=True, help="Remove nothing, say what would go.")
+@click.option("--dry-run", is_flag=True, help="Remove nothing; list what would be removed.")
 @click.option(
     "--days",
     type=click.FloatRange(min=0),
     default=7.0,
     show_default=True,
-    help="Keep unfinished downloads that were continued within so many days.",
+    help="Keep unfinished downloads that made progress within this many days.",
 )
 @pass_output
 def remove_useless(output: Output, dry_run: bool, days: float) -> None:
-    """Remove what is of no use any more.
+    """Remove files that are no longer useful.
 
-    That is: unfinished downloads, what killed processes left, files converted by another version of vit-hub, and notes
-    about files that are gone. What another process is working on stays.
+    These are unfinished downloads, leftovers of killed processes, files converted by another version of vit-hub, and
+    records of files that are gone. Files that another process is working on stay.
     """
     from vit_hub.hub.cache.inventory import prune
 
@@ -140,7 +140,7 @@ def remove_useless(output: Output, dry_run: bool, days: float) -> None:
     if found:
         rows = [(amount(leftover.size, "B"), leftover.reason, str(leftover.path)) for leftover in found]
         output.lines(output.table(("size", "reason", "file"), rows, right=("size",)))
-    verb = "would go" if dry_run else "removed"
+    verb = "would be removed" if dry_run else "removed"
     output.note(f"{count_of(len(found), 'file')} {verb}, {amount(size, 'B')}")
 
 

@@ -1,4 +1,4 @@
-"""``vit-hub compare``: the same weights? the same numbers? Across any two formats."""
+"""``vit-hub compare``: compare weights and outputs of two checkpoints across formats."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ Examples:
 @click.argument("first", shell_complete=complete_source, metavar="A")
 @click.argument("second", shell_complete=complete_source, metavar="B")
 @click.option("--all", "show_all", is_flag=True, help="List every tensor, not only those that differ.")
-@format_option("--format-a", help="Insist on a format of A instead of recognising it.")
-@format_option("--format-b", help="Insist on a format of B instead of recognising it.")
+@format_option("--format-a", help="Read A as this format instead of recognising it.")
+@format_option("--format-b", help="Read B as this format instead of recognising it.")
 @set_option
 @offline_option
 @click.pass_context
@@ -48,10 +48,10 @@ def command(
 ) -> None:
     """Compare two checkpoints of any formats.
 
-    Same weights: every tensor that the model computes with has equal values (a dtype may differ). Same numbers: the
-    outputs on a random image agree to 2e-5 (the embeddings, where only one has a head or their heads differ in size);
-    the same weights give other numbers where activation, heads or epsilon differ. Exit status 3 where weights or
-    numbers differ. --set is for both. With --quiet the status says it all.
+    Same weights: every tensor that the model computes with has equal values; dtypes may differ. Same numbers: the
+    outputs on a random image agree to 2e-5 (the embeddings, if only one has a head or their heads differ in size).
+    Equal weights give other numbers if activation, heads or epsilon differ. --set applies to both. The exit status is 3
+    if weights or numbers differ; with --quiet nothing is printed.
     """
     found = vit_hub.compare(first, second, formats=(format_a, format_b), overrides=overrides, offline=offline)
     if output.json:

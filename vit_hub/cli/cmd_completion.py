@@ -1,4 +1,4 @@
-"""``vit-hub completion``: the script that makes a shell complete commands, options and model names."""
+"""``vit-hub completion``: print a script for Tab completion of commands, options and model names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vit_hub.cli.options import Verb
 from vit_hub.cli.output import Output, pass_output
 
 _EPILOG = """\b
-Put the line for your shell into its start-up file:
+Add the line for your shell to its start-up file:
   bash  eval "$(vit-hub completion bash)"      ~/.bashrc
   zsh   eval "$(vit-hub completion zsh)"       ~/.zshrc
   fish  vit-hub completion fish | source       ~/.config/fish/config.fish
@@ -21,7 +21,7 @@ Put the line for your shell into its start-up file:
 @click.pass_context
 @pass_output
 def command(output: Output, ctx: click.Context, shell: str) -> None:
-    """Print the completion script of a shell."""
+    """Print a shell completion script."""
     kind = get_completion_class(shell)
     assert kind is not None
     script = kind(ctx.find_root().command, {}, "vit-hub", "_VIT_HUB_COMPLETE").source()

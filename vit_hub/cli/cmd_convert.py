@@ -1,4 +1,4 @@
-"""``vit-hub convert``: from any format to any other that can express the model."""
+"""``vit-hub convert``: convert a checkpoint to any format that can express the model."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Examples:
   vit-hub convert B_16.npz b16.safetensors                  canonical, for vit_hub.load
   vit-hub convert B_16.npz b16/ --to hf                     a folder for transformers
   vit-hub convert vit-b16 b16.npz --to vit_jax              from the registry, for JAX
-  vit-hub convert weights.pth out/ --set num_heads=3        what the file cannot tell
-  vit-hub convert mae.pth out/ --keep-rest                  keep the decoder too
+  vit-hub convert weights.pth out/ --set num_heads=3        supply what the file lacks
+  vit-hub convert mae.pth out/ --keep-rest                  keep the decoder, too
   vit-hub convert vit-b16 b16_384/ --to timm --image-size 384    for larger images
 """
 
@@ -37,17 +37,17 @@ Examples:
     "--to",
     default="canonical",
     help="The format to write: canonical, timm, hf, vit_jax, big_vision, torchvision, openai_clip, open_clip or "
-    "facebook; or a dialect of one (docs/formats.md has them).",
+    "facebook; or a dialect of one (listed in docs/formats.md).",
 )
 @resize_options
-@click.option("--dtype", type=click.Choice(_DTYPES), help="Change the dtype. Without it every tensor keeps its own.")
+@click.option("--dtype", type=click.Choice(_DTYPES), help="Change the dtype. By default every tensor keeps its own.")
 @click.option(
-    "--lossy", is_flag=True, help="Write it even where the format cannot express the model; says what is lost."
+    "--lossy", is_flag=True, help="Write even if the format cannot express the model, and report what is lost."
 )
 @click.option(
     "--keep-rest",
     is_flag=True,
-    help="Keep what is left out, in rest.safetensors or DST.rest.safetensors, for the way back.",
+    help="Keep the tensors that are left out, in rest.safetensors or DST.rest.safetensors, for converting back.",
 )
 @source_options
 @pass_output
@@ -64,9 +64,9 @@ def command(
 ) -> None:
     """Convert a checkpoint, tensor by tensor and bit for bit; only another size or --dtype changes values.
 
-    DST is a file, whose suffix says the container (.safetensors, .npz, .pth, ...), or a folder, which gets the format's
-    customary files. What it says on stdout: the path for loading, the format, what each config field was taken from,
-    and what was left out and why. With --quiet only the path.
+    DST is a file, whose suffix selects the container (.safetensors, .npz, .pth, ...), or a folder, which gets the files
+    customary for the format. Printed on stdout: the path for loading, the format, where each config field came from,
+    and what was left out and why. With --quiet, print only the path.
     """
     from vit_hub.converters.resize import resized_checkpoint
     from vit_hub.converters.write import convert_checkpoint
@@ -92,7 +92,7 @@ def command(
 
 
 def _bytes(ckpt: Checkpoint, dtype: str | None) -> int:
-    """How much will be written, as well as it can be known before."""
+    """Estimate how many bytes will be written."""
     from vit_hub.converters.tensors import DTYPES, TORCH_DTYPES
 
     if dtype is None:

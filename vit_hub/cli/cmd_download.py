@@ -1,4 +1,4 @@
-"""``vit-hub download``: from names to canonical files on this machine."""
+"""``vit-hub download``: fetch models and print the paths of their canonical files."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 _EPILOG = """\b
 Examples:
   vit-hub download vit-b16
-  vit-hub download vit-b16 vit-s16 --dry-run                  what would be fetched from where
-  vit-hub download timm/vit_base_patch14_dinov2.lvd142m       by its repository
+  vit-hub download vit-b16 vit-s16 --dry-run                  list what would be fetched, and from where
+  vit-hub download timm/vit_base_patch14_dinov2.lvd142m       a Hugging Face repository
   vit-hub download someone/vit --revision v2                  a branch, tag or commit of it
   vit-hub download hf://someone/vit@v2/weights/b16.npz        one file of a repository
   vit-hub download augreg:B_16-i1k-300ep-lr_0.001-aug_none-wd_0.1-do_0.0-sd_0.0
   vit-hub download https://example.org/vit.pth
-  vit-hub download --locked                                   what vit-hub.lock says, and nothing else
+  vit-hub download --locked                                   exactly the files in vit-hub.lock
   cp "$(vit-hub download vit-b16 -q)" mine.safetensors
 """
 
 
-@click.command("download", cls=Verb, epilog=_EPILOG)
+@click.command("download", cls=Verb, short_help="Download models.", epilog=_EPILOG)
 @click.argument("names", shell_complete=complete_source, nargs=-1, metavar="NAME...")
 @revision_option
-@click.option("--locked", is_flag=True, help="Exactly the files in the lock file; without a NAME all its models.")
-@lockfile_option("The lock file that --locked means.")
-@click.option("--dry-run", is_flag=True, help="Fetch nothing and open no connection: say what would be done.")
+@click.option("--locked", is_flag=True, help="Fetch exactly the files in the lock file; default: of all its models.")
+@lockfile_option("Lock file for --locked.")
+@click.option("--dry-run", is_flag=True, help="Open no connection; print what would be fetched.")
 @offline_option
-@click.option("--force", is_flag=True, help="Convert again even where the cache has the result.")
+@click.option("--force", is_flag=True, help="Convert again even if the result is cached.")
 @pass_output
 def command(
     output: Output,
@@ -48,12 +48,12 @@ def command(
     offline: bool,
     force: bool,
 ) -> None:
-    """Fetch models and print where they are.
+    """Download models, verify and convert them, and print their paths.
 
-    A NAME is a name of the registry, a Hugging Face repository or file, a URL, or augreg: and the name of an AugReg
-    file. Its weights are fetched, verified and converted, each once. It gives one line on stdout: the path of the
-    canonical safetensors file in the cache (VIT_HUB_CACHE moves the cache). Before anything is fetched, its licence,
-    terms and size are told on stderr.
+    A NAME is a registry name, a Hugging Face repository or file, a URL, or augreg: followed by the name of an AugReg
+    file. Each model is fetched and converted once. One line per model goes to stdout: the path of the canonical
+    safetensors file in the cache (VIT_HUB_CACHE moves the cache). Licence, terms and size are shown on stderr before
+    anything is fetched.
     """
     from vit_hub.hub.fetch import is_offline
     from vit_hub.hub.lockfile import LOCKFILE, read_lock
@@ -106,7 +106,7 @@ def _facts(planned: Plan) -> dict[str, Any]:
 
 
 def _announcement(planned: Plan, source: PlannedSource) -> str:
-    """One line on what is about to be fetched, and under which terms."""
+    """Describe in one line what is about to be fetched, and under which terms."""
     size = f", {count_of(source.size, 'byte')}" if source.size else ""
     first = f"the mirror {planned.mirror} or " if planned.mirror else ""
     name = planned.id or planned.name

@@ -1,6 +1,6 @@
-"""``vit-hub info``: all that the registry knows about a model, or the config of a local file. Nothing is fetched.
+"""``vit-hub info``: show what the registry knows about a model, or the config of a local file. Nothing is fetched.
 
-With another image or patch size also what becomes of the model there.
+With another image or patch size, also show the model at that size.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
 _STAGES = {"pretrain": "pretrained on", "finetune": "fine-tuned on"}
 _PLACES = {"hf": " on Hugging Face", "bundled": " in the package itself"}
 _RELATIONS = {
-    "subset": "only some: without the text tower, the head, or another part",
-    "derived": "not those of the other sources: derived from them",
+    "subset": "a subset: without the text tower, the head, or another part",
+    "derived": "derived from those of the other sources",
 }
 _EPILOG = """\b
 Examples:
   vit-hub info vit-b16
   vit-hub info google/vit-base-patch16-224 --json
   vit-hub info weights.pth --set num_heads=3
-  vit-hub info vit-b16 --image-size 384              what it takes at another size
-  vit-hub info b16.npz --image-size 384 --resize     what another way of resizing would change
+  vit-hub info vit-b16 --image-size 384              cost at another size
+  vit-hub info b16.npz --image-size 384 --resize     effect of other resizing methods
 """
 
 
-@click.command("info", cls=Verb, epilog=_EPILOG)
+@click.command("info", cls=Verb, short_help="Show what is known about a model.", epilog=_EPILOG)
 @click.argument("model", shell_complete=complete_source)
 @image_size_option
 @patch_size_option
@@ -57,8 +57,8 @@ Examples:
     flag_value=ALL_METHODS,
     type=click.Choice([ALL_METHODS, *RESIZE.choices]),
     metavar="[METHOD]",
-    help="How far position tables resized by METHOD (all of them: no METHOD) are from those that the checkpoint's own "
-    "project makes. Needs the weights on this machine.",
+    help="Show how far position tables resized by METHOD (default: by each method) are from those resized by the "
+    "method of the checkpoint's own project. Needs the weights on this machine.",
 )
 @source_format_option
 @set_option
@@ -72,11 +72,11 @@ def command(
     format: str | None,
     overrides: dict[str, Any],
 ) -> None:
-    """Tell all that is known about a model.
+    """Show what is known about a model, without fetching anything.
 
-    MODEL is a name of the registry, or a local file or folder, of which the config is told (`vit-hub inspect` tells
-    the rest). Nothing is fetched. --format and --set are for files. With --image-size or --patch-size also the tokens,
-    operations and memory at that size.
+    MODEL is a registry name, or a local file or folder, whose config is shown (`vit-hub inspect` shows the rest).
+    --format and --set are for files. With --image-size or --patch-size, also show tokens, operations and memory at that
+    size.
     """
     size = (image_size, patch_size)
     if resize and size == (None, None):
@@ -108,11 +108,11 @@ def command(
 
 
 def _known(model: str) -> Entry | None:
-    """The registry's entry, or None for a local path. What only loading needs is imported for other names only.
+    """Return the registry's entry, or None for a local path. Modules for loading are imported for other names only.
 
     Raises:
         CheckpointError: it looks like a path, and there is no such file.
-        ModelNotFoundError: nothing here is called so.
+        ModelNotFoundError: there is no such name.
     """
     with contextlib.suppress(ModelNotFoundError, OSError, ValueError):
         if not Path(model).expanduser().exists():
@@ -125,7 +125,7 @@ def _known(model: str) -> Entry | None:
     if entry is None:
         raise ModelNotFoundError(
             f"the registry does not know {model!r}, and info fetches nothing",
-            hint=f"`vit-hub inspect {model}` fetches it and tells what it is",
+            hint=f"`vit-hub inspect {model}` fetches and inspects it",
         )
     return entry
 
@@ -176,7 +176,7 @@ def _entry_lines(output: Output, entry: Entry) -> list[str]:
 
 
 def _summary(entry: Entry) -> list[tuple[str, str]]:
-    licence = entry.license + " (not an open one: no commercial use, or terms of its own)" * entry.restricted
+    licence = entry.license + " (not an open licence: no commercial use, or terms of its own)" * entry.restricted
     rows = [("also called", ", ".join(entry.aliases)), ("family", entry.family), ("licence", licence)]
     rows += [(_STAGES.get(stage, stage), data) for stage, data in entry.data.items()]
     rows.append(("classes", _classes(entry)))
@@ -185,10 +185,10 @@ def _summary(entry: Entry) -> list[tuple[str, str]]:
 
 def _classes(entry: Entry) -> str:
     if not entry.config.num_classes:
-        return "none: there is no head"
+        return "none: the model has no head"
     count = f"{entry.config.num_classes:,}"
     if entry.labels is None:
-        return f"{count} outputs of the head; no names are known for them"
+        return f"{count} outputs of the head; their names are not known"
     from vit_hub.preprocessing.labels import label_names
 
     names = [name.split(",")[0] for name in label_names(entry.labels)]
@@ -196,7 +196,7 @@ def _classes(entry: Entry) -> str:
 
 
 def _source(number: int, source: WeightSource) -> list[tuple[str, str]]:
-    """One source; nothing is said of what is not documented."""
+    """Describe one source; what is not documented is left out."""
     place = source.url or "/".join(part for part in (source.repo, source.file) if part)
     rows = [(f"{number}. {source.format}", place + _PLACES.get(source.kind, ""))]
     facts = {
@@ -204,7 +204,7 @@ def _source(number: int, source: WeightSource) -> list[tuple[str, str]]:
         "sha256": source.sha256 or (source.sha256_prefix and f"{source.sha256_prefix}... (only its first digits)"),
         "size": source.size and count_of(source.size, "byte"),
         "documented by": source.evidence,
-        "access": source.gated and "wants a login and its terms accepted",
+        "access": source.gated and "requires a login and acceptance of its terms",
         "file name": source.file_assumed and "assumed from the repository's convention",
         "tensors": _RELATIONS.get(source.relation),
         "differs in": ", ".join(f"{name}={value_text(value)}" for name, value in source.config.items()),
@@ -216,4 +216,4 @@ def _source(number: int, source: WeightSource) -> list[tuple[str, str]]:
 
 def _metric(metric: Metric) -> tuple[str, str]:
     at = f" at {metric.image_size} pixels" if metric.image_size else ""
-    return metric.name, f"{metric.value} %{at}, says {metric.evidence}"
+    return metric.name, f"{metric.value} %{at}, according to {metric.evidence}"

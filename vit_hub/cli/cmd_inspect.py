@@ -1,4 +1,4 @@
-"""``vit-hub inspect``: what a checkpoint is, what is in it, and what was left out or guessed."""
+"""``vit-hub inspect``: a checkpoint's format, config and tensors, and what was left out or assumed."""
 
 from __future__ import annotations
 
@@ -28,10 +28,15 @@ Examples:
 """
 
 
-@click.command("inspect", cls=Verb, epilog=_EPILOG)
+@click.command("inspect", cls=Verb, short_help="Show a checkpoint's format, config and tensors.", epilog=_EPILOG)
 @click.argument("source", shell_complete=complete_source, metavar="SRC")
-@click.option("--tensors", "list_tensors", is_flag=True, help="List every tensor and the tensors it is made from.")
-@click.option("--values", "check_values", is_flag=True, help="Read all values: NaN, infinity, tensors that are equal.")
+@click.option(
+    "--tensors",
+    "list_tensors",
+    is_flag=True,
+    help="List every tensor and where it comes from.",
+)
+@click.option("--values", "check_values", is_flag=True, help="Look for NaN, infinity and equal tensors.")
 @click.option("--hash", "hash_files", is_flag=True, help="Compute the sha256 of the files.")
 @source_options
 @pass_output
@@ -43,11 +48,10 @@ def command(
     hash_files: bool,
     source_options: dict[str, Any],
 ) -> None:
-    """Tell what a checkpoint is.
+    """Show a checkpoint's format, config and tensors, where each config field came from, and what is left out and why.
 
-    Its format, model and tensors; where every field of the config was taken from; what is left out of the file, and
-    why. SRC is fetched if it is not on this machine. Only headers are read, unless --values or --hash asks for more.
-    With --quiet only the format.
+    SRC is fetched if it is not on this machine. Only headers are read, unless --values or --hash asks for more. With
+    --quiet, print only the format.
     """
     from vit_hub.converters.containers.hashing import file_sha256
     from vit_hub.converters.inspection import head_is_zero, survey
@@ -80,7 +84,7 @@ def command(
 
 
 def _warnings(ckpt: Checkpoint, zero_head: bool, values: Values | None) -> list[str]:
-    """What may surprise whoever uses the file."""
+    """Collect what may surprise users of the file."""
     from vit_hub.converters.inspection import ZERO_HEAD, other_copies
 
     found = [*ckpt.warnings, *([ZERO_HEAD] if zero_head else [])]

@@ -1,4 +1,4 @@
-"""``vit-hub list``: the models of the registry, one a line."""
+"""``vit-hub list``: the models of the registry, one per line."""
 
 from __future__ import annotations
 
@@ -28,23 +28,26 @@ def _complete_family(ctx: click.Context, param: click.Parameter, incomplete: str
     return [CompletionItem(family) for family in families if family.startswith(incomplete)]
 
 
-@click.command("list", cls=Verb, epilog=_EPILOG)
+@click.command("list", cls=Verb, short_help="List the models of the registry.", epilog=_EPILOG)
 @click.argument("pattern", required=False)
 @click.option(
-    "--family", metavar="FAMILY", shell_complete=_complete_family, help="Only the models of one family, such as augreg."
+    "--family",
+    metavar="FAMILY",
+    shell_complete=_complete_family,
+    help="List only one family, such as augreg.",
 )
 @pass_output
 def command(output: Output, pattern: str | None, family: str | None) -> None:
-    """List the models that have a name here.
+    """List the models of the registry.
 
-    PATTERN is matched with every name of a model (id, aliases, timm's name, repositories, files' names), case ignored:
-    with * and ? as in a shell, and without them anywhere in the name.
+    PATTERN is matched against every name of a model (id, aliases, timm name, repositories, file names), ignoring case:
+    with * and ? as in a shell, without them anywhere in the name.
 
-    Columns: parameters; image size in pixels; accuracy in percent on ImageNet-1k, or on the data set named beside it,
-    with the model's own head, where somebody published it (`vit-hub info` says who, and has other results: zero-shot,
-    k-NN, linear); licence, with * where it is not an open one (no commercial
-    use, or terms of its own) and "login" where every source wants one; formats in which the weights are published, the
-    preferred one first. A narrow terminal hides the last columns. With --quiet only the ids.
+    Columns: parameters; image size in pixels; published top-1 accuracy of the model's own head in percent, on
+    ImageNet-1k or the data set named beside it (`vit-hub info` names the publication, and has zero-shot, k-NN and
+    linear results); licence, with * if it is not an open one (no commercial use, or terms of its own) and "login" if
+    every source requires one; formats of the published weights, the preferred one first. A narrow terminal hides the
+    last columns. With --quiet, print only the ids.
     """
     names = _chosen(pattern, family)
     if output.json:
@@ -54,11 +57,11 @@ def command(output: Output, pattern: str | None, family: str | None) -> None:
     else:
         rows = [(name, *_as_row(summary(name))) for name in names]
         output.lines(output.table(_HEADER, rows, right=_RIGHT))
-        output.note(f"{count_of(len(names), 'model')}; `vit-hub info MODEL` tells all about one")
+        output.note(f"{count_of(len(names), 'model')}; `vit-hub info MODEL` shows more")
 
 
 def _chosen(pattern: str | None, family: str | None) -> list[str]:
-    """The models asked for.
+    """Return the ids that match.
 
     Raises:
         ModelNotFoundError: there is none.
@@ -90,7 +93,7 @@ def _as_row(model: Summary) -> tuple[str, ...]:
 
 
 def _top1(model: Summary) -> str:
-    """The first published accuracy; the data set is named where it is not ImageNet-1k."""
+    """Return the first published accuracy, with the data set if it is not ImageNet-1k."""
     if model.top1 is None:
         return "-"
     data, value = model.top1

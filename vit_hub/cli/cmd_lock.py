@@ -1,4 +1,4 @@
-"""``vit-hub lock``: write down exactly which files a project's models are made of."""
+"""``vit-hub lock``: pin a project's models to exact files."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ _EPILOG = """\b
 Examples:
   vit-hub lock vit-b16 google/vit-base-patch16-224
   git add vit-hub.lock
-  vit-hub download --locked                 what the lock file says, and nothing else
-  vit-hub verify --lockfile vit-hub.lock    is it still that?
+  vit-hub download --locked                 fetch exactly the files in the lock file
+  vit-hub verify --lockfile vit-hub.lock    compare cached files with it
 """
 
 
-@click.command("lock", cls=Verb, epilog=_EPILOG)
+@click.command("lock", cls=Verb, short_help="Pin models to exact files.", epilog=_EPILOG)
 @click.argument("names", shell_complete=complete_source, nargs=-1, required=True, metavar="NAME...")
-@lockfile_option("The lock file to write.")
+@lockfile_option("Lock file to write.")
 @offline_option
 @pass_output
 def command(output: Output, names: tuple[str, ...], lockfile: Path | None, offline: bool) -> None:
-    """Pin models to exactly the files that they are made of now.
+    """Pin models to their present files.
 
-    Fetches what is needed and writes a lock file for the project to commit: for each model where its files come from,
-    with the commit, and the sha256 and size of each. Models that are in it already stay; those named are updated.
-    `vit-hub download --locked` takes exactly these files on any machine, at any time.
+    Missing files are fetched, and a lock file is written for the project to commit: for each model the address of its
+    files, with the commit, and the sha256 and size of each. Models already in it stay; those named are updated.
+    `vit-hub download --locked` fetches exactly these files, on any machine.
     """
     from vit_hub.hub.lockfile import LOCKFILE, lock
 

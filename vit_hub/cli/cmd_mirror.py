@@ -1,4 +1,4 @@
-"""``vit-hub mirror``: a folder of weights for machines without a way to the originals."""
+"""``vit-hub mirror``: a folder of weights for machines that cannot reach the original servers."""
 
 from __future__ import annotations
 
@@ -18,19 +18,17 @@ Examples:
 """
 
 
-@click.command(
-    "mirror", cls=Verb, short_help="Put the original files of models into a folder to serve.", epilog=_EPILOG
-)
+@click.command("mirror", cls=Verb, short_help="Copy original files to a folder to serve.", epilog=_EPILOG)
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @click.argument("names", shell_complete=complete_source, nargs=-1, required=True, metavar="NAME...")
 @offline_option
 @pass_output
 def command(output: Output, folder: Path, names: tuple[str, ...], offline: bool) -> None:
-    """Put the original files of models into a folder that any web server or disk can offer.
+    """Copy the original files of models to a folder that any web server or disk can serve.
 
-    DIR gets index.json and the files by their sha256, as plain copies; naming more models later extends it. Where
-    VIT_HUB_MIRROR is such a folder, or its address, it is asked before the weights' own servers, and what it delivers
-    is verified. What it does not have comes from where it always came, with a warning.
+    DIR gets index.json and plain copies of the files, named by their sha256; more models can be added later. If
+    VIT_HUB_MIRROR is such a folder or its address, files are looked for there first, and verified. Files that it does
+    not have come from their original servers, with a warning.
     """
     from vit_hub.hub.make_mirror import add_to_mirror
 
@@ -49,4 +47,4 @@ def command(output: Output, folder: Path, names: tuple[str, ...], offline: bool)
             for model in found
         ]
         output.lines(output.table(("model", "size", "added", "licence", "from"), rows, right=("size", "added")))
-        output.note(f"use it with VIT_HUB_MIRROR={folder.absolute()}, or serve it and give its address")
+        output.note(f"set VIT_HUB_MIRROR to {folder.absolute()}, or to its address when it is served")

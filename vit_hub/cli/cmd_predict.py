@@ -1,4 +1,4 @@
-"""``vit-hub predict``: what a classifier sees in image files."""
+"""``vit-hub predict``: classify image files."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ Examples:
 """
 
 
-@click.command("predict", cls=Verb, epilog=_EPILOG)
+@click.command("predict", cls=Verb, short_help="Classify images.", epilog=_EPILOG)
 @click.argument("model", shell_complete=complete_source)
 @click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="IMAGE...")
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many classes to name.")
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Number of classes to print.")
 @device_option
 @dtype_option
 @resize_options
@@ -52,11 +52,11 @@ def command(
     resize_options: dict[str, Any],
     source_options: dict[str, Any],
 ) -> None:
-    """Name the most probable classes of images.
+    """Classify images: print the most probable classes of each.
 
-    An IMAGE is a file of any kind that Pillow reads, or a folder, which stands for the image files directly in it.
-    Every image is prepared as the model's own project does. An image that cannot be read is an error on stderr; the
-    others are still predicted, and the exit status is 1. With --quiet a line for each image: path, class and
+    An IMAGE is a file that Pillow can read, or a folder, which stands for the image files directly in it. Images are
+    preprocessed as the model's own project does it. If one cannot be read, the error goes to stderr, the others are
+    classified nevertheless, and the exit status is 1. With --quiet, print one line per image: path, class and
     probability, separated by tabs.
     """
     from vit_hub.converters.build import usable_device
@@ -85,7 +85,7 @@ def command(
 
 
 def _expanded(images: Sequence[Path]) -> Iterator[Path]:
-    """The files themselves, and the image files of folders in alphabetical order.
+    """Yield the files themselves, and the image files of folders in alphabetical order.
 
     Raises:
         VitHubError: a folder has none.
@@ -103,8 +103,8 @@ def _expanded(images: Sequence[Path]) -> Iterator[Path]:
 
 
 def _check_head(model: VisionTransformer, source: str) -> None:
-    """Raises ConfigError where there are no classes to name."""
-    hint = "it gives embeddings: vit_hub.load(...).embed(images)"
+    """Raise ConfigError if there are no classes to name."""
+    hint = "get embeddings instead: vit_hub.load(...).embed(images)"
     if not model.config.num_classes:
         raise ConfigError(f"{source} has no classification head", hint=hint)
     heads = [weights for name, weights in model.named_parameters() if name in ("head.weight", "head_dist.weight")]
@@ -115,7 +115,7 @@ def _check_head(model: VisionTransformer, source: str) -> None:
 def _classes(
     model: VisionTransformer, images: torch.Tensor, names: tuple[str, ...] | None, top: int, file: Path
 ) -> list[dict[str, Any]]:
-    """The most probable classes of the image ``file``, given as ``images`` [1, C, h, w].
+    """Return the most probable classes of the image ``file``, given as ``images`` [1, C, h, w].
 
     Raises:
         VitHubError: the outputs are NaN or infinite.

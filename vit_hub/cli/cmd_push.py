@@ -1,4 +1,4 @@
-"""``vit-hub push``: weights into a repository of Hugging Face's hub."""
+"""``vit-hub push``: publish weights on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ Examples:
 """
 
 
-@click.command("push", cls=Verb, epilog=_EPILOG)
+@click.command("push", cls=Verb, short_help="Publish a model on the Hugging Face Hub.", epilog=_EPILOG)
 @click.argument("source", shell_complete=complete_source, metavar="SRC")
 @click.argument("repo", metavar="REPO")
 @click.option(
     "--to",
     type=click.Choice(LAYOUTS),
-    help="The layout: vit-hub's own file, or the folder that timm or transformers loads. Without it a folder that is "
-    "in one of them is pushed as it is, and anything else as canonical.",
+    help="Layout of the repository: vit-hub's own file, or the folder that timm or transformers loads. By default a "
+    "folder in one of these layouts is pushed as it is, and anything else as canonical.",
 )
-@click.option("--license", metavar="NAME", help="The licence of the weights, where the source does not say it.")
-@click.option("--private", is_flag=True, help="Make the repository a private one.")
-@click.option("--revision", metavar="BRANCH", help="A branch, made if need be, instead of the main one.")
-@click.option("--message", help="The message of the commit.")
-@click.option("--dry-run", is_flag=True, help="Send nothing: print the files, their sizes, and the model card.")
+@click.option("--license", metavar="NAME", help="Licence of the weights, if the source does not state it.")
+@click.option("--private", is_flag=True, help="Create the repository as a private one.")
+@click.option("--revision", metavar="BRANCH", help="Push to this branch instead of main; it is created if needed.")
+@click.option("--message", help="Commit message.")
+@click.option("--dry-run", is_flag=True, help="Send nothing; print the files, their sizes, and the model card.")
 @source_format_option
 @set_option
 @offline_option
@@ -57,13 +57,13 @@ def command(
     overrides: dict[str, Any],
     offline: bool,
 ) -> None:
-    """Publish a model in a repository of Hugging Face's hub.
+    """Publish a model in a repository of the Hugging Face Hub.
 
-    SRC is whatever `vit-hub convert` takes, REPO is owner/name; it is made if it is not there. With the weights goes
-    a model card (README.md) that says where they come from, their licence, their preprocessing and how to load them; a
-    README.md of the folder's own is kept. Log in first with `hf auth login`, or set HF_TOKEN.
+    SRC is anything that `vit-hub convert` takes. REPO is owner/name; it is created if it does not exist. A model card
+    (README.md) is added, with the origin, licence and preprocessing of the weights and how to load them; a README.md
+    that the folder already has is kept. Log in first with `hf auth login`, or set HF_TOKEN.
 
-    It gives one line on stdout: the address of the repository.
+    One line goes to stdout: the address of the repository.
     """
     from vit_hub.hub.publish import package, push
     from vit_hub.progress import byte_bar

@@ -1,4 +1,4 @@
-"""``vit-hub verify``: are the files on this machine still what they should be?"""
+"""``vit-hub verify``: re-check the hashes of the files on this machine."""
 
 from __future__ import annotations
 
@@ -12,26 +12,24 @@ from vit_hub.cli.output import Output, amount, count_of, pass_output
 
 _EPILOG = """\b
 Examples:
-  vit-hub verify                                everything
+  vit-hub verify                                all files
   vit-hub verify vit-b16 --lockfile vit-hub.lock
   vit-hub verify -q || echo "something is wrong"
 """
 
 
-@click.command(
-    "verify", cls=Verb, short_help="Hash anew what is on this machine: is it as it should be?", epilog=_EPILOG
-)
+@click.command("verify", cls=Verb, short_help="Re-check hashes of cached files.", epilog=_EPILOG)
 @click.argument("names", shell_complete=complete_source, nargs=-1, metavar="[NAME...]")
-@lockfile_option("Compare with this lock file, too.")
+@lockfile_option("Also compare with this lock file.")
 @click.pass_context
 @pass_output
 def command(output: Output, ctx: click.Context, names: tuple[str, ...], lockfile: Path | None) -> None:
-    """Hash what is on this machine anew and compare it with what it should be.
+    """Re-check the hashes of the files on this machine, without opening a connection.
 
-    Without a NAME everything: files that were fetched, converted ones, those in Hugging Face's cache that vit-hub used,
-    and those that come with vit-hub. Each is compared with the hash that the registry pins, the one recorded when it
-    was first used, and the lock file's if there is one. Exit status 3 where a file is changed or missing. No connection
-    is opened. With --quiet only the files that are wrong.
+    Without a NAME, all files: fetched and converted ones, those that vit-hub used in Hugging Face's cache, and those
+    that come with vit-hub. Each is compared with the hash pinned by the registry, the one recorded when it was first
+    used, and the one in the lock file if there is one. The exit status is 3 if a file has changed or is missing. With
+    --quiet, print only these files.
     """
     from vit_hub.hub.cache.verify import verify_all
     from vit_hub.hub.lockfile import LOCKFILE, read_lock

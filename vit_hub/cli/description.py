@@ -1,4 +1,4 @@
-"""A model's config, where it was taken from and what was left out, for people and as data."""
+"""A model's config, where it came from and what was left out, as text and as data."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def config_lines(
     inferred: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """What a model is: size, tokens, arithmetic, then its fields.
+    """Describe a model: size, tokens, operations, then its fields.
 
     Args:
         output: how wide lines may be.
         config: the model.
-        inferred: field -> what it was taken from; None where it was not read from a file: then the fields that have
-            their usual values are not listed.
+        inferred: field -> where it came from; None if it was not read from a file: then fields with their usual values
+            are not listed.
         overrides: fields that the user set.
     """
     patches = f"{size_text(config.grid_size)} patches of {size_text(config.patch_size)} pixels"
@@ -75,7 +75,7 @@ def _memory_text(config: ViTConfig) -> str:
 
 
 def memory_of(config: ViTConfig) -> dict[str, dict[str, int | None]]:
-    """Dtype -> bytes of the weights, and of what a forward pass without gradients holds for one image (estimated)."""
+    """Estimate bytes by dtype: of the weights, and of what a forward pass without gradients holds for one image."""
     values = {"weights": num_parameters(config), "activations": activation_values(config)}
     return {
         dtype: {name: count and count * size for name, count in values.items()}
@@ -84,7 +84,7 @@ def memory_of(config: ViTConfig) -> dict[str, dict[str, int | None]]:
 
 
 def config_data(config: ViTConfig) -> dict[str, Any]:
-    """What a model is, as JSON-ready data."""
+    """Return the description of a model as JSON-ready data."""
     return {
         "config": config.to_dict(),
         "params": num_parameters(config),
@@ -96,7 +96,7 @@ def config_data(config: ViTConfig) -> dict[str, Any]:
 
 
 def dropped_lines(output: Output, dropped: Mapping[str, str]) -> list[str]:
-    """What was left out: a line for each reason, with how many tensors and the first of them."""
+    """List what was left out: one line per reason, with the number of tensors and the first of them."""
     rows = []
     for reason, names in grouped(dropped).items():
         more = ", ..." if len(names) > _SHOWN else ""
@@ -105,7 +105,7 @@ def dropped_lines(output: Output, dropped: Mapping[str, str]) -> list[str]:
 
 
 def grouped(reasons: Mapping[str, str]) -> dict[str, list[str]]:
-    """Name -> reason, turned round: reason -> names, in the order of their first appearance."""
+    """Invert name -> reason: reason -> names, in the order of their first appearance."""
     found: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         found.setdefault(reason, []).append(name)
@@ -113,7 +113,7 @@ def grouped(reasons: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def value_text(value: Any) -> str:
-    """A config value as ``--set`` takes it."""
+    """Write a config value as ``--set`` takes it."""
     if isinstance(value, bool):
         return str(value).lower()
     if value in (None, ()):

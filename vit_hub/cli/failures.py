@@ -1,4 +1,4 @@
-"""What went wrong, in one line, a hint and an exit status."""
+"""Errors as one line, a hint and an exit status."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def report(error: Exception, output: Output) -> int:
-    """Tells the user about an error and gives the exit status."""
+    """Report an error to the user and return the exit status."""
     if isinstance(error, click.Abort):
         cause = error.__cause__
         if not isinstance(cause, EOFError):
@@ -32,7 +32,7 @@ def report(error: Exception, output: Output) -> int:
 
 
 def error_data(error: Exception) -> dict[str, str]:
-    """An error as data: ``type``, ``message`` and ``hint``, which may be empty."""
+    """Return an error as data: ``type``, ``message`` and ``hint``, which may be empty."""
     # What is private is raised as the public error that it is a kind of.
     kind = next(name for name in (cls.__name__ for cls in type(error).__mro__) if not name.startswith("_"))
     hint = ""
@@ -45,7 +45,7 @@ def error_data(error: Exception) -> dict[str, str]:
     elif isinstance(error, OSError):
         message = _system_message(error)
     elif isinstance(error, MemoryError) or _is_torch_memory(error):
-        message, hint = "not enough memory", "a smaller size, or less at a time, takes less"
+        message, hint = "not enough memory", "try a smaller size or fewer images at a time"
     else:
         message = f"this is a bug: {kind}: {error}"
         hint = "run it again with --debug for the traceback, and report both"
@@ -53,7 +53,7 @@ def error_data(error: Exception) -> dict[str, str]:
 
 
 def _is_torch_memory(error: Exception) -> bool:
-    """torch has a class of its own for full accelerators only."""
+    """Recognise torch's memory errors; it has a class of its own for full accelerators only."""
     return isinstance(error, RuntimeError) and any(
         text in str(error) for text in ("can't allocate memory", "not enough memory", "out of memory")
     )
@@ -63,7 +63,7 @@ def _usage(ctx: click.Context | None) -> str:
     if ctx is None:
         return "see vit-hub --help"
     pieces = " ".join(ctx.command.collect_usage_pieces(ctx))
-    return f"usage: {ctx.command_path} {pieces}; {ctx.command_path} --help says more"
+    return f"usage: {ctx.command_path} {pieces}; see {ctx.command_path} --help"
 
 
 def _system_message(error: OSError) -> str:

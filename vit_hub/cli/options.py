@@ -34,13 +34,13 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class Verb(click.Command):
-    """A command with the options that every verb has; they set up the :class:`Output` that it is given."""
+    """Command with the options that every verb has; they set up the :class:`Output` that it gets."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params += [
             _switch("json", "--json", help="Print one JSON document, errors included."),
-            _switch("quiet", "-q", "--quiet", help="Print only the result and errors, as short as possible."),
+            _switch("quiet", "-q", "--quiet", help="Print only the result and errors, in the shortest form."),
             _switch("debug", "--debug", help="Show the traceback of an error."),
         ]
 
@@ -54,7 +54,7 @@ def _switch(attribute: str, *names: str, help: str) -> click.Option:
 
 
 def complete_source(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of the registry, and files."""
+    """Complete names of the registry, and files."""
     from vit_hub.weights_manifest import outlines
 
     names = (name for outline in outlines().values() for name in (outline.id, *outline.aliases))
@@ -63,7 +63,7 @@ def complete_source(ctx: click.Context, param: click.Parameter, incomplete: str)
 
 
 def format_option(*names: str, help: str, default: str | None = None) -> Callable[[_Command], _Command]:
-    """An option that takes a name of :func:`vit_hub.converters.format_names`."""
+    """Make an option that takes a name of :func:`vit_hub.converters.format_names`."""
     return click.option(
         *names,
         metavar="FORMAT",
@@ -97,29 +97,29 @@ def _complete_format(ctx: click.Context, param: click.Parameter, incomplete: str
 
 
 source_format_option = format_option(
-    "--format", help="Insist on a format of the source instead of recognising it by its content."
+    "--format", help="Read the source as this format instead of recognising it by its content."
 )
 
 
 def lockfile_option(help: str) -> Callable[[_Command], _Command]:
-    """An option that takes a lock file; None stands for the one in the working folder."""
+    """Make an option that takes a lock file; None stands for the one in the working folder."""
     return click.option(
         "--lockfile",
         type=click.Path(dir_okay=False, path_type=Path),
-        help=f"{help} Without it: vit-hub.lock in the working folder.",
+        help=f"{help} Default: vit-hub.lock in the working folder.",
     )
 
 
 revision_option = click.option(
     "--revision",
     metavar="REVISION",
-    help="A branch, tag or commit of the Hugging Face repository, instead of the one that is pinned.",
+    help="Branch, tag or commit of the Hugging Face repository, instead of the pinned one.",
 )
-offline_option = click.option("--offline", is_flag=True, help="Open no connection: take what is on this machine.")
+offline_option = click.option("--offline", is_flag=True, help="Open no connection; use only files on this machine.")
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]
-    """One number for both sides, or height and width."""
+    """Size given as one number for both sides, or as height and width."""
 
     name = "HEIGHTxWIDTH"
 
@@ -129,30 +129,30 @@ class _Size(click.ParamType):  # type: ignore[type-arg]
         except ValueError:
             size = (0, 0)
         if min(size) < 1:
-            self.fail(f"{value!r} is no size; write 384 or 384x512: height, then width.", param, ctx)
+            self.fail(f"{value!r} is not a size; write 384 or 384x512: height, then width.", param, ctx)
         return size[0], size[1]
 
 
 RESIZE = click.Choice(["source", *RESIZE_METHODS])
-"""What ``--resize`` takes."""
+"""Values of ``--resize``."""
 ALL_METHODS = "all"
-"""What ``--resize`` without a method means where methods are compared."""
+"""Value of ``--resize`` without a method, where methods are compared."""
 image_size_option = click.option(
     "--image-size",
     type=_Size(),
     metavar="SIZE",
-    help="Another image size in pixels, such as 384 or 384x512. Position tables follow.",
+    help="Change the image size in pixels, such as 384 or 384x512; position tables are resized.",
 )
 patch_size_option = click.option(
     "--patch-size",
     type=_Size(),
     metavar="SIZE",
-    help="Another patch size in pixels. The image keeps its grid of patches unless --image-size is given, too.",
+    help="Change the patch size in pixels; the grid of patches stays the same unless --image-size is given, too.",
 )
 
 
 def _together(argument: str, **options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
-    """Several options as one decorator; the command gets their values as a dict, its argument ``argument``."""
+    """Make one decorator of several options; the command gets their values as the dict ``argument``."""
 
     def decorate(command: _Command) -> _Command:
         @functools.wraps(command)
@@ -186,7 +186,8 @@ resize_options = _together(
         metavar="METHOD",
         default="source",
         show_default=True,
-        help=f"How position tables are resized: as the checkpoint's own project does, or {', '.join(RESIZE_METHODS)}.",
+        help="Method for resizing position tables: source is that of the checkpoint's own project; the others are "
+        f"{', '.join(RESIZE_METHODS)}.",
     ),
 )
 """Options for another image or patch size, as :func:`vit_hub.load` takes them."""

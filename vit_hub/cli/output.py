@@ -1,4 +1,4 @@
-"""How the command talks: results on stdout, as text or as one JSON document; everything else on stderr."""
+"""Output of the command: results on stdout, as text or as one JSON document; everything else on stderr."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PREFIXES = ("", "k", "M", "G", "T")
 
 @dataclass
 class Output:
-    """Where results, notes, warnings and errors of one run go.
+    """Writer of the results, notes, warnings and errors of one run.
 
     Attributes:
         json: results and errors are JSON documents.
@@ -38,32 +38,32 @@ class Output:
     debug: bool = False
 
     def document(self, data: Any) -> None:
-        """The one JSON document of a run, on stdout."""
+        """Write the one JSON document of a run to stdout."""
         self._echo(json.dumps(plain(data), indent=2, allow_nan=False))
 
     def lines(self, lines: Iterable[str]) -> None:
-        """Text on stdout."""
+        """Write lines of text to stdout."""
         text = "\n".join(lines)
         if text:
             self._echo(text)
 
     def note(self, text: str) -> None:
-        """Something nice to know, on stderr, for somebody who reads the result on a terminal."""
+        """Write a remark to stderr, for users who read the result on a terminal."""
         if self.width is not None and not (self.quiet or self.json):
             self._echo(click.style(text, dim=True), err=True)
 
     def announce(self, text: str) -> None:
-        """What is about to happen, on stderr."""
+        """Write what is about to happen to stderr."""
         if not (self.quiet or self.json):
             self._echo(click.style(_one_line(text), dim=True), err=True)
 
     def warning(self, text: str) -> None:
-        """Something that the user should know, on stderr."""
+        """Write a warning to stderr."""
         if not self.quiet:
             self._echo(click.style("warning: ", fg="yellow") + _one_line(text), err=True)
 
     def error(self, error: Mapping[str, str]) -> None:
-        """What went wrong, as ``type``, ``message`` and ``hint``: lines on stderr, or a JSON document on stdout."""
+        """Write an error (``type``, ``message``, ``hint``): lines on stderr, or a JSON document on stdout."""
         if self.json:
             self.document({"error": error})
             return
@@ -72,11 +72,11 @@ class Output:
             self._echo(click.style("hint: ", fg="cyan") + _one_line(error["hint"]), err=True)
 
     def heading(self, text: str) -> str:
-        """A title above lines."""
+        """Style a title above lines."""
         return click.style(text, bold=True)
 
     def fields(self, pairs: Iterable[tuple[str, str]], *, indent: str = _GAP) -> list[str]:
-        """Aligned ``name  value`` lines; long values continue below themselves on a terminal."""
+        """Align ``name  value`` lines; long values continue below themselves on a terminal."""
         rows = list(pairs)
         label = max((len(name) for name, _ in rows), default=0)
         start = len(indent) + label + len(_GAP)
@@ -91,7 +91,7 @@ class Output:
         return found
 
     def paragraphs(self, texts: Iterable[str]) -> list[str]:
-        """Indented lines; long ones continue further in on a terminal."""
+        """Indent lines; long ones continue further in on a terminal."""
         if self.width is None:
             return [_GAP + text for text in texts]
         wrap = textwrap.TextWrapper(
@@ -102,7 +102,7 @@ class Output:
     def table(
         self, header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = (), indent: str = ""
     ) -> list[str]:
-        """Aligned columns under a header. On a narrow terminal the last ones are cut or left out, elsewhere never.
+        """Align columns under a header. On a narrow terminal the last ones are cut or left out, elsewhere never.
 
         Args:
             header: titles of the columns.
@@ -125,8 +125,8 @@ class Output:
 
     @property
     def width(self) -> int | None:
-        """Columns of the terminal that stdout is; None where it is none."""
-        # There is no stdout at all where it was closed.
+        """Columns of the terminal that stdout is; None if it is not a terminal."""
+        # There is no stdout at all if it was closed.
         return shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
 
     def _echo(self, text: str, err: bool = False) -> None:
@@ -138,7 +138,7 @@ pass_output = click.make_pass_decorator(Output)
 
 
 def plain(value: Any) -> Any:
-    """JSON-ready data: dataclasses as objects, tuples as lists, paths as text, NaN and infinity as null."""
+    """Return JSON-ready data: dataclasses as objects, tuples as lists, paths as text, NaN and infinity as null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -151,7 +151,7 @@ def plain(value: Any) -> Any:
 
 
 def amount(number: int, unit: str = "") -> str:
-    """A count in three digits: ``86.6M``, ``35.1 G`` + unit with one."""
+    """Write a count in three digits: ``86.6M``, ``35.1 G`` + unit with one."""
     value, power = float(number), 0
     while value >= 999.5 and power < len(_PREFIXES) - 1:
         value, power = value / 1000, power + 1
@@ -161,12 +161,12 @@ def amount(number: int, unit: str = "") -> str:
 
 
 def count_of(number: int, noun: str) -> str:
-    """``1 tensor``, ``2,000 tensors``."""
+    """Write ``1 tensor``, ``2,000 tensors``."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def size_text(size: tuple[int, int]) -> str:
-    """``224x224``: height, then width."""
+    """Write ``224x224``: height, then width."""
     return f"{size[0]}x{size[1]}"
 
 
@@ -179,7 +179,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _narrowed(widths: list[int], room: int) -> list[int]:
-    """Column widths that fit: from the right, columns are cut, then left out; the first, which names the row, stays."""
+    """Fit column widths: from the right, columns are cut, then left out; the first, which names the row, stays."""
     found = list(widths)
     while len(found) > 1:
         excess = sum(found) + len(_GAP) * (len(found) - 1) - room

@@ -1,4 +1,4 @@
-"""What another image or patch size makes of a model, and what another way of resizing would change."""
+"""A model at another image or patch size, and the effect of other resizing methods."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Differences", "differences_of", "resized_data", "resized_lines"]
 
 @dataclass(frozen=True)
 class Differences:
-    """How far tables resized by other methods are from those by the source's ``own``."""
+    """Distances of tables resized by other methods from those resized by the source's ``own``."""
 
     own: str
     by_method: dict[str, TableDifference]
@@ -31,7 +31,7 @@ class Differences:
 def differences_of(
     ckpt: Checkpoint, image_size: tuple[int, int] | None, patch_size: tuple[int, int] | None, resize: str
 ) -> Differences:
-    """The differences of all methods, or of the one that ``--resize`` names."""
+    """Return the differences of all methods, or of the one that ``--resize`` names."""
     found = table_differences(ckpt, resized_config(ckpt.config, image_size, patch_size))
     if resize != ALL_METHODS:
         found = {method: item for method, item in found.items() if method == table_method(ckpt.config, resize)}
@@ -39,7 +39,7 @@ def differences_of(
 
 
 def resized_data(new: ViTConfig, differences: Differences | None) -> dict[str, Any]:
-    """The model at its new size as JSON-ready data; ``differences`` is None where nobody asked or nobody can tell."""
+    """Return the model at its new size as JSON-ready data; ``differences`` is None if not asked for or not known."""
     data = config_data(new)
     if differences is None:
         return {**data, "differences": None}
@@ -48,7 +48,7 @@ def resized_data(new: ViTConfig, differences: Differences | None) -> dict[str, A
 
 
 def resized_lines(output: Output, old: ViTConfig, new: ViTConfig, differences: Differences | None) -> list[str]:
-    """The model as it is and at its new size, side by side, and the differences of the methods if there are any."""
+    """Describe the model as it is and at its new size, side by side, and the differences of the methods, if any."""
     stored, resized = _figures(old), _figures(new)
     rows = [(name, text, resized[name]) for name, text in stored.items()]
     lines = [output.heading(f"At {size_text(new.image_size)} pixels")]
