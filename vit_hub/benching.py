@@ -1,4 +1,4 @@
-"""How fast a model is on this machine, beside timm and transformers with the same weights."""
+"""Timing of a model on this machine against timm and transformers with the same weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OURS = "vit-hub"
 PEERS = ("timm", "transformers")
 TASKS = ("output", "features")
 
-# Shorter runs are repeated within one measurement, so that the clock and the launch of kernels do not count.
+# Shorter runs are repeated within one measurement, to keep clock resolution and kernel launches out of the result.
 _SHORTEST = 0.02
 _WARM_UP = 2
 
@@ -35,18 +35,18 @@ Run = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
         implementation: ``vit-hub`` or the peer's name.
-        task: ``output`` (logits, or whatever the model is for) or ``features`` (all tokens before pooling).
+        task: ``output`` (logits or an embedding) or ``features`` (all tokens before pooling).
         batch_size: images.
-        seconds: median over the rounds of one forward pass; None where it could not run.
+        seconds: median over the rounds of one forward pass; None if it could not run.
         images_per_second: throughput at that median.
-        speedup: the peer's seconds by ours, more than 1 where we are faster; 1 for ourselves.
-        difference: largest absolute difference of its result from ours.
+        speedup: the seconds divided by vit-hub's: more than 1 if vit-hub is faster; 1 for vit-hub.
+        difference: largest absolute difference of the result from vit-hub's.
         peak_memory: bytes that the pass took on a CUDA device at its peak; None on other devices.
-        problem: why it could not run.
+        problem: reason why it could not run.
     """
 
     implementation: str
@@ -70,14 +70,14 @@ def time_forward(
     compile: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Timing]:
-    """Times forward passes in inference mode, one implementation after the other in every round.
+    """Time forward passes in inference mode, one implementation after the other in every round.
 
     Args:
         model: on the device and in the dtype to be measured.
-        against: names of :data:`PEERS`; a peer that cannot run gets a line that says why.
+        against: names of :data:`PEERS`; a peer that cannot run gets a row with the reason.
         tasks: names of :data:`TASKS`.
-        batch_sizes: images a pass.
-        rounds: measurements of which the median is taken.
+        batch_sizes: images per pass.
+        rounds: measurements per row; their median is reported.
         compile: a mode of ``torch.compile`` for all of them; None: eager.
         progress: called with 1 after every task and batch size.
 
@@ -108,7 +108,7 @@ def time_forward(
 
 
 def machine(device: str | torch.device = "cpu") -> dict[str, Any]:
-    """What the figures depend on besides the model: processor, threads, GPU, versions."""
+    """Describe what the figures depend on besides the model: processor, threads, GPU, versions."""
     place = torch.device(device)
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
@@ -133,7 +133,7 @@ def _version(package: str) -> str | None:
 
 
 def _modules(model: VisionTransformer, against: Sequence[str]) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Ourselves and the peers with our weights; and why those that are missing are."""
+    """Return the model and its peers with the same weights, and for each missing peer the reason."""
     weight = model.patch_embed.proj.weight
     modules: dict[str, nn.Module] = {OURS: model}
     problems: dict[str, str] = {}
@@ -141,7 +141,7 @@ def _modules(model: VisionTransformer, against: Sequence[str]) -> tuple[dict[str
         make = timm_model if name == "timm" else to_transformers
         try:
             with warnings.catch_warnings():
-                # What had to be folded for a peer matters to those who keep the result.
+                # Warnings about folding matter only if the result is kept.
                 warnings.simplefilter("ignore")
                 modules[name] = make(model).to(weight.device)
         except UnsupportedByFormatError as error:
@@ -153,7 +153,7 @@ def _modules(model: VisionTransformer, against: Sequence[str]) -> tuple[dict[str
 
 
 def _run(module: nn.Module, task: str) -> Run:
-    """A forward pass that gives one tensor."""
+    """Return a forward pass that gives one tensor."""
     if not type(module).__module__.startswith("transformers."):
         return module if task == "output" else module.forward_features  # type: ignore[return-value]
     inner = getattr(module, getattr(module, "base_model_prefix", ""), module)
@@ -161,7 +161,7 @@ def _run(module: nn.Module, task: str) -> Run:
 
 
 def _output(result: Any) -> Tensor:
-    """The one tensor that a transformers model is for."""
+    """Return the main tensor of a transformers model's result."""
     for name in ("logits", "image_embeds", "pooler_output", "last_hidden_state"):
         found = getattr(result, name, None)
         if found is not None:

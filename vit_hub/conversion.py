@@ -29,9 +29,9 @@ def open_checkpoint(
 
     Args:
         source: registry name, Hugging Face repository, URL, or local file or folder; or an opened checkpoint, which is
-            given back.
+            returned.
         format: insist on a format instead of recognising it.
-        overrides: config fields that the file cannot tell.
+        overrides: config fields that the file does not determine.
         revision: branch, tag or commit of the Hugging Face repository, as for :func:`vit_hub.load`.
         offline: open no connection.
         progress: show progress bars on a terminal.
@@ -76,17 +76,17 @@ def convert(
 
     Args:
         source: registry name, Hugging Face repository, URL, or local file or folder; or an opened checkpoint.
-        destination: a file (its suffix says the container) or a folder for the format's customary files.
-        to: the target format: ``canonical``, ``timm``, ``hf``, ``vit_jax`` ..., or what ``open_checkpoint(...).format``
-            said.
+        destination: a file (its suffix selects the container) or a folder for the format's customary files.
+        to: the target format: ``canonical``, ``timm``, ``hf``, ``vit_jax`` ..., or a value of
+            ``open_checkpoint(...).format``.
         format: insist on a source format instead of recognising it.
-        overrides: config fields that the source cannot tell.
+        overrides: config fields that the source does not determine.
         image_size: write the model for another (height, width) in pixels: position tables are resized.
         patch_size: another (height, width) of a patch, as for :func:`vit_hub.load`.
-        resize: ``source``: position tables as the source's own project resizes them; or the name of a method.
+        resize: ``source``: resize position tables as the source's own project does; or the name of a method.
         dtype: change the dtype (``bfloat16``, ``float16``, ``float32``); None keeps every tensor's own.
-        lossy: write it even where the target cannot express the model; the warnings say what changes and by how much.
-        keep_rest: keep what is left out of the source in ``*.rest.safetensors`` beside the result.
+        lossy: write even if the target cannot express the model; the warnings say what changes and by how much.
+        keep_rest: keep tensors of the source that are left out in ``*.rest.safetensors`` beside the result.
         revision: branch, tag or commit of the Hugging Face repository, as for :func:`vit_hub.load`.
         offline: open no connection.
         progress: called with the bytes written since the last call.
@@ -118,7 +118,7 @@ def compare(
         first: registry name, Hugging Face repository, URL, or local file or folder; or an opened checkpoint.
         second: likewise.
         formats: insist on formats instead of recognising them.
-        overrides: config fields that neither file can tell.
+        overrides: config fields that neither file determines.
         offline: open no connection.
 
     Returns:

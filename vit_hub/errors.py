@@ -1,4 +1,4 @@
-"""The one error hierarchy of vit-hub.
+"""The error hierarchy of vit-hub.
 
 Every message names the file or field at fault and, in ``hint``, what to do about it. The command prints
 ``message`` and ``hint`` on one line each and never a traceback (unless ``--debug``).
@@ -46,7 +46,7 @@ class UnsupportedByFormatError(VitHubError):
 
 
 class CheckpointError(VitHubError):
-    """A checkpoint that is damaged, incomplete or not what it says it is."""
+    """A checkpoint that is damaged, incomplete or not what it claims to be."""
 
 
 class UnknownFormatError(CheckpointError):
@@ -58,7 +58,7 @@ class UnsafeCheckpointError(CheckpointError):
 
 
 class IntegrityError(VitHubError):
-    """A file whose hash or size is not the pinned one."""
+    """A file with another hash or size than the pinned one."""
 
 
 class DownloadError(VitHubError):
@@ -70,5 +70,5 @@ class ModelNotFoundError(VitHubError):
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, for a message of one line; its type where it says nothing."""
+    """Return the first line of another library's error message, or the error's type if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

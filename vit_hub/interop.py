@@ -25,9 +25,9 @@ __all__ = ["from_module", "timm_facts", "timm_format", "timm_model", "to_timm", 
 
 
 def to_timm(model: VisionTransformer) -> dict[str, Tensor]:
-    """A state dict for timm's model of the same architecture; tensors that need no change are shared.
+    """Return a state dict for timm's model of the same architecture; tensors that need no change are shared.
 
-    What came from timm goes back to the class that it came from.
+    A model that came from timm goes back to the class that it came from.
 
     Raises:
         UnsupportedByFormatError: timm has no such architecture.
@@ -38,7 +38,7 @@ def to_timm(model: VisionTransformer) -> dict[str, Tensor]:
 
 
 def timm_model(model: VisionTransformer) -> nn.Module:
-    """timm's model with the same weights, in evaluation mode.
+    """Return timm's model with the same weights, in evaluation mode.
 
     Raises:
         UnsupportedByFormatError: timm has no such architecture.
@@ -55,7 +55,7 @@ def timm_model(model: VisionTransformer) -> nn.Module:
 
 
 def to_transformers(model: VisionTransformer) -> nn.Module:
-    """A transformers model with the same weights, in evaluation mode.
+    """Return a transformers model with the same weights, in evaluation mode.
 
     Raises:
         UnsupportedByFormatError: transformers has no class that computes the same.
@@ -67,13 +67,13 @@ def to_transformers(model: VisionTransformer) -> nn.Module:
     architecture = config["architectures"][0]
     state = {name: to_torch(tensor) for name, tensor in tensors.items()}
     chosen = "dtype" if int(transformers.__version__.partition(".")[0]) >= 5 else "torch_dtype"
-    told = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
-    # ViTModel makes up a pooler where there is none, unless it is told not to.
+    known = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+    # ViTModel makes up a pooler if there is none, unless add_pooling_layer=False.
     for options in ({}, {"add_pooling_layer": False}):
         with _no_progress_bar():
             made, info = getattr(transformers, architecture).from_pretrained(
                 None,
-                config=told,
+                config=known,
                 state_dict=state,
                 output_loading_info=True,
                 **{chosen: next(iter(state.values())).dtype, **options},
@@ -90,7 +90,7 @@ def to_transformers(model: VisionTransformer) -> nn.Module:
 
 @contextlib.contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Keeps transformers from drawing one for what takes no time."""
+    """Keep transformers from drawing a progress bar for what takes no time."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -103,7 +103,7 @@ def _no_progress_bar() -> Iterator[None]:
 
 
 def _foreign(model: VisionTransformer, to: str, source: str) -> tuple[dict[str, LazyTensor], dict[str, dict[str, Any]]]:
-    """Tensors and config files of a format for a model from a source in some format, be it a file of whatever names."""
+    """Return tensors and config files of the format ``to``, ignoring the names that the file of ``source`` had."""
     found = snapshot(model)
     passport = dataclasses.replace(found.passport, format=source, prefix="", names={}, shapes={})
     tensors, sidecars, folded = foreign_tensors(dataclasses.replace(found, passport=passport), to)
@@ -113,14 +113,14 @@ def _foreign(model: VisionTransformer, to: str, source: str) -> tuple[dict[str, 
 
 
 def from_module(module: nn.Module) -> VisionTransformer:
-    """The canonical model of a timm or transformers model, sharing its tensors where no change is needed.
+    """Return the canonical model of a timm or transformers model, sharing tensors that need no change.
 
     Args:
         module: a timm VisionTransformer, Eva or Beit, or a transformers model, with or without a head.
 
     Raises:
-        UnknownFormatError: neither.
-        CheckpointError, ConfigError: an architecture that the canonical model does not cover.
+        UnknownFormatError: it is neither.
+        CheckpointError, ConfigError: the canonical model does not cover its architecture.
     """
     if isinstance(module, VisionTransformer):
         return module
@@ -153,14 +153,14 @@ _POOLS = {"token": "cls", "avg": "avg", "map": "map", "": "none"}
 
 
 def timm_format(module: nn.Module) -> str:
-    """The format of a module's state dict; empty if it is none of the three classes."""
+    """Return the format of a module's state dict; empty if it is none of the three classes."""
     found = (cls.__name__ for cls in type(module).__mro__ if cls.__module__.startswith("timm."))
     label = next((_CLASSES[name][0] for name in found if name in _CLASSES), "")
     return f"{label}-split" if label == "timm-eva" and module.blocks[0].attn.qkv is None else label  # type: ignore[index, union-attr]
 
 
 def timm_facts(module: Any) -> dict[str, Any]:
-    """Config fields of a module, those of its forward pass that nothing but its code decides.
+    """Return the config fields that only the code of a module's forward pass decides.
 
     Raises:
         ConfigError: it computes something that the canonical model does not.

@@ -1,4 +1,4 @@
-"""From any checkpoint to a model in one call."""
+"""Loading a model from any checkpoint in one call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vit_hub.model.vit import VisionTransformer
 
 __all__ = ["load"]
 
-# Their modules are imported here, with all else that loading needs, and not while the first file waits.
+# Import the modules of all formats here, so that loading the first file does not pay for it.
 all_formats()
 
 
@@ -54,23 +54,23 @@ def load(
         image_size: another (height, width) in pixels: position tables are resized.
         patch_size: another (height, width) of a patch: the patch kernel is resized by FlexiViT's pseudo-inverse; the
             image keeps its grid unless ``image_size`` is given, too.
-        resize: ``source``: position tables as the checkpoint's own project resizes them, so that the numbers are its
-            authors'; or the name of a method.
+        resize: ``source``: resize position tables as the checkpoint's own project does, to reproduce its outputs; or
+            the name of a method.
         pad: accept an image size that is not a whole number of patches; images are padded with zeros.
-        dynamic: take images of any size, each batch its own; models without a table to resize always do.
+        dynamic: take images of any size, one size per batch; models without a table to resize always do.
         num_classes: another number of classes: the head is replaced by a zero-initialised one (0: removed).
         in_chans: another number of image channels: the patch kernel is summed (1) or repeated, as timm does.
         device: where the parameters go; None leaves them in the memory-mapped file's host memory.
         dtype: of the parameters; ``"auto"`` keeps the stored ones.
         format: insist on a checkpoint format instead of recognising it.
-        overrides: config fields that the file cannot tell, such as ``{"num_heads": 3}``.
-        revision: branch, tag or commit of the Hugging Face repository, in place of the one that the registry pins.
+        overrides: config fields that the file does not determine, such as ``{"num_heads": 3}``.
+        revision: branch, tag or commit of the Hugging Face repository, instead of the one that the registry pins.
         offline: open no connection; what is not in the cache is an error.
         progress: show progress bars on a terminal.
 
     Raises:
-        ModelNotFoundError: no such name.
-        DownloadError, IntegrityError: the weights cannot be had, or are not the pinned ones.
+        ModelNotFoundError: there is no such name.
+        DownloadError, IntegrityError: the weights cannot be fetched, or are not the pinned ones.
         CheckpointError, ConfigError: the file cannot be read as a Vision Transformer.
         ConfigError: the device cannot be used.
     """
@@ -89,9 +89,9 @@ def load(
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Keeps the garbage collector from searching all of torch's objects while thousands of small ones are made.
+    """Keep the garbage collector from traversing all of torch's objects while thousands of small ones are made.
 
-    One such search takes longer than all the rest of loading a canonical file.
+    One such traversal takes longer than all the rest of loading a canonical file.
     """
     if not gc.isenabled():
         yield

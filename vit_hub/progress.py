@@ -1,4 +1,4 @@
-"""Progress bars for people, none for pipes."""
+"""Progress bars on terminals, none elsewhere."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ __all__ = ["byte_bar", "on_terminal", "step_bar"]
 
 
 def on_terminal() -> bool:
-    """Whether somebody watches stderr."""
+    """Return True if stderr is a terminal."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
 @contextmanager
 def byte_bar(label: str, total: int | None, *, show: bool, initial: int = 0) -> Iterator[Callable[[int], None]]:
-    """A bar that counts bytes, for the time of the ``with`` body, which calls what it gets with each count of new ones.
+    """Show a bar that counts bytes during the ``with`` body, which calls the yielded function with each new count.
 
     Args:
-        label: stands before the bar.
-        total: bytes in all, None: not known.
-        show: whether bars are wanted; without a terminal there is none all the same.
-        initial: bytes that are done already; they do not count for the rate.
+        label: text before the bar.
+        total: number of bytes; None: not known.
+        show: draw the bar, if stderr is a terminal.
+        initial: bytes already done; they do not count for the rate.
     """
     scale = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
     with _bar(show, total=total, initial=initial, desc=label, **scale) as advance:
@@ -32,7 +32,7 @@ def byte_bar(label: str, total: int | None, *, show: bool, initial: int = 0) -> 
 
 @contextmanager
 def step_bar(label: str, total: int, *, show: bool) -> Iterator[Callable[[int], None]]:
-    """A bar that counts steps; otherwise as :func:`byte_bar`."""
+    """Show a bar that counts steps; otherwise like :func:`byte_bar`."""
     with _bar(show, total=total, desc=label) as advance:
         yield advance
 

@@ -1,6 +1,6 @@
 """Names of published weights and what is known about them: no torch, no network.
 
-The data is in :mod:`vit_hub.weights_manifest`; here are the names that lead to it and the types that it comes in.
+The data is in :mod:`vit_hub.weights_manifest`; this module has the names that lead to it, and its types.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ _SUGGESTIONS = 5
 class WeightSource:
     """One place that serves a model's weights.
 
-    A hash, size or revision is there only where a public source documents it.
+    Hash, size and revision are set only if a public source documents them.
 
     Attributes:
         kind: ``hf`` (``repo``, ``file``, ``revision``), ``https`` (``url``) or ``bundled`` (``file``).
         format: the checkpoint format: ``vit_jax``, ``timm``, ``hf`` and so on.
         repo: Hugging Face repository.
         file: file in the repository, or in the package's own folder ``vit_hub/data``.
-        file_assumed: the file's name is the repository's convention, nobody documents it.
+        file_assumed: the file's name is not documented but follows the repository's convention.
         revision: commit of the repository, 40 hex digits.
         url: address of the file.
         sha256: of the file, 64 hex digits.
-        sha256_prefix: the first digits, where only they are documented.
+        sha256_prefix: its first digits, if only they are documented.
         size: bytes.
-        evidence: who documents hash, size and revision.
+        evidence: the public source of hash, size and revision.
         relation: how the file's tensors relate to the weight set: the ``same``, a ``subset`` (no head, no layer before
             the head) or ``derived`` (values changed).
-        config: fields in which this file's config differs from the entry's.
-        params: parameters of this file, where they are not as many as the entry's.
-        gated: the server wants a login and its terms accepted.
-        note: what a user of this source should know.
+        config: fields that differ from the entry's config.
+        params: parameters of this file, if their number differs from the entry's.
+        gated: the server requires a login and acceptance of its terms.
+        note: remark for users of this source.
     """
 
     kind: str
@@ -69,7 +69,7 @@ class WeightSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One published result: ``value`` in percent at ``image_size`` pixels (None: not stated), says ``evidence``."""
+    """One published result: ``value`` in percent at ``image_size`` pixels (None: not stated), from ``evidence``."""
 
     name: str
     value: float
@@ -82,12 +82,12 @@ class Entry:
     """One set of weights.
 
     Attributes:
-        id: its own name, such as ``vit-b16.augreg2-in21k-ft-in1k-224``.
-        aliases: its other names: short ones, timm's, Hugging Face repositories, the stems of original files.
+        id: unique name, such as ``vit-b16.augreg2-in21k-ft-in1k-224``.
+        aliases: other names: short ones, timm names, Hugging Face repositories, stems of original files.
         family: the manifest file it is in.
         config: with the conventions (activation, norm epsilon, resizing) of the first source's project.
         sources: in order of preference.
-        license: SPDX identifier in lower case, or the licence's own name; ``unknown`` where nobody states one.
+        license: SPDX identifier in lower case, or the licence's own name; ``unknown`` if none is stated.
         restricted: the licence is not an open one: no commercial use, or terms of its own.
         data: data sets of the stages ``pretrain`` and ``finetune``.
         preprocess: evaluation preprocessing of the first source's project: fields of
@@ -95,7 +95,7 @@ class Entry:
         labels: list of the class names, for :func:`vit_hub.preprocessing.labels.label_names`; None: unknown.
         metrics: published results.
         params: parameters of the first source, of the image tower with its head.
-        notes: what a user should know.
+        notes: remarks for users.
     """
 
     id: str
@@ -114,10 +114,10 @@ class Entry:
 
 
 def list_models(pattern: str | None = None) -> list[str]:
-    """Ids in the manifest's order: family by family, small models first.
+    """List ids in the manifest's order: family by family, small models first.
 
     Args:
-        pattern: keeps the models of which any name matches, as in a shell (``*b16*``, ``google/*``); case is ignored.
+        pattern: keep the models with a name that matches, as in a shell (``*b16*``, ``google/*``), ignoring case.
     """
     if pattern is None:
         return list(outlines())
@@ -127,11 +127,10 @@ def list_models(pattern: str | None = None) -> list[str]:
 
 
 def get_entry(name: str) -> Entry:
-    """The entry with this id, alias, timm name, Hugging Face repository id or original file's stem.
+    """Return the entry with this id, alias, timm name, Hugging Face repository id or original file's stem.
 
-    Case is ignored, and ``_`` stands for ``-`` and the other way round where that leaves one model. A repository, or
-    timm's full name, asks for that very copy: it is the first source then, and its project's conventions are the
-    entry's.
+    Case is ignored, and ``_`` and ``-`` are interchangeable if that leaves one model. A repository, or timm's full
+    name, selects that copy: it becomes the first source, and its project's conventions are the entry's.
 
     Raises:
         ModelNotFoundError: no model or more than one has the name; the hint names the nearest ones.
@@ -149,14 +148,14 @@ def get_entry(name: str) -> Entry:
 
 
 def preferring(entry: Entry, source: WeightSource) -> Entry:
-    """The entry as if one of its sources were the first: with the conventions of that source's project."""
+    """Return the entry with one of its sources as the first, and with the conventions of that source's project."""
     if source == entry.sources[0] or source not in entry.sources or entry.id not in outlines():
         return entry
     return _entry(entry.id, _entry(entry.id).sources.index(source))
 
 
 def get_config(name: str) -> ViTConfig:
-    """The config of a model, without its weights: ``VisionTransformer(config)`` builds it.
+    """Return the config of a model, without its weights: ``VisionTransformer(config)`` builds it.
 
     Args:
         name: any name of :func:`list_models`, alias, timm name, Hugging Face repository or original file's stem.
@@ -188,7 +187,7 @@ def _entry(model_id: str, first: int = 0) -> Entry:
 
 
 def _derived_names(outline: Outline) -> Iterator[str]:
-    """Names that follow from a model's sources: repositories, timm's name, stems of files."""
+    """Derive names from a model's sources: repositories, timm's name, stems of files."""
     for repo in outline.repos:
         yield repo
         if repo.startswith("timm/"):
@@ -199,11 +198,11 @@ def _derived_names(outline: Outline) -> Iterator[str]:
 
 @functools.cache
 def _names() -> dict[str, tuple[str, ...]]:
-    """Every name in lower case and the ids it stands for; a name that the manifest gives outright has one."""
+    """Map every name in lower case to the ids it stands for; names that the manifest gives explicitly have one."""
     derived: dict[str, dict[str, None]] = {}
     given: dict[str, tuple[str, ...]] = {}
     for outline in outlines().values():
-        # A timm name without its tag is timm's default where an alias says so, else all that have it.
+        # A timm name without its tag is timm's default if it is an alias, else it stands for all models that have it.
         architectures = (repo.split("/")[1].split(".")[0] for repo in outline.repos if repo.startswith("timm/"))
         for name in (*_derived_names(outline), *architectures):
             derived.setdefault(name.lower(), {})[outline.id] = None
@@ -225,7 +224,7 @@ def _loose(name: str) -> str:
 
 
 def _suggestion(name: str) -> str:
-    """A hint with the names nearest to a mistyped one: names that continue it first, one name a model."""
+    """Suggest the names nearest to a mistyped one: names that continue it first, one name per model."""
     import difflib
 
     wanted = _loose(name)

@@ -1,12 +1,12 @@
-"""Which weights exist, where they are, their hashes, licences and preprocessing: one TOML file a family, no code.
+"""Published weights: where they are, their hashes, licences and preprocessing; one TOML file per family, no code.
 
-A file holds ``family``, then ``[defaults]`` that every model of the file takes, ``[formats.<format>]`` with the
-conventions of one checkpoint format (the format of a model's first source decides), then one ``[[model]]`` a weight
-set. ``schema.json`` describes it all.
+A file holds ``family``, then ``[defaults]`` for every model of the file, ``[formats.<format>]`` with the conventions of
+one checkpoint format (that of a model's first source applies), then one ``[[model]]`` per set of weights.
+``schema.json`` describes all keys.
 
-Parsing all of it would take most of the time of ``vit-hub list``. So the text is only cut at its ``[[model]]`` lines
-and searched for names and for what a list shows; a model is parsed when it is asked for. That needs keys to stand at
-the start of a line and tables of a model's own before its sources, which the tests check against a full parse.
+Parsing all files would take most of the time of ``vit-hub list``. So the text is only split at its ``[[model]]`` lines
+and searched for names and for the columns of a list; a model is parsed on demand. This requires keys at the start of a
+line, and a model's own tables before its sources; the tests compare with a full parse.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _TOP1 = re.compile(r'^ *\{ name = "([^" ]+) top-1\b[^"]*", value = ([0-9.]+)', r
 
 @dataclass(frozen=True)
 class Outline:
-    """What finding a model needs to know about it.
+    """Names and text of a model, enough to find it.
 
     Attributes:
         id: the model's own name.
-        aliases: further names that the manifest gives it.
+        aliases: further names from the manifest.
         repos: Hugging Face repositories among its sources.
         urls: addresses among its sources.
         path: the family's file.
@@ -64,7 +64,7 @@ class Outline:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a list shows of a model.
+    """Columns of a model in a list.
 
     Attributes:
         family: the ``family`` of its file.
@@ -72,7 +72,7 @@ class Summary:
         image_size: (height, width) in pixels.
         license: as in the registry's entry.
         restricted: the licence is not an open one.
-        gated: every source wants a login.
+        gated: every source requires a login.
         formats: of its sources, in order of preference.
         top1: the first published top-1 accuracy: data set and percent.
     """
@@ -89,7 +89,7 @@ class Summary:
 
 @functools.cache
 def outlines() -> dict[str, Outline]:
-    """Every model by id: families in alphabetical order of their files, models in the order of the file."""
+    """Return every model by id: families in alphabetical order of their files, models in the order of the file."""
     found = {}
     for path in sorted(FOLDER.glob("*.toml")):
         for text in _read(path)[1:]:
@@ -104,11 +104,11 @@ def outlines() -> dict[str, Outline]:
 
 
 def record(model_id: str, first: int = 0) -> dict[str, Any]:
-    """One model as plain data, with the defaults of its family and the conventions of its first source filled in.
+    """Return one model as plain data, with its family's defaults and its first source's conventions filled in.
 
     Args:
         model_id: the model's own name.
-        first: which of its sources is to be the first.
+        first: index of the source to put first.
 
     Raises:
         KeyError: no model has this id (aliases are the registry's business).
@@ -128,7 +128,7 @@ def record(model_id: str, first: int = 0) -> dict[str, Any]:
 
 
 def summary(model_id: str) -> Summary:
-    """What a list shows of one model, without parsing it.
+    """Return the columns of one model in a list, without parsing it.
 
     Raises:
         KeyError: no model has this id.
@@ -138,7 +138,7 @@ def summary(model_id: str) -> Summary:
     text, *sources = outline.text.split(_SOURCE)
 
     def find(pattern: re.Pattern[str]) -> re.Match[str]:
-        """In the model's own part, else in the family's."""
+        """Search the model's own part, then the family's."""
         found = pattern.search(text) or pattern.search(head)
         if found is None:
             raise KeyError(f"{outline.path.name}: {model_id} lacks {pattern.pattern}")
@@ -167,5 +167,5 @@ def _head(path: Path) -> dict[str, Any]:
 
 @functools.cache
 def _read(path: Path) -> list[str]:
-    """The file's head, then the text of each model."""
+    """Return the file's head, then the text of each model."""
     return path.read_text(encoding="utf-8").split("\n" + _MODEL)

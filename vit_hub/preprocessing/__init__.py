@@ -1,4 +1,4 @@
-"""From an image to a model's input: what a project does, in whose words it is written down, and class names."""
+"""Evaluation preprocessing: its specification, the config files of other projects, images, and class names."""
 
 from vit_hub.preprocessing.spec import Preprocessing, native_size
 

@@ -19,7 +19,7 @@ _ARRAY_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def read_image(source: ImageLike, *, mode: str = "RGB", name: str = "image") -> Image.Image:
-    """One image, upright, in 8 bits per channel.
+    """Read one image, upright, in 8 bits per channel.
 
     The EXIF orientation is applied, transparency is laid over white, 16-bit greyscale keeps its high byte, and of an
     animation the first frame is taken. Pillow decides by content, not by suffix.
@@ -27,7 +27,7 @@ def read_image(source: ImageLike, *, mode: str = "RGB", name: str = "image") -> 
     Args:
         source: a path, a Pillow image, or a uint8 array ``[H, W]``, ``[H, W, 1]``, ``[H, W, 3]`` or ``[H, W, 4]``.
         mode: ``"RGB"`` or ``"L"`` (greyscale).
-        name: what to call a source without a file name in an error.
+        name: name of a source without a file name, for errors.
 
     Raises:
         VitHubError: the file is missing, damaged or no image; or the source is of another kind.
@@ -38,7 +38,7 @@ def read_image(source: ImageLike, *, mode: str = "RGB", name: str = "image") -> 
         return _decode(source, mode, getattr(source, "filename", "") or name)
     if not isinstance(source, (str, os.PathLike)):
         raise VitHubError(
-            f"{name} is of type {type(source).__name__}, which is no image",
+            f"{name} is of type {type(source).__name__}, which is not an image",
             hint="give a path, a PIL.Image or a uint8 array in height, width, channel order",
         )
     try:
@@ -62,7 +62,7 @@ def _decode(image: Image.Image, mode: str, name: str) -> Image.Image:
 
 def _unreadable(name: str, error: Exception) -> VitHubError:
     reason = getattr(error, "strerror", None) or error or type(error).__name__
-    return VitHubError(f"{name}: cannot read it as an image: {reason}", hint="is it there, complete and an image?")
+    return VitHubError(f"{name}: cannot read it as an image: {reason}", hint="is the file complete, and an image?")
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Names of the classes that a model's head tells apart. The data files lie in ``vit_hub/data``."""
+"""Names of the classes of a model's head. The data files are in ``vit_hub/data``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vit_hub.errors import ConfigError
 
 __all__ = ["LABEL_FILES", "label_names"]
 
-# One line a class, in the order of the head's outputs: key (ImageNet's: WordNet synset), tab, name (its lemmas).
+# One line per class, in the order of the head's outputs: key (ImageNet's: WordNet synset), tab, name (its lemmas).
 LABEL_FILES = {
     "imagenet-1k": "imagenet_1k.tsv",
     "imagenet-21k-goog": "imagenet_21k_goog.tsv.gz",
@@ -22,7 +22,7 @@ _DATA = Path(__file__).parent.parent / "data"
 
 @functools.cache
 def label_names(kind: str) -> tuple[str, ...]:
-    """Class names in the order of the head's outputs, no two alike.
+    """Return class names in the order of the head's outputs; all are distinct.
 
     For ImageNet a name is the synset's full list of lemmas ("tench, Tinca tinca"). Where several classes share it
     ("crane", the bird and the machine) the synset is appended: "crane (n02012849)".
@@ -32,7 +32,7 @@ def label_names(kind: str) -> tuple[str, ...]:
             ``digits`` (10: "0" to "9").
 
     Raises:
-        ConfigError: an unknown kind.
+        ConfigError: the kind is unknown.
     """
     if kind not in LABEL_FILES:
         raise ConfigError(f"unknown labels {kind!r}", hint=f"known: {', '.join(LABEL_FILES)}")

@@ -1,4 +1,4 @@
-"""What belongs to a model beside its weights: evaluation preprocessing and class names."""
+"""Evaluation preprocessing and class names that belong to a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Provenance", "class_names", "preprocess", "preprocessing_of"]
 
 
 class Provenance(Protocol):
-    """The fields of a :class:`vit_hub.converters.passport.Passport` that tell how images and classes are meant."""
+    """Fields of a :class:`vit_hub.converters.passport.Passport` about preprocessing and class names."""
 
     @property
     def format(self) -> str: ...  # noqa: D102
@@ -31,13 +31,13 @@ class Provenance(Protocol):
 
 
 def preprocess(model: VisionTransformer) -> Preprocessing:
-    """The checkpoint's own evaluation preprocessing, at the model's image size.
+    """Return the checkpoint's own evaluation preprocessing, at the model's image size.
 
-    Taken from the registry's record, else the config files beside the weights, else the convention of the source
-    format, which is warned about.
+    It comes from the registry's record, else the config files beside the weights, else, with a warning, the convention
+    of the source format.
 
     Args:
-        model: a model that :func:`vit_hub.load` gave.
+        model: a model returned by :func:`vit_hub.load`.
 
     Returns:
         A callable: PIL image, path, array or a list of them -> float32 [N, C, h, w].
@@ -46,7 +46,7 @@ def preprocess(model: VisionTransformer) -> Preprocessing:
 
 
 def preprocessing_of(passport: Provenance | None, image_size: tuple[int, int], in_chans: int = 3) -> Preprocessing:
-    """As :func:`preprocess`, from a passport alone."""
+    """Do as :func:`preprocess`, from a passport alone."""
     stated = _stated(passport.preprocess, passport.sidecars) if passport else None
     if stated is None:
         family = _family(passport)
@@ -60,7 +60,7 @@ def preprocessing_of(passport: Provenance | None, image_size: tuple[int, int], i
         raise ConfigError(f"images have 1 or 3 channels, the model takes {in_chans}", hint="prepare its input yourself")
     stated = stated.with_image_size(image_size)
     if len(stated.mean) != in_chans:
-        # For other channels than the checkpoint's there is no statistic of each: the average stands for all.
+        # With another number of channels than the checkpoint's, the average stands for each.
         mean, std = (sum(values) / len(values) for values in (stated.mean, stated.std))
         stated = Preprocessing.from_dict({**stated.to_dict(), "mean": (mean,) * in_chans, "std": (std,) * in_chans})
     return stated
@@ -76,7 +76,7 @@ _HF_FAMILIES = {
 
 
 def _family(passport: Provenance | None) -> str:
-    """Whose convention weights without a record follow: the model type's, the dialect's, the format's, else timm's."""
+    """Choose the convention for weights without a record: by model type, dialect, format, else timm's."""
     if passport is None:
         return "timm"
     model_type = str(passport.sidecars.get("config.json", {}).get("model_type", ""))
@@ -91,13 +91,13 @@ def _stated(record: Mapping[str, Any] | None, sidecars: Mapping[str, Mapping[str
         try:
             return from_hf(sidecars["preprocessor_config.json"])
         except ConfigError as error:
-            warnings.warn(f"preprocessor_config.json is left aside: {error}", stacklevel=4)
+            warnings.warn(f"preprocessor_config.json is ignored: {error}", stacklevel=4)
     pretrained = sidecars.get("config.json", {}).get("pretrained_cfg", {})
     return from_timm(pretrained) if "mean" in pretrained else None
 
 
 def class_names(model: VisionTransformer) -> tuple[str, ...] | None:
-    """Names of the head's classes in order, or None where they are not known."""
+    """Return the names of the head's classes in order, or None if they are not known."""
     passport: Provenance | None = model.passport
     count = model.config.num_classes
     if passport is None or not count:

@@ -1,4 +1,4 @@
-"""Evaluation preprocessing in the words of other projects: their config files read and written, their conventions."""
+"""Config files of other projects about evaluation preprocessing, read and written, and the projects' conventions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 
-# What an image processor does where its config is silent, and the class defaults of the processors of ViT checkpoints.
+# Behaviour of an image processor with an empty config, and the class defaults of the processors of ViT checkpoints.
 _HF_COMMON = {
     "do_resize": True,
     "do_center_crop": False,
@@ -68,7 +68,7 @@ _CONVENTIONS: dict[str, dict[str, Any]] = {
 CONVENTIONS: Mapping[str, Preprocessing] = {
     name: Preprocessing(image_size=(224, 224), **fields) for name, fields in _CONVENTIONS.items()
 }
-"""What a project does at 224 pixels when its checkpoint says nothing, by format or family.
+"""Preprocessing of each project at 224 pixels if the checkpoint has no record, by format or family.
 
 Sources: vit_jax ``input_pipeline.py``; big_vision ``pp/ops_image.py``; timm ``vision_transformer.py``; transformers'
 class defaults for ViT and SigLIP; torchvision ``ViT_B_16_Weights``; the evaluation transforms of DeiT, MAE, DINO and
@@ -77,7 +77,7 @@ DINOv2 (``facebook``), DeiT III, MoCo v3, DINOv3, OpenAI CLIP and open_clip.
 
 
 def from_timm(cfg: Mapping[str, Any]) -> Preprocessing:
-    """Reads a timm ``pretrained_cfg``; what it leaves out takes timm's defaults (``timm/data/config.py``).
+    """Read a timm ``pretrained_cfg``; missing entries take timm's defaults (``timm/data/config.py``).
 
     Raises:
         ConfigError: an entry has no meaning here, or ``mean`` and ``input_size`` disagree about the channels.
@@ -103,11 +103,11 @@ def from_timm(cfg: Mapping[str, Any]) -> Preprocessing:
 
 
 def from_hf(config: Mapping[str, Any]) -> Preprocessing:
-    """Reads a ``preprocessor_config.json`` of a transformers image processor that gives images of one fixed size.
+    """Read a ``preprocessor_config.json`` of a transformers image processor that returns images of one fixed size.
 
     The numbers are those of the processor's Pillow implementation (once called "slow"); its torchvision one
-    rounds some pixels to a neighbouring 8-bit value. What the file leaves out takes the default of the processor
-    class that it names.
+    rounds some pixels to a neighbouring 8-bit value. Missing entries take the default of the processor
+    class that the file names.
 
     Raises:
         ConfigError: an entry is missing without a known default, or has no meaning here: no resizing, a size that
@@ -124,7 +124,7 @@ def from_hf(config: Mapping[str, Any]) -> Preprocessing:
     if not merged["do_resize"]:
         raise ConfigError("do_resize is false, so the image processor gives images of any size")
     crop_mode, image_size, crop_pct = _hf_geometry(merged)
-    # The processor computes (x * factor - mean) / std for x in 0..255; ours starts from x / 255.
+    # The processor computes (x * factor - mean) / std for x in 0..255; Preprocessing starts from x / 255.
     factor = merged["rescale_factor"] if merged["do_rescale"] else 1.0
     if not is_number(factor) or factor <= 0:
         raise ConfigError(f"rescale_factor must be greater than 0, not {factor!r}")
@@ -149,7 +149,7 @@ def from_hf(config: Mapping[str, Any]) -> Preprocessing:
 
 
 def _hf_geometry(config: Mapping[str, Any]) -> tuple[str, tuple[int, int], float]:
-    """Crop mode, input size and crop_pct that an image processor's ``size`` and ``crop_size`` come to."""
+    """Return crop mode, input size and crop_pct equivalent to an image processor's ``size`` and ``crop_size``."""
     size, crop = config["size"], config["do_center_crop"]
     if is_number(size) and crop and "default_to_square" not in config:
         raise ConfigError(f"size {size} may mean the shorter side or both, and the config names no known processor")
@@ -179,7 +179,7 @@ def _hf_geometry(config: Mapping[str, Any]) -> tuple[str, tuple[int, int], float
 
 
 def hf_processor(preprocess: Mapping[str, Any]) -> dict[str, Any]:
-    """A transformers ``preprocessor_config.json``: squashing, or shorter side and centre crop.
+    """Make a transformers ``preprocessor_config.json``: squashing, or shorter side and centre crop.
 
     transformers always resizes with antialiasing; a source that does not (vit_jax) keeps its interpolation's name only.
     """
@@ -202,13 +202,13 @@ def hf_processor(preprocess: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def timm_data_config(preprocess: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of timm's ``pretrained_cfg`` that its transforms read."""
+    """Make the fields of timm's ``pretrained_cfg`` that its transforms read."""
     names = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
     return {name: preprocess[name] for name in names if name in preprocess}
 
 
 def open_clip_preprocess(preprocess: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of open_clip's PreprocessCfg."""
+    """Make the fields of open_clip's PreprocessCfg."""
     squash = preprocess.get("crop_mode", "center") == "squash"
     found = {name: preprocess[name] for name in ("mean", "std", "interpolation") if name in preprocess}
     return {"size": preprocess["image_size"], **found, "resize_mode": "squash" if squash else "shortest"}
@@ -217,9 +217,9 @@ def open_clip_preprocess(preprocess: Mapping[str, Any]) -> dict[str, Any]:
 def resized_sidecars(
     sidecars: Mapping[str, Mapping[str, Any]], image_size: tuple[int, int]
 ) -> dict[str, dict[str, Any]]:
-    """Config files beside the weights, with what they say of preprocessing changed for another input size.
+    """Return config files beside the weights with their preprocessing changed for another input size.
 
-    An image processor that crops goes on to crop the same share; one that takes any size is left as it is.
+    An image processor that crops crops the same share as before; one that takes any size is left as it is.
     """
     found = {name: dict(content) for name, content in sidecars.items()}
     if "preprocessor_config.json" in found:
@@ -231,7 +231,7 @@ def resized_sidecars(
 
 
 def _resized_processor(processor: Mapping[str, Any], image_size: tuple[int, int]) -> dict[str, Any]:
-    """The sizes of an image processor for another input size."""
+    """Return the sizes of an image processor for another input size."""
     size, crop = _sides(processor.get("size")), _sides(processor.get("crop_size"))
     crops = crop is not None and processor.get("do_center_crop", True)
     target = {"height": image_size[0], "width": image_size[1]}
@@ -247,7 +247,7 @@ def _resized_processor(processor: Mapping[str, Any], image_size: tuple[int, int]
 
 
 def _sides(size: Any) -> tuple[int, int] | None:
-    """Height and width of a size as image processors write it; None where it is something else."""
+    """Return height and width of a size as image processors write it; None if it is something else."""
     if isinstance(size, Mapping):
         edge = size.get("shortest_edge")
         size = (size.get("height", edge), size.get("width", edge))

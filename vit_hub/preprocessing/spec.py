@@ -1,4 +1,4 @@
-"""Evaluation preprocessing as data: what a checkpoint's own project does to an image before the model sees it.
+"""Evaluation preprocessing as data: how a checkpoint's own project turns an image into the model's input.
 
 Projects that mean the same ("resize to 224, normalise") differ in the resampling filter, in antialiasing, in where
 pixels are rounded and where an odd crop starts. A :class:`Preprocessing` names all of it and computes the same numbers.
@@ -44,7 +44,7 @@ _MAX_PIXELS = 10**8
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """From any image to the model's input: resize, centre crop, scale to 0..1, normalise.
+    """Transform of any image into the model's input: resize, centre crop, scale to 0..1, normalise.
 
     Attributes:
         image_size: (height, width) in pixels of the model's input.
@@ -56,9 +56,9 @@ class Preprocessing:
             the aspect ratio is lost; ``border``: the longer side is resized and the rest filled with ``mean``.
         crop_offset: where a crop starts when an odd number of pixels is cut: ``round`` (half to even: torchvision and
             timm) or ``floor`` (transformers).
-        antialias: whether the filter widens when shrinking (Pillow) or reads only the nearest pixels, as
+        antialias: the filter widens when shrinking (Pillow); False: it reads only the nearest pixels, as
             ``tf.image.resize`` does by default; without it the interpolation is ``bilinear``.
-        quantize: what becomes of resized pixels before scaling: ``round`` to whole values 0..255 (Pillow), ``floor``
+        quantize: rounding of resized pixels before scaling: ``round`` to whole values 0..255 (Pillow), ``floor``
             to them (big_vision casts back to uint8), or ``none``: they stay fractions (vit_jax, and transformers'
             DINOv3).
     """
@@ -92,7 +92,7 @@ class Preprocessing:
             raise ConfigError(f"antialias=False needs interpolation='bilinear', not {self.interpolation!r}")
 
     def with_image_size(self, size: int | tuple[int, int]) -> Preprocessing:
-        """The same preprocessing for another input size, one number or (height, width) in pixels.
+        """Return the same preprocessing for another input size, one number or (height, width) in pixels.
 
         Raises:
             ConfigError: ``size`` is neither.
@@ -100,12 +100,12 @@ class Preprocessing:
         return dataclasses.replace(self, image_size=size_pair("image_size", size))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready data."""
+        """Return plain JSON-ready data."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Preprocessing:
-        """The inverse of :meth:`to_dict`.
+        """Invert :meth:`to_dict`.
 
         Raises:
             ConfigError: a field is unknown, missing or invalid.
@@ -120,10 +120,10 @@ class Preprocessing:
         return cls(**data)
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> torch.Tensor:
-        """The model's input for one image or several.
+        """Return the model's input for one image or several.
 
         Args:
-            images: what :func:`vit_hub.preprocessing.images.read_image` takes (a path, a Pillow image, a uint8 array),
+            images: input of :func:`vit_hub.preprocessing.images.read_image` (a path, a Pillow image, a uint8 array),
                 or a list or tuple of these, or a uint8 array ``[N, H, W, C]``.
 
         Returns:
@@ -150,16 +150,16 @@ class Preprocessing:
 
 
 def native_size(size: tuple[int, int], patch_size: int | tuple[int, int], max_patches: int) -> tuple[int, int]:
-    """The largest input that keeps an image's aspect ratio, is whole patches, and has at most ``max_patches`` of them.
+    """Return the largest input size in whole patches, at most ``max_patches``, that keeps an image's aspect ratio.
 
     For models that take images of any shape (NaFlex, SigLIP 2), loaded with ``dynamic=True``. Each side is rounded up
     to whole patches. The scale is searched in the same steps as in big_vision and in transformers'
-    ``Siglip2ImageProcessor``, so that no image gets another size than there.
+    ``Siglip2ImageProcessor``, so that every image gets the same size as there.
 
     Args:
         size: (height, width) of the image in pixels.
         patch_size: (height, width) of a patch, or one number for both.
-        max_patches: how many patches there may be.
+        max_patches: largest number of patches.
 
     Returns:
         (height, width) in pixels, for :meth:`Preprocessing.with_image_size`.
@@ -184,7 +184,7 @@ def native_size(size: tuple[int, int], patch_size: int | tuple[int, int], max_pa
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is a finite number, and no boolean."""
+    """Return True for finite numbers that are not booleans."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -197,7 +197,7 @@ def channel_values(name: str, values: Any) -> tuple[float, ...]:
 
 
 def fitted(spec: Preprocessing, image: Image.Image, name: str) -> Pixels:
-    """An image resized and cropped as a preprocessing says, not yet normalised.
+    """Resize and crop an image, without normalising it.
 
     Args:
         spec: sizes, filter, crop, rounding.
