@@ -1,8 +1,8 @@
-"""Runs every benchmark, one after the other.
+"""Run every benchmark, one after the other.
 
     python benchmarks/all.py
 
-Each writes its tables to the Markdown file of its name beside it. ``--quick`` takes the tiniest models and one round,
+Each writes its tables to the Markdown file of its name here. ``--quick`` takes the tiniest models and one round,
 to see that everything works, and writes no file: such figures mean nothing. Takes about an hour on two cores; nothing
 else should run meanwhile. Needs timm and, for downloads, curl.
 """

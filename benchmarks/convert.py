@@ -1,8 +1,8 @@
-"""Times conversions beside ``cp`` and a script with the peer's loader, and measures their memory. Linux only.
+"""Time conversions against ``cp`` and a script with the peer's loader, and measures their memory. Linux only.
 
     python benchmarks/convert.py --markdown benchmarks/convert.md
 
-Writes a random checkpoint a size (make_checkpoint.py), then converts it npz -> canonical -> Hugging Face -> npz. The
+Writes a random checkpoint per size (make_checkpoint.py), then converts it npz -> canonical -> Hugging Face -> npz. The
 last file must hold the same bytes per tensor as the first. Models are ViT-B/16, L/16 and H/14 with 1000 classes.
 
 Time: every round runs ``cp``, ``cp`` and ``sync`` (a conversion ends with fsync, ``cp`` does not), the conversion of
@@ -12,12 +12,12 @@ once before. "CPU" is user and system time, which other work on the machine chan
 
 The peer's script is the shortest that gives the same tensors (benchmarks/peers.py): timm's ``load_pretrained`` and
 ``safetensors.torch.save_file``; ``load_file``, renaming, ``from_pretrained`` and ``save_pretrained``; and
-``from_pretrained``, transposing by hand and ``numpy.savez``, since nobody writes npz files otherwise. It ends without
+``from_pretrained``, transposing by hand and ``numpy.savez``, since no peer writes npz files. It ends without
 fsync.
 
-Memory: one more run each, in a process of its own; what it had after the imports is subtracted. "Resident" is the
+Memory: one more run each, in a process of its own; its memory after the imports is subtracted. "Resident" is the
 high-water mark of the process's resident memory, pages of mapped files included (VmHWM: ru_maxrss without what the
-parent process had). "Anonymous" is the largest RssAnon seen at any piece written: memory that is no file's.
+parent process had). "Anonymous" is the largest RssAnon seen at any piece written: memory not backed by a file.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def memory_once(source: str, destination: str, size: str, to: str, peer: str) ->
 
 
 def peer_script(name: str) -> Callable[[Path, Path, str], None]:
-    """One of peers.py, with what it takes imported."""
+    """Return a function of peers.py with its imports done."""
     import peers
 
     if name == "npz_to_timm":
@@ -98,7 +98,7 @@ def remove(path: Path) -> None:
 
 
 def timed(action: Callable[[], object], file: Path) -> tuple[float, float]:
-    """Wall and CPU seconds, of processes started too; the file is in the page cache."""
+    """Measure wall and CPU seconds, child processes included; the file is in the page cache."""
 
     def cpu() -> float:
         used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -129,7 +129,7 @@ def time_conversion(each: Conversion) -> tuple[float, float]:
 
 
 def beside(path: Path) -> Path:
-    """Where the peer's script writes."""
+    """Return the path that the peer's script writes to."""
     return path.with_name(f"peer-{path.name}")
 
 
@@ -160,7 +160,7 @@ def run(conversions: list[Conversion], size: str, rounds: int) -> list[tuple[str
 
 
 def row_of(each: Conversion, size: str, times: list[tuple[float, ...]]) -> tuple[str, ...]:
-    """Measures the memory, too."""
+    """Make a row of the table; measure the memory, too."""
     cp, cp_sync, convert, peer, *cpu = (statistics.median(column) for column in zip(*times, strict=True))
     ours, theirs = each.destination, beside(each.destination)
     task = {"source": str(each.source), "size": size, "peer": each.peer}
@@ -179,7 +179,7 @@ def row_of(each: Conversion, size: str, times: list[tuple[float, ...]]) -> tuple
 
 
 def check_same(first: Path, last: Path) -> None:
-    """Both files or folders hold the same names, shapes, dtypes and bytes."""
+    """Check that both files or folders hold the same names, shapes, dtypes and bytes."""
     if first.suffix == ".npz":
         with np.load(first) as a, np.load(last) as b:
             assert set(a.files) == set(b.files)
@@ -195,7 +195,7 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def measure(size: str, given: argparse.Namespace) -> tuple[list[tuple[str, ...]], str]:
-    """Lines of the table, and what there is to say about the memory."""
+    """Return rows of the table, and remarks on memory."""
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder = Path(name)
         npz, canonical, hf, back = (folder / part for part in ("a.npz", "b.safetensors", "c", "d.npz"))

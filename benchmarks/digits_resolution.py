@@ -1,4 +1,4 @@
-"""Does resizing work? vit-nano-digits reads held-out digits at sizes that it was not trained at.
+"""Classify held-out digits with vit-nano-digits at sizes that it was not trained at.
 
     python benchmarks/digits_resolution.py --markdown docs/resolution.md --picture docs/resolution.png
 
@@ -42,7 +42,7 @@ def held_out() -> tuple[list[npt.NDArray[np.uint8]], npt.NDArray[np.int64]]:
 
 
 def shuffled(model: vit_hub.VisionTransformer) -> vit_hub.VisionTransformer:
-    """The model with its position rows in another order: every patch thinks it is somewhere else."""
+    """The model with its position rows in another order: every patch gets the position of another."""
     assert model.pos_embed is not None
     rows, generator = model.config.num_prefix_rows, torch.Generator().manual_seed(0)
     order = torch.randperm(model.config.num_patches, generator=generator)
@@ -52,7 +52,7 @@ def shuffled(model: vit_hub.VisionTransformer) -> vit_hub.VisionTransformer:
 
 
 def measure() -> dict[int, dict[str, float | None]]:
-    """Size -> column -> share of the held-out images that are read right."""
+    """Size -> column -> share of the held-out images that are classified correctly."""
     images, classes = held_out()
 
     def accuracy(model: vit_hub.VisionTransformer) -> float:
@@ -99,7 +99,7 @@ def write_table(document: Path, table: str) -> None:
 
 
 def similarities(model: vit_hub.VisionTransformer) -> npt.NDArray[np.float64]:
-    """Cosine similarity of every patch's position row with every other's, one small grid a patch, side by side.
+    """Cosine similarity of every patch's position row with every other's, one small grid per patch, side by side.
 
     Figure 7 of arXiv 2010.11929, in the middle. Between the small grids is a line of NaN.
     """

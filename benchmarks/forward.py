@@ -1,14 +1,14 @@
-"""Times forward passes beside timm and transformers with the same weights. Linux only.
+"""Time forward passes against timm and transformers with the same weights. Linux only.
 
     python benchmarks/forward.py --markdown benchmarks/forward.md
 
 `vit_hub.benching.time_forward`, which `vit-hub bench` prints too, in several processes one after the other: in each,
 the three run in turn in every round after a warm-up, in inference mode, and give a median; the table has the medians of
 these. Ratios are the peer's time divided by vit-hub's: above 1 vit-hub is faster. "output" are the logits, "features"
-all tokens before pooling. transformers runs its default attention, which is PyTorch's fused one, as timm's and ours.
+all tokens before pooling. transformers runs its default attention: PyTorch's fused one, as in timm and vit-hub.
 
 The models are ViT-Ti/16, S/16, B/16 and L/16 at 224 x 224 pixels with 1000 classes and random weights. "difference" is
-the largest absolute difference of a peer's result from ours.
+the largest absolute difference of a peer's result from vit-hub's.
 
 Memory: one more process for each size; the rise of resident memory at its high-water mark (VmHWM) during a pass, after
 a first one with one image.
@@ -33,7 +33,7 @@ MEMORY_BATCH = 8
 
 
 class Case(NamedTuple):
-    """What one process measures."""
+    """The measurements of one process."""
 
     size: str
     dtype: str
@@ -85,7 +85,7 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
 
 
 def rows_of(case: Case, processes: list[list[dict[str, Any]]]) -> list[tuple[str, ...]]:
-    """A line for every task and batch size; medians over the processes."""
+    """Make a row for every task and batch size, with medians over the processes."""
     found: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = {}
     for timing in (timing for timings in processes for timing in timings):
         line = found.setdefault((timing["task"], timing["batch_size"]), {})

@@ -1,4 +1,4 @@
-"""Measures a CUDA GPU: throughput beside timm and transformers, loading, and numbers against float64.
+"""Measure a CUDA GPU: throughput against timm and transformers, loading, and numbers against float64.
 
     python benchmarks/gpu.py --markdown benchmarks/gpu.md
 
@@ -59,7 +59,7 @@ Found = dict[tuple[str, ...], tuple[str, ...]]
 
 
 class Plan(NamedTuple):
-    """Sizes of models, sides of images and of the measured matrices, images a batch."""
+    """Sizes of models, sides of images and of the measured matrices, images per batch."""
 
     sizes: list[str]
     images: list[int]
@@ -89,13 +89,13 @@ def seconds_of(runs: dict[str, Callable[[], Any]], device: str, rounds: int, cou
 
 
 def matmul_peak(device: str, side: int, rounds: int) -> float:
-    """Operations a second of a product of two bfloat16 matrices."""
+    """Operations per second of a product of two bfloat16 matrices."""
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     return 2 * side**3 / seconds_of({"": lambda: a @ b}, device, rounds, 10)[""]
 
 
 def implementations(model: vit_hub.VisionTransformer, device: str) -> dict[str, Run]:
-    """Ours and the peers' with the same weights, each giving logits."""
+    """Make vit-hub's model and its peers with the same weights, each returning logits."""
     timms, transformers = (made(model).to(device) for made in (timm_model, to_transformers))
     return {OURS: model, "timm": timms, "transformers": lambda images: transformers(images).logits}
 
@@ -199,7 +199,7 @@ def measure(plan: Plan, folder: Path | None, device: str) -> Found:
 def filled(
     names: tuple[str, ...], figures: tuple[str, ...], keys: Iterable[tuple[str, ...]], found: Found
 ) -> list[str]:
-    """A table with a line for every key, measured or not."""
+    """Make a table with a row for every key, measured or not."""
     rows = [(*key, *found.get(key, (MISSING, *["-"] * (len(figures) - 1)))) for key in keys]
     return report.table((*names, *figures), rows, left=len(names))
 
@@ -229,7 +229,7 @@ def shown(plan: Plan, found: Found) -> list[str]:
 def main() -> None:
     options = report.parser(__doc__, rounds=7)
     options.add_argument("--sizes", type=report.names, default=["B", "L"], help="separated by commas (default: B,L)")
-    options.add_argument("--batch-size", type=int, default=128, help="images a pass (default: 128)")
+    options.add_argument("--batch-size", type=int, default=128, help="images per pass (default: 128)")
     options.add_argument("--tiny", action="store_true", help="a tiny model and one round; always so without a GPU")
     given: argparse.Namespace = options.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,16 +1,16 @@
-"""Times loading beside timm and transformers, and measures the memory it takes. Linux only.
+"""Time loading against timm and transformers, and measure the memory it takes. Linux only.
 
     python benchmarks/load.py --markdown benchmarks/load.md
 
-One random checkpoint a size (make_checkpoint.py), converted to all the formats. Every measurement is a process of its
-own that imports what it needs, then loads once; the rounds take one way after the other, and the table has the medians.
+One random checkpoint per size (make_checkpoint.py), converted to all formats. Every measurement is a process of its
+own that imports what it needs, then loads once; the loaders take turns in every round, and the table has the medians.
 The file is read before each of them, so that it is in the page cache. "/ vit-hub" is the time divided by vit-hub's for
 the same file: above 1 vit-hub is faster.
 
-Memory is what came on top of what the process had after its imports: "peak" the high-water mark of resident memory
+Memory is what was added to the process after its imports: "peak" the high-water mark of resident memory
 while loading (VmHWM, pages of mapped files included), "after" what is resident then, "after a pass" what is resident
-after a forward pass of one image, which touches all weights. Memory that is no file's (RssAnon) is looked at every half
-millisecond, in one more process, for the load in bfloat16.
+after a forward pass of one image, which touches all weights. Memory not backed by a file (RssAnon) is sampled every
+half millisecond, in one more process, for the load in bfloat16.
 
 "read and transpose" is `numpy.load` and every array in torch's layout, contiguous, once. timm makes its model with
 random weights before it reads any file. The models are ViT-Ti/16, B/16, L/16 and H/14 with 1000 classes, in float32.
@@ -35,8 +35,8 @@ import report
 OURS = "vit-hub"
 BFLOAT16 = "vit-hub, bfloat16"
 READ = "read and transpose"
-# Which file, and by what.
-WAYS = (
+# File and loader.
+CASES = (
     ("canonical", OURS),
     ("canonical", BFLOAT16),
     ("npz", OURS),
@@ -50,7 +50,7 @@ WAYS = (
 
 
 def make_files(folder: Path, size: str) -> dict[str, Path]:
-    """The same weights in every format; exact GELU, as timm's and transformers' models have it without being told."""
+    """The same weights in every format; exact GELU, the default of timm's and transformers' models."""
     import vit_hub
 
     files = {kind: folder / name for kind, name in (("npz", "a.npz"), ("canonical", "b.safetensors"))}
@@ -61,9 +61,9 @@ def make_files(folder: Path, size: str) -> dict[str, Path]:
     return files
 
 
-def loader(way: tuple[str, str], size: str, path: Path, device: str) -> Callable[[], Any]:
-    """Imports what it takes; calling the result loads."""
-    _, how = way
+def loader(case: tuple[str, str], size: str, path: Path, device: str) -> Callable[[], Any]:
+    """Do the imports and return a function that loads."""
+    _, how = case
     if how in (OURS, BFLOAT16):
         import vit_hub
 
@@ -94,8 +94,8 @@ def load_once(task: dict[str, Any]) -> dict[str, float | None]:
     """Seconds and bytes of one load, in a process that has done nothing before."""
     import torch
 
-    way, device = tuple(task["way"]), task["device"]
-    load = loader(way, task["size"], Path(task["path"]), device)
+    case, device = tuple(task["case"]), task["device"]
+    load = loader(case, task["size"], Path(task["path"]), device)
     if device != "cpu":
         torch.zeros(1, device=device)
     measuring.reset_peak()
@@ -118,12 +118,12 @@ def load_once(task: dict[str, Any]) -> dict[str, float | None]:
 
 
 def measure(
-    way: tuple[str, str], size: str, files: dict[str, Path], *, device: str = "cpu", anonymous: bool = False
+    case: tuple[str, str], size: str, files: dict[str, Path], *, device: str = "cpu", anonymous: bool = False
 ) -> dict[str, float | None]:
     """:func:`load_once` in a process of its own."""
-    path = files[way[0]]
+    path = files[case[0]]
     measuring.warm(path)
-    task = {"way": way, "size": size, "path": str(path), "device": device, "anonymous": anonymous}
+    task = {"case": case, "size": size, "path": str(path), "device": device, "anonymous": anonymous}
     found: dict[str, float | None] = measuring.once(__file__, task)
     return found
 
@@ -148,8 +148,8 @@ def rows_of(size: str, found: dict[tuple[str, str], dict[str, float | None]]) ->
 def figures(
     size: str, found: dict[tuple[str, str], dict[str, float | None]], anonymous: float, halved: int
 ) -> list[str]:
-    """The goals, beside what was found."""
-    seconds = {way: middle["seconds"] or 0.0 for way, middle in found.items()}
+    """Write the results beside the goals."""
+    seconds = {case: middle["seconds"] or 0.0 for case, middle in found.items()}
     bound = " (goal for B: at most 50 ms)" if size == "B" else ""
     ratio = seconds["npz", OURS] / seconds["npz", READ]
     return [
@@ -179,15 +179,15 @@ def main() -> None:
             with tempfile.TemporaryDirectory(dir=given.folder) as name:
                 report.step(f"{size}: writing files")
                 files = make_files(Path(name), size)
-                measured: dict[tuple[str, str], list[dict[str, float | None]]] = {way: [] for way in WAYS}
+                measured: dict[tuple[str, str], list[dict[str, float | None]]] = {case: [] for case in CASES}
                 for turn in range(given.rounds):
                     report.step(f"{size}: round {turn + 1} of {given.rounds}")
-                    for way in WAYS:
-                        measured[way].append(measure(way, size, files))
+                    for case in CASES:
+                        measured[case].append(measure(case, size, files))
                 anonymous = measure(("canonical", BFLOAT16), size, files, anonymous=True)["anonymous"] or 0.0
             shapes = make_checkpoint.shapes(size, make_checkpoint.usual_patch(size), 224, 1000)
             halved = 2 * sum(int(np.prod(shape)) for _, shape in shapes)
-            found = {way: medians(each) for way, each in measured.items()}
+            found = {case: medians(each) for case, each in measured.items()}
             rows += rows_of(size, found)
             goals += figures(size, found, anonymous, halved)
         header = ("size", "file", "loader", "time", "/ vit-hub", "peak", "after", "after a pass")

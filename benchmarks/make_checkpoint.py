@@ -1,4 +1,4 @@
-"""Writes a random Vision Transformer checkpoint as google-research/vision_transformer does, without vit-hub.
+"""Write a random Vision Transformer checkpoint as google-research/vision_transformer does, without vit-hub.
 
     python benchmarks/make_checkpoint.py B_16.npz --size B
 
@@ -27,7 +27,7 @@ SIZES = {
 
 
 def usual_patch(size: str) -> int:
-    """Side of a patch in pixels in the public files that the benchmarks stand for."""
+    """Side of a patch in pixels in the public files of this size."""
     return 14 if size == "H" else 16
 
 
@@ -61,7 +61,7 @@ def shapes(size: str, patch: int, image: int, classes: int) -> Iterator[tuple[st
 
 
 def write(path: Path, size: str = "B", patch: int = 16, image: int = 224, classes: int = 1000, seed: int = 0) -> None:
-    """Writes the file as ``numpy.savez`` does: members stored one after the other, not aligned."""
+    """Write the file as ``numpy.savez`` does: members stored one after the other, not aligned."""
     generator = np.random.default_rng(seed)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, shape in shapes(size, patch, image, classes):

@@ -1,4 +1,4 @@
-"""What the benchmarks share in measuring on Linux: memory, the page cache, a process for every measurement."""
+"""Measuring on Linux: memory, the page cache, a process for every measurement."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PIECE = 1 << 20
 
 
 def warm(path: Path) -> None:
-    """Reads the file, or all files of the folder, so that they are in the page cache."""
+    """Read the file, or all files of the folder, so that they are in the page cache."""
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         with file.open("rb") as stream:
             while stream.read(_PIECE):
@@ -26,12 +26,12 @@ def warm(path: Path) -> None:
 
 
 def memory(key: str) -> int:
-    """Bytes of this process: ``VmRSS`` resident, ``VmHWM`` its high-water mark, ``RssAnon`` what is no file's."""
+    """Bytes of this process: ``VmRSS`` resident, ``VmHWM`` its high-water mark, ``RssAnon`` not backed by a file."""
     return int(Path("/proc/self/status").read_text().split(key + ":")[1].split()[0]) * 1024
 
 
 def reset_peak() -> None:
-    """Lets ``VmHWM`` start again from what is resident now; where that is forbidden the old peak stays.
+    """Reset ``VmHWM`` to the present resident memory; if that is not permitted, the old peak stays.
 
     What was freed goes back to the system first: what comes next shall not find it there.
     """
@@ -44,7 +44,7 @@ def reset_peak() -> None:
 
 @contextmanager
 def anonymous_peak() -> Iterator[list[int]]:
-    """Looks at ``RssAnon`` every half millisecond; afterwards the list holds how far it rose at most, in bytes."""
+    """Sample ``RssAnon`` every half millisecond; afterwards the list holds its largest rise in bytes."""
     found, done = [0], threading.Event()
     start = memory("RssAnon")
 
@@ -63,7 +63,7 @@ def anonymous_peak() -> Iterator[list[int]]:
 
 
 def once(script: str, task: Mapping[str, Any]) -> Any:
-    """What ``script --once TASK`` prints as its last line, in a process of its own."""
+    """Run ``script --once TASK`` in a process of its own and return its last line of output."""
     command = [sys.executable, script, "--once", json.dumps(task)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)

@@ -1,4 +1,4 @@
-"""How timm and transformers do what vit-hub does; to be imported before them, see torchvision_operators.py."""
+"""The same work done by timm and transformers; to be imported before them, see torchvision_operators.py."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FILE_NAMES = (
 
 
 def timm_model(size: str, image: int = 224, **options: Any) -> Any:
-    """timm's model of a size of make_checkpoint.py; every width is given, so the name does not matter."""
+    """Make timm's model of a size of make_checkpoint.py; every width is given, so the name does not matter."""
     import timm
 
     width, depth, heads, hidden = make_checkpoint.SIZES[size]
@@ -42,7 +42,7 @@ def timm_model(size: str, image: int = 224, **options: Any) -> Any:
 
 
 def read_and_transpose(npz: Path) -> dict[str, Tensor]:
-    """Every array of the file in torch's layout, contiguous: the least that loading it takes."""
+    """Read every array of the file in torch's layout, contiguous: the least work that loading takes."""
     found: dict[str, Tensor] = {}
     with np.load(npz) as arrays:
         for name in arrays.files:

@@ -1,4 +1,4 @@
-"""Models of the benchmarks' sizes with random weights: how fast they are does not depend on the values."""
+"""Models of the benchmarks' sizes with random weights: speed does not depend on the values."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def config(size: str, image: int = 224) -> vit_hub.ViTConfig:
 def model(
     size: str, image: int = 224, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> vit_hub.VisionTransformer:
-    """The same weights for the same size and image, in evaluation mode."""
+    """Make a model in evaluation mode; the same size and image give the same weights."""
     torch.manual_seed(0)
     return vit_hub.VisionTransformer(config(size, image)).to(device, dtype).eval()

@@ -1,4 +1,4 @@
-"""What the benchmarks share on paper: a header that says where and how, tables, and the Markdown file."""
+"""Reports of the benchmarks: a header with machine and command, tables, and the Markdown file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MB = 1_000_000
 
 
 def parser(doc: str | None, rounds: int) -> argparse.ArgumentParser:
-    """The options of every benchmark; ``--once`` is how a script asks itself for one measurement in a new process."""
+    """Make the parser that all benchmarks extend; ``--once`` runs one measurement in a new process of the script."""
     made = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
-    made.add_argument("--rounds", type=int, default=rounds, help=f"measurements of each (default: {rounds})")
+    made.add_argument("--rounds", type=int, default=rounds, help=f"measurements per row (default: {rounds})")
     made.add_argument("--folder", type=Path, help="where files are written (default: a temporary folder)")
     made.add_argument("--markdown", type=Path, help="also write the tables to this file")
     made.add_argument("--once", help=argparse.SUPPRESS)
@@ -27,18 +27,18 @@ def parser(doc: str | None, rounds: int) -> argparse.ArgumentParser:
 
 
 def names(text: str) -> list[str]:
-    """The type of options such as ``--sizes Ti,B``."""
+    """Parse options such as ``--sizes Ti,B``."""
     return [name for name in text.split(",") if name]
 
 
 def step(text: str) -> None:
-    """Says on stderr what comes next: some benchmarks take long."""
+    """Print the next step on stderr: some benchmarks take long."""
     print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def report(title: str, doc: str | None, given: argparse.Namespace, device: str = "cpu") -> Iterator[list[str]]:
-    """Takes lines; prints them under a header when all is measured, and writes the Markdown file that was asked for.
+    """Collect lines; at the end print them under a header, and write the Markdown file if one was asked for.
 
     The explanation in the file is the script's docstring without its first line and its example.
     """
@@ -61,7 +61,7 @@ def command() -> str:
 
 
 def machine(folder: Path | None = None, device: str = "cpu") -> str:
-    """Processor, GPU, memory, file system of a folder (None: where temporary files go) and versions, in words."""
+    """Describe the processor, GPU, memory, file system of a folder (None: the temporary one) and versions."""
     import tempfile
 
     from vit_hub.benching import machine as described
@@ -80,7 +80,7 @@ def machine(folder: Path | None = None, device: str = "cpu") -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """A Markdown table; the first ``left`` columns are words, the others numbers, aligned on the right."""
+    """Make a Markdown table; the first ``left`` columns are text, the others numbers, aligned on the right."""
     widths = [max(3, *(len(row[index]) for row in (header, *rows))) for index in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:

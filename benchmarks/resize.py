@@ -1,4 +1,4 @@
-"""Times what another image size costs: building a position table, and every batch with ``dynamic=True``. Linux only.
+"""Time another image size: building a position table, and every batch with ``dynamic=True``. Linux only.
 
     python benchmarks/resize.py --markdown benchmarks/resize.md
 
@@ -9,7 +9,7 @@ copies that it needs, in float32; vit-hub computes in float64. timm's `resample_
 "difference" is the largest absolute difference between `interpolate` and vit-hub for values of order 1.
 
 Batches: a model so small that the overhead shows (2 blocks of width 32, patches of 16 pixels), loaded from a file; one
-image a batch, one thread, microseconds a batch. "fixed" is the model loaded at that size, "dynamic" the one loaded at
+image per batch, one thread, microseconds per batch. "fixed" is the model loaded at that size, "dynamic" that loaded at
 32 x 32 pixels with `dynamic=True`; its tables for another size are kept after the first batch of that size, which
 "first" shows. Every round measures all in turn; the tables have the medians.
 
@@ -41,7 +41,7 @@ import vit_hub
 from vit_hub.model.resample import axis_matrix
 from vit_hub.model.resize import resize_tensor, resized_config
 
-# Method -> the project whose it is, and how that project calls interpolate.
+# Method -> its project, and the arguments with which that project calls interpolate.
 METHODS: dict[str, tuple[str, dict[str, object]]] = {
     "bilinear-align-corners": ("vit_jax", {"size": (24, 24), "mode": "bilinear", "align_corners": True}),
     "bicubic-antialias": ("timm", {"size": (24, 24), "mode": "bicubic", "antialias": True}),
@@ -65,7 +65,7 @@ def per_call(action: Callable[[], object], count: int) -> float:
 
 
 def medians(actions: dict[str, Callable[[], object]], rounds: int, count: int) -> dict[str, float]:
-    """Seconds a call, each in turn in every round."""
+    """Median seconds per call, each in turn in every round."""
     times: dict[str, list[float]] = {name: [] for name in actions}
     for action in actions.values():
         action()
@@ -164,7 +164,7 @@ def main() -> None:
             "",
             f"Peak memory while vit-hub builds its first table: {report.in_mb(measuring.once(__file__, {}))}.",
             "",
-            "Microseconds a batch:",
+            "Microseconds per batch:",
             "",
             *report.table(("image", "fixed", "dynamic", "overhead", "first"), passes),
         ]

@@ -1,4 +1,4 @@
-"""Times whole processes: what the command line and the import cost before anything is done. Linux only.
+"""Time whole processes: the cost of the command line and the import before any work is done. Linux only.
 
     python benchmarks/startup.py --markdown benchmarks/startup.md
 
@@ -35,7 +35,7 @@ class Run(NamedTuple):
 
 
 def commands() -> dict[str, list[str]]:
-    """What is shown -> what is run; each has run once."""
+    """Map each label to its command; each command has run once."""
     scripts = Path(sysconfig.get_path("scripts"))
     python = [sys.executable, "-c"]
     found = {

@@ -1,4 +1,4 @@
-"""Importing this lets ``import torchvision``, which timm needs, work beside a torch build that does not fit it."""
+"""Make ``import torchvision``, which timm needs, work with a torch build that it was not compiled for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def _define() -> torch.library.Library | None:
-    """Declares the operators where torchvision's own extension cannot define them.
+    """Declare the operators if torchvision's own extension cannot define them.
 
     A torchvision built for CUDA refuses to import on a CPU-only torch, because importing registers shapes for operators
     that its extension could not define. Declaring them is enough: nothing here calls them.

@@ -1,12 +1,12 @@
-"""Fills in what servers say of the manifest's files: sha256, size and commit. Nothing is downloaded.
+"""Fill in the manifest's hashes, sizes and commits from the servers' metadata. Nothing is downloaded.
 
 python tools/refresh_manifest.py --family dinov2 --family deit
 python tools/refresh_manifest.py --check
 
 Sources on Hugging Face get sha256 (the etag of large files), size and commit, files elsewhere their size
-(Content-Length: no hash). The TOML text is changed in place, with its comments and order. What is pinned already and
-disagrees is never touched but reported, and so is what no server knows. Status: 0 nothing wrong, 1 something is, 3
-(only with --check) there is something to fill in.
+(Content-Length: no hash). The TOML text is changed in place and keeps its comments and order. Pinned values that
+disagree are reported and never changed; files that no server knows are reported, too. Exit status: 0 no problems, 1
+problems, 3 (only with --check) there is something to fill in.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Source:
         return self.get("url") or f"{self.get('repo')}/{self.get('file')}"
 
     def set(self, key: str, value: str | int) -> None:
-        """Replaces the line of a key, or adds it after those that stand before it."""
+        """Replace the line of a key, or add it after the keys that precede it."""
         line = f"{key} = {value}" if isinstance(value, int) else f'{key} = "{value}"'
         lines = self.text.split("\n")
         keys = [found[1] if (found := _LINE.fullmatch(text)) else "" for text in lines]
@@ -64,16 +64,16 @@ class Source:
     def drop(self, key: str) -> None:
         self.text = re.sub(rf"^{key} = .*\n", "", self.text, flags=re.MULTILINE)
 
-    def learn(self, facts: dict[str, str | int], who: str) -> None:
-        """Fills in what is not known; what is known and differs is a problem, and then nothing is filled in."""
+    def learn(self, facts: dict[str, str | int], origin: str) -> None:
+        """Fill in missing values; if a known value differs, report a problem and fill in nothing."""
         self.problems += [
-            f"{key} is pinned as {self.get(key)}, {who} says {value}"
+            f"{key} is pinned as {self.get(key)}, {origin} says {value}"
             for key, value in facts.items()
             if self.get(key) not in (None, str(value))
         ]
         prefix, sha256 = self.get("sha256_prefix"), facts.get("sha256")
         if prefix and sha256 and not str(sha256).startswith(prefix):
-            self.problems.append(f"sha256 is known to begin with {prefix}, {who} says {sha256}")
+            self.problems.append(f"sha256 is known to begin with {prefix}, {origin} says {sha256}")
         new = [key for key in facts if self.get(key) is None]
         if self.problems or not new:
             return
@@ -82,18 +82,18 @@ class Source:
         if "sha256" in new:
             self.drop("sha256_prefix")
         names = " and ".join([", ".join(new[:-1]), new[-1]] if len(new) > 1 else new)
-        told = f"{names}: {who}"
-        self.set("evidence", f"{known}; {told}" if (known := self.get("evidence")) else told)
+        evidence = f"{names}: {origin}"
+        self.set("evidence", f"{known}; {evidence}" if (known := self.get("evidence")) else evidence)
 
 
 def ask_hub(source: Source, date: str) -> None:
-    """Asks Hugging Face for what is at the pinned commit, or at ``main`` where none is pinned."""
+    """Ask Hugging Face for the file at the pinned commit, or at ``main`` if none is pinned."""
     repo, file = source.get("repo") or "", source.get("file") or ""
     try:
         found = get_hf_file_metadata(hf_hub_url(repo, file, revision=source.get("revision")), timeout=_TIMEOUT)
     except errors.GatedRepoError:
         if not source.get("gated"):
-            source.problems.append('the repository wants a login: add "gated = true"')
+            source.problems.append('the repository requires a login: add "gated = true"')
         return
     except (errors.HfHubHTTPError, errors.EntryNotFoundError, httpx2.HTTPError, OSError) as error:
         source.problems.append(f"{type(error).__name__}: {first_line(error)}")
@@ -111,7 +111,7 @@ def ask_hub(source: Source, date: str) -> None:
 
 
 def ask_server(source: Source, date: str) -> None:
-    """Asks any other server for the length of a file."""
+    """Ask any other server for the length of a file."""
     try:
         headers = {"Accept-Encoding": "identity"}
         reply = httpx2.head(source.get("url") or "", headers=headers, follow_redirects=True, timeout=_TIMEOUT)
@@ -125,7 +125,7 @@ def ask_server(source: Source, date: str) -> None:
 
 
 def refreshed(text: str, date: str) -> Iterator[tuple[str, Source, str]]:
-    """Each source of a family's file: the model's id, the source as it is now, and its text as it was."""
+    """Yield each source of a family's file: the model's id, the refreshed source, and its old text."""
     for model in text.split(_MODEL)[1:]:
         head, *sources = model.split(_SOURCE)
         model_id = next(quoted for name, quoted, _ in _LINE.findall(head) if name == "id")
@@ -137,10 +137,10 @@ def refreshed(text: str, date: str) -> Iterator[tuple[str, Source, str]]:
 
 
 def refresh(path: Path, date: str, check: bool) -> tuple[int, int]:
-    """Brings one family up to date, or says what that would change.
+    """Refresh one family, or print what would change.
 
     Returns:
-        How many sources change, and how many have problems.
+        Number of sources that change, and of those with problems.
     """
     text = path.read_text(encoding="utf-8")
     changed = wrong = 0
@@ -165,7 +165,7 @@ def refresh(path: Path, date: str, check: bool) -> tuple[int, int]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", action="append", help="only this family; may be given again")
-    parser.add_argument("--check", action="store_true", help="write nothing; say what would change")
+    parser.add_argument("--check", action="store_true", help="write nothing; print what would change")
     parser.add_argument(
         "--date", type=datetime.date.fromisoformat, default=datetime.date.today(), help="of the evidence"
     )
@@ -178,7 +178,7 @@ def main() -> int:
     }
     unknown = sorted(set(options.family or ()) - set(families))
     if unknown:
-        parser.error(f"no family is called {', '.join(unknown)}; there are {', '.join(families)}")
+        parser.error(f"there is no family {', '.join(unknown)}; there are {', '.join(families)}")
     results = [refresh(families[name], str(options.date), options.check) for name in options.family or families]
     changed, wrong = (sum(counts) for counts in zip(*results, strict=True))
     print(f"{changed} sources {'to change' if options.check else 'changed'}, {wrong} with problems")

@@ -1,4 +1,4 @@
-"""Trains vit-nano-digits, the Vision Transformer that vit-hub ships, and measures it.
+"""Train vit-nano-digits, the bundled Vision Transformer, and measure its accuracy.
 
     python tools/train_nano_digits.py --out vit_hub/data/vit_nano_digits.npz --samples vit_hub/data/digits
 
@@ -80,7 +80,7 @@ def read_digits() -> tuple[list[Pixels], npt.NDArray[np.int64], npt.NDArray[np.b
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image [1, h, w] of a batch turned, zoomed and shifted at random; what comes in from outside is background.
+    """Rotate, zoom and shift each image [1, h, w] of a batch at random; the outside is background.
 
     Both operators are linear, and the background is -1 after preprocessing.
     """
@@ -124,7 +124,7 @@ def train(images: Tensor, classes: Tensor) -> vit_hub.VisionTransformer:
 
 
 def count_right(file: Path, images: list[Pixels], classes: npt.NDArray[np.int64]) -> int:
-    """How many images the saved file gets right, through the library's public functions alone."""
+    """Count the images that the saved file classifies correctly, using only the library's public functions."""
     model = vit_hub.load(file)
     with warnings.catch_warnings():
         # A bare file says nothing of preprocessing; the convention that is then assumed is the one trained with.

@@ -1,7 +1,7 @@
-"""Runs mypy with the settings of pyproject.toml; arguments are passed on.
+"""Run mypy with the settings of pyproject.toml; arguments are passed on.
 
-mypy finds a package by its folders and knows nothing of setuptools' package-dir, so it gets a folder of links laid out
-as the installed package is: vit_hub with converters and weights_manifest inside.
+mypy finds packages by their folders and does not read setuptools' package-dir, so it gets a folder of links laid out as
+the installed package is: vit_hub with converters and weights_manifest inside.
 """
 
 from __future__ import annotations
