@@ -1,4 +1,4 @@
-"""Time conversions against ``cp`` and a script with the peer's loader, and measures their memory. Linux only.
+"""Time conversions against ``cp`` and a script with the peer's loader, and measure their memory. Linux only.
 
     python benchmarks/convert.py --markdown benchmarks/convert.md
 

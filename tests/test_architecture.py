@@ -1,4 +1,4 @@
-"""Which module may know which, what an import may cost, and what the installed package holds."""
+"""Order of the rooms, cost of imports, and contents of the installed package."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_no_module_takes_the_place_of_a_public_name() -> None:
 
 
 def torch_free(module: str) -> bool:
-    """Whether `vit-hub list` and `info` need the module: what is below the converters, but for what computes."""
+    """Return True for modules that `vit-hub list` and `info` may need: all below the converters that do not compute."""
     computes = ("vit_hub.model.vit", "vit_hub.model.layers", "vit_hub.model.stems", "vit_hub.model.rope")
     return room(module) <= room("vit_hub.registry") and not is_inside(module, *computes, "vit_hub.model.positions")
 

@@ -33,7 +33,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def run() -> Run:
-    """Runs the command in this process; stdout and stderr are pipes."""
+    """Run the command in this process; stdout and stderr are pipes."""
 
     def call(*args: object) -> Result:
         return CliRunner().invoke(main, [str(arg) for arg in args])
@@ -55,7 +55,7 @@ def answer(run: Run) -> Callable[..., Any]:
 
 @pytest.fixture
 def process() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the command in its own process."""
+    """Run the command in its own process."""
 
     def call(*args: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*PROGRAM, *map(str, args)], capture_output=True, text=True, check=False)

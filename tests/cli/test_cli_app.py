@@ -1,4 +1,4 @@
-"""What holds for every verb: options, errors, exit statuses, streams, import weight."""
+"""Behaviour common to all verbs: options, errors, exit statuses, streams, import weight."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_a_closed_pipe_is_silent(args: tuple[str, ...]) -> None:
 
 
 def on_terminal(*args: object, columns: int = 80, **environment: str) -> str:
-    """What a terminal shows."""
+    """Return the text that a terminal shows."""
     import fcntl
     import pty
     import struct
@@ -270,7 +270,7 @@ def test_progress_only_on_a_terminal(run: Run, models: Path, tmp_path: Path) -> 
 
 
 def completions(*words: str) -> list[str]:
-    """What bash offers for the last word."""
+    """Return the completions that bash offers for the last word."""
     environment = {
         **os.environ,
         "COMP_WORDS": " ".join(("vit-hub", *words)),

@@ -40,7 +40,7 @@ CALLS: dict[str, tuple[object, ...]] = {
 
 
 def documented() -> dict[str, tuple[str, list[str]]]:
-    """What the row of a verb says: the kind of document, and its keys."""
+    """Return the kind of document and its keys from the row of each verb."""
     rows = re.findall(r"^\| `([a-z -]+)`( [A-Z]+)? \| (a list|an object) \| (.*) \|$", TEXT, re.MULTILINE)
     keys = {row: re.findall(r"`([a-z0-9_]+)`", re.sub(r"\(.*\)", "", row[3])) for row in rows}
     return {verb + argument: (kind, keys[verb, argument, kind, text]) for verb, argument, kind, text in rows}

@@ -1,4 +1,4 @@
-"""What docs/resolution.md shows works as shown, and resizing keeps a real model working."""
+"""The recipes of docs/resolution.md work as shown, and resizing keeps a real model working."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the README and docs/hub.md show works as shown, without a network."""
+"""The recipes of README and docs/hub.md work as shown, without a network."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def commands(text: str = README) -> list[list[str]]:
 
 
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What a ``vit-hub`` command that must succeed prints."""
+    """Return the output of a ``vit-hub`` command that must succeed."""
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 0, capsys.readouterr().err

@@ -45,7 +45,7 @@ FROM_TIMM = [
 
 @functools.cache
 def timm_config(name: str) -> ViTConfig:
-    """What timm's own model of this name is, with two classes."""
+    """Describe timm's own model of this name, with two classes."""
     with torch.device("meta"):
         module = timm.create_model(name, num_classes=2)
     tensors = {key: from_tensor(value) for key, value in module.state_dict().items()}

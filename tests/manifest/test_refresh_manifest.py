@@ -64,7 +64,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(hub: HubServer, file: Path, tmp_path: Path) -> Run:
-    """Writes the sources into a manifest of one model and refreshes it."""
+    """Write the sources into a manifest of one model and refresh it."""
 
     def call(*sources: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
         file.parent.mkdir(exist_ok=True)

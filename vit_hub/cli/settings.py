@@ -61,7 +61,7 @@ def _none_or_fields(text: str) -> dict[str, Any] | None:
 
 
 class _Kind(NamedTuple):
-    """How a value is parsed, what to call it, and an example."""
+    """Parser of a value, with a name for it and an example."""
 
     parse: Callable[[str], Any]
     name: str
