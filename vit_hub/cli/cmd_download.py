@@ -32,7 +32,7 @@ Examples:
 @click.command("download", cls=Verb, short_help="Download models.", epilog=_EPILOG)
 @click.argument("names", shell_complete=complete_source, nargs=-1, metavar="NAME...")
 @revision_option
-@click.option("--locked", is_flag=True, help="Fetch exactly the files in the lock file; default: of all its models.")
+@click.option("--locked", is_flag=True, help="Fetch exactly the files in the lock file, by default for all its models.")
 @lockfile_option("Lock file for --locked.")
 @click.option("--dry-run", is_flag=True, help="Open no connection; print what would be fetched.")
 @offline_option
