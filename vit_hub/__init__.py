@@ -6,21 +6,21 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from vit_hub.errors import (
+    CheckpointError,
+    ConfigError,
+    DownloadError,
+    IntegrityError,
+    ModelNotFoundError,
+    UnknownFormatError,
+    UnsafeCheckpointError,
+    UnsupportedByFormatError,
+    VitHubError,
+)
 from vit_hub.version import __version__
 
 if TYPE_CHECKING:
     from vit_hub.conversion import compare, convert, open_checkpoint
-    from vit_hub.errors import (
-        CheckpointError,
-        ConfigError,
-        DownloadError,
-        IntegrityError,
-        ModelNotFoundError,
-        UnknownFormatError,
-        UnsafeCheckpointError,
-        UnsupportedByFormatError,
-        VitHubError,
-    )
     from vit_hub.hub.download import download
     from vit_hub.interop import from_module, to_timm, to_transformers
     from vit_hub.loading import load
@@ -53,20 +53,6 @@ _MODULES = {
     "compare": "conversion",
     "convert": "conversion",
     "open_checkpoint": "conversion",
-    **dict.fromkeys(
-        (
-            "CheckpointError",
-            "ConfigError",
-            "DownloadError",
-            "IntegrityError",
-            "ModelNotFoundError",
-            "UnknownFormatError",
-            "UnsafeCheckpointError",
-            "UnsupportedByFormatError",
-            "VitHubError",
-        ),
-        "errors",
-    ),
 }
 
 __all__ = [
