@@ -77,7 +77,7 @@ class _Plan:
 
     @property
     def lost(self) -> int:
-        """How many tensors that the model computes with the format has no place for."""
+        """The number of tensors that the model computes with and that the format has no place for."""
         return sum(name not in self.ckpt.passport.carried for name in self.left_out)
 
     @property

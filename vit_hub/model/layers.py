@@ -45,7 +45,7 @@ def _split_heads(x: Tensor, heads: int) -> Tensor:
 def _join_heads(x: Tensor) -> Tensor:
     """[B, H, T, D/H] -> [B, T, D]."""
     x = x.transpose(1, 2)
-    # Attention kernels lay their result out in their own ways, so a traced view does not fit every kernel that an
+    # Attention kernels differ in the layout of their result, so a traced view does not fit every kernel that an
     # exported program is lowered to; a copy does.
     if torch.compiler.is_compiling():
         x = x.clone(memory_format=torch.contiguous_format)
