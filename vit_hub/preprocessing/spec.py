@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from vit_hub.errors import ConfigError, VitHubError
 from vit_hub.model.config import size_pair
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
     from PIL import Image
 
