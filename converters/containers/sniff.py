@@ -8,12 +8,13 @@ from pathlib import Path
 from vit_hub.converters.containers.archive import read_directory
 from vit_hub.errors import CheckpointError, UnknownFormatError
 
-__all__ = ["sniff"]
+__all__ = ["HEAD_BYTES", "HTML_PAGE", "LFS_POINTER", "describe", "sniff"]
 
-_HEAD_BYTES = 1024
+HEAD_BYTES = 1024
+HTML_PAGE = "an HTML page (a login or error page saved in place of the file?)"
+LFS_POINTER = "a git-LFS pointer"
 _READ = "supported are safetensors, npz and PyTorch files, and folders of them"
-_LFS = b"version https://git-lfs"
-_KNOWN = (
+_MAGIC = (
     (b"GGUF", "a GGUF file"),
     (b"\x89HDF", "an HDF5 file (Keras weights?)"),
     (b"\x93NUMPY", "a single npy array, not an npz archive"),
@@ -37,12 +38,13 @@ def sniff(path: Path) -> str:
         UnknownFormatError: anything else; the message says what it looks like.
     """
     with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
+        head = file.read(HEAD_BYTES)
     if not head:
         raise CheckpointError(f"{path}: the file is empty", hint="download it again")
-    if head.startswith(_LFS):
+    content = describe(head)
+    if content == LFS_POINTER:
         raise CheckpointError(
-            f"{path}: a git-LFS pointer, not the weights themselves", hint="run `git lfs pull` in its repository"
+            f"{path}: {LFS_POINTER}, not the weights themselves", hint="run `git lfs pull` in its repository"
         )
     if head.startswith(b"PK\x03\x04"):
         return _sniff_zip(path)
@@ -53,7 +55,7 @@ def sniff(path: Path) -> str:
         return "torch"
     if text and head.lstrip().startswith(b"{") and b'"weight_map"' in path.read_bytes():
         return "index"
-    raise UnknownFormatError(f"{path}: looks like {_describe(head, text)}, not a checkpoint", hint=_READ)
+    raise UnknownFormatError(f"{path}: looks like {content}, not a checkpoint", hint=_READ)
 
 
 def _is_text(head: bytes) -> bool:
@@ -75,12 +77,15 @@ def _sniff_zip(path: Path) -> str:
     )
 
 
-def _describe(head: bytes, text: bool) -> str:
-    if not text:
-        return next((what for magic, what in _KNOWN if head.startswith(magic)), "unknown binary data")
+def describe(head: bytes) -> str:
+    """Describe a file that is no checkpoint by its first ``HEAD_BYTES`` bytes, such as ``HTML_PAGE``."""
     start = head.lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page (a login or error page saved in place of the file?)"
+        return HTML_PAGE
+    if head.startswith(b"version https://git-lfs"):
+        return LFS_POINTER
+    if not _is_text(head):
+        return next((content for magic, content in _MAGIC if head.startswith(magic)), "unknown binary data")
     if start.startswith(b"<?xml"):
         return "an XML page (an error message of the server?)"
     return "JSON" if start.startswith((b"{", b"[")) else "a text file"

@@ -67,19 +67,18 @@ def main() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if what == "download":
         from vit_hub.hub.cache.paths import locked
-        from vit_hub.hub.http import transfer
-        from vit_hub.hub.http.download import stream_to
+        from vit_hub.hub.http import download, transfer
         from vit_hub.registry import WeightSource
 
-        transfer.JOURNAL_EVERY = transfer._TICK = 0.02
-        transfer.RAMP, transfer.LARGE, transfer.PIECE = 0.0, 1 << 19, 1 << 18
+        transfer.JOURNAL_EVERY = 0.02
+        download.LARGE, download.PIECE = 1 << 19, 1 << 18
 
-        def download() -> None:
+        def fetch() -> None:
             with locked(path):
                 if not path.exists():
-                    stream_to(path, WeightSource(kind="https", format="", url=source))
+                    download.stream_to(path, WeightSource(kind="https", format="", url=source))
 
-        seen = run(download, path, sha256, 0.25)
+        seen = run(fetch, path, sha256, 0.25)
     else:
         import vit_hub
 

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from vit_hub.errors import CheckpointError, DownloadError, VitHubError, first_line
 from vit_hub.hub.cache.hashes import verify
 from vit_hub.hub.names.address import is_safe_name
-from vit_hub.hub.names.credentials import hide_logins, without_login
+from vit_hub.hub.names.credentials import hide_credentials, without_credentials
 from vit_hub.progress import on_terminal
 from vit_hub.registry import WeightSource
 from vit_hub.version import __version__
@@ -111,7 +111,7 @@ def cached_weights(source: WeightSource) -> Path | None:
 
 def page_of(source: WeightSource) -> str:
     """The repository's page on the web."""
-    return f"{without_login(os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').rstrip('/')}/{source.repo}"
+    return f"{without_credentials(os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').rstrip('/')}/{source.repo}"
 
 
 def _file(source: WeightSource, name: str, offline: bool) -> Path:
@@ -261,7 +261,7 @@ def _described(source: WeightSource) -> str:
 
 
 def _shown(error: BaseException) -> str:
-    return hide_logins(first_line(error))
+    return hide_credentials(first_line(error))
 
 
 @contextmanager

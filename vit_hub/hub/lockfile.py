@@ -12,7 +12,7 @@ from vit_hub.errors import IntegrityError, ModelNotFoundError, VitHubError
 from vit_hub.hub.cache.records import Delivery, difference
 from vit_hub.hub.fetch import record_of
 from vit_hub.hub.names.address import address, source_of
-from vit_hub.hub.names.credentials import without_login
+from vit_hub.hub.names.credentials import without_credentials
 from vit_hub.hub.names.locate import locate, refuse_local
 from vit_hub.hub.resolve import Resolved, resolve
 from vit_hub.registry import Entry, WeightSource
@@ -58,7 +58,7 @@ def lock(
 
 
 def _key(name: str, entry: Entry | None) -> str:
-    return entry.id if entry else without_login(name)
+    return entry.id if entry else without_credentials(name)
 
 
 def _delivered(resolved: Resolved) -> Delivery:
@@ -103,7 +103,7 @@ def locked_model(name: str, file: Path) -> tuple[Entry | None, WeightSource, Del
     entry, candidates = locate(name)
     key = _key(name, entry)
     if key not in locked:
-        shown = without_login(name)
+        shown = without_credentials(name)
         raise ModelNotFoundError(f"{file}: {shown} is not in it", hint=f"`vit-hub lock {shown}` adds it")
     return entry, _pinned(candidates, locked[key]), locked[key]
 

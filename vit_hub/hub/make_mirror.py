@@ -14,7 +14,7 @@ from vit_hub.hub.cache.records import Delivery, Record
 from vit_hub.hub.fetch import record_of
 from vit_hub.hub.mirror import FILES, INDEX, VERSION, copy_checked, has_file, parse_index
 from vit_hub.hub.names.address import address, source_of
-from vit_hub.hub.names.credentials import without_login
+from vit_hub.hub.names.credentials import without_credentials
 from vit_hub.hub.names.locate import refuse_local
 from vit_hub.hub.resolve import Resolved, resolve
 from vit_hub.registry import WeightSource
@@ -85,7 +85,7 @@ def _add_to_index(
 ) -> Mirrored:
     entry, file = resolved.entry, folder / INDEX
     found = Mirrored(
-        entry.id if entry else without_login(name),
+        entry.id if entry else without_credentials(name),
         delivery.address,
         entry.license if entry else None,
         entry.restricted if entry else False,

@@ -21,7 +21,7 @@ from vit_hub.hub.cache.hashes import check, sha256_of, stamp
 from vit_hub.hub.cache.paths import fetched_file, locked, mirrored_folder
 from vit_hub.hub.cache.records import Delivery, Pin, Record
 from vit_hub.hub.names.address import address, is_commit, source_of
-from vit_hub.hub.names.credentials import login_of, without_login
+from vit_hub.hub.names.credentials import credentials_of, without_credentials
 from vit_hub.progress import byte_bar
 from vit_hub.registry import WeightSource
 
@@ -167,8 +167,10 @@ def parse_index(content: bytes, place: str) -> dict[str, Any]:
 def _index(base: str | Path) -> dict[str, Any]:
     content = _read(base / INDEX) if isinstance(base, Path) else _get(f"{base}/{INDEX}")
     if len(content) > LONGEST_INDEX:
-        raise DownloadError(f"{without_login(str(base))}: {INDEX} is longer than {LONGEST_INDEX:,} bytes", hint=_HINT)
-    return parse_index(content, without_login(str(base)))
+        raise DownloadError(
+            f"{without_credentials(str(base))}: {INDEX} is longer than {LONGEST_INDEX:,} bytes", hint=_HINT
+        )
+    return parse_index(content, without_credentials(str(base)))
 
 
 def _read(file: Path) -> bytes:
@@ -184,7 +186,7 @@ def _get(url: str) -> bytes:
 
     from vit_hub.hub.http.response import new_client
 
-    content, login, url = bytearray(), login_of(url), without_login(url)
+    content, login, url = bytearray(), credentials_of(url), without_credentials(url)
     try:
         with new_client(login) as client, client.stream("GET", url, timeout=10.0) as response:
             if response.status_code != 200:

@@ -11,7 +11,7 @@ from vit_hub.hub.cache.paths import bundled_file, canonical_file, fetched_file
 from vit_hub.hub.cache.records import read_record
 from vit_hub.hub.lockfile import locked_model
 from vit_hub.hub.names.address import address
-from vit_hub.hub.names.credentials import without_login
+from vit_hub.hub.names.credentials import without_credentials
 from vit_hub.hub.names.locate import locate, refuse_local
 from vit_hub.registry import Entry, WeightSource
 from vit_hub.version import __version__
@@ -94,12 +94,12 @@ def plan(name: str, *, revision: str | None = None, lockfile: Path | None = None
     else:
         entry, sources = locate(name, revision=revision)
     return Plan(
-        name=without_login(name),
+        name=without_credentials(name),
         id=entry.id if entry else None,
         license=entry.license if entry else None,
         restricted=entry.restricted if entry else None,
         converted=_converted(entry, sources[0]) if entry else None,
-        mirror=without_login(os.environ.get("VIT_HUB_MIRROR", "")) or None,
+        mirror=without_credentials(os.environ.get("VIT_HUB_MIRROR", "")) or None,
         sources=tuple(_planned(entry, source) for source in sources),
     )
 

@@ -14,7 +14,7 @@ from vit_hub.errors import ConfigError, ModelNotFoundError, VitHubError, first_l
 from vit_hub.hub.cache.hashes import sha256_of
 from vit_hub.hub.model_card import LAYOUTS, UNKNOWN, CardFacts, is_open, model_card
 from vit_hub.hub.names.address import address
-from vit_hub.hub.names.credentials import hide_logins, without_login
+from vit_hub.hub.names.credentials import hide_credentials, without_credentials
 from vit_hub.hub.names.locate import locate
 from vit_hub.hub.resolve import Resolved, open_resolved, resolve
 from vit_hub.registry import Entry
@@ -104,7 +104,7 @@ def package(
     layout = to or found or "canonical"
     as_it_is = found == layout and not overrides
     kept_card = _own_card(resolved.path / CARD) if as_it_is else None
-    chosen, warnings = _license(ckpt, kept_card, license, without_login(str(source)))
+    chosen, warnings = _license(ckpt, kept_card, license, without_credentials(str(source)))
     restricted = entry.restricted if entry and entry.license == chosen else not is_open(chosen)
     if chosen.lower() == UNKNOWN:
         warnings.append("nobody states a licence: see that you may publish the weights at all")
@@ -314,7 +314,7 @@ def push(
     additions = [CommitOperationAdd(name, str(path)) for name, path in packed.files.items()]
     additions.append(CommitOperationAdd(CARD, packed.card.encode()))
     with _refusals(packed.repo), hub_bars(progress):
-        url = hide_logins(str(api.create_repo(packed.repo, private=private or None, exist_ok=True)))
+        url = hide_credentials(str(api.create_repo(packed.repo, private=private or None, exist_ok=True)))
         if private and not api.model_info(packed.repo).private:
             raise VitHubError(
                 f"{packed.repo} is there already, and it is public",
@@ -367,4 +367,4 @@ def _status(error: BaseException | None) -> int | None:
 
 
 def _words(error: BaseException) -> str:
-    return hide_logins(" ".join(str(error).split())) or type(error).__name__
+    return hide_credentials(" ".join(str(error).split())) or type(error).__name__

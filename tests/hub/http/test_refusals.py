@@ -22,7 +22,7 @@ import vit_hub.hub.http.response
 import vit_hub.hub.http.transfer
 from vit_hub.errors import CheckpointError, DownloadError, IntegrityError, VitHubError
 from vit_hub.hub.http.download import stream_to
-from vit_hub.hub.http.response import ask, new_client
+from vit_hub.hub.http.response import new_client, request
 
 __all__ = ["host", "path", "several", "waits"]  # fixtures
 
@@ -153,13 +153,13 @@ def test_redirects_that_go_round_are_an_error(host: Host, path: Path) -> None:
 def test_https_is_never_left_for_http(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def answer(request: httpx2.Request) -> httpx2.Response:
-        asked.append(str(request.url))
+    def answer(sent: httpx2.Request) -> httpx2.Response:
+        asked.append(str(sent.url))
         return httpx2.Response(302, headers={"Location": "http://example.org/b"})
 
     monkeypatch.setattr(httpx2, "Client", functools.partial(httpx2.Client, transport=httpx2.MockTransport(answer)))
     with new_client() as client, pytest.raises(DownloadError, match="redirected from https:// to http://example.org/b"):
-        ask(client, "https://example.org/a")
+        request(client, "https://example.org/a")
     assert asked == ["https://example.org/a"]
 
 

@@ -20,10 +20,9 @@ from misbehaving import Fault, File, Host, host, weights
 
 import vit_hub.hub.http.download
 import vit_hub.hub.http.retry
-import vit_hub.hub.http.transfer
 from vit_hub.errors import DownloadError, IntegrityError
 from vit_hub.hub.http.download import stream_to
-from vit_hub.hub.http.part_file import Part
+from vit_hub.hub.http.part_file import PartFile
 from vit_hub.registry import WeightSource
 
 __all__ = ["host"]  # fixture
@@ -53,7 +52,7 @@ def waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     asked: list[float] = []
     monkeypatch.setenv("VIT_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(vit_hub.hub.http.retry, "pause", lambda seconds, stop: asked.append(seconds))
+    monkeypatch.setattr(vit_hub.hub.http.retry, "pause", asked.append)
     return asked
 
 
@@ -65,9 +64,8 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def several(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of this size come over four connections, in eight pieces."""
-    monkeypatch.setattr(vit_hub.hub.http.transfer, "RAMP", 0.0)
-    monkeypatch.setattr(vit_hub.hub.http.transfer, "LARGE", 100_000)
-    monkeypatch.setattr(vit_hub.hub.http.transfer, "PIECE", 25_600)
+    monkeypatch.setattr(vit_hub.hub.http.download, "LARGE", 100_000)
+    monkeypatch.setattr(vit_hub.hub.http.download, "PIECE", 25_600)
 
 
 def web(url: str, **pins: Any) -> WeightSource:
@@ -210,11 +208,11 @@ def test_a_changed_pin_begins_anew(host: Host, path: Path) -> None:
 
 
 def test_what_is_whole_already_is_not_asked_for(host: Host, path: Path) -> None:
-    part = Part(path, pinned=False)
+    part = PartFile(path, pinned=False)
     path.parent.mkdir()
     part.begin(TOTAL, '"v1"')
     part.file.write_bytes(WEIGHTS)
-    part.spans[0].position = TOTAL
+    part.pieces[0].position = TOTAL
     part.keep()
     stream_to(path, web(host.add(FILE, File(WEIGHTS)), sha256=SHA256))
     assert path.read_bytes() == WEIGHTS
@@ -240,7 +238,7 @@ def test_what_is_whole_already_is_not_asked_for(host: Host, path: Path) -> None:
 )
 def test_a_journal_that_cannot_be_true_is_not_believed(host: Host, path: Path, claim: dict[str, Any]) -> None:
     source = leave_a_part(host, path, File(WEIGHTS), 70_000)
-    journal = Part(path, pinned=False).journal
+    journal = PartFile(path, pinned=False).journal
     journal.write_text(json.dumps(json.loads(journal.read_text()) | claim))
     stream_to(path, source)
     assert path.read_bytes() == WEIGHTS
@@ -251,7 +249,7 @@ def test_a_journal_that_cannot_be_true_is_not_believed(host: Host, path: Path, c
 @pytest.mark.parametrize("spoil", [b"", b"{", b"\0" * 40, None])
 def test_a_part_without_a_journal_is_not_believed(host: Host, path: Path, spoil: bytes | None) -> None:
     source = leave_a_part(host, path, File(WEIGHTS), 70_000)
-    part = Part(path, pinned=True)
+    part = PartFile(path, pinned=True)
     if spoil is None:
         part.journal.unlink()
     else:
@@ -324,7 +322,7 @@ def test_what_cannot_be_divided_comes_over_one_connection(host: Host, path: Path
 def test_an_interrupted_run_ends_at_once_and_leaves_its_part(host: Host, path: Path) -> None:
     source = web(host.add(FILE, File(WEIGHTS, rate=500, drip=10_000)))  # the second piece comes after 20 seconds
     with subprocess.Popen([sys.executable, "-c", FETCH, str(path), str(source.url)], stderr=subprocess.PIPE) as run:
-        part = Part(path, pinned=False).file
+        part = PartFile(path, pinned=False).file
         while not (part.exists() and part.stat().st_size):
             assert run.poll() is None
             time.sleep(0.01)

@@ -21,7 +21,7 @@ from vit_hub.cli import main
 from vit_hub.errors import DownloadError
 from vit_hub.hub.fetch import fetch
 from vit_hub.hub.make_mirror import add_to_mirror
-from vit_hub.hub.names.credentials import hide_logins, login_of, without_login
+from vit_hub.hub.names.credentials import credentials_of, hide_credentials, without_credentials
 from vit_hub.hub.resolve import resolve
 from vit_hub.registry import WeightSource
 
@@ -55,9 +55,9 @@ def written(folder: Path) -> Iterator[str]:
 def test_any_login_is_read_and_taken_out(user: str, password: str) -> None:
     user, password = (text.encode(errors="ignore").decode() for text in (user, password))
     url = f"https://{quote(user, safe='')}:{quote(password, safe='')}@example.org/a@b?c=d@e#f@g"
-    assert login_of(url) == (user, password)
-    assert without_login(url) == "https://example.org/a@b?c=d@e#f@g"
-    assert without_login(without_login(url)) == without_login(url)
+    assert credentials_of(url) == (user, password)
+    assert without_credentials(url) == "https://example.org/a@b?c=d@e#f@g"
+    assert without_credentials(without_credentials(url)) == without_credentials(url)
 
 
 @pytest.mark.parametrize(
@@ -72,13 +72,13 @@ def test_any_login_is_read_and_taken_out(user: str, password: str) -> None:
     ],
 )
 def test_what_has_no_login_stays(text: str) -> None:
-    assert login_of(text) is None
-    assert without_login(text) == text
+    assert credentials_of(text) is None
+    assert without_credentials(text) == text
 
 
 def test_logins_anywhere_in_a_text_are_hidden() -> None:
     text = f"401 for url 'https://{LOGIN}e.org/x' via HTTP://{LOGIN}proxy:1"
-    assert hide_logins(text) == "401 for url 'https://e.org/x' via HTTP://proxy:1"
+    assert hide_credentials(text) == "401 for url 'https://e.org/x' via HTTP://proxy:1"
 
 
 def test_the_server_gets_it_and_nothing_keeps_it(host: Host, cache: Path, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_the_server_gets_it_and_nothing_keeps_it(host: Host, cache: Path, tmp_pa
 
 def test_with_and_without_it_is_the_same_file(host: Host) -> None:
     url = private(host)
-    assert resolve(url).path == resolve(without_login(url)).path
+    assert resolve(url).path == resolve(without_credentials(url)).path
     assert len(host.asked) == 1
 
 
@@ -128,7 +128,7 @@ def test_a_locked_address_is_asked_with_the_login_that_is_given(
     ],
 )
 def test_no_failure_shows_it(host: Host, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vit_hub.hub.http.retry, "pause", lambda seconds, stop: None)
+    monkeypatch.setattr(vit_hub.hub.http.retry, "pause", lambda seconds: None)
     url = private(host)
     host.faults[FILE] = [fault] * 40
     with pytest.raises(DownloadError) as error:
@@ -154,8 +154,8 @@ def test_a_mirror_behind_a_login(host: Host, tmp_path: Path, monkeypatch: pytest
     host.asked.clear()
     monkeypatch.setenv("VIT_HUB_CACHE", str(tmp_path / "another"))
     monkeypatch.setenv("VIT_HUB_MIRROR", host.url.replace("://", f"://{LOGIN}") + "/mirror")
-    said = run("download", "--dry-run", without_login(url)).output
-    said += run("download", without_login(url)).output
+    said = run("download", "--dry-run", without_credentials(url)).output
+    said += run("download", without_credentials(url)).output
     assert {asked.path.split("/")[1] for asked in host.asked} == {"mirror"}
     assert {asked.headers["Authorization"] for asked in host.asked} == {BASIC}
     host.faults["/mirror/index.json"] = [Fault(status=500)]

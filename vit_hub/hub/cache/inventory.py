@@ -14,7 +14,7 @@ from vit_hub.hub.cache.hashes import is_current, stamp_file
 from vit_hub.hub.cache.paths import cache_dir, fetched_file, lock_file, locked, readable
 from vit_hub.hub.cache.records import CANONICAL, Delivery, all_records
 from vit_hub.hub.names.address import address, source_of
-from vit_hub.hub.names.credentials import without_login
+from vit_hub.hub.names.credentials import without_credentials
 from vit_hub.hub.names.locate import locate
 from vit_hub.registry import Entry, WeightSource, get_entry
 from vit_hub.version import __version__
@@ -135,7 +135,7 @@ def find(name: str) -> list[Item]:
     Raises:
         ModelNotFoundError: nothing is.
     """
-    name = without_login(name)
+    name = without_credentials(name)
     names, addresses, paths = {name}, {name}, set()
     try:
         entry, candidates = locate(name)

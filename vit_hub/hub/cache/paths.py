@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from vit_hub.errors import VitHubError
-from vit_hub.hub.names.credentials import without_login
+from vit_hub.hub.names.credentials import without_credentials
 
 __all__ = [
     "bundled_file",
@@ -46,7 +46,7 @@ def bundled_file(name: str) -> Path:
 
 def fetched_file(url: str) -> Path:
     """Where the file of a URL is kept: under its own name, in a folder of the URL's."""
-    url = without_login(url)
+    url = without_credentials(url)
     name = readable(unquote(PurePosixPath(urlsplit(url).path).name))
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
     return cache_dir() / "files" / f"{PurePosixPath(name).stem}-{digest}" / name

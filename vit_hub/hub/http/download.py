@@ -2,58 +2,56 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import threading
 from dataclasses import replace
 from pathlib import Path
 
 import httpx2
 
-from vit_hub.converters.containers.sniff import sniff
+from vit_hub.converters.containers.sniff import HEAD_BYTES, HTML_PAGE, LFS_POINTER, describe, sniff
 from vit_hub.errors import CheckpointError, DownloadError, IntegrityError, VitHubError
 from vit_hub.hub.cache.hashes import check, stamp
-from vit_hub.hub.http.part_file import Part
-from vit_hub.hub.http.response import Answer, ask, html_error, new_client
-from vit_hub.hub.http.retry import ChangedError, PassingError, Patience
+from vit_hub.hub.http.part_file import PartFile
+from vit_hub.hub.http.response import Response, html_error, new_client, request
+from vit_hub.hub.http.retry import ChangedError, RetryPolicy, TransientError
 from vit_hub.hub.http.transfer import NOTHING_KEPT, Transfer
-from vit_hub.hub.names.credentials import login_of, without_login
+from vit_hub.hub.names.credentials import credentials_of, without_credentials
 from vit_hub.progress import byte_bar
 from vit_hub.registry import WeightSource
 
 __all__ = ["stream_to"]
 
-CONNECTIONS = 4
-_PAGE = 64 << 10  # bytes; what comes in place of a file and is smaller is looked at, to say what it is
-_HEAD = 1024
-_LFS = b"version https://git-lfs"
+LARGE = 64 << 20  # bytes to come, from which on a file is divided among several connections ...
+PIECE = 32 << 20  # ... that request so many bytes at a time
+_PAGE = 64 << 10  # bytes; an answer of another size that is no larger is fetched all the same, to say what it is
 
 
 def stream_to(path: Path, source: WeightSource, *, checkpoint: bool = True, progress: bool = False) -> None:
-    """Fetches ``source.url`` to ``path``, trying again after failures that may pass.
+    """Fetch ``source.url`` to ``path``, retrying after transient failures.
 
-    What an interrupted call leaves beside ``path``, in hidden files, the next one continues. The caller holds the lock
-    of ``path``.
+    The next call continues what an interrupted one left beside ``path``, in hidden files. The caller holds the file
+    lock of ``path``.
 
     Args:
         path: the file; it appears under this name whole and checked, or not at all.
         source: ``url``, which may have a user name and a password, and what is pinned of size and sha256.
-        checkpoint: refuse what is no checkpoint.
+        checkpoint: refuse a file that is no checkpoint.
         progress: show a bar on a terminal.
 
     Raises:
         DownloadError: the server does not deliver; the message has its answer.
-        IntegrityError: what it delivers is not what is pinned.
-        CheckpointError: what it delivers is no checkpoint.
-        VitHubError: the disk is full, or does not take the file for another reason.
+        IntegrityError: the file is not the pinned one.
+        CheckpointError: the file is no checkpoint.
+        VitHubError: the file cannot be written: the disk is full, or refuses for another reason.
     """
-    login, source = login_of(source.url or ""), replace(source, url=without_login(source.url or ""))
-    part = Part(path, pinned=bool(source.sha256 or source.sha256_prefix))
+    url = source.url or ""
+    credentials, source = credentials_of(url), replace(source, url=without_credentials(url))
+    part = PartFile(path, pinned=bool(source.sha256 or source.sha256_prefix))
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             part.restore(source.size)
-            with new_client(login) as client:
+            with new_client(credentials) as client:
                 sha256 = _fetch(client, part, source, path.name, progress)
         except (IntegrityError, OSError):
             part.discard()
@@ -76,72 +74,70 @@ def stream_to(path: Path, source: WeightSource, *, checkpoint: bool = True, prog
     stamp(path, sha256)
 
 
-def _fetch(client: httpx2.Client, part: Part, source: WeightSource, label: str, progress: bool) -> str:
-    """Fills the part; gives the sha256."""
-    patience, connections = Patience(source.url or "", threading.Event()), CONNECTIONS
-    furthest = part.size
+def _fetch(client: httpx2.Client, part: PartFile, source: WeightSource, label: str, progress: bool) -> str:
+    """Complete the file, in as many attempts as it takes; return its sha256."""
+    policy, furthest, divide = RetryPolicy(source.url or ""), part.size, True
     while True:
         try:
-            return _attempt(client, part, source, connections, label, progress)
-        except PassingError as error:
+            return _attempt(client, part, source, label, divide=divide, progress=progress)
+        except TransientError as error:
             failure, reached = error, part.size
         except ChangedError as error:
-            failure, reached = PassingError(str(error)), part.size
+            failure, reached = TransientError(str(error)), part.size
             part.discard()
-            # Behind one address may be several servers whose ETags differ.
-            connections = 1
-        patience.wait_after(failure, gained=reached > furthest)
+            # One address may stand for several servers with different ETags.
+            divide = False
+        policy.wait_after(failure, gained=reached > furthest)
         furthest = max(furthest, reached)
 
 
 def _attempt(
-    client: httpx2.Client, part: Part, source: WeightSource, connections: int, label: str, progress: bool
+    client: httpx2.Client, part: PartFile, source: WeightSource, label: str, *, divide: bool, progress: bool
 ) -> str:
-    url = source.url or ""
-    with contextlib.ExitStack() as stack:
-        answer = None
-        if not part.complete:
-            start = part.gaps()[0].position if part.resumable and part.size else None
-            answer = ask(client, url, start=start, total=part.total, validator=part.validator)
-            stack.callback(answer.close)
-            if not answer.is_part:
-                _refuse_wrong_size(answer, source)
-                part.begin(answer.total, answer.validator)
-            _refuse_full_disk(part, source)
-            if not (answer.takes_ranges and part.resumable):
-                connections = 1
-        advance = stack.enter_context(byte_bar(label, part.total, initial=part.size, show=progress))
-        return Transfer(client, url, part, most=source.size).run(answer, connections, advance)
+    url, response = source.url or "", None
+    if not part.complete:
+        start = part.missing_pieces()[0].position if part.resumable else None
+        response = request(client, url, start=start, total=part.total, validator=part.validator)
+        if not response.is_part:
+            _refuse_wrong_size(response, source)
+            part.begin(response.total, response.validator)
+        missing = _refuse_full_disk(part, source)
+        if divide and response.takes_ranges and part.resumable and missing >= LARGE:
+            part.divide(PIECE)
+    with byte_bar(label, part.total, initial=part.size, show=progress) as advance:
+        return Transfer(client, url, part, most=source.size).run(response, advance)
 
 
-def _refuse_wrong_size(answer: Answer, source: WeightSource) -> None:
-    if source.size is not None and answer.total not in (None, source.size) and (answer.total or 0) > _PAGE:
+def _refuse_wrong_size(response: Response, source: WeightSource) -> None:
+    if source.size is not None and response.total not in (None, source.size) and (response.total or 0) > _PAGE:
         raise IntegrityError(
-            f"{source.url}: the server's file has {answer.total:,} bytes, expected are {source.size:,}",
+            f"{source.url}: the server's file has {response.total:,} bytes, expected are {source.size:,}",
             hint=NOTHING_KEPT,
         )
 
 
-def _refuse_full_disk(part: Part, source: WeightSource) -> None:
+def _refuse_full_disk(part: PartFile, source: WeightSource) -> int:
+    """Return how many bytes are to come, as far as that is known."""
     total = part.total if part.total is not None else source.size
     folder = part.file.parent
-    needed, free = (total or 0) - part.size, shutil.disk_usage(folder).free
-    if needed > free:
+    missing, free = (total or 0) - part.size, shutil.disk_usage(folder).free
+    if missing > free:
         raise VitHubError(
-            f"{folder}: {source.url} needs {needed:,} bytes more, and {free:,} are free",
+            f"{folder}: {source.url} needs {missing:,} bytes more, and {free:,} are free",
             hint="make room there, or set VIT_HUB_CACHE to a folder on a larger disk",
         )
+    return missing
 
 
 def _check(file: Path, source: WeightSource, sha256: str, checkpoint: bool) -> None:
     url = source.url or ""
     with file.open("rb") as stream:
-        head = stream.read(_HEAD)
-    if head.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+        content = describe(stream.read(HEAD_BYTES))
+    if content == HTML_PAGE:
         raise html_error(url)
-    if head.startswith(_LFS):
+    if content == LFS_POINTER:
         raise DownloadError(
-            f"{url}: a git-LFS pointer, not the weights themselves",
+            f"{url}: {LFS_POINTER}, not the weights themselves",
             hint="take the address of the file's download, not of its text in the repository",
         )
     check(source, url, size=file.stat().st_size, sha256=sha256, hint=NOTHING_KEPT)

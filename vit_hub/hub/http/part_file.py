@@ -1,13 +1,13 @@
-"""A file that is not whole yet: its bytes on disk, and a journal of which of them are there.
+"""A partial file: its bytes on disk, a journal of the valid ones, and the hash of what is contiguous from the start.
 
-Both lie beside the final name, so that the last step is a rename within one file system. Who works with them holds the
-lock of the final name.
+Both files lie beside the final name, so that the last step is a rename within one file system. The caller holds the
+file lock of the final name.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -16,185 +16,175 @@ from typing import Any
 
 from vit_hub.converters.containers.atomic import put_in_place
 
-__all__ = ["Part", "Span"]
+__all__ = ["PartFile", "Piece"]
 
 _VERSION = 1
+_BLOCK = 1 << 20  # bytes hashed at a time
 
 
 @dataclass
-class Span:
-    """A stretch of the file, of which the bytes from ``start`` up to ``position`` are there.
+class Piece:
+    """A range of the file, of which the bytes from ``start`` up to ``position`` have been received.
 
-    Attributes:
-        start: offset of its first byte.
-        end: offset after its last one; None where nobody knows how long the file is.
-        position: offset of the next byte to come.
-        claimed: offset after the bytes that are being written.
+    ``end`` is None where the length of the file is not known.
     """
 
     start: int
     end: int | None
     position: int
-    claimed: int = 0
 
 
-class Part:
-    """What is there of a file.
+class PartFile:
+    """The received part of a file.
 
     Args:
         path: the final name.
-        pinned: whether the whole file's hash is known, which shows up a mixture of two versions.
+        pinned: the hash of the whole file is known, which reveals a mixture of two versions.
 
     Attributes:
         file: holds the bytes.
-        journal: says, after a crash too, which bytes of ``file`` can be relied on.
-        total: bytes in the whole file, None: not known.
+        journal: says, after a crash too, which bytes of ``file`` are valid.
+        total: bytes in the whole file; None: not known.
         validator: the server's name for this version of the file.
-        spans: all of the file, in order and without gaps.
+        pieces: the whole file, in order and without gaps.
     """
 
     def __init__(self, path: Path, *, pinned: bool) -> None:
         self.file = path.with_name(f".{path.name}.vit-hub.part")
         self.journal = path.with_name(f".{path.name}.vit-hub.journal")
-        self.total: int | None = None
-        self.validator: str | None = None
-        self.spans: list[Span] = []
+        self._draft = self.journal.with_name(self.journal.name + ".tmp")
         self._path = path
         self._pinned = pinned
+        self._reset(None, None, [])
+
+    def _reset(self, total: int | None, validator: str | None, pieces: list[Piece]) -> None:
+        self.total, self.validator, self.pieces = total, validator, pieces
+        self._digest, self._hashed = hashlib.sha256(), 0
 
     @property
     def resumable(self) -> bool:
-        """Whether what is there can be continued without mixing two versions."""
+        """Whether the rest can be requested alone, without the risk of mixing two versions."""
         return self.total is not None and (self.validator is not None or self._pinned)
 
     @property
     def complete(self) -> bool:
-        """Whether all of the file is there."""
-        return bool(self.spans) and all(span.position == span.end for span in self.spans)
+        """Whether the whole file has been received."""
+        return bool(self.pieces) and not self.missing_pieces()
 
     @property
     def size(self) -> int:
-        """Bytes that are there."""
-        return sum(span.position - span.start for span in self.spans)
+        """Bytes received."""
+        return sum(piece.position - piece.start for piece in self.pieces)
 
-    @property
-    def missing(self) -> int:
-        """Bytes to come; 0 where nobody knows how many."""
-        return 0 if self.total is None else self.total - self.size
-
-    @property
-    def prefix(self) -> int:
-        """Bytes that are there from the beginning of the file on, without a gap."""
-        end = 0
-        for span in self.spans:
-            end = span.position
-            if span.position != span.end:
-                break
-        return end
-
-    def gaps(self) -> list[Span]:
-        """The spans with bytes to come, in order."""
-        return [span for span in self.spans if span.position != span.end]
+    def missing_pieces(self) -> list[Piece]:
+        """Return the incomplete pieces, in order."""
+        return [piece for piece in self.pieces if piece.position != piece.end]
 
     def begin(self, total: int | None, validator: str | None) -> None:
-        """An empty file in place of whatever is there."""
+        """Start an empty file in place of whatever is there."""
         self.discard()
-        self.total, self.validator = total, validator
-        self.spans = [Span(0, total, 0)]
-        with self.file.open("xb"):
-            pass
+        self._reset(total, validator, [Piece(0, total, 0)])
+        self.file.touch(exist_ok=False)
 
     def restore(self, size: int | None) -> None:
-        """Takes up what an earlier run left; what cannot be relied on is removed.
+        """Continue the part of an earlier run; remove one that is not valid.
 
         Args:
-            size: bytes that the file should have, None: not known.
+            size: bytes that the file should have; None: not known.
         """
         try:
-            record = json.loads(self.journal.read_bytes())
-            self.total, self.validator, self.spans = _spans(record, self.file.stat().st_size)
-        except (OSError, ValueError, KeyError, TypeError):  # none, or not one of ours
+            self._reset(*_parse(json.loads(self.journal.read_bytes()), self.file.stat().st_size))
+        except (OSError, ValueError, KeyError, TypeError):  # missing, or damaged
             self.discard()
         if not self.resumable or size not in (None, self.total):
             self.discard()
 
-    def split(self, length: int) -> list[Span]:
-        """Cuts what is to come into spans of ``length`` bytes; gives the new ones.
+    def divide(self, length: int) -> None:
+        """Cut what is missing into pieces of at most ``length`` bytes. No piece may be in work."""
+        pieces = []
+        for piece in self.pieces:
+            while piece.end is not None and piece.end - piece.position > length:
+                edge = piece.position + length
+                pieces.append(Piece(piece.start, edge, piece.position))
+                piece = Piece(edge, piece.end, edge)
+            pieces.append(piece)
+        self.pieces = pieces
 
-        Spans may be in work: they are left ``length`` bytes beyond what is being written. ``claimed`` must not change
-        meanwhile.
-        """
-        spans, ends, new = [], [], []
-        for span in self.spans:
-            spans.append(span)
-            begun = max(span.position, span.claimed)
-            if span.end is not None and span.end - begun > length:
-                edges = [*range(begun + length, span.end, length), span.end]
-                added = [Span(start, end, start) for start, end in itertools.pairwise(edges)]
-                spans += added
-                new += added
-                ends.append((span, edges[0]))
-        # In this order, so that at no time it looks as if there were nothing to come.
-        self.spans = spans
-        for span, end in ends:
-            span.end = end
-        return new
+    def hash_next(self) -> bool:
+        """Hash the next block, if all of it has been received; return whether it has."""
+        complete, received = self.complete, 0
+        for piece in self.pieces:
+            received = piece.position
+            if piece.position != piece.end:
+                break
+        count = min(received - self._hashed, _BLOCK)
+        if count < _BLOCK and not (complete and count):
+            return False
+        with self.file.open("rb", buffering=0) as file:
+            file.seek(self._hashed)
+            block = file.read(count)
+        if len(block) != count:
+            raise OSError(f"{self.file} became shorter while it was fetched")
+        self._digest.update(block)
+        self._hashed += count
+        return True
+
+    @property
+    def sha256(self) -> str | None:
+        """The hash of the whole file; None while there is more to hash."""
+        return self._digest.hexdigest() if self.complete and self._hashed == self.size else None
 
     def save(self) -> None:
-        """Writes down what is there. Nothing is written for a file that could not be continued."""
+        """Write the journal, unless the file could not be continued anyway."""
         if not self.resumable:
             return
-        have = [[span.start, span.position] for span in self.spans if span.position > span.start]
+        have = [[piece.start, piece.position] for piece in self.pieces if piece.position > piece.start]
         record = {"version": _VERSION, "total": self.total, "validator": self.validator, "have": have}
-        # The bytes reach the disk before the journal speaks of them.
+        # The bytes reach the disk before the journal lists them.
         with self.file.open("r+b") as file:
             os.fsync(file.fileno())
-        draft = self.journal.with_name(self.journal.name + ".tmp")
-        draft.write_text(json.dumps(record), encoding="utf-8")
-        draft.replace(self.journal)
+        self._draft.write_text(json.dumps(record), encoding="utf-8")
+        self._draft.replace(self.journal)
 
     def keep(self) -> None:
-        """Leaves for a later run what is of use to one."""
+        """Leave for a later run what it can continue, and nothing else."""
         with contextlib.suppress(OSError):
             if self.resumable and self.size:
                 return self.save()
         return self.discard()
 
     def discard(self) -> None:
-        """Removes everything."""
-        self.total, self.validator, self.spans = None, None, []
-        for file in (self.journal, self.journal.with_name(self.journal.name + ".tmp"), self.file):
-            # Where even the folder is missing, or is none, there is nothing to remove.
+        """Remove everything."""
+        self._reset(None, None, [])
+        for file in (self.journal, self._draft, self.file):
+            # Where even the folder is missing, or is a file, there is nothing to remove.
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 file.unlink()
 
     def finish(self) -> None:
-        """Gives the file its final name."""
+        """Give the file its final name."""
         put_in_place(self.file, self._path)
         self.discard()
 
 
-def _spans(record: Any, size: int) -> tuple[int, str | None, list[Span]]:
-    """What a journal says.
-
-    Args:
-        record: the journal.
-        size: bytes of the file that it is about.
+def _parse(record: Any, size: int) -> tuple[int, str | None, list[Piece]]:
+    """Return the total, the validator and the pieces of a journal.
 
     Raises:
-        ValueError, KeyError, TypeError: it contradicts itself or the file.
+        ValueError, KeyError, TypeError: it contradicts itself, or the ``size`` of the file that it is about.
     """
     total, validator = int(record["total"]), record["validator"]
     if record["version"] != _VERSION or not (validator is None or isinstance(validator, str)):
         raise ValueError("not a journal")
-    spans, end = [], 0
+    pieces: list[Piece] = []
+    end = 0
     for start, position in record["have"]:
         if not end <= start < position <= min(total, size):
-            raise ValueError("it claims what cannot be")
+            raise ValueError("ranges out of order, or beyond the end")
         if start > end:
-            spans.append(Span(end, start, end))
-        spans.append(Span(start, position, position))
+            pieces.append(Piece(end, start, end))
+        pieces.append(Piece(start, position, position))
         end = position
     if end < total:
-        spans.append(Span(end, total, end))
-    return total, validator, spans
+        pieces.append(Piece(end, total, end))
+    return total, validator, pieces

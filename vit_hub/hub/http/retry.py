@@ -1,24 +1,26 @@
-"""Failures that may pass, and how long they are waited out."""
+"""Transient failures, and how long to wait before the next attempt."""
 
 from __future__ import annotations
 
 import random
-import threading
+import time
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 
 from vit_hub.errors import DownloadError
 
-__all__ = ["ChangedError", "PassingError", "Patience", "StoppedError", "pause", "retry_after"]
+__all__ = ["ChangedError", "RetryPolicy", "TransientError", "retry_after"]
 
 ATTEMPTS = 4  # failures in a row, without a byte gained between them
-MOST_ATTEMPTS = 1000  # for one that always gains a little
-LONGEST_WAIT = 120.0  # seconds; a server that wants more is not waited for
+MOST_ATTEMPTS = 1000  # for a connection that always gains a little
+LONGEST_WAIT = 120.0  # seconds; a server that asks for more is given up
 _BACKOFF = 0.5  # seconds after the first failure, doubled after each further one in a row
 _JITTER = (0.75, 1.25)  # so that many clients of one server do not come back all at once
 
+pause = time.sleep
 
-class PassingError(Exception):
+
+class TransientError(Exception):
     """A failure that may not happen again.
 
     Args:
@@ -34,37 +36,30 @@ class PassingError(Exception):
 
 
 class ChangedError(Exception):
-    """What the server sends now does not belong to what it sent before: all of it has to be fetched again."""
+    """The server's answer belongs to another version of the file: all of it has to be fetched again."""
 
 
-class StoppedError(Exception):
-    """Another part of the same work failed or was interrupted."""
-
-
-class Patience:
-    """Counts the failures of one task and waits between its attempts.
+class RetryPolicy:
+    """Count the failures of one download and wait between its attempts.
 
     Args:
         url: for the message.
-        stop: ends the waiting early.
     """
 
-    def __init__(self, url: str, stop: threading.Event) -> None:
+    def __init__(self, url: str) -> None:
         self._url = url
-        self._stop = stop
         self._in_a_row = 0
         self._in_all = 0
 
-    def wait_after(self, failure: PassingError, *, gained: bool) -> None:
-        """Returns when it is time for the next attempt.
+    def wait_after(self, failure: TransientError, *, gained: bool) -> None:
+        """Return when it is time for the next attempt.
 
         Args:
-            failure: the last attempt's.
-            gained: whether the last attempt brought anything; the count begins anew then.
+            failure: of the last attempt.
+            gained: the last attempt received new bytes; the count starts again then.
 
         Raises:
-            DownloadError: there have been enough attempts, or the server asks for too long a wait.
-            StoppedError: the task was stopped meanwhile.
+            DownloadError: there were enough attempts, or the server asks for too long a wait.
         """
         self._in_all += 1
         self._in_a_row = 1 if gained and not failure.slow else self._in_a_row + 1
@@ -80,18 +75,11 @@ class Patience:
             raise DownloadError(
                 f"{self._url}: {failure}", hint=f"the server asks to come back in {wait:.0f} seconds"
             ) from failure
-        pause(wait, self._stop)
-        if self._stop.is_set():
-            raise StoppedError
-
-
-def pause(seconds: float, stop: threading.Event) -> None:
-    """Waits, at most until ``stop`` is set."""
-    stop.wait(seconds)
+        pause(wait)
 
 
 def retry_after(value: str) -> float | None:
-    """Seconds that a Retry-After header asks to wait: a number or a date (RFC 9110, 10.2.3)."""
+    """Return the seconds that a Retry-After header asks to wait: a number or a date (RFC 9110, 10.2.3)."""
     if value.isdecimal():
         return float(value)
     try:

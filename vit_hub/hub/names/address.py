@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from urllib.parse import quote
 
 from vit_hub.errors import ModelNotFoundError
-from vit_hub.hub.names.credentials import without_login
+from vit_hub.hub.names.credentials import without_credentials
 from vit_hub.hub.names.hugging_face import hub_source
 from vit_hub.registry import WeightSource
 
@@ -24,7 +24,7 @@ _UNSAFE = re.compile(r'[\\:*?"<>|\x00-\x1f]')
 def address(source: WeightSource) -> str:
     """The address of a source, parts left out where it does not say them; :func:`source_of` reads it back."""
     if source.kind == "https":
-        return without_login(source.url or "")
+        return without_credentials(source.url or "")
     if source.kind == "bundled":
         return f"{_BUNDLED}{source.file}"
     # The slashes of a branch such as refs/pr/1 would be taken for those before the file.

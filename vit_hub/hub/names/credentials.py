@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote
 
-__all__ = ["hide_logins", "login_of", "without_login"]
+__all__ = ["credentials_of", "hide_credentials", "without_credentials"]
 
 _LOGIN = re.compile(r"(https?://)[^/?#\s]*@", re.IGNORECASE)
 
 
-def login_of(url: str) -> tuple[str, str] | None:
+def credentials_of(url: str) -> tuple[str, str] | None:
     """The user name and the password in ``https://user:password@host/...``; None where there are none."""
     match = _LOGIN.match(url)
     if match is None:
@@ -19,12 +19,12 @@ def login_of(url: str) -> tuple[str, str] | None:
     return unquote(user), unquote(password)
 
 
-def without_login(url: str) -> str:
+def without_credentials(url: str) -> str:
     """The address without user name and password; any other text as it is."""
     match = _LOGIN.match(url)
     return match[1] + url[match.end() :] if match else url
 
 
-def hide_logins(text: str) -> str:
+def hide_credentials(text: str) -> str:
     """A text, such as another program's message, without the user names and passwords in its addresses."""
     return _LOGIN.sub(r"\1", text)

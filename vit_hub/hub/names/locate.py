@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vit_hub.converters.containers import CONTAINER_SUFFIXES
 from vit_hub.errors import CheckpointError, ConfigError, ModelNotFoundError
-from vit_hub.hub.names.credentials import without_login
+from vit_hub.hub.names.credentials import without_credentials
 from vit_hub.hub.names.hugging_face import hub_source, is_address
 from vit_hub.registry import Entry, WeightSource, get_entry
 from vit_hub.weights_manifest import outlines
@@ -72,7 +72,8 @@ def locate(name: str, *, revision: str | None = None) -> tuple[Entry | None, tup
     hub = [source for source in hub if name.lower() == str(source.repo).lower()] or hub
     if not hub:
         raise ConfigError(
-            f"{without_login(name)}: none of its sources is on Hugging Face's hub, so it has no revision {revision!r}",
+            f"{without_credentials(name)}: none of its sources is on Hugging Face's hub, so it has no revision "
+            f"{revision!r}",
             hint="leave out revision= (--revision)",
         )
     asked = hub_source(name)
