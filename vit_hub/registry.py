@@ -16,7 +16,7 @@ from typing import Any
 from vit_hub.errors import ModelNotFoundError
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.shapes import num_parameters
-from vit_hub.weights_manifest import Outline, outlines, record
+from vit_hub.weights_manifest import Outline, model_data, outlines
 
 __all__ = ["Entry", "Metric", "WeightSource", "get_config", "get_entry", "list_models", "preferring"]
 
@@ -167,7 +167,7 @@ def get_config(name: str) -> ViTConfig:
 
 
 def _entry(model_id: str, first: int = 0) -> Entry:
-    data, outline = record(model_id, first), outlines()[model_id]
+    data, outline = model_data(model_id, first), outlines()[model_id]
     config = ViTConfig.from_dict(data["config"])
     own = data["sources"][0]
     if first:

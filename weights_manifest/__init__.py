@@ -23,7 +23,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["FOLDER", "Outline", "Summary", "outlines", "record", "summary"]
+__all__ = ["FOLDER", "Outline", "Summary", "model_data", "outlines", "summary"]
 
 FOLDER = Path(__file__).parent
 
@@ -103,7 +103,7 @@ def outlines() -> dict[str, Outline]:
     return found
 
 
-def record(model_id: str, first: int = 0) -> dict[str, Any]:
+def model_data(model_id: str, first: int = 0) -> dict[str, Any]:
     """Return one model as plain data, with its family's defaults and its first source's conventions filled in.
 
     Args:

@@ -137,7 +137,7 @@ def test_what_was_fetched_is_found_without_hashing_in_a_millisecond(
 ) -> None:
     source = web(server.url + "/tiny.safetensors")
     path = fetch(source)
-    monkeypatch.setattr(vit_hub.hub.cache.hashes, "hash_anew", lambda *args: pytest.fail("it is hashed"))
+    monkeypatch.setattr(vit_hub.hub.cache.hashes, "rehash", lambda *args: pytest.fail("it is hashed"))
     times = []
     for _ in range(20):
         start = time.perf_counter()
@@ -190,10 +190,10 @@ def test_the_config_of_a_repository_must_stay_too(hub: Hub, config: bytes | None
 
 def test_a_commit_is_found_again_without_the_client(hub: Hub) -> None:
     hub.run("download", f"{REPO}@{COMMIT}")
-    asked = len(hub.server.requests)
+    before = len(hub.server.requests)
     program = "import sys, vit_hub; vit_hub.load(sys.argv[1]); assert 'huggingface_hub' not in sys.modules"
     hub.run(f"{REPO}@{COMMIT}", program=program)
-    assert len(hub.server.requests) == asked
+    assert len(hub.server.requests) == before
 
 
 def test_offline_nothing_is_recorded_of_what_may_be_incomplete(hub: Hub) -> None:

@@ -111,9 +111,9 @@ def test_a_pinned_file_is_fetched_once_with_its_config(server: HubServer, fetch:
     assert Path(found["path"]).read_bytes() == WEIGHTS
     assert "%" not in found["stderr"]
 
-    asked = len(server.requests)
+    before = len(server.requests)
     assert fetch(**source)["path"] == found["path"]
-    assert len(server.requests) == asked
+    assert len(server.requests) == before
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_a_download_killed_fifty_times(host: Host, tmp_path: Path) -> None:
     assert seen["left"] == 1
     assert seen["most_hidden"] <= 3  # the part, its journal, and a draft of the journal
     assert path.read_bytes() == content
-    assert len([asked for asked in host.asked if asked.start]) > 50
+    assert len([request for request in host.requests if request.start]) > 50
     assert host.sent < 2 * len(content) * (seen["finished"] + 1)
 
 
@@ -86,7 +86,7 @@ def test_sixteen_processes_make_one_fetch(host: Host, cache: Path) -> None:
     assert [process.returncode for process in running] == [0] * 16
     assert len(printed) == 1
     assert Path(printed.pop()).read_bytes() == content
-    assert [asked.method for asked in host.asked] == ["GET"]
+    assert [request.method for request in host.requests] == ["GET"]
 
 
 READ_ONLY = """
@@ -119,4 +119,4 @@ def test_a_cache_that_may_only_be_read(host: Host, tmp_path: Path, monkeypatch: 
             for item in closed:
                 item.chmod(0o755)
     assert (done.stdout.strip(), done.returncode) == (str(path), 0), done.stderr
-    assert len(host.asked) == 1
+    assert len(host.requests) == 1

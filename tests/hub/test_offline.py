@@ -136,6 +136,6 @@ def test_sixteen_processes_make_one_fetch_and_one_conversion(hub: Hub) -> None:
     results = [process.communicate(timeout=300) for process in running]
     assert {process.returncode for process in running} == {0}, results
     assert len({out for out, _ in results}) == 1
-    assert hub.weights_asked() == 1
+    assert hub.weight_requests() == 1
     assert hub.answer("verify", REPO)
     assert not list((hub.folder / "cache").rglob("*.vit-hub.*"))

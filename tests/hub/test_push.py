@@ -201,7 +201,7 @@ def test_a_licence_is_needed(command: Command, tmp_path: Path) -> None:
     assert "the licence of the weights is not known" in refused.stderr
     assert "--license" in refused.stderr
     allowed = command("push", "tiny.npz", REPO, "--license", "unknown", "--dry-run")
-    assert "nobody states a licence" in allowed.stderr
+    assert "no licence is stated" in allowed.stderr
     assert "license: unknown" in allowed.stdout
     assert "Nobody states a licence" in allowed.stdout
 
@@ -224,16 +224,16 @@ def test_what_is_public_is_not_taken_for_private(server: UploadServer, command: 
     server.add_repo(REPO, {"old": b"old"})
     done = command("push", source, REPO, "--private")
     assert done.returncode == 1
-    assert "it is public" in done.stderr
+    assert "and is public" in done.stderr
     assert server.repos[REPO][1] == {"old": b"old"}
 
 
 @pytest.mark.parametrize(
     ("repo", "variables", "words"),
     [
-        ("tiny-vit", {}, ["'tiny-vit' is no name of a repository", "owner/name"]),
-        (f"{OWNER}/tiny--vit", {}, ["is no name of a repository", "owner/name"]),
-        (REPO, {"HF_TOKEN": ""}, ["nobody is logged in", "hf auth login", "HF_TOKEN"]),
+        ("tiny-vit", {}, ["'tiny-vit' is not a repository name", "owner/name"]),
+        (f"{OWNER}/tiny--vit", {}, ["is not a repository name", "owner/name"]),
+        (REPO, {"HF_TOKEN": ""}, ["not logged in", "hf auth login", "HF_TOKEN"]),
         (REPO, {"HF_TOKEN": "hf_old"}, ["does not accept the token", "hf auth login"]),
         ("somebody/tiny-vit", {}, ["somebody/tiny-vit: you may not write there", "organisation"]),
         (REPO, {"VIT_HUB_OFFLINE": "1"}, ["offline mode is on", "VIT_HUB_OFFLINE"]),
@@ -261,7 +261,7 @@ def test_a_push_that_breaks_off_changes_nothing(server: UploadServer, command: C
 
 
 def facts(**changes: Any) -> CardFacts:
-    given = {"repo": REPO, "layout": "canonical", "config": CONFIG, "license": "mit", "restricted": False, "data": {}}
+    given = {"repo": REPO, "format": "canonical", "config": CONFIG, "license": "mit", "restricted": False, "data": {}}
     return CardFacts(**{**given, **changes})
 
 
@@ -270,7 +270,7 @@ def test_a_card_takes_nobodys_text_for_markup() -> None:
     card = model_card(facts(source_files=[{"file": name, "size": 3, "sha256": "0" * 64}], license="MIT"))
     assert "a\\|b\\`c\\<script\\>\\[x\\](y).npz" in card
     assert ModelCard(card).data.license == "mit"
-    card = model_card(facts(layout="hf", hf_class="X\n```\n<script>"))
+    card = model_card(facts(format="hf", hf_class="X\n```\n<script>"))
     assert "from transformers import AutoModel\n" in card
     assert "script" not in card
 

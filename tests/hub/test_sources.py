@@ -349,7 +349,7 @@ def test_the_next_source_is_taken_where_one_does_not_deliver(make_entry: MakeEnt
 
 def test_a_file_of_another_model_is_refused(make_entry: MakeEntry) -> None:
     entry = make_entry("/tiny.npz", config=CONFIG.replace(embed_dim=24))
-    with pytest.raises(CheckpointError, match="not the model tiny: its embed_dim is 12, and should be 24") as error:
+    with pytest.raises(CheckpointError, match="not the model tiny: its embed_dim is 12, expected 24") as error:
         open_resolved(resolve("tiny"))
     assert str(entry.sources[0].url) in error.value.hint
 
@@ -376,10 +376,10 @@ def test_offline_a_source_in_the_cache_is_taken(make_entry: MakeEntry, server: S
     with pytest.raises(DownloadError, match="offline"):
         resolve("tiny", offline=True)
     fetch(entry.sources[1])
-    asked = len(server.requests)
+    before = len(server.requests)
     with pytest.warns(UserWarning, match="offline mode is on"):
         assert resolve("tiny", offline=True).weight_source == entry.sources[1]
-    assert len(server.requests) == asked
+    assert len(server.requests) == before
 
 
 def test_every_entry_of_the_registry_has_what_a_passport_needs() -> None:

@@ -17,7 +17,7 @@ from vit_hub.model.shapes import num_parameters
 from vit_hub.preprocessing.labels import label_names
 from vit_hub.preprocessing.spec import Preprocessing
 from vit_hub.registry import get_entry, list_models
-from vit_hub.weights_manifest import FOLDER, outlines, record, summary
+from vit_hub.weights_manifest import FOLDER, model_data, outlines, summary
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -160,11 +160,11 @@ def test_conventions_are_those_of_the_first_source() -> None:
 
 
 def test_record_is_plain_data() -> None:
-    data = record("vit-b16.augreg-in21k-ft-in1k-384")
+    data = model_data("vit-b16.augreg-in21k-ft-in1k-384")
     assert json.loads(json.dumps(data)) == data
     assert data["license"] == "apache-2.0"
     assert data["config"]["image_size"] == 384
     assert data["preprocess"]["crop_pct"] == 1.0
     assert "403" in data["sources"][-1]["note"]
     with pytest.raises(KeyError):
-        record("vit-b16")
+        model_data("vit-b16")

@@ -35,7 +35,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """Serves ``/tiny.safetensors`` in timm's names and the same weights as vit_jax's ``/tiny.npz``."""
+    """Serve ``/tiny.safetensors`` in timm's names and the same weights as vit_jax's ``/tiny.npz``."""
     with serving() as running:
         running.add("/tiny.safetensors", Reply(timm_file()))
         running.add("/tiny.npz", Reply(vit_jax_file()))
@@ -44,7 +44,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def make_entry(server: Server, monkeypatch: pytest.MonkeyPatch) -> MakeEntry:
-    """Adds ``tiny`` to the registry, with these sources: paths on the server, or whole sources."""
+    """Add ``tiny`` to the registry, with these sources: paths on the server, or whole sources."""
 
     def make(*sources: str | WeightSource, **fields: Any) -> Entry:
         complete = tuple(

@@ -26,7 +26,7 @@ _MAIN = "from vit_hub.cli import main; main()"
 
 
 def config_file(heads: int = 3) -> bytes:
-    """A config.json that tells what the file of timm's names cannot."""
+    """Return a config.json with the fields that a file in timm's names cannot tell."""
     arguments = {"num_heads": heads, "act_layer": "gelu_tanh"}
     return json.dumps({"architecture": "vit_tiny_patch16_224", "model_args": arguments}).encode()
 
@@ -46,7 +46,7 @@ class Hub:
     variables: dict[str, str] = field(default_factory=dict)
 
     def command(self, *args: object, program: str = _MAIN) -> subprocess.Popen[str]:
-        """Starts the command, or a program that does something before it."""
+        """Start the command, or a program that runs something before it."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "VIT_HUB_"))}
         settings = {
             "HF_ENDPOINT": self.server.url,
@@ -65,26 +65,26 @@ class Hub:
         )
 
     def run(self, *args: object, program: str = _MAIN, code: int = 0) -> str:
-        """What the command prints; its exit status must be ``code``. Errors come with stderr."""
+        """Return what the command prints; its exit status must be ``code``. Errors come with stderr."""
         process = self.command(*args, program=program)
         out, err = process.communicate(timeout=120)
         assert process.returncode == code, out + err
         return out if code == 0 else out + err
 
     def answer(self, *args: object, code: int = 0) -> Any:
-        """The JSON document that the command prints."""
+        """Return the JSON document that the command prints."""
         process = self.command(*args, "--json")
         out, err = process.communicate(timeout=120)
         assert process.returncode == code, out + err
         return json.loads(out)
 
     def publish(self, files: Mapping[str, bytes] | None = None, commit: str = COMMIT) -> None:
-        """A commit of the repository: weights and config, with these files added or in their place."""
+        """Make a commit of the repository: weights and config, with these files added or in their place."""
         standard = {"model.safetensors": timm_file(), "config.json": config_file()}
         self.server.add_repo(REPO, {**standard, **(files or {})}, commit)
 
-    def weights_asked(self) -> int:
-        """How often the weights were asked for."""
+    def weight_requests(self) -> int:
+        """Return the number of requests for the weights."""
         return sum(method == "GET" and path.endswith(".safetensors") for method, path in self.server.requests)
 
 

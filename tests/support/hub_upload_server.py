@@ -23,7 +23,7 @@ OWNER = "me"
 
 @dataclass
 class UploadServer(HubServer):
-    """Accepts ``TOKEN``, whose owner may write to repositories of ``OWNER`` and in no other place."""
+    """A server that accepts ``TOKEN``, whose owner may write to repositories of ``OWNER`` and in no other place."""
 
     private: set[str] = field(default_factory=set)
     branches: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class UploadServer(HubServer):
         return super().answer(method, path)
 
     def take(self, method: str, path: str, token: str | None, body: bytes) -> Reply:
-        """Answers what changes something."""
+        """Answer a request that changes something."""
         if self.broken and self.broken in path:
             return Reply(b"{}", 500)
         if method == "PUT":

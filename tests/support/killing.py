@@ -1,10 +1,10 @@
-"""Kills a piece of work at random moments, again and again. Run as a program, so that its children can be forked.
+"""Kill a piece of work at random moments, again and again. Run as a program, so that its children can be forked.
 
     python killing.py download URL PATH SHA256
     python killing.py convert SOURCE PATH SHA256
 
-Prints what was seen as JSON: how often it was killed, how often it came to its end before that, whether ever a wrong
-file stood under the final name, and the most hidden files that there were at a time.
+Prints observations as JSON: the number of kills, of runs that finished before, of wrong files under the final name,
+and the most hidden files at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KILLS = 50
 
 
 def run(task: Callable[[], None], path: Path, sha256: str, longest: float) -> dict[str, int]:
-    """Kills ``task`` after at most ``longest`` seconds, until it has been killed often enough; then lets it finish."""
+    """Kill ``task`` after at most ``longest`` seconds, ``KILLS`` times; then let it finish."""
     generator = random.Random(0)
     seen = {"killed": 0, "finished": 0, "wrong": 0, "most_hidden": 0}
     while seen["killed"] < KILLS:
@@ -66,7 +66,7 @@ def main() -> None:
     path = Path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     if what == "download":
-        from vit_hub.hub.cache.paths import locked
+        from vit_hub.hub.cache.paths import file_lock
         from vit_hub.hub.http import download, transfer
         from vit_hub.registry import WeightSource
 
@@ -74,7 +74,7 @@ def main() -> None:
         download.LARGE, download.PIECE = 1 << 19, 1 << 18
 
         def fetch() -> None:
-            with locked(path):
+            with file_lock(path):
                 if not path.exists():
                     download.stream_to(path, WeightSource(kind="https", format="", url=source))
 

@@ -1,4 +1,4 @@
-"""A file server that knows ranges and validators, and misbehaves as told, one request after the other."""
+"""A file server that knows ranges and validators, and misbehaves as configured, one request after the other."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-__all__ = ["Asked", "Fault", "File", "Host", "host", "hosting", "weights"]
+__all__ = ["Fault", "File", "Host", "Request", "host", "hosting", "weights"]
 
 _PIECE = 16 << 10
 
 
 def weights(size: int, seed: int = 0) -> bytes:
-    """A safetensors file of ``size`` bytes of random numbers, and its header."""
+    """Return a safetensors file with ``size`` random bytes after its header."""
     return save({"w": np.random.default_rng(seed).integers(0, 256, size, np.uint8)})
 
 
 @dataclass
 class File:
-    """What an address gives, ``drip`` bytes at a time, at ``rate`` bytes a second over each connection."""
+    """The file at an address, sent ``drip`` bytes at a time, at ``rate`` bytes per second over each connection."""
 
     content: bytes
     etag: str | None = '"v1"'
@@ -42,7 +42,7 @@ class File:
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with one answer.
+    """The fault of one response.
 
     Attributes:
         cut: the body ends after so many bytes.
@@ -51,7 +51,7 @@ class Fault:
         headers: added, or in place of the right ones, or, where empty, left out.
         body: sent in place of the right one.
         then: what the file is from the next answer on.
-        parallel: only where another answer is under way.
+        parallel: only while another response is under way.
     """
 
     cut: int | None = None
@@ -64,7 +64,7 @@ class Fault:
 
 
 @dataclass
-class Asked:
+class Request:
     """A request, and how much of the body was sent."""
 
     method: str
@@ -74,19 +74,19 @@ class Asked:
 
     @property
     def start(self) -> int | None:
-        """Where the range begins that was asked for, None: the whole file was."""
+        """Start of the requested range; None: the whole file."""
         found = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
         return int(found[1]) if found else None
 
 
 @dataclass
 class Host:
-    """``faults[path]`` come true one after the other, then all is well; ``asked`` is what was asked."""
+    """``faults[path]`` apply to one response after the other, then there are none; ``requests`` are those received."""
 
     url: str
     files: dict[str, File] = field(default_factory=dict)
     faults: dict[str, list[Fault]] = field(default_factory=dict)
-    asked: list[Asked] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
     busy: int = 0
     most_busy: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -97,7 +97,7 @@ class Host:
 
     @property
     def sent(self) -> int:
-        return sum(asked.sent for asked in self.asked)
+        return sum(request.sent for request in self.requests)
 
     def fault(self, path: str) -> Fault:
         with self.lock:
@@ -112,13 +112,13 @@ class _Handler(BaseHTTPRequestHandler):
     host: Host
 
     def do_GET(self) -> None:
-        asked = Asked(self.command, self.path, dict(self.headers.items()))
+        request = Request(self.command, self.path, dict(self.headers.items()))
         with self.host.lock:
             self.host.busy += 1
             self.host.most_busy = max(self.host.busy, self.host.most_busy)
-            self.host.asked.append(asked)
+            self.host.requests.append(request)
         try:
-            self._answer(asked, self.host.fault(self.path))
+            self._answer(request, self.host.fault(self.path))
         except OSError:  # the client went away
             pass
         finally:
@@ -128,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
-    def _answer(self, asked: Asked, fault: Fault) -> None:
+    def _answer(self, request: Request, fault: Fault) -> None:
         file = self.host.files.get(self.path)
         if file is None:
             self._head(404, {"Content-Length": "0"})
@@ -142,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
             body = fault.body
         self._head(status, {"Content-Length": str(len(body)), **headers, **fault.headers})
         if self.command == "GET":
-            self._body(body[: fault.cut], file, asked)
+            self._body(body[: fault.cut], file, request)
         if fault.reset:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
@@ -171,11 +171,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         self.end_headers()
 
-    def _body(self, body: bytes, file: File, asked: Asked) -> None:
+    def _body(self, body: bytes, file: File, request: Request) -> None:
         for offset in range(0, len(body), file.drip):
             piece = body[offset : offset + file.drip]
             self.wfile.write(piece)
-            asked.sent += len(piece)
+            request.sent += len(piece)
             if file.rate:
                 time.sleep(len(piece) / file.rate)
 
@@ -191,7 +191,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def hosting() -> Iterator[Host]:
-    """A running server."""
+    """Run a server."""
     host = Host("")
     server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"host": host}))
     host.url = f"http://127.0.0.1:{server.server_address[1]}"

@@ -1,4 +1,4 @@
-"""Local web servers for tests: one that misbehaves as told, and one that the real huggingface_hub client talks to."""
+"""Local web servers for tests: one that gives configured replies, and one for the real huggingface_hub client."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Answer = Callable[[str, str], Reply]  # (method, path) -> reply
 
 @dataclass
 class Server:
-    """``replies[path]`` are given one after the other, the last one again and again; ``requests`` is what was asked."""
+    """``replies[path]`` are given in turn, the last one again and again; ``requests`` are those received."""
 
     url: str
     replies: dict[str, list[Reply]] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Server:
         return waiting.pop(0) if len(waiting) > 1 else waiting[0]
 
     def count(self, method: str = "GET") -> int:
-        return sum(asked == method for asked, _ in self.requests)
+        return sum(received == method for received, _ in self.requests)
 
 
 @dataclass
@@ -53,9 +53,9 @@ class HubServer(Server):
 
     repos: dict[str, tuple[str, dict[str, bytes]]] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
-    refusal: int = 403  # what a gated repository is answered with: 401 to who is not logged in
+    refusal: int = 403  # status for a gated repository: 401 without a login
     commit_header: str = "X-Repo-Commit"
-    spoiled: dict[str, bytes] = field(default_factory=dict)  # file -> what is sent in place of its content
+    spoiled: dict[str, bytes] = field(default_factory=dict)  # file -> content sent instead of its own
 
     def add_repo(self, repo: str, files: Mapping[str, bytes], commit: str = "c" * 40) -> None:
         self.repos[repo] = (commit, dict(files))
@@ -84,7 +84,7 @@ class HubServer(Server):
 
 @contextlib.contextmanager
 def listening(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
-    """The address of a running server."""
+    """Run a server; yield its address."""
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

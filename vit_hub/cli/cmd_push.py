@@ -11,7 +11,7 @@ import click
 from vit_hub.cli.options import Verb, complete_source, offline_option, source_format_option
 from vit_hub.cli.output import Output, pass_output
 from vit_hub.cli.settings import set_option
-from vit_hub.hub.model_card import LAYOUTS
+from vit_hub.hub.model_card import PUBLISHED_FORMATS
 
 if TYPE_CHECKING:
     from vit_hub.hub.publish import Package
@@ -30,7 +30,7 @@ Examples:
 @click.argument("repo", metavar="REPO")
 @click.option(
     "--to",
-    type=click.Choice(LAYOUTS),
+    type=click.Choice(PUBLISHED_FORMATS),
     help="Layout of the repository: vit-hub's own file, or the folder that timm or transformers loads. By default a "
     "folder in one of these layouts is pushed as it is, and anything else as canonical.",
 )
@@ -102,7 +102,7 @@ def command(
 def _facts(packed: Package) -> dict[str, Any]:
     return {
         "repo": packed.repo,
-        "layout": packed.layout,
+        "layout": packed.format,
         "license": packed.license,
         "restricted": packed.restricted,
         "files": [{"name": name, "size": size} for name, size in packed.sizes.items()],
@@ -114,7 +114,7 @@ def _preview(output: Output, packed: Package) -> list[str]:
     rows = [(name, f"{size:,}") for name, size in packed.sizes.items()]
     lines = [
         output.heading(packed.repo),
-        *output.fields([("layout", packed.layout), ("licence", packed.license)]),
+        *output.fields([("layout", packed.format), ("licence", packed.license)]),
         "",
         *output.table(("file", "bytes"), rows, right=("bytes",)),
     ]

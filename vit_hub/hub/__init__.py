@@ -1,11 +1,10 @@
-"""Weights from anywhere onto this machine: what a name stands for, who serves it, and whether it is the right file.
+"""From a name or address to verified weights on this machine, and back to Hugging Face's hub.
 
-* A name becomes sources: ``sources``, with ``hub_names`` (ways to name a place on Hugging Face's hub), ``augreg``,
-  ``origin`` (one text for each place) and ``logins``.
-* A source becomes a verified file: ``fetch``, from ``mirror``, ``huggingface`` or ``web``; ``integrity`` checks it,
-  ``records`` remembers what came first. Beneath ``web`` are ``transfer`` (several connections), ``answers`` (one
-  request), ``partial`` (a file that is not whole yet) and ``retries``.
-* A file becomes a canonical one in the cache: ``downloading``, ``cache``; ``planning`` tells what that would take.
-* Behind the other commands: ``lockfile``, ``verifying``, ``inventory`` and ``pruning`` (``cache``), ``mirroring``
-  (writes what ``mirror`` reads), ``packaging``, ``model_card`` and ``pushing``.
+* ``names``: the meaning of a name or address, and its sources. No network.
+* ``cache``: the files on this machine: places, hashes, records, inventory, verification.
+* ``http``: downloads from plain addresses: resumed, retried, hashed, over several connections.
+* ``fetch``: the verified file of one source, through ``mirror``, ``huggingface`` or ``http``; ``resolve``: the first
+  source of a name that delivers, as an opened checkpoint; ``download``: its canonical form in the cache.
+* ``plan``, ``lockfile``, ``make_mirror``: the commands ``download --dry-run``, ``lock`` and ``mirror``.
+* ``publish``, with ``model_card``: the command ``push``.
 """

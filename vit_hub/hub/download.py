@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from vit_hub.errors import ConfigError, VitHubError
 from vit_hub.hub.cache.hashes import sha256_of
-from vit_hub.hub.cache.paths import canonical_file
-from vit_hub.hub.cache.paths import locked as lock_held
+from vit_hub.hub.cache.paths import canonical_file, file_lock
 from vit_hub.hub.cache.records import Delivery, Pin, Record, canonical_record, read_record, write_record
 from vit_hub.hub.fetch import record_of
 from vit_hub.hub.lockfile import LOCKFILE, check_locked, locked_model
@@ -36,15 +35,15 @@ def download(
     progress: bool = False,
     locked: bool | str | Path = False,
 ) -> Path:
-    """Fetches a model, verifies it and converts it, all of it once.
+    """Fetch a model, verify it and convert it, each step once.
 
     Args:
         name: registry name or alias, timm name, Hugging Face repository, or URL.
         revision: branch, tag or commit of the Hugging Face repository, in place of the one that the registry pins.
         offline: open no connection.
-        force: convert again even where the cache has the result.
+        force: convert again even if the cache has the result.
         progress: show progress bars on a terminal.
-        locked: take exactly what this lock file says; True: ``vit-hub.lock`` in the working folder.
+        locked: take exactly the files of this lock file; True: ``vit-hub.lock`` in the working folder.
 
     Returns:
         The canonical safetensors file in the cache: config, provenance and licence are in its metadata.
@@ -69,7 +68,7 @@ def download(
 
 def _locked(name: str, file: Path, revision: str | None, offline: bool, force: bool, progress: bool) -> Path:
     if revision is not None:
-        raise ConfigError(f"{name}: the lock file says which revision", hint="leave out revision= (--revision)")
+        raise ConfigError(f"{name}: the lock file gives the revision", hint="leave out revision= (--revision)")
     entry, source, delivery = locked_model(name, file)
     resolved = fetch_any(entry, (source,), offline=offline, progress=progress)
     check_locked(resolved, delivery, file)
@@ -77,7 +76,7 @@ def _locked(name: str, file: Path, revision: str | None, offline: bool, force: b
 
 
 def _converted_earlier(entry: Entry, source: WeightSource) -> Path | None:
-    """The canonical file of a pinned source, which needs neither the source's file nor a connection."""
+    """Return the canonical file of a pinned source, without the source's file or a connection."""
     if not source.sha256:
         return None
     file = canonical_file(entry.id, source.sha256, __version__)
@@ -88,20 +87,20 @@ def _converted_earlier(entry: Entry, source: WeightSource) -> Path | None:
 
 
 def _canonical(resolved: Resolved, *, force: bool, progress: bool) -> Path:
-    """Converts, unless the cache has a file whose passport says exactly what the new one's would."""
+    """Convert, unless the cache has a file with the passport that the new one would have."""
     from vit_hub.converters.write import convert_checkpoint
 
     ckpt = open_resolved(resolved)
     hashes = [sha256_of(path) for path in ckpt.source.files]
-    if ckpt.format != "canonical":  # which already says where it comes from
+    if ckpt.format != "canonical":  # whose passport already has its origin
         ckpt = _recorded(ckpt, hashes, __version__)
     sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
     file = canonical_file(_title(resolved), sha256, __version__)
     if not force and _is_current(file, ckpt):
         _record(file, resolved)
         return file
-    with lock_held(file):
-        if force or not _is_current(file, ckpt):  # another process may have made it, while this one waited
+    with file_lock(file):
+        if force or not _is_current(file, ckpt):  # another process may have made it meanwhile
             total = sum(tensor.nbytes for tensor in ckpt.tensors.values())
             with byte_bar("converting", total, show=progress) as advance:
                 convert_checkpoint(ckpt, file, progress=advance)
@@ -110,7 +109,7 @@ def _canonical(resolved: Resolved, *, force: bool, progress: bool) -> Path:
 
 
 def _record(file: Path, resolved: Resolved) -> None:
-    """Remembers what was written, so that it can be verified later."""
+    """Record the written file, so that it can be verified later."""
     known = read_record(canonical_record(file))
     if resolved.weight_source and not (known and known.is_intact()):
         source = record_of(resolved.weight_source, resolved.path).delivery.address
@@ -126,7 +125,7 @@ def _is_intact(file: Path) -> bool:
 
 
 def _recorded(ckpt: Checkpoint, hashes: list[str], version: str) -> Checkpoint:
-    """With the hashes of its files and the converter's version in the passport."""
+    """Return the checkpoint with the hashes of its files and the converter's version in the passport."""
     files = [
         {"file": path.name, "size": path.stat().st_size, "sha256": sha256}
         for path, sha256 in zip(ckpt.source.files, hashes, strict=True)
@@ -144,7 +143,7 @@ def _passport_of(file: Path) -> Passport | None:
 
     try:
         return open_checkpoint(file, format="canonical").passport if file.is_file() else None
-    except VitHubError:  # damaged: it is written anew
+    except VitHubError:  # damaged: it is converted again
         return None
 
 

@@ -1,4 +1,4 @@
-"""A source's file on this machine, verified: from the cache, from the package, or from the network."""
+"""The verified file of a source: from the cache, from the package, or from the network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vit_hub.errors import DownloadError, IntegrityError
 from vit_hub.hub.cache.hashes import sha256_of, verify
-from vit_hub.hub.cache.paths import bundled_file, fetched_file, locked
+from vit_hub.hub.cache.paths import bundled_file, fetched_file, file_lock
 from vit_hub.hub.cache.records import Delivery, Pin, Record, as_first_seen, forgetting, read_record, remember
 from vit_hub.hub.mirror import from_mirror
 from vit_hub.hub.names.address import address, is_commit, is_fixed
@@ -21,27 +21,27 @@ _UNSET = ("", "0", "false", "no", "off")
 
 
 def is_offline(offline: bool = False) -> bool:
-    """Whether no connection may be opened: the argument, ``VIT_HUB_OFFLINE=1`` or ``HF_HUB_OFFLINE=1``."""
+    """Return whether no connection may be opened: the argument, ``VIT_HUB_OFFLINE=1`` or ``HF_HUB_OFFLINE=1``."""
     return offline or any(os.environ.get(name, "").lower() not in _UNSET for name in _OFFLINE)
 
 
 def fetch(source: WeightSource, *, offline: bool = False, progress: bool = False) -> Path:
-    """The file of one source. It is fetched once; a pinned size or hash is verified once.
+    """Return the file of one source. It is fetched once; a pinned size or hash is verified once.
 
-    Where no hash is pinned, the file must be the one that the address gave first. ``VIT_HUB_MIRROR`` is asked before
+    If no hash is pinned, the file must be the one that the address delivered first. ``VIT_HUB_MIRROR`` is tried before
     the source itself.
 
     Args:
-        source: of kind ``bundled``, ``https``, or ``hf``; an ``hf`` source without a file stands for whatever weights
-            the repository has.
+        source: of kind ``bundled``, ``https``, or ``hf``; an ``hf`` source without a file stands for the weights of
+            the repository.
         offline: open no connection (also ``VIT_HUB_OFFLINE=1`` and ``HF_HUB_OFFLINE=1``).
         progress: show progress bars on a terminal.
 
     Returns:
-        A file to read and not to change: it lies in a cache or in the package.
+        A read-only file: it lies in a cache or in the package.
 
     Raises:
-        DownloadError: it cannot be had; the hint says how it might.
+        DownloadError: it cannot be fetched; the hint has the remedy.
         IntegrityError: it is not the pinned file, or not the one that came first. Nothing of it stays in vit-hub's
             cache.
         VitHubError: the cache cannot be written.
@@ -49,21 +49,23 @@ def fetch(source: WeightSource, *, offline: bool = False, progress: bool = False
     offline = is_offline(offline)
     if source.kind == "bundled":
         return _bundled(source)
-    asked = address(source)
-    known = read_record(asked)
-    # What was fetched before is asked for again only where something newer may be there.
+    requested = address(source)
+    known = read_record(requested)
+    # A request is made again only if the source may have moved.
     if known and (offline or is_fixed(source)) and known.fits(source):
         return known.path
     wanted = as_first_seen(source, known)
     try:
-        brought = from_mirror(wanted, offline=offline, progress=progress)
-        found = brought or describe(wanted, _from_origin(wanted, offline, progress))
+        mirrored = from_mirror(wanted, offline=offline, progress=progress)
+        found = mirrored or describe(wanted, _from_origin(wanted, offline, progress))
     except IntegrityError as error:
         if wanted is source:
             raise
-        raise IntegrityError(error.message, hint="; ".join(filter(None, (forgetting(asked), error.hint)))) from error
-    # Offline, what Hugging Face's cache has need not be all that the repository has.
-    remember(source, found, keep=brought is not None or not offline)
+        raise IntegrityError(
+            error.message, hint="; ".join(filter(None, (forgetting(requested), error.hint)))
+        ) from error
+    # Offline, Hugging Face's cache may have only some of the repository's files.
+    remember(source, found, keep=mirrored is not None or not offline)
     return found.path
 
 
@@ -96,8 +98,8 @@ def _from_web(source: WeightSource, offline: bool, progress: bool) -> Path:
             hint="fetch it once with a connection: without offline=True (--offline), VIT_HUB_OFFLINE and "
             f"HF_HUB_OFFLINE; or put the file at {path}",
         )
-    with locked(path):
-        if not _is_fetched(path, source):  # another process may have, while this one waited
+    with file_lock(path):
+        if not _is_fetched(path, source):  # another process may have fetched it meanwhile
             from vit_hub.hub.http.download import stream_to
 
             stream_to(path, source, progress=progress)
@@ -115,7 +117,7 @@ def _is_fetched(path: Path, source: WeightSource) -> bool:
 
 
 def describe(source: WeightSource, path: Path) -> Record:
-    """What a source delivered, told from the place and the content of its file in the cache or the package."""
+    """Return the record of a source, from the place and the content of its file in the cache or the package."""
     if source.kind != "hf":
         return Record(path.parent, Delivery(address(source), {path.name: _seen(path)}))
     from vit_hub.hub.huggingface import companions
@@ -133,6 +135,6 @@ def _seen(path: Path) -> Pin:
 
 
 def record_of(source: WeightSource, path: Path) -> Record:
-    """What a source delivered, for a file that was just fetched from it."""
+    """Return the record of a source, for a file that was just fetched from it."""
     known = read_record(address(source))
     return known if known and known.path == path else describe(source, path)

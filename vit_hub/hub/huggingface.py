@@ -29,7 +29,7 @@ _WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# What the numbers of customarily named weights depend on, and what may stand beside them.
+# The config that customarily named weights depend on, and files that may stand beside them.
 _CONFIG = "config.json"
 _EXTRAS = ("preprocessor_config.json",)
 _LOGIN = "log in with `hf auth login` or set HF_TOKEN"
@@ -44,23 +44,23 @@ class _AbsentError(DownloadError):
 
 
 class _NotCachedError(DownloadError):
-    """Nothing is known of the file without a connection."""
+    """The file is not in the cache, and offline mode is on."""
 
 
 def fetch_from_hub(source: WeightSource, *, offline: bool, progress: bool = False) -> Path:
-    """The weights of a repository in Hugging Face's cache, with the config files that belong to them.
+    """Fetch the weights of a repository and their config files into Hugging Face's cache.
 
     Args:
-        source: ``repo``, ``revision`` (None: ``main``), and ``file``, or None for whatever weights the repository has
-            under a customary name, shards included.
-        offline: look only into the cache.
+        source: ``repo``, ``revision`` (None: ``main``), and ``file``; None: the weights under a customary name, shards
+            included.
+        offline: use only the cache.
         progress: show bars on a terminal.
 
     Returns:
         The weight file, or the index of sharded ones.
 
     Raises:
-        DownloadError: the repository, the revision or the file is not there, or cannot be had; the hint has the remedy.
+        DownloadError: the repository, revision or file does not exist or cannot be fetched; the hint has the remedy.
         IntegrityError: the file is not the pinned one.
         VitHubError: the disk is full.
     """
@@ -89,7 +89,7 @@ def fetch_from_hub(source: WeightSource, *, offline: bool, progress: bool = Fals
 
 
 def possible_files(source: WeightSource) -> tuple[str, ...]:
-    """The files that are asked for: of the weights the first that the repository has, and what belongs to it."""
+    """Return the files to request: of the weights the first that exists, and the files that belong to it."""
     names = (source.file,) if source.file else _WEIGHTS
     beside = [
         str(PurePosixPath(names[0]).with_name(extra))
@@ -100,7 +100,7 @@ def possible_files(source: WeightSource) -> tuple[str, ...]:
 
 
 def cached_weights(source: WeightSource) -> Path | None:
-    """The weight file in Hugging Face's cache, whatever revision is the newest; None where there is none."""
+    """Return the weight file in Hugging Face's cache, even if the repository has a newer one; None: there is none."""
     for name in (source.file,) if source.file else _WEIGHTS:
         with suppress(DownloadError):
             path = _cached(source, name)
@@ -110,13 +110,13 @@ def cached_weights(source: WeightSource) -> Path | None:
 
 
 def page_of(source: WeightSource) -> str:
-    """The repository's page on the web."""
+    """Return the address of the repository's page."""
     return f"{without_credentials(os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').rstrip('/')}/{source.repo}"
 
 
 def _file(source: WeightSource, name: str, offline: bool) -> Path:
-    """One file of the repository, compared with the hub's own hash where it tells one."""
-    # What belongs to a commit never changes. Offline the client is not asked at all: it may call home before it looks.
+    """Return one file of the repository, compared with the hub's own hash if it gives one."""
+    # The files of a commit never change. Offline the client is not called: it may make a request before it looks.
     path = _cached(source, name) if offline or _COMMIT.fullmatch(source.revision or "") else None
     if path is None and offline:
         raise _NotCachedError(
@@ -134,7 +134,7 @@ def _file(source: WeightSource, name: str, offline: bool) -> Path:
 
 
 def _cached(source: WeightSource, name: str) -> Path | None:
-    """The file in the cache; None where nothing is known of it.
+    """Return the file in the cache; None if the cache knows nothing of it.
 
     Raises:
         _AbsentError: the cache remembers that the repository has no such file.
@@ -157,7 +157,7 @@ def _fetched(source: WeightSource, name: str) -> Path:
     where = _described(source)
     try:
         with warnings.catch_warnings():
-            # The client looks at the free disk space before the first byte, and only warns.
+            # The client checks the free disk space before the first byte, and only warns.
             warnings.filterwarnings("error", _NO_SPACE)
             found = hf_hub_download(
                 source.repo or "", name, revision=source.revision, library_name="vit-hub", library_version=__version__
@@ -185,7 +185,7 @@ def _fetched(source: WeightSource, name: str) -> Path:
         raise _AbsentError(f"{where} has no file {name}", hint=f"see {page_of(source)}") from error
     except UserWarning as error:
         raise _disk_full(f"{where}: {name}: {_shown(error)}") from error
-    # Which exceptions of which HTTP client come out of it differs between the versions of huggingface_hub.
+    # The exceptions, and their HTTP client, differ between versions of huggingface_hub.
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
             raise _disk_full(f"{where}: {name} cannot be kept: {error.strerror}") from error
@@ -195,17 +195,17 @@ def _fetched(source: WeightSource, name: str) -> Path:
 
 
 def _status(error: BaseException) -> int | None:
-    """The status with which the server refused, if it did."""
+    """Return the HTTP status of the server's refusal, if it is one."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _disk_full(message: str) -> VitHubError:
-    # Not a DownloadError: another source would fill the disk just as well.
+    # No DownloadError: another source would need the same space.
     return VitHubError(message, hint="make room, or set HF_HUB_CACHE to a folder on another disk")
 
 
 def _blob(path: Path) -> Path:
-    """The file that a link in the cache stands for; the path itself where the cache has no links."""
+    """Return the target of a link in the cache; the path itself if the cache has no links."""
     return Path(os.path.normpath(path.parent / path.readlink())) if path.is_symlink() else path
 
 
@@ -214,7 +214,7 @@ def _remedy(path: Path) -> str:
 
 
 def _fetch_companions(path: Path, name: str, source: WeightSource, offline: bool) -> None:
-    """The shards of an index and the config files, from the commit that the weights came from."""
+    """Fetch the shards of an index and the config files, from the commit of the weights."""
     # The cache keeps a commit's files in a folder of its name.
     commit = path.parents[len(PurePosixPath(name).parts) - 1].name
     source = replace(source, revision=commit)
@@ -227,13 +227,13 @@ def _fetch_companions(path: Path, name: str, source: WeightSource, offline: bool
         except _AbsentError:
             continue
         except _NotCachedError:
-            # Without the config the numbers could silently be others.
+            # Without the config the outputs could silently differ.
             if extra == _CONFIG:
                 raise
 
 
 def companions(path: Path) -> list[Path]:
-    """The files that were fetched with the weights: shards and config files beside them."""
+    """Return the files that were fetched with the weights: shards and config files beside them."""
     if path.name not in _WEIGHTS:
         return []
     files = [path.with_name(name) for name in (*_shards(path), _CONFIG, *_EXTRAS)]
@@ -250,8 +250,8 @@ def _shards(path: Path) -> list[str]:
     for shard in shards:
         if "/" in shard or not is_safe_name(shard):
             raise CheckpointError(
-                f"{path}: an index of sharded weights that names {shard!r}, which is no file beside it",
-                hint="its authors have to mend it; another revision may be right (revision=, --revision)",
+                f"{path}: an index of sharded weights that names {shard!r}, which is not a file beside it",
+                hint="report it to its authors; another revision may be right (revision=, --revision)",
             )
     return shards
 
@@ -266,7 +266,7 @@ def _shown(error: BaseException) -> str:
 
 @contextmanager
 def hub_bars(wanted: bool) -> Iterator[None]:
-    """Keeps huggingface_hub's bars off unless they are wanted and somebody watches."""
+    """Disable huggingface_hub's progress bars, unless they are wanted and stderr is a terminal."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     if (wanted and on_terminal()) or are_progress_bars_disabled():

@@ -1,4 +1,4 @@
-"""``vit-hub.lock``: exactly which files a project's models are made of, for the project to commit."""
+"""``vit-hub.lock``: the exact files of a project's models, for the project to commit."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from vit_hub.registry import Entry, WeightSource
 __all__ = ["LOCKFILE", "check_locked", "lock", "locked_model", "read_lock"]
 
 LOCKFILE = Path("vit-hub.lock")
-"""Where the lock file is, unless the user says otherwise: in the working folder."""
+"""The default: in the working folder."""
 _VERSION = 1
 
 
 def lock(
     names: Iterable[str], file: Path = LOCKFILE, *, offline: bool = False, progress: bool = False
 ) -> dict[str, Delivery]:
-    """Fetches models and writes into the lock file what they are made of; what it says of other models stays.
+    """Fetch models and write their exact files into the lock file; its other models stay.
 
     Args:
         names: as for :func:`vit_hub.download`.
-        file: the lock file; it is made where there is none.
-        offline: open no connection: lock what is on this machine.
+        file: the lock file; made if missing.
+        offline: open no connection: lock cached files.
         progress: show progress bars on a terminal.
 
     Returns:
-        What was locked, under the names that the lock file has for them: ids of the registry where they have one.
+        The locked deliveries by the names in the lock file: ids of the registry where there is one.
 
     Raises:
         ConfigError: a name is a local file.
-        VitHubError: as :func:`vit_hub.hub.resolve.resolve`; or there is a lock file that cannot be read.
+        VitHubError: as :func:`vit_hub.hub.resolve.resolve`; or the existing lock file cannot be read.
     """
     if file.exists():  # one that cannot be read is refused before anything is fetched
         read_lock(file)
@@ -49,7 +49,7 @@ def lock(
         refuse_local(name)
         resolved = resolve(name, offline=offline, progress=progress)
         found[_key(name, resolved.entry)] = _delivered(resolved)
-    # Read now, and not before: fetching takes long, and others may have locked something meanwhile.
+    # Read only now: fetching takes long, and another process may have locked something meanwhile.
     models = {**(read_lock(file) if file.exists() else {}), **found}
     data = {"version": _VERSION, "models": {name: delivery.to_data() for name, delivery in models.items()}}
     with atomic_path(file) as temporary:
@@ -67,10 +67,10 @@ def _delivered(resolved: Resolved) -> Delivery:
 
 
 def read_lock(file: Path) -> dict[str, Delivery]:
-    """What a lock file says, by name.
+    """Return the deliveries in a lock file, by name.
 
     Raises:
-        VitHubError: there is none, it is damaged, or of a version that this vit-hub does not know.
+        VitHubError: it is missing, damaged, or of a version that this vit-hub does not know.
     """
     hint = "take it from version control again, or delete it and run `vit-hub lock`"
     try:
@@ -93,7 +93,7 @@ def read_lock(file: Path) -> dict[str, Delivery]:
 
 
 def locked_model(name: str, file: Path) -> tuple[Entry | None, WeightSource, Delivery]:
-    """A model of the lock file: its entry in the registry, its source with everything pinned, and all its files.
+    """Return a locked model: its entry in the registry, its source with everything pinned, and all its files.
 
     Raises:
         ModelNotFoundError: the lock file does not have it.
@@ -109,7 +109,7 @@ def locked_model(name: str, file: Path) -> tuple[Entry | None, WeightSource, Del
 
 
 def _pinned(candidates: Sequence[WeightSource], delivery: Delivery) -> WeightSource:
-    """The source that is locked, with what the registry knows about it, if it does."""
+    """Return the locked source, with what the registry knows about it."""
     exact, pin = source_of(delivery.address), delivery.files[delivery.main]
 
     def place(source: WeightSource) -> str:
@@ -122,14 +122,14 @@ def _pinned(candidates: Sequence[WeightSource], delivery: Delivery) -> WeightSou
 
 
 def check_locked(resolved: Resolved, delivery: Delivery, file: Path) -> None:
-    """Compares all that was fetched with what is locked.
+    """Compare all fetched files with the locked ones.
 
     Raises:
-        IntegrityError: a file is another; the message has both hashes.
+        IntegrityError: a file differs; the message has both hashes.
     """
     words = difference(delivery, _delivered(resolved))
     if words:
         raise IntegrityError(
             f"{file}: {address(source_of(delivery.address))}: {words}",
-            hint="the lock file, or the file in the cache, is not the original; `vit-hub verify` tells which",
+            hint="the lock file, or the file in the cache, is not the original; `vit-hub verify` says which",
         )

@@ -1,4 +1,4 @@
-"""Writing a mirror: see ``mirror`` for what it is."""
+"""Writing a mirror: :mod:`vit_hub.hub.mirror` describes its format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_hub.converters.containers import atomic_path
-from vit_hub.hub.cache.paths import locked
+from vit_hub.hub.cache.paths import file_lock
 from vit_hub.hub.cache.records import Delivery, Record
 from vit_hub.hub.fetch import record_of
 from vit_hub.hub.mirror import FILES, INDEX, VERSION, copy_checked, has_file, parse_index
@@ -24,16 +24,16 @@ __all__ = ["Mirrored", "add_to_mirror"]
 
 @dataclass(frozen=True)
 class Mirrored:
-    """What a mirror has of one model.
+    """The files of one model in a mirror.
 
     Attributes:
-        name: the model's id in the registry, else the name as it was given.
-        address: where the files are from, with the commit.
-        license: as the registry has it; None: it does not know the model.
+        name: the model's id in the registry, else the given name.
+        address: the origin of the files, with the commit.
+        license: in the registry; None: it does not have the model.
         restricted: the licence is not an open one.
-        files: how many there are.
+        files: their number.
         size: their bytes.
-        added: how many of the bytes were not there before.
+        added: new bytes.
     """
 
     name: str
@@ -48,12 +48,12 @@ class Mirrored:
 def add_to_mirror(
     folder: Path, names: Sequence[str], *, offline: bool = False, progress: bool = False
 ) -> Iterator[Mirrored]:
-    """Fetches models and puts their files into a mirror, one after the other; what it has stays.
+    """Fetch models and add their files to a mirror, one model after the other.
 
     Args:
-        folder: the mirror's; it is made where there is none.
+        folder: the mirror's; made if missing.
         names: as for :func:`vit_hub.download`.
-        offline: open no connection: take what is on this machine.
+        offline: open no connection: take cached files.
         progress: show progress bars on a terminal.
 
     Raises:
@@ -71,7 +71,7 @@ def add_to_mirror(
 
 
 def _add_file(folder: Path, record: Record, name: str, progress: bool) -> int:
-    """Copies one file, unless the mirror has it undamaged; gives the bytes that are new."""
+    """Copy one file, unless the mirror has it undamaged; return the number of new bytes."""
     pin = record.delivery.files[name]
     path = folder / FILES / pin.sha256
     if has_file(path, pin):
@@ -93,7 +93,7 @@ def _add_to_index(
         sum(pin.size for pin in delivery.files.values()),
         added,
     )
-    with locked(file, place="the mirror", hint="give a folder that you may write to"):
+    with file_lock(file, place="the mirror", hint="give a folder that you may write to"):
         index: dict[str, Any] = {"version": VERSION, "addresses": {}, "models": {}}
         if file.exists():
             index = parse_index(file.read_bytes(), str(folder))
@@ -105,6 +105,6 @@ def _add_to_index(
 
 
 def _addresses(source: WeightSource, delivery: Delivery) -> list[str]:
-    """What it can be asked for by: as it was now, by its commit, and by its commit and file."""
+    """Return the addresses to list it under: the requested one, with its commit, and with its commit and file."""
     exact = source_of(delivery.address)
     return [address(source), address(replace(source, revision=exact.revision)), delivery.address]

@@ -1,7 +1,7 @@
 """A mirror: a plain folder, on disk or behind any web server, with the files of chosen weights by their hashes.
 
-``index.json`` says which address delivers which files; ``files/<sha256>`` are the files. ``VIT_HUB_MIRROR`` names the
-folder or its address; it is asked before the weights' own servers. ``mirroring`` writes it.
+``index.json`` lists the files of each address; ``files/<sha256>`` are the files. ``VIT_HUB_MIRROR`` names the folder or
+its address; it is tried before the original sources. :mod:`vit_hub.hub.make_mirror` writes it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from vit_hub.converters.containers import atomic_path
 from vit_hub.errors import DownloadError
 from vit_hub.hub.cache.hashes import check, sha256_of, stamp
-from vit_hub.hub.cache.paths import fetched_file, locked, mirrored_folder
+from vit_hub.hub.cache.paths import fetched_file, file_lock, mirrored_folder
 from vit_hub.hub.cache.records import Delivery, Pin, Record
 from vit_hub.hub.names.address import address, is_commit, source_of
 from vit_hub.hub.names.credentials import credentials_of, without_credentials
@@ -32,23 +32,23 @@ FILES = "files"
 VERSION = 1
 LONGEST_INDEX = 64 << 20  # bytes
 _CHUNK = 1 << 20
-_HINT = "make the mirror anew with `vit-hub mirror`, or unset VIT_HUB_MIRROR"
-_TAMPERED = "nothing was kept; the mirror is damaged or tampered with: make it anew, or unset VIT_HUB_MIRROR"
+_HINT = "make the mirror again with `vit-hub mirror`, or unset VIT_HUB_MIRROR"
+_TAMPERED = "nothing was kept; the mirror is damaged or tampered with: make it again, or unset VIT_HUB_MIRROR"
 
 
 def from_mirror(source: WeightSource, *, offline: bool, progress: bool) -> Record | None:
-    """Brings the files of a source from the mirror into the cache.
+    """Fetch the files of a source from the mirror into the cache.
 
     Args:
         source: of kind ``hf`` or ``https``.
-        offline: open no connection: a mirror that is a folder is asked all the same.
+        offline: open no connection; a mirror that is a folder is still used.
         progress: show bars on a terminal.
 
     Returns:
-        None where there is no mirror or it does not have the source; a warning says why.
+        None if there is no mirror, or if it does not have the source; a warning says so.
 
     Raises:
-        IntegrityError: the mirror has another file than is pinned, or delivers another than it says.
+        IntegrityError: the mirror's file is not the pinned one, or not the one that its index lists.
         VitHubError: the cache cannot be written.
     """
     place = os.environ.get("VIT_HUB_MIRROR", "")
@@ -57,44 +57,44 @@ def from_mirror(source: WeightSource, *, offline: bool, progress: bool) -> Recor
         return None
     base = place.rstrip("/") if is_remote else Path(place).expanduser()
     try:
-        delivery = _looked_up(_index(base), source)
-        return _brought(base, source, delivery, progress)
+        delivery = _look_up(_index(base), source)
+        return _fetch_files(base, source, delivery, progress)
     except DownloadError as error:
-        warnings.warn(f"the mirror does not help: {error.message}", stacklevel=2)
+        warnings.warn(f"the mirror is not used: {error.message}", stacklevel=2)
         return None
 
 
-def _looked_up(index: dict[str, Any], source: WeightSource) -> Delivery:
-    asked = address(source)
-    if asked not in index["addresses"]:
-        raise DownloadError(f"it does not have {asked}")
+def _look_up(index: dict[str, Any], source: WeightSource) -> Delivery:
+    requested = address(source)
+    if requested not in index["addresses"]:
+        raise DownloadError(f"it does not have {requested}")
     try:
-        delivery = Delivery.from_data(index["addresses"][asked])
+        delivery = Delivery.from_data(index["addresses"][requested])
         exact = source_of(delivery.address)
     except ValueError as error:
         raise DownloadError(f"{INDEX} is damaged: {error}", hint=_HINT) from error
-    wanted = replace(source_of(asked), file=source.file or exact.file)
+    wanted = replace(source_of(requested), file=source.file or exact.file)
     if not is_commit(source.revision):
         wanted = replace(wanted, revision=exact.revision)
     if exact != wanted:
-        raise DownloadError(f"{INDEX} is damaged: it has {delivery.address} for {asked}", hint=_HINT)
+        raise DownloadError(f"{INDEX} is damaged: it has {delivery.address} for {requested}", hint=_HINT)
     main = delivery.files[delivery.main]
-    check(source, f"{asked} in the mirror", size=main.size, sha256=main.sha256, hint=_TAMPERED)
+    check(source, f"{requested} in the mirror", size=main.size, sha256=main.sha256, hint=_TAMPERED)
     return delivery
 
 
-def _brought(base: str | Path, source: WeightSource, delivery: Delivery, progress: bool) -> Record:
+def _fetch_files(base: str | Path, source: WeightSource, delivery: Delivery, progress: bool) -> Record:
     folder, files = mirrored_folder(delivery.address), delivery.files
     if source.kind == "https":
         path = fetched_file(source.url or "")
         folder, files = path.parent, {path.name: files[delivery.main]}
     found = Record(folder, Delivery(delivery.address, files))
     if not _is_there(found):
-        with locked(found.path):
-            # The weights come last: where they are, the others are.
+        with file_lock(found.path):
+            # The weights come last: where they are, the other files are too.
             for name in sorted(files, key=lambda name: name == found.delivery.main):
                 if not has_file(folder / name, files[name]):
-                    _bring(base, folder / name, files[name], progress)
+                    _fetch_file(base, folder / name, files[name], progress)
     return found
 
 
@@ -103,11 +103,11 @@ def _is_there(record: Record) -> bool:
 
 
 def has_file(path: Path, pin: Pin) -> bool:
-    """Whether the file is there, and the right one."""
+    """Return whether the file exists and has the pinned content."""
     return path.is_file() and sha256_of(path) == pin.sha256
 
 
-def _bring(base: str | Path, path: Path, pin: Pin, progress: bool) -> None:
+def _fetch_file(base: str | Path, path: Path, pin: Pin, progress: bool) -> None:
     if isinstance(base, Path):
         copy_checked(base / FILES / pin.sha256, path, pin, hint=_TAMPERED, progress=progress)
         return
@@ -119,11 +119,11 @@ def _bring(base: str | Path, path: Path, pin: Pin, progress: bool) -> None:
 
 
 def copy_checked(file: Path, path: Path, pin: Pin, *, hint: str, progress: bool = False) -> None:
-    """Copies a file whose content is known; it appears whole and right, or not at all.
+    """Copy a file with a pinned content; it appears complete and checked, or not at all.
 
     Raises:
         DownloadError: there is no such file.
-        IntegrityError: it has another content; ``hint`` says what to do.
+        IntegrityError: it has another content; ``hint`` is the remedy.
         CheckpointError: the destination cannot be written.
     """
     digest, size = hashlib.sha256(), 0
@@ -144,10 +144,10 @@ def copy_checked(file: Path, path: Path, pin: Pin, *, hint: str, progress: bool 
 
 
 def parse_index(content: bytes, place: str) -> dict[str, Any]:
-    """The index of a mirror, of which only the outer form is checked.
+    """Parse the index of a mirror; only its outer form is checked.
 
     Raises:
-        DownloadError: it is no index, or one of another version.
+        DownloadError: it is malformed, or of another version.
     """
     try:
         index = json.loads(content)

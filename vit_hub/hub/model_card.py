@@ -1,4 +1,4 @@
-"""The README of a repository that weights are published in: where they come from, their licence, how to load them."""
+"""The README of a repository with published weights: their origin, their licence, how to load them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.shapes import num_parameters
 
-__all__ = ["LAYOUTS", "UNKNOWN", "CardFacts", "is_open", "model_card"]
+__all__ = ["PUBLISHED_FORMATS", "UNKNOWN", "CardFacts", "is_open", "model_card"]
 
-LAYOUTS = ("canonical", "timm", "hf")
-"""What a repository's files can be laid out as: for vit-hub, timm or transformers."""
+PUBLISHED_FORMATS = ("canonical", "timm", "hf")
+"""The formats of a published repository: for vit-hub, timm or transformers."""
 UNKNOWN = "unknown"
-"""The licence of weights for which nobody states one."""
+"""The licence of weights without a stated one."""
 _OPEN = (
     "apache-2.0",
     "mit",
@@ -46,28 +46,28 @@ _LIBRARIES = {"canonical": "vit-hub", "timm": "timm", "hf": "transformers"}
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What a card says.
+    """The facts on a card.
 
     Attributes:
-        repo: the repository it is for.
-        layout: ``canonical``, ``timm`` or ``hf``.
+        repo: the repository.
+        format: ``canonical``, ``timm`` or ``hf``.
         config: the model.
         license: identifier or name.
         restricted: it is no open licence.
         weights_id: in vit-hub's registry; may be empty.
-        address: where the weights were fetched from; empty for a local file.
+        address: the origin of the weights; empty for a local file.
         base_model: the repository on Hugging Face's hub that they came from.
-        source_format: what they were converted from.
+        source_format: the format that they were converted from.
         source_files: ``file``, ``size`` in bytes and ``sha256`` of each.
         converter: version of vit-hub that converted them; empty where they are pushed as they were.
         data: data sets of the stages of training.
         preprocess: evaluation preprocessing.
-        labels: the name of the list of classes, where it is known.
-        hf_class: the class of transformers that loads them, for that layout.
+        labels: the name of the list of classes, if known.
+        hf_class: the class of transformers that loads them, for format ``hf``.
     """
 
     repo: str
-    layout: str
+    format: str
     config: ViTConfig
     license: str
     restricted: bool
@@ -84,19 +84,19 @@ class CardFacts:
 
 
 def is_open(license: str) -> bool:
-    """Whether a licence allows everything, sale included."""
+    """Return whether a licence allows every use, commercial use included."""
     return license.lower() in _OPEN
 
 
 def model_card(facts: CardFacts) -> str:
-    """The text of README.md: metadata that Hugging Face's hub reads, then what people read."""
+    """Return the text of README.md: metadata for Hugging Face's hub, then text for people."""
     from huggingface_hub import ModelCardData
 
     known = facts.license.lower() in (*_OPEN, *_NAMED)
     data = ModelCardData(
         license=facts.license.lower() if known else "other",
         license_name=None if known else re.sub("[^a-z0-9.-]+", "-", facts.license.lower()).strip("-"),
-        library_name=_LIBRARIES[facts.layout],
+        library_name=_LIBRARIES[facts.format],
         pipeline_tag="image-classification" if facts.config.num_classes else "image-feature-extraction",
         base_model=facts.base_model,
         tags=["vision-transformer", "vit-hub"],
@@ -153,9 +153,9 @@ def _usage(facts: CardFacts) -> str:
         'images = vit_hub.preprocess(model)("picture.jpg")',
         "logits = model(images)" if config.num_classes else result,
     ]
-    if facts.layout == "timm":
+    if facts.format == "timm":
         lines += ["", "import timm", "", f'model = timm.create_model("hf-hub:{facts.repo}", pretrained=True)']
-    if facts.layout == "hf":
+    if facts.format == "hf":
         name = facts.hf_class if facts.hf_class.isidentifier() else "AutoModel"
         lines += ["", f"from transformers import {name}", "", f'model = {name}.from_pretrained("{facts.repo}")']
     return "\n".join(["```python", *lines, "```"])
@@ -170,10 +170,10 @@ def _value(value: object) -> str:
 
 
 def _code(text: str) -> str:
-    """Anybody's text, such as a file's name, as code in a cell of a table."""
+    """Format untrusted text, such as a file's name, as code in a cell of a table."""
     return f"`{' '.join(str(text).split())}`".replace("|", "\\|") if "`" not in str(text) else _text(str(text))
 
 
 def _text(text: str) -> str:
-    """Anybody's text, of which nothing is taken for markup."""
+    """Escape untrusted text, so that nothing in it is markup."""
     return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", " ".join(str(text).split()))

@@ -1,4 +1,4 @@
-"""What fetching a model would take, told from the registry and the cache alone: no request is made."""
+"""The plan of a download, from the registry and the cache alone: no request is made."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ __all__ = ["Plan", "PlannedSource", "plan"]
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedSource:
-    """One source, and what having its file takes.
+    """One source, and what fetching its file takes.
 
     Attributes:
         address: ``hf://owner/name@revision/file``, a URL, or ``bundled:file``.
-        format: the checkpoint format; empty where only the file can tell.
+        format: the checkpoint format; empty if only the file can tell.
         revision: the commit, branch or tag on Hugging Face's hub; None: its newest state, or not on the hub.
-        files: what is fetched; of some it is known only then whether they are there.
+        files: the files to fetch; some of them may not exist.
         size: bytes of the weight file, where documented.
         sha256: of the weight file, where documented.
         gated: the server wants a login and its terms accepted; None: not known.
-        page: where to read about it, on Hugging Face's hub.
-        cached: the weight file, where it is on this machine already.
+        page: about it on Hugging Face's hub.
+        cached: the weight file, if it is on this machine already.
     """
 
     address: str
@@ -48,15 +48,15 @@ class PlannedSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What fetching a model takes.
+    """The plan of a download.
 
     Attributes:
-        name: as asked for.
-        id: in the registry; None where it does not know the model.
-        license: None where not known.
+        name: as given.
+        id: in the registry; None: it does not have the model.
+        license: None: not known.
         restricted: the licence is not an open one; None: not known.
-        converted: the canonical file, where it is in the cache already.
-        mirror: folder or address that is asked before the sources (``VIT_HUB_MIRROR``).
+        converted: the canonical file, if it is in the cache already.
+        mirror: folder or address that is tried before the sources (``VIT_HUB_MIRROR``).
         sources: in order of preference; the first that delivers is taken.
     """
 
@@ -70,17 +70,17 @@ class Plan:
 
     @property
     def fetched_from(self) -> PlannedSource | None:
-        """The source that is asked first; None where nothing need be fetched."""
+        """The first source to try; None if nothing need be fetched."""
         return None if self.converted or self.sources[0].cached else self.sources[0]
 
 
 def plan(name: str, *, revision: str | None = None, lockfile: Path | None = None) -> Plan:
-    """What :func:`vit_hub.download` would do.
+    """Plan what :func:`vit_hub.download` would do.
 
     Args:
         name: registry name or alias, timm name, Hugging Face repository, or URL.
         revision: as for :func:`vit_hub.download`.
-        lockfile: take what this lock file says.
+        lockfile: follow this lock file.
 
     Raises:
         ConfigError: ``name`` is a local file, or there can be no such revision of it.

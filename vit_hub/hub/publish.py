@@ -1,4 +1,4 @@
-"""Publishing weights on Hugging Face's hub: laid out as a repository with a model card, then sent in one commit."""
+"""Publishing weights on Hugging Face's hub: packaged with a model card, then sent in one commit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vit_hub.errors import ConfigError, ModelNotFoundError, VitHubError, first_line
 from vit_hub.hub.cache.hashes import sha256_of
-from vit_hub.hub.model_card import LAYOUTS, UNKNOWN, CardFacts, is_open, model_card
+from vit_hub.hub.model_card import PUBLISHED_FORMATS, UNKNOWN, CardFacts, is_open, model_card
 from vit_hub.hub.names.address import address
 from vit_hub.hub.names.credentials import hide_credentials, without_credentials
 from vit_hub.hub.names.locate import locate
@@ -32,22 +32,22 @@ _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """All that will be in a repository, laid out on disk.
+    """The files of a repository to publish, on disk.
 
     Attributes:
         repo: ``owner/name``.
-        layout: one of :data:`vit_hub.hub.model_card.LAYOUTS`.
-        files: what is in the repository -> the file on disk, the card not among them.
+        format: one of :data:`vit_hub.hub.model_card.PUBLISHED_FORMATS`.
+        files: name in the repository -> file on disk, without the card.
         card: the text of README.md.
         license: of the weights.
         restricted: it is no open licence.
-        left_out: files of the folder that do not belong to the layout.
-        warnings: what the user should know.
-        title: what is pushed, in words.
+        left_out: files of the folder that do not belong to the format.
+        warnings: for the user.
+        title: name of the weights.
     """
 
     repo: str
-    layout: str
+    format: str
     files: Mapping[str, Path]
     card: str
     license: str
@@ -75,24 +75,25 @@ def package(
     offline: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Package:
-    """Lays out a model as a repository. Nothing is sent.
+    """Package a model as a repository. Nothing is sent.
 
     Args:
         source: registry name, Hugging Face repository, URL, or local file or folder. A local folder that is in the
-            layout already is taken as it is.
+            format already is taken as it is.
         repo: ``owner/name``.
         folder: an empty folder for what is converted.
-        to: one of :data:`vit_hub.hub.model_card.LAYOUTS`; None: the one that a local folder is in, else ``canonical``.
-        license: of the weights, where the source does not say it.
-        format: insist on a format of the source instead of recognising it.
-        overrides: config fields that the source cannot tell.
+        to: one of :data:`vit_hub.hub.model_card.PUBLISHED_FORMATS`; None: the format of a local folder, else
+            ``canonical``.
+        license: of the weights, if the source does not state it.
+        format: require this format of the source instead of recognizing it.
+        overrides: config fields that the source does not tell.
         offline: open no connection for the source.
         progress: called with the bytes written since the last call.
 
     Raises:
-        ConfigError: ``repo`` is no name of a repository, or nobody says what the licence is.
-        UnsupportedByFormatError: the layout cannot express the model.
-        VitHubError: the source cannot be had or read.
+        ConfigError: ``repo`` is not a repository name, or the licence is not known.
+        UnsupportedByFormatError: the format cannot express the model.
+        VitHubError: the source cannot be fetched or read.
     """
     from vit_hub.converters.write import convert_checkpoint
 
@@ -100,25 +101,25 @@ def package(
     resolved = resolve(source, offline=offline, progress=progress is not None)
     ckpt = open_resolved(resolved, format=format, overrides=overrides)
     entry = resolved.entry or _entry_of(ckpt)
-    found = _layout_of(resolved, ckpt)
-    layout = to or found or "canonical"
-    as_it_is = found == layout and not overrides
+    found = _format_of(resolved, ckpt)
+    target = to or found or "canonical"
+    as_it_is = found == target and not overrides
     kept_card = _own_card(resolved.path / CARD) if as_it_is else None
     chosen, warnings = _license(ckpt, kept_card, license, without_credentials(str(source)))
     restricted = entry.restricted if entry and entry.license == chosen else not is_open(chosen)
     if chosen.lower() == UNKNOWN:
-        warnings.append("nobody states a licence: see that you may publish the weights at all")
+        warnings.append("no licence is stated: make sure that you may publish the weights at all")
     elif restricted:
-        warnings.append(f"licence {chosen} is not an open one: see that its terms allow you to publish the weights")
+        warnings.append(f"licence {chosen} is not an open one: make sure that its terms allow publishing the weights")
     if as_it_is:
         files, left_out = _own_files(resolved.path, ckpt)
     else:
-        convert_checkpoint(ckpt, folder, to=layout, progress=progress)
+        convert_checkpoint(ckpt, folder, to=target, progress=progress)
         files, left_out = {path.name: path for path in sorted(folder.iterdir())}, ()
-    facts = _facts(repo, layout, resolved, ckpt, entry, chosen, restricted, files, converted=not as_it_is)
+    facts = _facts(repo, target, resolved, ckpt, entry, chosen, restricted, files, converted=not as_it_is)
     return Package(
         repo=repo,
-        layout=layout,
+        format=target,
         files=files,
         card=kept_card or model_card(facts),
         license=chosen,
@@ -134,39 +135,43 @@ def _refuse_bad_name(repo: str) -> None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        hf_hub_url(repo, CARD)  # which has the hub's own rules for names
+        hf_hub_url(repo, CARD)  # applies the hub's own rules for names
         if _REPO.fullmatch(repo):
             return
         reason = "the owner is missing"
     except HFValidationError as error:
         reason = first_line(error)
     raise ConfigError(
-        f"{repo!r} is no name of a repository: {reason}",
+        f"{repo!r} is not a repository name: {reason}",
         hint="write owner/name, such as your-name/vit-b16, with letters, digits, -, _ and . only",
     )
 
 
 def _entry_of(ckpt: Checkpoint) -> Entry | None:
-    """The registry's entry of weights that were converted before."""
+    """Return the registry's entry of weights that were converted before."""
     try:
         return locate(ckpt.passport.weights_id)[0] if ckpt.passport.weights_id else None
     except ModelNotFoundError:
         return None
 
 
-def _layout_of(resolved: Resolved, ckpt: Checkpoint) -> str | None:
-    """The layout that a local folder is in."""
+def _format_of(resolved: Resolved, ckpt: Checkpoint) -> str | None:
+    """Return the format of a local folder."""
     if resolved.weight_source is not None or not resolved.path.is_dir():
         return None
     family = ckpt.format.partition("-")[0]
     if family != "canonical" and not (resolved.path / "config.json").is_file():
         return None
     names = {file.name for file in ckpt.source.files}
-    return family if family in LAYOUTS and names & {"model.safetensors", "model.safetensors.index.json"} else None
+    return (
+        family
+        if family in PUBLISHED_FORMATS and names & {"model.safetensors", "model.safetensors.index.json"}
+        else None
+    )
 
 
 def _own_card(file: Path) -> str | None:
-    """The text of a folder's own card, if it has one.
+    """Return the text of a folder's own card, if it has one.
 
     Raises:
         ConfigError: it is not in UTF-8.
@@ -178,7 +183,7 @@ def _own_card(file: Path) -> str | None:
 
 
 def _own_files(folder: Path, ckpt: Checkpoint) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """The files of a folder that belong to its layout, and the names of the others."""
+    """Return the files of a folder that belong to its format, and the names of the others."""
     wanted = {*_SIDECARS, *(file.name for file in ckpt.source.files)}
     present = sorted(path for path in folder.iterdir() if path.name != CARD)
     files = {
@@ -190,10 +195,10 @@ def _own_files(folder: Path, ckpt: Checkpoint) -> tuple[dict[str, Path], tuple[s
 
 
 def _license(ckpt: Checkpoint, card: str | None, given: str | None, source: str) -> tuple[str, list[str]]:
-    """The licence to publish under, and what to warn of.
+    """Return the licence to publish under, and warnings.
 
     Raises:
-        ConfigError: nobody says it, or the folder's own card says another.
+        ConfigError: it is not known, or the folder's own card states another.
     """
     known = ckpt.passport.license if ckpt.passport.license != UNKNOWN else ""
     if card is not None:
@@ -224,7 +229,7 @@ def _license(ckpt: Checkpoint, card: str | None, given: str | None, source: str)
 
 def _facts(
     repo: str,
-    layout: str,
+    format: str,
     resolved: Resolved,
     ckpt: Checkpoint,
     entry: Entry | None,
@@ -242,11 +247,11 @@ def _facts(
         ]
     base = origin.repo if origin and origin.repo != repo else None
     hf_class = ""
-    if layout == "hf":
+    if format == "hf":
         hf_class = (json.loads(files["config.json"].read_bytes()).get("architectures") or [""])[0]
     return CardFacts(
         repo=repo,
-        layout=layout,
+        format=format,
         config=ckpt.config,
         license=license,
         restricted=restricted,
@@ -255,7 +260,7 @@ def _facts(
         base_model=base,
         source_format=passport.format,
         source_files=sources,
-        converter=__version__ if converted else passport.converter if layout == "canonical" else "",
+        converter=__version__ if converted else passport.converter if format == "canonical" else "",
         data=entry.data if entry else {},
         preprocess=passport.preprocess,
         labels=passport.labels if isinstance(passport.labels, str) else None,
@@ -283,17 +288,17 @@ def push(
     message: str | None = None,
     progress: bool = False,
 ) -> Pushed:
-    """Sends a package in one commit; a repository or branch that is not there is made.
+    """Send a package in one commit; make the repository or branch if missing.
 
     Args:
-        packed: what :func:`package` made.
-        private: make the repository a private one; one that is there already must be.
+        packed: result of :func:`package`.
+        private: make the repository private; an existing one must be private.
         revision: the branch; None: the main one.
         message: of the commit.
         progress: show progress bars on a terminal.
 
     Raises:
-        VitHubError: nobody is logged in, or may not write there, or the server refuses; the hint has the remedy.
+        VitHubError: the user is not logged in or may not write there, or the server refuses; the hint has the remedy.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
@@ -307,7 +312,7 @@ def push(
         )
     if get_token() is None:
         raise VitHubError(
-            "nobody is logged in to Hugging Face",
+            "not logged in to Hugging Face",
             hint="log in with `hf auth login`, or set HF_TOKEN to a token that may write",
         )
     api = HfApi(library_name="vit-hub", library_version=__version__)
@@ -317,7 +322,7 @@ def push(
         url = hide_credentials(str(api.create_repo(packed.repo, private=private or None, exist_ok=True)))
         if private and not api.model_info(packed.repo).private:
             raise VitHubError(
-                f"{packed.repo} is there already, and it is public",
+                f"{packed.repo} exists already, and is public",
                 hint="make it private in its settings first, or leave out --private",
             )
         if revision is not None and not revision.startswith("refs/"):
@@ -333,12 +338,12 @@ def push(
 
 @contextmanager
 def _refusals(repo: str) -> Iterator[None]:
-    """Says in one line what the server refused, and what to do about it."""
+    """Turn the server's refusals into errors of one line with a remedy."""
     try:
         yield
     except VitHubError:
         raise
-    # Which exceptions of which HTTP client come out of it differs between the versions of huggingface_hub.
+    # The exceptions, and their HTTP client, differ between versions of huggingface_hub.
     except Exception as error:
         reasons = {
             401: (
@@ -357,7 +362,7 @@ def _refusals(repo: str) -> Iterator[None]:
 
 
 def _status(error: BaseException | None) -> int | None:
-    """The status of the server's refusal; it may be what another exception was raised from."""
+    """Return the HTTP status of the server's refusal, which may be the cause of another exception."""
     while error is not None:
         response = getattr(error, "response", None)
         if response is not None:

@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 __all__ = ["Resolved", "fetch_any", "open_resolved", "resolve"]
 
 _HINTS = ("num_heads", "image_size", "pool")
-# Fields that a file cannot have otherwise than the registry says, unless it is another file.
+# Fields in which a file that differs from the registry is another model.
 _FIXED = ("embed_dim", "depth", "mlp_dim", "patch_size", "stem", "stem_stages")
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A checkpoint on this machine, and what the registry knows about it.
+    """A checkpoint on this machine, with its entry in the registry.
 
     Attributes:
         path: the file or folder to open.
         entry: the registry's entry.
         weight_source: where it was fetched from; None for a local path.
-        hints: config fields that a file may not tell. Those that follow from the format it is in are not among them.
+        hints: config fields that a file may not tell, except those that follow from its format.
     """
 
     path: Path
@@ -46,10 +46,10 @@ class Resolved:
 def resolve(
     source: str | Path, *, revision: str | None = None, offline: bool = False, progress: bool = False
 ) -> Resolved:
-    """Finds what ``source`` stands for and fetches it if need be.
+    """Resolve a name, address or path, and fetch the checkpoint if needed.
 
     Args:
-        source: an existing path, or whatever :func:`locate` takes.
+        source: an existing path, or a name or address as for :func:`locate`.
         revision: as for :func:`locate`.
         offline: open no connection.
         progress: show progress bars on a terminal.
@@ -57,9 +57,9 @@ def resolve(
     Raises:
         CheckpointError: it looks like a path, and there is no such file.
         ConfigError: there can be no such revision of it.
-        ModelNotFoundError: it is none of these; the hint names similar models.
-        DownloadError: no source delivers; the message has every failure.
-        IntegrityError: what was fetched is not what is pinned.
+        ModelNotFoundError: nothing has this name; the hint names similar models.
+        DownloadError: no source delivers; the message lists every failure.
+        IntegrityError: a fetched file is not the pinned one.
     """
     path = local_path(source)
     if path is not None:
@@ -75,11 +75,11 @@ def resolve(
 def fetch_any(
     entry: Entry | None, candidates: Sequence[WeightSource], *, offline: bool = False, progress: bool = False
 ) -> Resolved:
-    """The first of the sources that delivers. Where it is not the first one, a warning says which and why.
+    """Fetch from the first source that delivers. If it is not the first in order, a warning says which and why.
 
     Raises:
         DownloadError: none does.
-        IntegrityError: one delivers something else than what is pinned; no other is asked then.
+        IntegrityError: one delivers another file than the pinned one; no further source is tried then.
     """
     failures = []
     for source in candidates:
@@ -111,15 +111,15 @@ def _hints(entry: Entry, source: WeightSource) -> dict[str, Any]:
 def open_resolved(
     resolved: Resolved, *, format: str | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Checkpoint:
-    """Opens a checkpoint with all that the registry knows about it, and fills in its passport.
+    """Open a checkpoint with the facts that the registry has, and fill in its passport.
 
     Args:
-        resolved: what :func:`resolve` gave.
-        format: insist on a format instead of recognising it.
-        overrides: config fields that the file cannot tell or tells wrongly.
+        resolved: result of :func:`resolve`.
+        format: require this format instead of recognizing it.
+        overrides: config fields that the file does not tell, or tells wrongly.
 
     Raises:
-        CheckpointError: it is not the model that the registry says, or as for
+        CheckpointError: it is another model than the registry's, or as for
             :func:`vit_hub.converters.open_checkpoint`.
         ConfigError: likewise.
     """
@@ -145,16 +145,17 @@ def open_resolved(
 def _refuse_another_model(
     ckpt: Checkpoint, entry: Entry, source: WeightSource | None, overrides: Mapping[str, Any]
 ) -> None:
-    """The file is of the architecture that its name promises.
+    """Refuse a file of another architecture than its entry in the registry.
 
     Raises:
         CheckpointError: it is not.
     """
-    promised = entry.config.replace(**(source.config if source else {}))
+    described = entry.config.replace(**(source.config if source else {}))
     for name in _FIXED:
-        found, expected = getattr(ckpt.config, name), getattr(promised, name)
+        found, expected = getattr(ckpt.config, name), getattr(described, name)
         if found != expected and name not in overrides:
             raise CheckpointError(
-                f"{ckpt.path}: not the model {entry.id}: its {name} is {found}, and should be {expected}",
-                hint=f"the file is another one than its source promised: {address(source) if source else 'unknown'}",
+                f"{ckpt.path}: not the model {entry.id}: its {name} is {found}, expected {expected}",
+                hint="the source delivered another file than the registry describes: "
+                f"{address(source) if source else 'unknown'}",
             )

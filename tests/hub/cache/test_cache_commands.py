@@ -23,7 +23,7 @@ import vit_hub
 import vit_hub.hub.cache.inventory
 from vit_hub.cli import main
 from vit_hub.hub.cache.inventory import items, prune
-from vit_hub.hub.cache.paths import cache_dir, canonical_file, locked
+from vit_hub.hub.cache.paths import cache_dir, canonical_file, file_lock
 from vit_hub.hub.fetch import fetch
 from vit_hub.registry import Entry, WeightSource
 
@@ -95,7 +95,7 @@ def test_one_model_is_verified(file: Path) -> None:
     assert statuses(answer("verify", "vit-nano-digits")) == {"bundled": "ok"}
     result = run("verify", "vit-b16")
     assert result.exit_code == 1
-    assert "nothing of vit-b16 is in the cache" in result.stderr
+    assert "no files of vit-b16 are in the cache" in result.stderr
     assert "did you mean" in run("verify", "vit-b61").stderr
 
 
@@ -140,7 +140,7 @@ def test_a_file_that_is_gone_is_missing(file: Path) -> None:
 def test_verified_files_are_not_hashed_when_they_are_loaded(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(cache_dir() / "stamps")
     assert run("verify").exit_code == 0
-    monkeypatch.setattr("vit_hub.hub.cache.hashes.hash_anew", lambda *args: pytest.fail("it is hashed"))
+    monkeypatch.setattr("vit_hub.hub.cache.hashes.rehash", lambda *args: pytest.fail("it is hashed"))
     vit_hub.load("tiny", offline=True)
     vit_hub.download("tiny", offline=True)
 
@@ -216,7 +216,7 @@ def test_all_of_a_model_is_removed(file: Path, cache: Path, server: Server) -> N
     assert len(list((cache / "stamps").iterdir())) == 1
     result = run("cache", "rm", "tiny")
     assert result.exit_code == 1
-    assert "nothing of tiny is in the cache" in result.stderr
+    assert "no files of tiny are in the cache" in result.stderr
 
 
 def test_all_but_an_open_lock_is_removed(file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,8 +364,8 @@ def test_prune_sees_who_begins_to_work_meanwhile(litter: dict[str, Path], monkey
 
 
 def test_prune_leaves_alone_what_another_process_works_on(litter: dict[str, Path], file: Path) -> None:
-    code = "import sys; from pathlib import Path; from vit_hub.hub.cache.paths import locked\n"
-    code += "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    code = "import sys; from pathlib import Path; from vit_hub.hub.cache.paths import file_lock\n"
+    code += "with file_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -409,7 +409,7 @@ def test_a_removal_waits_for_who_is_writing(server: Server) -> None:
     url = server.url + "/tiny.npz"
     path = fetch(WeightSource(kind="https", format="", url=url))
     code = f"from vit_hub.cli import main; print('here', flush=True); main(['cache', 'rm', {url!r}])"
-    with locked(path):
+    with file_lock(path):
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         assert process.stdout
         assert process.stdout.readline() == "here\n"

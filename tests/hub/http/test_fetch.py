@@ -38,9 +38,9 @@ FILE = "/weights/tiny.safetensors"
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between attempts, which take no time."""
-    asked: list[float] = []
-    monkeypatch.setattr(vit_hub.hub.http.retry, "pause", asked.append)
-    return asked
+    pauses: list[float] = []
+    monkeypatch.setattr(vit_hub.hub.http.retry, "pause", pauses.append)
+    return pauses
 
 
 def web(url: str, **pins: Any) -> WeightSource:

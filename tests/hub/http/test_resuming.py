@@ -49,11 +49,11 @@ QUARTERS = [TOTAL * quarter // 4 for quarter in range(4)]
 @pytest.fixture(autouse=True)
 def waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between attempts, which take no time."""
-    asked: list[float] = []
+    pauses: list[float] = []
     monkeypatch.setenv("VIT_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(vit_hub.hub.http.retry, "pause", asked.append)
-    return asked
+    monkeypatch.setattr(vit_hub.hub.http.retry, "pause", pauses.append)
+    return pauses
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_a_cut_body_goes_on_where_it_ended(host: Host, path: Path, cut: int, res
     stream_to(path, source)
     assert path.read_bytes() == WEIGHTS
     assert left(path) == [path.name]
-    first, second = host.asked
+    first, second = host.requests
     assert first.start is None
     assert second.headers["If-Range"] == '"v1"'
     assert second.start is not None
@@ -107,14 +107,14 @@ def test_another_process_goes_on_where_it_ended(host: Host, path: Path, cut: int
     subprocess.run([sys.executable, "-c", FETCH, str(path), str(url)], check=True, env=dict(os.environ))
     assert path.read_bytes() == WEIGHTS
     assert left(path) == [path.name]
-    assert host.asked[-1].start == cut
-    assert host.asked[-1].sent == TOTAL - cut
+    assert host.requests[-1].start == cut
+    assert host.requests[-1].sent == TOTAL - cut
 
 
 def test_a_link_that_always_breaks_but_gains_finishes(host: Host, path: Path, waits: list[float]) -> None:
     stream_to(path, web(host.add(FILE, File(WEIGHTS), *[Fault(cut=10_000)] * 20)))
     assert path.read_bytes() == WEIGHTS
-    assert [asked.start or 0 for asked in host.asked] == [*range(0, 200_001, 10_000)]
+    assert [request.start or 0 for request in host.requests] == [*range(0, 200_001, 10_000)]
     assert max(waits) < 1  # each gain begins the count anew
 
 
@@ -125,7 +125,7 @@ def test_a_link_that_gains_nothing_more_ends_and_what_is_there_stays(host: Host,
     host.faults[FILE] = []
     stream_to(path, source)
     assert path.read_bytes() == WEIGHTS
-    assert host.asked[-1].start == 50_000
+    assert host.requests[-1].start == 50_000
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,8 @@ def test_what_a_part_is_continued_with(
 ) -> None:
     stream_to(path, leave_a_part(host, path, file, 70_000, **pins))
     assert path.read_bytes() == WEIGHTS
-    assert host.asked[-1].start == 70_000
-    assert host.asked[-1].headers.get("If-Range") == condition
+    assert host.requests[-1].start == 70_000
+    assert host.requests[-1].headers.get("If-Range") == condition
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_what_cannot_be_continued_is_fetched_anew(host: Host, path: Path, file: 
     stream_to(path, source)
     assert path.read_bytes() == WEIGHTS
     assert left(path) == [path.name]
-    assert host.asked[-1].sent == TOTAL
+    assert host.requests[-1].sent == TOTAL
 
 
 CHANGES = {
@@ -204,7 +204,7 @@ def test_a_changed_pin_begins_anew(host: Host, path: Path) -> None:
     assert url == source.url
     stream_to(path, web(url, size=TOTAL))
     assert path.read_bytes() == WEIGHTS
-    assert host.asked[-1].start is None
+    assert host.requests[-1].start is None
 
 
 def test_what_is_whole_already_is_not_asked_for(host: Host, path: Path) -> None:
@@ -217,7 +217,7 @@ def test_what_is_whole_already_is_not_asked_for(host: Host, path: Path) -> None:
     stream_to(path, web(host.add(FILE, File(WEIGHTS)), sha256=SHA256))
     assert path.read_bytes() == WEIGHTS
     assert left(path) == [path.name]
-    assert host.asked == []
+    assert host.requests == []
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_a_journal_that_cannot_be_true_is_not_believed(host: Host, path: Path, c
     stream_to(path, source)
     assert path.read_bytes() == WEIGHTS
     assert left(path) == [path.name]
-    assert host.asked[-1].start is None
+    assert host.requests[-1].start is None
 
 
 @pytest.mark.parametrize("spoil", [b"", b"{", b"\0" * 40, None])
@@ -255,7 +255,7 @@ def test_a_part_without_a_journal_is_not_believed(host: Host, path: Path, spoil:
     else:
         part.journal.write_bytes(spoil)
     stream_to(path, source)
-    assert host.asked[-1].start is None
+    assert host.requests[-1].start is None
     assert left(path) == [path.name]
 
 
@@ -263,8 +263,8 @@ def test_a_part_without_a_journal_is_not_believed(host: Host, path: Path, spoil:
 def test_several_connections_fetch_a_large_file(host: Host, path: Path) -> None:
     stream_to(path, web(host.add(FILE, File(WEIGHTS, rate=200_000, drip=2_000)), sha256=SHA256, size=TOTAL))
     assert path.read_bytes() == WEIGHTS
-    assert 7 <= len(host.asked) <= 9
-    assert sum(asked.start is None for asked in host.asked) == 1
+    assert 7 <= len(host.requests) <= 9
+    assert sum(request.start is None for request in host.requests) == 1
     assert host.most_busy >= 4
 
 
@@ -315,7 +315,7 @@ def test_pieces_are_continued_by_the_next_run(host: Host, path: Path) -> None:
 def test_what_cannot_be_divided_comes_over_one_connection(host: Host, path: Path, file: File) -> None:
     stream_to(path, web(host.add(FILE, file)))
     assert path.read_bytes() == WEIGHTS
-    assert len(host.asked) == 1
+    assert len(host.requests) == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
@@ -334,7 +334,7 @@ def test_an_interrupted_run_ends_at_once_and_leaves_its_part(host: Host, path: P
     host.files[FILE].rate = None
     stream_to(path, source)
     assert path.read_bytes() == WEIGHTS
-    assert host.asked[-1].start == 10_000
+    assert host.requests[-1].start == 10_000
 
 
 def test_the_bar_begins_at_what_is_there(host: Host, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def test_loading_checks_what_the_name_promises() -> None:
     file = fetched_file(name.url)
     vit_hub.VisionTransformer(name.config.replace(depth=1)).save("other.safetensors")
     vit_hub.convert("other.safetensors", file, to="vit_jax")
-    with pytest.raises(CheckpointError, match="its depth is 1, and should be 12"):
+    with pytest.raises(CheckpointError, match="its depth is 1, expected 12"):
         vit_hub.load(f"augreg:{name}", offline=True)
 
     vit_hub.VisionTransformer(name.config).save("ti16.safetensors")

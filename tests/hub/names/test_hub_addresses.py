@@ -22,7 +22,7 @@ def test_every_way_to_name_a_file_is_the_same_file(hub: Hub) -> None:
     found = hub.answer("download", *names)
     assert len({item["path"] for item in found}) == 1
     assert not (hub.folder / "cache" / "files").exists()
-    assert hub.weights_asked() == 1
+    assert hub.weight_requests() == 1
 
 
 def test_a_revision_is_asked_for(hub: Hub) -> None:

@@ -1,1 +1,1 @@
-"""The files kept on this machine: where they are, what they should be, what can go."""
+"""The files kept on this machine: their places, hashes, records, inventory and verification."""

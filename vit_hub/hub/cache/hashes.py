@@ -1,4 +1,4 @@
-"""Whether a file is the one that is pinned. A file that was hashed gets a stamp and is not hashed again."""
+"""Comparing files with what is pinned. A hashed file gets a stamp and is not hashed again."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from vit_hub.errors import IntegrityError, VitHubError
 from vit_hub.hub.cache.paths import cache_dir
 from vit_hub.registry import WeightSource
 
-__all__ = ["check", "hash_anew", "is_current", "sha256_of", "stamp", "stamp_file", "verify"]
+__all__ = ["check", "is_current", "rehash", "sha256_of", "stamp", "stamp_file", "verify"]
 
 
 def check(source: WeightSource, name: str, *, size: int, sha256: str, hint: str) -> None:
-    """Compares a file with what its source pins.
+    """Compare a file with what its source pins.
 
     Args:
         source: pins any of ``size``, ``sha256``, ``sha256_prefix``, or nothing.
         name: the file, for the message.
         size: the file's, in bytes.
         sha256: the file's, 64 hex digits.
-        hint: what to do where they differ.
+        hint: the remedy if they differ.
 
     Raises:
         IntegrityError: they differ; the message has both.
     """
     if source.sha256 and sha256 != source.sha256:
-        raise IntegrityError(f"{name}: its sha256 is {sha256}, expected is {source.sha256}", hint=hint)
+        raise IntegrityError(f"{name}: its sha256 is {sha256}, expected {source.sha256}", hint=hint)
     if source.sha256_prefix and not sha256.startswith(source.sha256_prefix):
-        raise IntegrityError(f"{name}: its sha256 is {sha256}, expected is {source.sha256_prefix}...", hint=hint)
+        raise IntegrityError(f"{name}: its sha256 is {sha256}, expected {source.sha256_prefix}...", hint=hint)
     if source.size is not None and size != source.size:
-        raise IntegrityError(f"{name}: it has {size:,} bytes, expected are {source.size:,}; sha256 {sha256}", hint=hint)
+        raise IntegrityError(f"{name}: it has {size:,} bytes, expected {source.size:,}; sha256 {sha256}", hint=hint)
 
 
 def verify(path: Path, source: WeightSource, *, hint: str) -> None:
-    """As :func:`check`, for a file on disk; it is hashed only where a hash or size is pinned.
+    """Check a file on disk like :func:`check`; it is hashed only if a hash or size is pinned.
 
     Raises:
         IntegrityError: the file is not the pinned one.
@@ -49,18 +49,18 @@ def verify(path: Path, source: WeightSource, *, hint: str) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file: from its stamp, or computed and stamped."""
+    """Return the sha256 of a file: from its stamp, or computed and stamped."""
     try:
         stamped = json.loads(stamp_file(path).read_bytes())
         if stamped["stat"] == _identity(path):
             return str(stamped["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # no stamp, or not one of ours: hash the file
-    return hash_anew(path)
+        pass  # no stamp, or a damaged one: hash the file
+    return rehash(path)
 
 
-def hash_anew(path: Path, advance: Callable[[int], None] | None = None) -> str:
-    """The sha256 of a file, computed and stamped whatever its stamp says.
+def rehash(path: Path, advance: Callable[[int], None] | None = None) -> str:
+    """Return the sha256 of a file, computed and stamped whatever its stamp says.
 
     Args:
         path: the file.
@@ -76,7 +76,7 @@ def hash_anew(path: Path, advance: Callable[[int], None] | None = None) -> str:
 
 
 def stamp(path: Path, sha256: str) -> None:
-    """Remembers the hash of a file as it is now. A cache that cannot be written only costs time later."""
+    """Store the hash of a file as it is now. If the cache cannot be written, the file is hashed again later."""
     record = {"stat": _identity(path), "sha256": sha256}
     with contextlib.suppress(VitHubError), atomic_path(stamp_file(path)) as temporary:
         temporary.write_text(json.dumps(record), encoding="utf-8")
@@ -88,12 +88,12 @@ def _identity(path: Path) -> list[str | int]:
 
 
 def stamp_file(path: Path) -> Path:
-    """Where the stamp of a file is kept."""
+    """Return the place of a file's stamp."""
     return cache_dir() / "stamps" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.json"
 
 
 def is_current(stamp: Path) -> bool:
-    """Whether a stamp is of use: the file that it is about is there and unchanged."""
+    """Return whether a stamp is valid: its file exists and is unchanged."""
     try:
         stat = json.loads(stamp.read_bytes())["stat"]
         return bool(stat == _identity(Path(stat[0])))

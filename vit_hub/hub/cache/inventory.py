@@ -1,4 +1,4 @@
-"""The contents of the cache, model by model; removing models, and what is of no use any more."""
+"""The contents of the cache, model by model; removal of models and of useless files."""
 
 from __future__ import annotations
 
@@ -11,33 +11,31 @@ from pathlib import Path
 
 from vit_hub.errors import ModelNotFoundError, VitHubError
 from vit_hub.hub.cache.hashes import is_current, stamp_file
-from vit_hub.hub.cache.paths import cache_dir, fetched_file, lock_file, locked, readable
+from vit_hub.hub.cache.paths import cache_dir, fetched_file, file_lock, file_lock_path, readable
 from vit_hub.hub.cache.records import CANONICAL, Delivery, all_records
 from vit_hub.hub.names.address import address, source_of
 from vit_hub.hub.names.credentials import without_credentials
-from vit_hub.hub.names.locate import locate
-from vit_hub.registry import Entry, WeightSource, get_entry
+from vit_hub.hub.names.locate import known_source, locate
 from vit_hub.version import __version__
-from vit_hub.weights_manifest import outlines
 
-__all__ = ["HUGGING_FACE", "Item", "Leftover", "find", "items", "known_source", "prune", "remove"]
+__all__ = ["HUGGING_FACE", "Item", "Leftover", "find", "items", "prune", "remove"]
 
 HUGGING_FACE = "hugging face"
-"""The kind of what lies in Hugging Face's own cache, which other programs use too."""
+"""The kind of items in Hugging Face's own cache, which other programs use too."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """Files of one model that were fetched or made together.
+    """Files of one model that were fetched or converted together.
 
     Attributes:
         name: the model's id in the registry, else its repository or URL.
-        kind: ``canonical``, ``web``, ``mirrored`` or ``hugging face``: whose folder they lie in.
+        kind: the folder that they lie in: ``canonical``, ``web``, ``mirrored`` or ``hugging face``.
         path: the weight file, or the index of sharded ones.
-        folder: what the names in ``delivery`` start from.
-        delivery: what is recorded of the files; None: nothing.
+        folder: the root of the names in ``delivery``.
+        delivery: as recorded; None: there is no record.
         records: the files of the records.
-        asked: the addresses that they were asked for by.
+        requested: the addresses that were requested.
     """
 
     name: str
@@ -46,11 +44,11 @@ class Item:
     folder: Path
     delivery: Delivery | None = None
     records: tuple[Path, ...] = ()
-    asked: tuple[str, ...] = ()
+    requested: tuple[str, ...] = ()
 
     @property
     def files(self) -> list[Path]:
-        """All its files, whether they are there or not."""
+        """All its files, present or missing."""
         return [self.folder / name for name in self.delivery.files] if self.delivery else [self.path]
 
     @property
@@ -60,7 +58,7 @@ class Item:
 
     @property
     def used(self) -> float | None:
-        """When the weights were last read, as far as the file system tells, or written: seconds since 1970."""
+        """Time of the last access to the weights, as far as the file system records it: seconds since 1970."""
         if not self.path.is_file():
             return None
         stat = self.path.stat()
@@ -68,11 +66,11 @@ class Item:
 
 
 def items() -> list[Item]:
-    """Everything that vit-hub fetched or converted, in the order of names."""
+    """Return everything that vit-hub fetched or converted, sorted by name."""
     found: dict[tuple[Path, str], Item] = {}
-    for file, asked, record in all_records():
+    for file, requested, record in all_records():
         delivery = record.delivery
-        canonical = asked.startswith(CANONICAL)
+        canonical = requested.startswith(CANONICAL)
         key = (record.path, delivery.address)
         before = found.get(key)
         found[key] = Item(
@@ -82,7 +80,7 @@ def items() -> list[Item]:
             record.folder,
             delivery,
             (*(before.records if before else ()), file),
-            (*(before.asked if before else ()), *(() if canonical else (asked,))),
+            (*(before.requested if before else ()), *(() if canonical else (requested,))),
         )
     recorded = {file for item in found.values() for file in item.files}
     unrecorded = [
@@ -92,7 +90,7 @@ def items() -> list[Item]:
 
 
 def _stored() -> Iterator[Path]:
-    """The files of the cache that hold weights: not locks, nor what a killed process left."""
+    """Yield the weight files of the cache: neither locks nor what a killed process left."""
     for path in sorted([*cache_dir().glob("canonical/*/*.safetensors"), *cache_dir().glob("files/*/*")]):
         if path.is_file() and not path.name.startswith("."):
             yield path
@@ -105,21 +103,6 @@ def _kind(folder: Path) -> str:
     return _KINDS.get(folder.parent.name, HUGGING_FACE) if cache_dir() in folder.parents else HUGGING_FACE
 
 
-def known_source(exact: WeightSource) -> tuple[Entry, WeightSource] | None:
-    """The registry's entry that has a source, and that source, which may pin more."""
-    for outline in outlines().values():
-        if exact.url in outline.urls or exact.repo in outline.repos or exact.kind == "bundled":
-            entry = get_entry(outline.id)
-            for source in entry.sources:
-                if _place(source) == _place(exact) and source.file in (None, exact.file):
-                    return entry, source
-    return None
-
-
-def _place(source: WeightSource) -> tuple[str, str | None, str | None]:
-    return source.kind, source.repo, source.url
-
-
 def _name(delivered: str) -> str:
     exact = source_of(delivered)
     known = known_source(exact)
@@ -127,31 +110,33 @@ def _name(delivered: str) -> str:
 
 
 def find(name: str) -> list[Item]:
-    """What is there of one model.
+    """Return the items of one model.
 
     Args:
-        name: whatever :func:`vit_hub.download` takes, or an address as ``vit-hub cache ls`` shows it.
+        name: as for :func:`vit_hub.download`, or an address as ``vit-hub cache ls`` shows it.
 
     Raises:
-        ModelNotFoundError: nothing is.
+        ModelNotFoundError: there are none.
     """
     name = without_credentials(name)
     names, addresses, paths = {name}, {name}, set()
     try:
         entry, candidates = locate(name)
     except ModelNotFoundError as error:
-        hint = f"{error.hint}; `vit-hub cache ls` shows what is there"
+        hint = f"{error.hint}; `vit-hub cache ls` lists the cache"
     else:
-        hint = f"`vit-hub download {name}` fetches it; `vit-hub cache ls` shows what is there"
+        hint = f"`vit-hub download {name}` fetches it; `vit-hub cache ls` lists the cache"
         addresses |= {address(source) for source in candidates}
         paths = {fetched_file(source.url) for source in candidates if source.url}
         names |= {entry.id} if entry else set()
-    names |= {readable(name) for name in names}  # the folder of converted files that nothing is recorded of
+    names |= {readable(name) for name in names}  # the folder of converted files without a record
     found = [
-        item for item in items() if item.name in names or item.path in paths or addresses & {*item.asked, *_exact(item)}
+        item
+        for item in items()
+        if item.name in names or item.path in paths or addresses & {*item.requested, *_exact(item)}
     ]
     if not found:
-        raise ModelNotFoundError(f"nothing of {name} is in the cache", hint=hint)
+        raise ModelNotFoundError(f"no files of {name} are in the cache", hint=hint)
     return found
 
 
@@ -160,10 +145,10 @@ def _exact(item: Item) -> tuple[str, ...]:
 
 
 def remove(item: Item) -> bool:
-    """Removes the files, stamps and records of one item; waits for a process that is writing it.
+    """Remove the files, stamps and records of one item; wait for a process that is writing it.
 
     Returns:
-        False where the files were left: they lie in Hugging Face's cache and may be other programs' too.
+        False if the files were left: they lie in Hugging Face's cache, where other programs may use them.
 
     Raises:
         VitHubError: the cache cannot be written.
@@ -172,7 +157,7 @@ def remove(item: Item) -> bool:
         for file in (*map(stamp_file, item.files), *item.records):
             file.unlink(missing_ok=True)
         if item.kind != HUGGING_FACE and item.path.parent.is_dir():
-            with locked(item.path):
+            with file_lock(item.path):
                 _remove_files(item)
     except OSError as error:
         raise VitHubError(
@@ -182,21 +167,21 @@ def remove(item: Item) -> bool:
 
 
 def _remove_files(item: Item) -> None:
-    lock = lock_file(item.path)
-    if item.kind == "canonical":  # whose folder has other versions, which are items of their own
+    lock = file_lock_path(item.path)
+    if item.kind == "canonical":  # other versions in its folder are items of their own
         item.path.unlink(missing_ok=True)
     else:
         for path in item.folder.rglob("*"):
             if path.is_file() and path != lock:
                 path.unlink(missing_ok=True)
-    # A file that is open, as the lock is, cannot be removed everywhere, and a folder with something in it nowhere.
+    # Some systems cannot remove an open file, as the lock is, and none a folder that is not empty.
     for remove_it in (lock.unlink, *(folder.rmdir for folder in _folders(item.folder))):
         with contextlib.suppress(OSError):
             remove_it()
 
 
 def _folders(folder: Path) -> list[Path]:
-    """A folder and all in it, the innermost first."""
+    """Return a folder and all folders in it, the innermost first."""
     return [*sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True), folder]
 
 
@@ -207,7 +192,7 @@ _STORES = ("files", "mirrored", "canonical")
 
 @dataclass(frozen=True)
 class Leftover:
-    """A file of no use: ``reason`` says why, ``size`` is in bytes."""
+    """A useless file: ``reason`` says why, ``size`` is in bytes."""
 
     path: Path
     reason: str
@@ -215,14 +200,14 @@ class Leftover:
 
 
 def prune(*, days: float, dry_run: bool = False) -> list[Leftover]:
-    """Removes what is of no use; what another process is writing stays.
+    """Remove useless files; what another process is writing stays.
 
     Args:
-        days: keep unfinished downloads that were continued within so many days.
+        days: keep unfinished downloads that are younger than so many days.
         dry_run: remove nothing.
 
     Returns:
-        What was removed, or would be.
+        The files that were removed, or would be.
 
     Raises:
         VitHubError: the cache cannot be written.
@@ -240,7 +225,7 @@ def prune(*, days: float, dry_run: bool = False) -> list[Leftover]:
 
 
 def _weight_folders() -> list[Path]:
-    """Every folder with weights, the innermost first."""
+    """Return every folder with weights, the innermost first."""
     stores = [cache_dir() / store for store in _STORES]
     return sorted((path for store in stores for path in store.rglob("*") if path.is_dir()), reverse=True)
 
@@ -253,14 +238,14 @@ def _prune_folder(folder: Path, days: float, dry_run: bool) -> list[Leftover]:
         try:
             for lock in locks:
                 held.enter_context(FileLock(lock, blocking=False))
-        except (Timeout, FileNotFoundError):  # somebody is at work here, or has just removed the folder
+        except (Timeout, FileNotFoundError):  # another process is at work here, or has just removed the folder
             return []
-        except OSError:  # the folder cannot be written: nothing would go
+        except OSError:  # the folder cannot be written: nothing would be removed
             if dry_run:
                 return []
             raise
         useless = [*_unfinished(folder, days, bool(locks)), *_outdated(folder), *((path, "lock") for path in locks)]
-        # Who writes makes a lock first: with no new one there, nothing of the above is a living process's.
+        # A writer makes a lock first: without a new one, none of these files is in use.
         if sorted(folder.glob(".*.lock")) != locks:
             return []
         found = _removed(useless, dry_run)
@@ -271,7 +256,7 @@ def _prune_folder(folder: Path, days: float, dry_run: bool) -> list[Leftover]:
 
 
 def _removed(useless: Iterable[tuple[Path, str]], dry_run: bool) -> list[Leftover]:
-    """What there still is of these files, each with its reason; they are removed."""
+    """Remove these files, each with its reason; return those that existed."""
     found = []
     for path, reason in useless:
         with contextlib.suppress(FileNotFoundError):
@@ -282,18 +267,18 @@ def _removed(useless: Iterable[tuple[Path, str]], dry_run: bool) -> list[Leftove
 
 
 def _unlink(path: Path) -> None:
-    # Who waits for the lock sees that its file is gone, and makes another. Windows does not remove what is open.
+    # A process that waits for the lock sees that its file is gone, and makes another. Windows removes no open file.
     with contextlib.suppress(PermissionError) if path.suffix == ".lock" else contextlib.nullcontext():
         path.unlink()
 
 
 def _unfinished(folder: Path, days: float, is_ours: bool) -> Iterator[tuple[Path, str]]:
-    """What killed processes left, where ``is_ours`` says that no living one can be at work."""
+    """Yield what killed processes left; ``is_ours``: the locks are held, so no other process is at work."""
     for path in sorted(folder.glob(".*.vit-hub.*")):
         resumable = path.name.endswith((".vit-hub.part", ".vit-hub.journal"))
-        # Without a lock to ask, only the time tells whether somebody is writing it.
-        patience = days * _DAY if resumable else 0.0 if is_ours else _HOUR
-        if _idle(path) >= patience:
+        # Without a lock, only its age tells whether a process is still writing it.
+        age = days * _DAY if resumable else 0.0 if is_ours else _HOUR
+        if _idle(path) >= age:
             yield path, "unfinished download" if resumable else "left by a killed process"
 
 
@@ -305,12 +290,12 @@ def _outdated(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _idle(path: Path) -> float:
-    """Seconds since the file was written; -1 where it has just gone."""
+    """Return the seconds since the file was written; -1 if it has just been removed."""
     return time.time() - path.stat().st_mtime if path.is_file() else -1.0
 
 
 def _notes() -> Iterator[tuple[Path, str]]:
-    """Stamps and records of files that are gone."""
+    """Yield the stamps and records of files that are gone."""
     for folder in ("stamps", "records"):
         for path in sorted((cache_dir() / folder).glob(".*.vit-hub.tmp")):
             if _idle(path) >= _HOUR:

@@ -1,4 +1,4 @@
-"""Where fetched and converted files are kept, and who may write there at a time."""
+"""The places of fetched and converted files in the cache, and locks so that one process at a time writes there."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = [
     "cache_dir",
     "canonical_file",
     "fetched_file",
-    "lock_file",
-    "locked",
+    "file_lock",
+    "file_lock_path",
     "mirrored_folder",
     "readable",
 ]
@@ -30,7 +30,7 @@ _ATTEMPTS = 8
 
 
 def cache_dir() -> Path:
-    """The cache folder: ``VIT_HUB_CACHE``, else the user's cache folder of the operating system. It may not exist."""
+    """Return the cache folder: ``VIT_HUB_CACHE``, else the operating system's for the user. It may not exist."""
     given = os.environ.get("VIT_HUB_CACHE")
     if given:
         return Path(given).expanduser().absolute()
@@ -40,12 +40,12 @@ def cache_dir() -> Path:
 
 
 def bundled_file(name: str) -> Path:
-    """Return where the package keeps a file that it ships."""
+    """Return the place of a file that the package ships."""
     return _DATA / name
 
 
 def fetched_file(url: str) -> Path:
-    """Where the file of a URL is kept: under its own name, in a folder of the URL's."""
+    """Return the place for the file of a URL: under its own name, in a folder for this URL."""
     url = without_credentials(url)
     name = readable(unquote(PurePosixPath(urlsplit(url).path).name))
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
@@ -53,10 +53,10 @@ def fetched_file(url: str) -> Path:
 
 
 def canonical_file(name: str, sha256: str, version: str) -> Path:
-    """Where the canonical form of a source file is kept.
+    """Return the place for the canonical form of a source file.
 
     Args:
-        name: what the model is called, for people who look into the cache.
+        name: of the model, for people who look into the cache.
         sha256: of the source file.
         version: of the converter.
     """
@@ -64,38 +64,38 @@ def canonical_file(name: str, sha256: str, version: str) -> Path:
 
 
 def readable(name: str) -> str:
-    """A name as one portable file name; different names may become the same."""
+    """Return a name as one portable file name; different names may become the same."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "--", name).strip(".-")[-_READABLE:].lstrip(".-") or "unnamed"
 
 
 def mirrored_folder(address: str) -> Path:
-    """Where the files are kept that a mirror gave for a Hugging Face address: side by side, as in the repository."""
+    """Return the folder for the files of a Hugging Face address from a mirror: laid out as in the repository."""
     digest = hashlib.sha256(address.encode()).hexdigest()[:16]
     return cache_dir() / "mirrored" / f"{readable(address)}-{digest}"
 
 
-def lock_file(path: Path) -> Path:
-    """The file whose lock :func:`locked` holds for ``path``."""
+def file_lock_path(path: Path) -> Path:
+    """Return the file that :func:`file_lock` locks for ``path``."""
     return path.with_name(f".{path.name}.lock")
 
 
 @contextmanager
-def locked(
+def file_lock(
     path: Path, *, place: str = "the cache", hint: str = "set VIT_HUB_CACHE to a folder that you may write to"
 ) -> Iterator[None]:
-    """Makes ``path``'s folder and holds, in the ``with`` body, a lock that one process at a time can have.
+    """Make ``path``'s folder and hold, in the ``with`` body, a lock that one process at a time can have.
 
     Args:
-        path: what the lock is for; it need not exist.
-        place: what the folder is, for the message.
-        hint: what to do where it cannot be written.
+        path: the file to lock; it need not exist.
+        place: the folder, in words, for the message.
+        hint: the remedy if it cannot be written.
 
     Raises:
         VitHubError: the folder cannot be written.
     """
     from filelock import FileLock
 
-    lock = FileLock(lock_file(path))
+    lock = FileLock(file_lock_path(path))
     try:
         for remaining in reversed(range(_ATTEMPTS)):
             path.parent.mkdir(parents=True, exist_ok=True)

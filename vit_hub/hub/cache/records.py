@@ -1,7 +1,7 @@
-"""What an address delivered when it was first used, kept in the cache: later deliveries must be the same.
+"""Records in the cache of what each address delivered first: later deliveries must be the same.
 
-A source that pins no hash would else be trusted anew with each fetch. The records also know where the files are, so
-that what is here already is found without asking anybody, and can be verified, listed and removed.
+Without them a source that pins no hash would be trusted again with each fetch. The records also say where the files
+are, so that files in the cache are found without a request, and can be verified, listed and removed.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ __all__ = [
 ]
 
 CANONICAL = "canonical:"
-"""The records of converted files are kept under this and the file's place in the cache."""
+"""The prefix of the keys of converted files' records; their place in the cache follows."""
 _VERSION = 1
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Pin:
-    """What a file must be: ``sha256`` in 64 hex digits, ``size`` in bytes."""
+    """The expected content of a file: ``sha256`` in 64 hex digits, ``size`` in bytes."""
 
     sha256: str
     size: int
@@ -55,11 +55,11 @@ class Pin:
 
 @dataclass(frozen=True)
 class Delivery:
-    """What one address delivered.
+    """The files that one address delivered.
 
     Attributes:
-        address: exactly where from: with the commit and the file, where the address asked for did not say them.
-        files: all that belongs to the weights, shards and config files too, by name with ``/``.
+        address: the exact one, with the commit and the file, also where the requested address did not give them.
+        files: everything that belongs to the weights, shards and config files included, by name with ``/``.
     """
 
     address: str
@@ -72,16 +72,16 @@ class Delivery:
         return names[0] if len(names) == 1 else source_of(self.address).file or ""
 
     def to_data(self) -> dict[str, Any]:
-        """As JSON data."""
+        """Return it as JSON data."""
         files = {name: {"sha256": pin.sha256, "size": pin.size} for name, pin in self.files.items()}
         return {"address": self.address, "files": files}
 
     @classmethod
     def from_data(cls, data: Any) -> Delivery:
-        """The inverse of :meth:`to_data`, for data that anybody may have written.
+        """Invert :meth:`to_data`, for untrusted data.
 
         Raises:
-            ValueError: it is not that, or a name leads out of a folder.
+            ValueError: it is malformed, or a name leads out of a folder.
         """
         if not isinstance(data, dict) or not isinstance(data.get("address"), str):
             raise ValueError("no 'address'")
@@ -108,7 +108,7 @@ def _pin(name: object, data: Any) -> Pin:
 
 @dataclass(frozen=True)
 class Record:
-    """A delivery and the folder that its files are in."""
+    """A delivery and the folder of its files."""
 
     folder: Path
     delivery: Delivery
@@ -119,7 +119,7 @@ class Record:
         return self.folder / self.delivery.main
 
     def fits(self, source: WeightSource) -> bool:
-        """Whether all of it is on disk, unchanged, and what the source pins."""
+        """Return whether all files are on disk, unchanged, and what the source pins."""
         main = self.delivery.files[self.delivery.main]
         try:
             check(source, "", size=main.size, sha256=main.sha256, hint="")
@@ -128,7 +128,7 @@ class Record:
         return self.is_intact()
 
     def is_intact(self) -> bool:
-        """Whether all of it is on disk, unchanged."""
+        """Return whether all files are on disk, unchanged."""
         try:
             return all(sha256_of(self.folder / name) == pin.sha256 for name, pin in self.delivery.files.items())
         except OSError:
@@ -136,7 +136,7 @@ class Record:
 
 
 def as_first_seen(source: WeightSource, known: Record | None) -> WeightSource:
-    """The source, pinned to what it delivered first where it pins no hash itself."""
+    """Return the source; if it pins no hash itself, pinned to what it delivered first."""
     if known is None or source.sha256 or source.sha256_prefix:
         return source
     pin = known.delivery.files[known.delivery.main]
@@ -144,26 +144,26 @@ def as_first_seen(source: WeightSource, known: Record | None) -> WeightSource:
 
 
 def remember(source: WeightSource, found: Record, *, keep: bool) -> None:
-    """Compares a delivery with the first one from the same address, or records it as the first.
+    """Compare a delivery with the first one from the same address, or record it as the first.
 
     Args:
-        source: what was asked for. Where it pins a hash, the weight file itself is compared already.
+        source: the requested one. If it pins a hash, the weight file itself has been compared already.
         found: what it delivered.
-        keep: whether to write a record; a cache that cannot be written costs no more than the record.
+        keep: write a record, if the cache can be written.
 
     Raises:
         IntegrityError: another file than at first.
     """
-    for asked in dict.fromkeys((address(source), found.delivery.address)):
-        known = read_record(asked)
+    for requested in dict.fromkeys((address(source), found.delivery.address)):
+        known = read_record(requested)
         if known:
             pinned = source.sha256 or source.sha256_prefix
             first = _with_main_of(found.delivery, known.delivery) if pinned else known.delivery
             words = difference(first, found.delivery)
             if words:
-                raise IntegrityError(f"{asked}: {words}", hint=forgetting(asked))
+                raise IntegrityError(f"{requested}: {words}", hint=forgetting(requested))
         if keep and found != known:
-            write_record(asked, found)
+            write_record(requested, found)
 
 
 def _with_main_of(found: Delivery, known: Delivery) -> Delivery:
@@ -171,25 +171,24 @@ def _with_main_of(found: Delivery, known: Delivery) -> Delivery:
 
 
 def difference(expected: Delivery, found: Delivery) -> str:
-    """How the files of a delivery differ from those expected, with both hashes; empty where they do not."""
+    """Describe how the files of a delivery differ from the expected ones, with both hashes; empty if they do not."""
     for name, pin in expected.files.items():
         if name not in found.files:
-            return f"{name} is missing, expected is one with sha256 {pin.sha256}"
+            return f"{name} is missing, expected with sha256 {pin.sha256}"
         if found.files[name] != pin:
             seen = found.files[name]
             return (
-                f"{name}: its sha256 is {seen.sha256} ({seen.size:,} bytes), "
-                f"expected is {pin.sha256} ({pin.size:,} bytes)"
+                f"{name}: its sha256 is {seen.sha256} ({seen.size:,} bytes), expected {pin.sha256} ({pin.size:,} bytes)"
             )
     surplus = [name for name in found.files if name not in expected.files]
-    return f"{', '.join(surplus)} was not there before" if surplus else ""
+    return f"{', '.join(surplus)} is new" if surplus else ""
 
 
-def forgetting(asked: str) -> str:
-    """What to do where an address delivers another file than at first."""
-    since = _first_use(record_file(asked))
-    remedy = f"it is not what came from there first{since}: `vit-hub cache rm {asked}` forgets that"
-    return remedy + ("" if is_fixed(source_of(asked)) else "; a pinned revision never changes")
+def forgetting(requested: str) -> str:
+    """Return the hint for an address that delivers another file than at first."""
+    since = _first_use(record_file(requested))
+    remedy = f"it differs from the first download{since}: `vit-hub cache rm {requested}` removes that record"
+    return remedy + ("" if is_fixed(source_of(requested)) else "; a pinned revision never changes")
 
 
 def _first_use(file: Path) -> str:
@@ -200,23 +199,23 @@ def _first_use(file: Path) -> str:
 
 
 def canonical_record(file: Path) -> str:
-    """What the record of a converted file is kept under."""
+    """Return the key of a converted file's record."""
     return f"{CANONICAL}{file.parent.name}/{file.name}"
 
 
-def record_file(asked: str) -> Path:
-    """Where the record of an address is kept."""
-    return cache_dir() / "records" / f"{readable(asked)}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.json"
+def record_file(requested: str) -> Path:
+    """Return the place of an address's record."""
+    return cache_dir() / "records" / f"{readable(requested)}-{hashlib.sha256(requested.encode()).hexdigest()[:16]}.json"
 
 
-def read_record(asked: str) -> Record | None:
-    """The record of an address; None where there is none that can be read."""
-    found = _read(record_file(asked))
-    return found[1] if found and found[0] == asked else None
+def read_record(requested: str) -> Record | None:
+    """Return the record of an address; None if there is no readable one."""
+    found = _read(record_file(requested))
+    return found[1] if found and found[0] == requested else None
 
 
 def all_records() -> Iterator[tuple[Path, str, Record]]:
-    """Every record: its file, the address asked for, and what it delivered."""
+    """Yield every record: its file, the requested address, and the delivery."""
     for file in sorted((cache_dir() / "records").glob("*.json")):
         found = _read(file)
         if found:
@@ -233,8 +232,8 @@ def _read(file: Path) -> tuple[str, Record] | None:
         return None
 
 
-def write_record(asked: str, record: Record) -> None:
-    """Keeps a record, if the cache can be written."""
-    data = {"version": _VERSION, "asked": asked, "folder": str(record.folder), **record.delivery.to_data()}
-    with contextlib.suppress(VitHubError), atomic_path(record_file(asked)) as temporary:
+def write_record(requested: str, record: Record) -> None:
+    """Write a record, if the cache can be written."""
+    data = {"version": _VERSION, "asked": requested, "folder": str(record.folder), **record.delivery.to_data()}
+    with contextlib.suppress(VitHubError), atomic_path(record_file(requested)) as temporary:
         temporary.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Whether the files that are on this machine are still what they should be."""
+"""Re-check the hashes of cached and bundled files."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vit_hub.errors import IntegrityError, ModelNotFoundError
-from vit_hub.hub.cache.hashes import check, hash_anew
-from vit_hub.hub.cache.inventory import HUGGING_FACE, Item, find, items, known_source
+from vit_hub.hub.cache.hashes import check, rehash
+from vit_hub.hub.cache.inventory import HUGGING_FACE, Item, find, items
 from vit_hub.hub.cache.paths import bundled_file
 from vit_hub.hub.cache.records import Delivery, Pin
 from vit_hub.hub.names.address import address, source_of
-from vit_hub.hub.names.locate import locate
+from vit_hub.hub.names.locate import known_source, locate
 from vit_hub.progress import byte_bar
 from vit_hub.registry import WeightSource, get_entry
 from vit_hub.weights_manifest import outlines
@@ -21,23 +21,23 @@ __all__ = ["Verdict", "verify_all"]
 
 OK, CHANGED, MISSING, UNKNOWN = "ok", "changed", "missing", "not recorded"
 _BUNDLED = "bundled"
-_Pins = dict[str, WeightSource]  # who says it -> what
+_Pins = dict[str, WeightSource]  # authority, such as "registry" -> what it pins
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one file.
+    """The result of checking one file.
 
     Attributes:
         name: the model.
-        kind: whose folder the file lies in, as :class:`vit_hub.hub.cache.inventory.Item` has it, or ``bundled``.
+        kind: of :class:`vit_hub.hub.cache.inventory.Item`, or ``bundled``.
         path: the file.
-        status: ``ok``, ``changed``, ``missing``, or ``not recorded``: nothing says what it should be.
+        status: ``ok``, ``changed``, ``missing``, or ``not recorded``: nothing pins it.
         size: bytes; None: it is missing.
         sha256: of the file as it is now.
-        checked: who says what it should be: ``record``, ``registry``, the lock file.
-        problem: what is wrong, with both hashes.
-        hint: what to do about it.
+        checked: the authorities that it was compared with: ``record``, ``registry``, the lock file.
+        problem: the difference, with both hashes.
+        hint: the remedy.
     """
 
     name: str
@@ -52,25 +52,25 @@ class Verdict:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether something is to be done about it."""
+        """Return whether the file is changed or missing."""
         return self.status in (CHANGED, MISSING)
 
 
 def verify_all(
     names: Sequence[str] = (), *, locked: Iterable[Delivery] = (), lockfile: str = "", progress: bool = False
 ) -> list[Verdict]:
-    """Hashes files anew and compares them with what is pinned, recorded and locked.
+    """Re-check hashes of cached files against the registry, the records and a lock file.
 
-    A file that was verified is not hashed again when it is loaded.
+    A verified file is not hashed again when it is loaded.
 
     Args:
-        names: of models; none: everything in the cache and in the package.
-        locked: what a lock file pins, to compare with it, too.
+        names: of models; empty: everything in the cache and in the package.
+        locked: the deliveries that a lock file pins.
         lockfile: the lock file's name, for messages.
         progress: show a bar on a terminal.
 
     Raises:
-        ModelNotFoundError: nothing of a model is here.
+        ModelNotFoundError: there are no files of a model.
     """
     pinned = {delivery.address: delivery for delivery in locked}
     chosen = [item for name in names for item in _named(name)] if names else [*items(), *_bundled(outlines())]
@@ -87,7 +87,7 @@ def verify_all(
 def _named(name: str) -> list[Item]:
     try:
         entry, _ = locate(name)
-    except ModelNotFoundError:  # what is in the cache may have a name that nobody else knows
+    except ModelNotFoundError:  # the cache may have a model that the registry does not know
         return find(name)
     bundled = list(_bundled([entry.id] if entry and entry.id in outlines() else []))
     try:
@@ -99,7 +99,7 @@ def _named(name: str) -> list[Item]:
 
 
 def _bundled(ids: Iterable[str]) -> Iterator[Item]:
-    """The models that are in the package."""
+    """Yield the models that the package ships."""
     for model_id in ids:
         if 'kind = "bundled"' in outlines()[model_id].text:
             for source in get_entry(model_id).sources:
@@ -109,11 +109,11 @@ def _bundled(ids: Iterable[str]) -> Iterator[Item]:
 
 
 def _expected(item: Item, locked: Mapping[str, Delivery], lockfile: str) -> Iterator[tuple[Path, _Pins]]:
-    """The files of an item, each with what it should be."""
+    """Yield the files of an item, each with what is pinned of it."""
     if item.delivery is None:
         yield item.path, {}
         return
-    said = {"registry" if item.kind == _BUNDLED else "record": item.delivery}
+    pinned = {"registry" if item.kind == _BUNDLED else "record": item.delivery}
     documented: _Pins = {}
     if item.kind != "canonical":
         exact = source_of(item.delivery.address)
@@ -121,30 +121,30 @@ def _expected(item: Item, locked: Mapping[str, Delivery], lockfile: str) -> Iter
         if known and known[1].revision in (None, exact.revision):
             documented = {"registry": known[1]}
         if item.delivery.address in locked:
-            said[lockfile] = locked[item.delivery.address]
+            pinned[lockfile] = locked[item.delivery.address]
     for name in item.delivery.files:
         pins = {
-            who: WeightSource(kind="", format="", sha256=delivery.files[name].sha256, size=delivery.files[name].size)
-            for who, delivery in said.items()
-            if name in delivery.files
+            authority: WeightSource(kind="", format="", sha256=pin.sha256, size=pin.size)
+            for authority, delivery in pinned.items()
+            if (pin := delivery.files.get(name))
         }
         yield item.folder / name, {**pins, **(documented if name == item.delivery.main else {})}
 
 
 def _verdict(file: Path, item: Item, pins: _Pins, advance: Callable[[int], None]) -> Verdict:
     try:
-        sha256, size = hash_anew(file, advance), file.stat().st_size
+        sha256, size = rehash(file, advance), file.stat().st_size
     except OSError as error:
         problem = f"{file}: {error.strerror or error}"
         return Verdict(
             item.name, item.kind, file, MISSING, checked=tuple(pins), problem=problem, hint=_remedy(item, file)
         )
     status, problem = OK if pins else UNKNOWN, ""
-    for who, source in pins.items():
+    for authority, source in pins.items():
         try:
             check(source, str(file), size=size, sha256=sha256, hint="")
         except IntegrityError as error:
-            status, problem = CHANGED, f"{error.message} ({who})"
+            status, problem = CHANGED, f"{error.message} ({authority})"
             break
     hint = _remedy(item, file) if status == CHANGED else ""
     return Verdict(item.name, item.kind, file, status, size, sha256, tuple(pins), problem, hint)

@@ -1,1 +1,1 @@
-"""Files at plain web addresses: resumed, retried, hashed on the way, whole under their name or not at all."""
+"""Downloads from plain addresses: resumed, retried, hashed while streaming, complete under their name or absent."""

@@ -1,4 +1,4 @@
-"""Files at plain addresses: fetched in as many attempts and runs as it takes, whole under their name or not at all."""
+"""The download of one file: in as many attempts and runs as it takes, complete under its name or absent."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _PAGE = 64 << 10  # bytes; an answer of another size that is no larger is fetche
 def stream_to(path: Path, source: WeightSource, *, checkpoint: bool = True, progress: bool = False) -> None:
     """Fetch ``source.url`` to ``path``, retrying after transient failures.
 
-    The next call continues what an interrupted one left beside ``path``, in hidden files. The caller holds the file
-    lock of ``path``.
+    An interrupted download leaves hidden files beside ``path``, which the next call continues. The caller holds the
+    file lock of ``path``.
 
     Args:
-        path: the file; it appears under this name whole and checked, or not at all.
+        path: the file; it appears under this name complete and checked, or not at all.
         source: ``url``, which may have a user name and a password, and what is pinned of size and sha256.
         checkpoint: refuse a file that is no checkpoint.
         progress: show a bar on a terminal.
@@ -111,7 +111,7 @@ def _attempt(
 def _refuse_wrong_size(response: Response, source: WeightSource) -> None:
     if source.size is not None and response.total not in (None, source.size) and (response.total or 0) > _PAGE:
         raise IntegrityError(
-            f"{source.url}: the server's file has {response.total:,} bytes, expected are {source.size:,}",
+            f"{source.url}: the server's file has {response.total:,} bytes, expected {source.size:,}",
             hint=NOTHING_KEPT,
         )
 

@@ -63,12 +63,12 @@ class PartFile:
 
     @property
     def resumable(self) -> bool:
-        """Whether the rest can be requested alone, without the risk of mixing two versions."""
+        """Return whether the rest can be requested alone, without the risk of mixing two versions."""
         return self.total is not None and (self.validator is not None or self._pinned)
 
     @property
     def complete(self) -> bool:
-        """Whether the whole file has been received."""
+        """Return whether the whole file has been received."""
         return bool(self.pieces) and not self.missing_pieces()
 
     @property

@@ -25,8 +25,8 @@ _REDIRECTS = 10
 _CHUNK = 1 << 20  # bytes
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _REMEDIES = {
-    401: "the server wants a login: give the address as https://USER:PASSWORD@..., or fetch the file yourself and give "
-    "its path",
+    401: "the server requires a login: give the address as https://USER:PASSWORD@..., or fetch the file yourself and "
+    "give its path",
     403: "the server refuses: fetch the file yourself and give its path",
     404: "check the address",
     410: "the file is gone from there: look for another source",
@@ -164,7 +164,7 @@ def html_error(url: str) -> DownloadError:
     """Return the error for a page that came in place of a file."""
     return DownloadError(
         f"{url}: the server sent an HTML page in place of the file",
-        hint="it may want a login, or this is the address of a page about the file: open it in a browser",
+        hint="it may require a login, or this is the address of a page about the file: open it in a browser",
     )
 
 
@@ -205,7 +205,7 @@ def _check_head(url: str, http: httpx2.Response, *, ranged: bool) -> None:
     encoding = http.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
         raise DownloadError(
-            f"{url}: the server sends it compressed ({encoding}), against the request",
+            f"{url}: the server sends it compressed ({encoding}), which was not accepted",
             hint="fetch the file yourself and give its path",
         )
 

@@ -1,1 +1,1 @@
-"""Names and addresses of weights: what they stand for, without asking anybody."""
+"""The meaning of names and addresses of weights; no network."""

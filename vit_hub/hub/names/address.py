@@ -22,7 +22,7 @@ _UNSAFE = re.compile(r'[\\:*?"<>|\x00-\x1f]')
 
 
 def address(source: WeightSource) -> str:
-    """The address of a source, parts left out where it does not say them; :func:`source_of` reads it back."""
+    """Return the address of a source, without the parts that it does not give; the inverse of :func:`source_of`."""
     if source.kind == "https":
         return without_credentials(source.url or "")
     if source.kind == "bundled":
@@ -33,7 +33,7 @@ def address(source: WeightSource) -> str:
 
 
 def source_of(address: str) -> WeightSource:
-    """The source of an address; it pins nothing but the revision.
+    """Return the source of an address; it pins nothing but the revision.
 
     Raises:
         ValueError: not an address.
@@ -47,22 +47,22 @@ def source_of(address: str) -> WeightSource:
     except ModelNotFoundError as error:
         raise ValueError(error.message) from error
     if found is None:
-        raise ValueError(f"{address!r} is no address of weights")
+        raise ValueError(f"{address!r} is not an address of weights")
     return found
 
 
 def is_commit(revision: str | None) -> bool:
-    """Whether a revision is a commit, which never changes, and no branch or tag."""
+    """Return whether a revision is a commit, which never changes, rather than a branch or tag."""
     return bool(_COMMIT.fullmatch(revision or ""))
 
 
 def is_fixed(source: WeightSource) -> bool:
-    """Whether nobody need be asked for the newest state of a source: only a branch or tag of a repository moves."""
+    """Return whether a source cannot move, as a branch or tag of a repository can."""
     return source.kind != "hf" or is_commit(source.revision)
 
 
 def is_safe_name(name: object) -> bool:
-    """Whether a text that somebody else wrote is the name of a file in a folder of ours, or in folders within it."""
+    """Return whether untrusted text is a relative file name that stays within its folder."""
     if not isinstance(name, str) or not name or _UNSAFE.search(name) or name.startswith("/") or name.endswith("/"):
         return False
     return len(name) < 512 and not {"", ".", ".."} & set(name.split("/")) and PurePosixPath(name).as_posix() == name

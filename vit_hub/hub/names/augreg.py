@@ -42,7 +42,7 @@ _MODELS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class _Data:
-    """A data set: what the registry calls it, its number of classes, and the list of their names if there is one."""
+    """A data set: its name in the registry, its number of classes, and the list of their names, if any."""
 
     name: str
     num_classes: int
@@ -73,14 +73,14 @@ class _Part:
     number: str = ""
 
     def read(self, text: str) -> str | None:
-        """The value in this part, or None where the text is no such part."""
+        """Return the value in this part, or None if the text is no such part."""
         pattern = self.number or "|".join(map(re.escape, self.choices))
         match = re.fullmatch(f"{re.escape(self.before)}({pattern}){re.escape(self.after)}", text)
         return match[1] if match else None
 
     @property
     def allowed(self) -> str:
-        """In words."""
+        """The allowed values, for a message."""
         shown = ", ".join(f"{self.before}{choice}{self.after}" for choice in self.choices)
         return f"{shown}, or another number" if self.number else shown
 
@@ -111,7 +111,7 @@ _FINETUNING_PARTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Finetuning:
-    """What the name of a fine-tuned file says of the second stage; everything is spelled as there."""
+    """The second stage in the name of a fine-tuned file; everything is spelled as there."""
 
     data: str
     steps: str
@@ -121,7 +121,7 @@ class Finetuning:
 
 @dataclass(frozen=True, kw_only=True)
 class AugRegName:
-    """What a file's name says; everything is spelled as there. ``str()`` gives the name, without ``.npz``."""
+    """The parts of a file's name; everything is spelled as there. ``str()`` gives the name, without ``.npz``."""
 
     model: str
     data: str
@@ -142,7 +142,7 @@ class AugRegName:
 
     @property
     def url(self) -> str:
-        """Where the file is."""
+        """The address of the file."""
         return f"{_FOLDER}{self}.npz"
 
     @property
@@ -158,15 +158,15 @@ class AugRegName:
 
 
 def _stages(name: AugRegName) -> list[_Data]:
-    """What the model was trained on, the last one being what its head tells apart."""
+    """Return the data sets of the stages of training; the head has the classes of the last one."""
     return [_PRETRAINING[name.data]] + ([_FINETUNING[name.finetuning.data]] if name.finetuning else [])
 
 
 def parse(name: str) -> AugRegName:
-    """Reads a file's name, with or without ``.npz``.
+    """Parse a file's name, with or without ``.npz``.
 
     Raises:
-        ModelNotFoundError: it is not made as these names are; says which part is wrong and what it may be.
+        ModelNotFoundError: it is malformed; the message names the wrong part, and the hint the allowed values.
     """
     stem = name.removesuffix(".npz")
     first, dashes, second = stem.partition("--")
@@ -177,7 +177,7 @@ def parse(name: str) -> AugRegName:
 
 def _read(name: str, text: str, parts: Sequence[_Part]) -> dict[str, str]:
     given, fields = text.split("-"), dict[str, str]()
-    refused = f"augreg:{name}: no AugReg file is called so"
+    refused = f"augreg:{name}: not an AugReg file"
     for place, part in enumerate(parts):
         found = given[place] if place < len(given) else ""
         value = part.read(found)
@@ -188,13 +188,13 @@ def _read(name: str, text: str, parts: Sequence[_Part]) -> dict[str, str]:
     if len(given) > len(parts):
         raise ModelNotFoundError(
             f"{refused}: nothing may follow its {parts[-1].title}, and there is {'-'.join(given[len(parts) :])!r}",
-            hint="a fine-tuning follows two dashes, as in --imagenet2012-steps_20k-lr_0.01-res_224",
+            hint="fine-tuning follows after two dashes, as in --imagenet2012-steps_20k-lr_0.01-res_224",
         )
     return fields
 
 
 def entry_of(name: AugRegName) -> Entry:
-    """All that a name tells about its file, as the registry would have it."""
+    """Return everything that a name says about its file, as an entry of the registry."""
     config, stages = name.config, _stages(name)
     return Entry(
         id=f"augreg:{name}",

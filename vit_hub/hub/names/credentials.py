@@ -1,4 +1,4 @@
-"""User names and passwords in addresses: sent to their server, and neither shown nor written down."""
+"""User names and passwords in addresses: sent to their server, and neither shown nor stored."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from urllib.parse import unquote
 
 __all__ = ["credentials_of", "hide_credentials", "without_credentials"]
 
-_LOGIN = re.compile(r"(https?://)[^/?#\s]*@", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"(https?://)[^/?#\s]*@", re.IGNORECASE)
 
 
 def credentials_of(url: str) -> tuple[str, str] | None:
-    """The user name and the password in ``https://user:password@host/...``; None where there are none."""
-    match = _LOGIN.match(url)
+    """Return the user name and the password in ``https://user:password@host/...``; None if there are none."""
+    match = _CREDENTIALS.match(url)
     if match is None:
         return None
     user, _, password = match[0][len(match[1]) : -1].partition(":")
@@ -20,11 +20,11 @@ def credentials_of(url: str) -> tuple[str, str] | None:
 
 
 def without_credentials(url: str) -> str:
-    """The address without user name and password; any other text as it is."""
-    match = _LOGIN.match(url)
+    """Return the address without user name and password; any other text as it is."""
+    match = _CREDENTIALS.match(url)
     return match[1] + url[match.end() :] if match else url
 
 
 def hide_credentials(text: str) -> str:
-    """A text, such as another program's message, without the user names and passwords in its addresses."""
-    return _LOGIN.sub(r"\1", text)
+    """Return a text, such as another program's message, without user names and passwords in its addresses."""
+    return _CREDENTIALS.sub(r"\1", text)

@@ -1,4 +1,4 @@
-"""Ways to write down a file or repository of Hugging Face's hub, and what they stand for."""
+"""The forms in which a file or repository of Hugging Face's hub can be written."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _SITES = ("huggingface.co", "hf.co")
 
 
 def is_address(text: str) -> bool:
-    """Whether it starts as addresses do, so that it is no path."""
+    """Return whether a text starts like an address, so that it is no path."""
     return _ADDRESS.match(text) is not None
 
 
 def hub_source(text: str) -> WeightSource | None:
-    """The repository, revision and file on Hugging Face's hub that are meant; None where it is something else.
+    """Return the repository, revision and file on Hugging Face's hub that a text means; None if it is something else.
 
     Args:
         text: ``owner/name``, ``owner/name@revision``, ``hf://owner/name@revision/path/to/file`` (revision and file may
@@ -38,7 +38,7 @@ def hub_source(text: str) -> WeightSource | None:
             too).
 
     Raises:
-        ModelNotFoundError: it starts with ``hf://`` or ``hf-hub:`` and does not go on as it should.
+        ModelNotFoundError: it starts with ``hf://`` or ``hf-hub:``, and the rest is malformed.
     """
     scheme = _ADDRESS.match(text)
     if scheme is None:
@@ -51,7 +51,7 @@ def hub_source(text: str) -> WeightSource | None:
         match = (_HF if scheme[1].lower() == "hf://" else _TIMM).fullmatch(text)
         if match is None or _leads_out(match):
             forms = "hf://owner/name, hf://owner/name@revision/path/to/file or hf-hub:owner/name@revision"
-            raise ModelNotFoundError(f"{text!r} is no address on Hugging Face's hub", hint=f"write {forms}")
+            raise ModelNotFoundError(f"{text!r} is not an address on Hugging Face's hub", hint=f"write {forms}")
     if match is None:
         return None
     found: dict[str, Any] = {name: unquote(value) for name, value in match.groupdict().items() if value}
@@ -59,7 +59,7 @@ def hub_source(text: str) -> WeightSource | None:
 
 
 def _on_site(url: str) -> re.Match[str] | None:
-    """The page's or file's path on the hub's web site, or None where the address is somewhere else."""
+    """Match the path of a page or file on the hub's web site; None if the address is somewhere else."""
     parts = urlsplit(url)
     endpoint = urlsplit(os.environ.get("HF_ENDPOINT", ""))
     if parts.netloc.lower() == endpoint.netloc.lower() != "":
@@ -75,5 +75,5 @@ def _on_site(url: str) -> re.Match[str] | None:
 
 
 def _leads_out(match: re.Match[str]) -> bool:
-    """Whether a part of it, once it is decoded, leads out of the repository."""
+    """Return whether a decoded part leads out of the repository."""
     return any(".." in unquote(part or "").split("/") for part in match.groups())

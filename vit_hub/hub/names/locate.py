@@ -1,9 +1,10 @@
-"""What a name or address stands for: a local path, or the registry's entry and its sources. No network."""
+"""The meaning of a name or address: a local path, or the registry's entry and its sources. No network."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from vit_hub.converters.containers import CONTAINER_SUFFIXES
@@ -13,14 +14,14 @@ from vit_hub.hub.names.hugging_face import hub_source, is_address
 from vit_hub.registry import Entry, WeightSource, get_entry
 from vit_hub.weights_manifest import outlines
 
-__all__ = ["local_path", "locate", "refuse_local"]
+__all__ = ["known_source", "local_path", "locate", "refuse_local"]
 
 _PATH = re.compile(r"\.{1,2}[/\\]|[/\\~]|[A-Za-z]:[/\\]")
 _AUGREG = "augreg:"
 
 
 def local_path(source: str | Path) -> Path | None:
-    """The path that ``source`` is, or None where it is a name or an address.
+    """Return the path that ``source`` is, or None if it is a name or an address.
 
     Raises:
         CheckpointError: it looks like a path, and there is no such file.
@@ -32,7 +33,7 @@ def local_path(source: str | Path) -> Path | None:
         path = Path(source).expanduser()
         if text and path.exists():
             return path
-    except (OSError, RuntimeError, ValueError) as error:  # a name too long, no home folder, a null character
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, no HOME, a null character
         raise CheckpointError(f"{text!r} is not a path: {error}") from error
     if isinstance(source, Path) or _PATH.match(text) or Path(text).suffix in CONTAINER_SUFFIXES:
         raise CheckpointError(f"{text}: no such file or folder", hint="check the path; `vit-hub list` shows the names")
@@ -40,7 +41,7 @@ def local_path(source: str | Path) -> Path | None:
 
 
 def refuse_local(name: str) -> None:
-    """Only what is somewhere else can be downloaded.
+    """Refuse a local file or folder, which cannot be downloaded.
 
     Raises:
         ConfigError: it is a local file or folder.
@@ -51,17 +52,17 @@ def refuse_local(name: str) -> None:
 
 
 def locate(name: str, *, revision: str | None = None) -> tuple[Entry | None, tuple[WeightSource, ...]]:
-    """The registry's entry of a name or address, if it has one, and its sources in order of preference. No network.
+    """Return the registry's entry of a name or address, if any, and its sources in order of preference. No network.
 
     Args:
         name: in this order: an address (``https://...``, ``hf://owner/name@revision/file``, ``hf-hub:owner/name``,
             ``augreg:FILE``); a name that the registry knows; a Hugging Face repository ``owner/name`` or
             ``owner/name@revision``.
-        revision: branch, tag or commit of the Hugging Face repositories in place of the registry's. What is pinned
-            belongs to another commit then and is not checked; sources elsewhere are left out.
+        revision: branch, tag or commit of the Hugging Face repositories in place of the registry's. The pinned hashes
+            belong to another commit then and are not checked; sources elsewhere are left out.
 
     Raises:
-        ModelNotFoundError: neither an address nor a name nor the form of a repository, or a name of several models.
+        ModelNotFoundError: neither an address nor a name nor in the form of a repository, or a name of several models.
         ConfigError: no source is on Hugging Face's hub, or the name says another revision.
     """
     entry, sources = _named(name)
@@ -76,17 +77,17 @@ def locate(name: str, *, revision: str | None = None) -> tuple[Entry | None, tup
             f"{revision!r}",
             hint="leave out revision= (--revision)",
         )
-    asked = hub_source(name)
-    if asked and asked.revision not in (None, revision):
+    wanted = hub_source(name)
+    if wanted and wanted.revision not in (None, revision):
         raise ConfigError(
-            f"{name}: the name says revision {asked.revision!r}, and revision= (--revision) says {revision!r}",
-            hint="say it once",
+            f"{name}: the name says revision {wanted.revision!r}, and revision= (--revision) says {revision!r}",
+            hint="give one of them",
         )
     return entry, tuple(_at(source, revision) for source in hub)
 
 
 def _at(source: WeightSource, revision: str) -> WeightSource:
-    """The same file at another revision, of which nothing is documented."""
+    """Return the same file at another revision, of which nothing is documented."""
     if source.revision == revision:
         return source
     return dataclasses.replace(source, revision=revision, sha256=None, sha256_prefix=None, size=None, evidence="")
@@ -100,50 +101,60 @@ def _named(name: str) -> tuple[Entry | None, tuple[WeightSource, ...]]:
     try:
         entry = get_entry(name)
     except ModelNotFoundError:
-        asked = hub_source(name)
-        # The registry knows the repository, and several models in it.
-        if asked is None or (asked.revision is None and _entries(asked)):
+        wanted = hub_source(name)
+        # The registry knows several models in the repository.
+        if wanted is None or (wanted.revision is None and any(_entries(wanted))):
             raise
-        return _on_hub(name) or (None, (asked,))
+        return _on_hub(name) or (None, (wanted,))
     return entry, entry.sources
 
 
 def _known(url: str) -> tuple[Entry, tuple[WeightSource, ...]] | None:
-    for outline in outlines().values():
-        if url in outline.urls:
-            entry = get_entry(outline.id)
-            return entry, tuple(source for source in entry.sources if source.url == url)
+    for entry in _entries(WeightSource(kind="https", format="", url=url)):
+        return entry, tuple(source for source in entry.sources if source.url == url)
     return None
 
 
 def _on_hub(name: str) -> tuple[Entry | None, tuple[WeightSource, ...]] | None:
-    """A place on Hugging Face's hub, with what the registry knows about what is there."""
-    asked = hub_source(name)
-    if asked is None:
+    """Return a place on Hugging Face's hub, with what the registry knows about it."""
+    wanted = hub_source(name)
+    if wanted is None:
         return None
-    found = [(entry, tuple(source for source in entry.sources if _holds(source, asked))) for entry in _entries(asked)]
+    found = [(entry, tuple(source for source in entry.sources if _holds(source, wanted))) for entry in _entries(wanted)]
     known = [(entry, sources) for entry, sources in found if sources]
-    if len(known) > 1 and not asked.file:
+    if len(known) > 1 and not wanted.file:
         ids = ", ".join(entry.id for entry, _ in known)
         raise ModelNotFoundError(f"{name!r} names {len(known)} models", hint=f"say which: {ids}")
-    return known[0] if known else (None, (asked,))
+    return known[0] if known else (None, (wanted,))
 
 
-def _entries(asked: WeightSource) -> list[Entry]:
-    """The registry's models in a repository."""
-    repo = str(asked.repo).lower()
-    return [get_entry(outline.id) for outline in outlines().values() if repo in map(str.lower, outline.repos)]
+def known_source(exact: WeightSource) -> tuple[Entry, WeightSource] | None:
+    """Return the registry's entry that has this source, and its own form of the source, which may pin more."""
+    for entry in _entries(exact):
+        for source in entry.sources:
+            same_place = (source.kind, source.repo, source.url) == (exact.kind, exact.repo, exact.url)
+            if same_place and source.file in (None, exact.file):
+                return entry, source
+    return None
 
 
-def _holds(source: WeightSource, asked: WeightSource) -> bool:
-    """Whether a source of the registry is what is asked for."""
-    same_file = asked.file in (None, source.file)
-    same_repo = source.kind == "hf" and str(source.repo).lower() == str(asked.repo).lower()
-    return same_repo and same_file and asked.revision in (None, source.revision or "main")
+def _entries(place: WeightSource) -> Iterator[Entry]:
+    """Yield the registry's models at a URL, in a repository, or in the package."""
+    repo = str(place.repo).lower()
+    for outline in outlines().values():
+        if place.kind == "bundled" or place.url in outline.urls or repo in map(str.lower, outline.repos):
+            yield get_entry(outline.id)
+
+
+def _holds(source: WeightSource, wanted: WeightSource) -> bool:
+    """Return whether a source of the registry is the wanted one."""
+    same_file = wanted.file in (None, source.file)
+    same_repo = source.kind == "hf" and str(source.repo).lower() == str(wanted.repo).lower()
+    return same_repo and same_file and wanted.revision in (None, source.revision or "main")
 
 
 def _augreg(file: str) -> tuple[Entry, tuple[WeightSource, ...]]:
-    """One of the AugReg files: the file itself, then what else has its weights."""
+    """Return the entry of an AugReg file and its sources: the file itself, then others with the same weights."""
     from vit_hub.hub.names.augreg import entry_of, parse
 
     name = parse(file)

@@ -85,7 +85,7 @@ def test_the_server_gets_it_and_nothing_keeps_it(host: Host, cache: Path, tmp_pa
     url = private(host)
     host.faults[FILE] = [Fault(cut=1000)]
     assert resolve(url).path.read_bytes() == vit_jax_file()
-    assert [asked.headers["Authorization"] for asked in host.asked] == [BASIC, BASIC]
+    assert [request.headers["Authorization"] for request in host.requests] == [BASIC, BASIC]
     list(add_to_mirror(tmp_path / "mirror", [url]))
     commands = ("download", "--json"), ("download", "--dry-run"), ("lock",), ("verify",), ("inspect",), ("convert",)
     said = [run(*command, url, *(["out.safetensors"] if command == ("convert",) else [])) for command in commands]
@@ -98,7 +98,7 @@ def test_the_server_gets_it_and_nothing_keeps_it(host: Host, cache: Path, tmp_pa
 def test_with_and_without_it_is_the_same_file(host: Host) -> None:
     url = private(host)
     assert resolve(url).path == resolve(without_credentials(url)).path
-    assert len(host.asked) == 1
+    assert len(host.requests) == 1
 
 
 def test_a_locked_address_is_asked_with_the_login_that_is_given(
@@ -109,7 +109,7 @@ def test_a_locked_address_is_asked_with_the_login_that_is_given(
     monkeypatch.setenv("VIT_HUB_CACHE", str(tmp_path / "another"))
     result = run("download", "--locked", url)
     assert result.exit_code == 0, result.output
-    assert [asked.headers.get("Authorization") for asked in host.asked] == [BASIC, BASIC]
+    assert [request.headers.get("Authorization") for request in host.requests] == [BASIC, BASIC]
 
 
 @pytest.mark.parametrize(
@@ -151,13 +151,13 @@ def test_a_mirror_behind_a_login(host: Host, tmp_path: Path, monkeypatch: pytest
     for path in folder.rglob("*"):
         if path.is_file():
             host.add(f"/mirror/{path.relative_to(folder).as_posix()}", File(path.read_bytes()))
-    host.asked.clear()
+    host.requests.clear()
     monkeypatch.setenv("VIT_HUB_CACHE", str(tmp_path / "another"))
     monkeypatch.setenv("VIT_HUB_MIRROR", host.url.replace("://", f"://{LOGIN}") + "/mirror")
     said = run("download", "--dry-run", without_credentials(url)).output
     said += run("download", without_credentials(url)).output
-    assert {asked.path.split("/")[1] for asked in host.asked} == {"mirror"}
-    assert {asked.headers["Authorization"] for asked in host.asked} == {BASIC}
+    assert {request.path.split("/")[1] for request in host.requests} == {"mirror"}
+    assert {request.headers["Authorization"] for request in host.requests} == {BASIC}
     host.faults["/mirror/index.json"] = [Fault(status=500)]
     with pytest.warns(UserWarning, match=r"/mirror/index\.json: the server answered 500") as warned:
         fetch(WeightSource(kind="https", format="vit_jax", url=host.add("/other", File(vit_jax_file()))))
