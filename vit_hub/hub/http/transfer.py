@@ -129,9 +129,8 @@ class Transfer:
         try:
             file.seek(piece.position)
             since, before = time.monotonic(), piece.position
-            for chunk in response.chunks():
-                if self._stopped:
-                    return
+            chunks = response.chunks()
+            while not self._stopped and (chunk := next(chunks, None)) is not None:
                 data = memoryview(chunk if piece.end is None else chunk[: piece.end - piece.position])
                 while data:
                     count = file.write(data)
@@ -148,6 +147,8 @@ class Transfer:
                     if gained < SLOW_RATE * elapsed:
                         raise TransientError(f"{gained:,} bytes in {elapsed:.0f} seconds", slow=True)
                     since, before = time.monotonic(), piece.position
+            if self._stopped:
+                return
             if piece.end is not None:
                 raise TransientError(f"the answer ended {piece.end - piece.position:,} bytes too early")
             piece.end = piece.position
