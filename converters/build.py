@@ -22,6 +22,8 @@ __all__ = ["build", "usable_device"]
 
 # Threads that lay out and cast tensors; more than a few only wait for memory.
 _READERS = min(4, os.cpu_count() or 1)
+# Rotations are computed from these in float64, whatever dtype the model has.
+_KEPT_WIDE = ("rope_embed.periods",)
 _LOG = logging.getLogger("vit_hub")
 
 
@@ -51,7 +53,6 @@ def build(
     with torch.device("meta"):
         model = VisionTransformer(config)
     model.load_state_dict(tensors, strict=True, assign=True)
-    model.reset_tables()
     model.passport, model.carried = ckpt.passport, carried
     return model.eval()
 
@@ -63,7 +64,10 @@ def _read(
     names = list(tensors)
 
     def share(part: int) -> dict[str, Tensor]:
-        return {name: _placed(to_torch(tensors[name]), device, dtype) for name in names[part::_READERS]}
+        return {
+            name: _placed(to_torch(tensors[name]), device, None if name in _KEPT_WIDE else dtype)
+            for name in names[part::_READERS]
+        }
 
     with ThreadPoolExecutor(_READERS) as pool:
         found = {name: tensor for part in pool.map(share, range(_READERS)) for name, tensor in part.items()}

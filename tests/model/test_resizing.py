@@ -310,8 +310,8 @@ class TestDynamic:
                 for rows in range(1, 21):
                     size = (4 * rows, 2 * rows)
                     assert model(images_of(model.config, size)).shape == (2, 5)
-                    assert len(model._sizes) <= 8
-        assert len(model._sizes) == 8
+                    assert len(model._resized) <= 8
+        assert len(model._resized) == 8
 
     def test_a_size_seen_before_is_not_resized_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model = random_model(ViTConfig(**SMALL))
@@ -359,7 +359,7 @@ class TestDynamic:
             model(images)
         model(images).sum().backward()
         model(images).sum().backward()
-        assert len(model._sizes) == 2
+        assert len(model._resized) == 2
 
     def test_a_model_made_in_inference_mode(self) -> None:
         with torch.inference_mode():

@@ -29,17 +29,39 @@ def _activate(name: str, x: Tensor, *, inplace: bool) -> Tensor:
 _GELU = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
+def is_tracing() -> bool:
+    """Return whether torch.jit.trace records what runs; sizes are tensors then."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
+def is_plain(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Return whether a layer computes exactly what its class does, and nobody else takes part or looks on.
+
+    Only then may its parameters be used without calling it, or its output be overwritten. Adapters and quantized layers
+    are other classes, or have other tensors as parameters; parametrizations change the class; offloading replaces
+    ``forward`` on the instance; hooks are registered on the layer or for all modules.
+    """
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    if type(layer) not in kinds or "forward" in vars(layer) or any(hooks):
+        return False
+    if torch.compiler.is_compiling():  # parameters are then stand-ins of other types
+        return True
+    tensors = [tensor for tensor in layer._parameters.values() if tensor is not None]
+    watched: bool = nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    return not watched and all(type(tensor) in (nn.Parameter, Tensor) for tensor in tensors)
+
+
 def _may_overwrite(layer: nn.Module) -> bool:
-    """Return whether a layer's output may be overwritten: autograd keeps no tensors, and no hook can have kept it.
+    """Return whether a layer's output may be overwritten: nobody else can have kept it, and autograd keeps nothing.
 
     The hidden activations are the largest tensors of a model. Pages of a second one cost more time than the activation.
     """
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or layer._forward_hooks)
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing()) and is_plain(layer, nn.Linear)
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, T, D] -> [B, H, T, D/H]."""
-    return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads).transpose(1, 2)
 
 
 def _join_heads(x: Tensor) -> Tensor:
@@ -69,15 +91,35 @@ class PatchEmbed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return a token for every whole patch; pixels to the right and below that do not fill one are left out."""
         images = self.backbone(images)
+        if not is_plain(self.proj, nn.Conv2d):
+            return self.proj(images).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
         weight = self.proj.weight
         _, chans, p, q = weight.shape
-        rows, columns = images.shape[-2] // p, images.shape[-1] // q
-        patches = images[..., : rows * p, : columns * q].reshape(-1, chans, rows, p, columns, q)
-        flat = patches.permute(0, 2, 4, 1, 3, 5).reshape(-1, rows * columns, chans * p * q)
+        batch, rows, columns = images.shape[0], images.shape[-2] // p, images.shape[-1] // q
+        patches = images[..., : rows * p, : columns * q].reshape(batch, chans, rows, p, columns, q)
+        flat = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, chans * p * q)
         return F.linear(flat, weight.flatten(1), self.proj.bias)
 
 
 _STEMS: dict[str, type[ResNetStem] | type[ConvStem]] = {"resnet": ResNetStem, "conv": ConvStem}
+
+
+class MaskedLinear(nn.Linear):
+    """Linear layer whose bias is multiplied by a stored mask (DINOv3, which masks the biases of keys)."""
+
+    def __init__(self, inputs: int, outputs: int, mask: Tensor) -> None:
+        super().__init__(inputs, outputs)
+        self.register_buffer("bias_mask", mask)
+
+    @property
+    def effective_bias(self) -> Tensor:
+        """The bias that is added, [outputs]."""
+        mask: Tensor = self.bias_mask  # type: ignore[assignment]
+        return self.bias * mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        return F.linear(x, self.weight, self.effective_bias)
 
 
 class Attention(nn.Module):
@@ -87,12 +129,9 @@ class Attention(nn.Module):
         super().__init__()
         dim = config.embed_dim
         self.num_heads = config.num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias in (True, "masked"))
+        self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias is True)
         if config.qkv_bias == "masked":
-            mask = torch.ones(3, dim)
-            mask[1] = 0
-            self.qkv.register_buffer("bias_mask", mask.flatten())
-        self.composes_bias = config.qkv_bias in ("masked", "qv")
+            self.qkv = MaskedLinear(dim, 3 * dim, torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(dim))
         self.q_bias: Tensor | None = None
         self.v_bias: Tensor | None = None
         if config.qkv_bias == "qv":
@@ -110,30 +149,35 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.attn_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
 
-    def _bias(self) -> Tensor | None:
-        """The bias of queries, keys and values, [3D]."""
-        if self.q_bias is not None and self.v_bias is not None:
-            return torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        bias: Tensor | None = self.qkv.bias
-        mask = getattr(self.qkv, "bias_mask", None)
-        return bias if bias is None or mask is None else bias * mask
+    def _separate_bias(self) -> Tensor | None:
+        """The bias of queries and values that stands beside ``qkv`` (BEiT, EVA), with zeros for the keys, [3D]."""
+        if self.q_bias is None or self.v_bias is None:
+            return None
+        return torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+
+    def _project(self, x: Tensor, leading: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the ``leading`` tokens (None: all), keys and values of all, each [B, *, D]."""
+        separate = self._separate_bias()
+        if not is_plain(self.qkv, nn.Linear, MaskedLinear):
+            qkv = self.qkv(x) if separate is None else self.qkv(x) + separate
+            q, k, v = qkv.chunk(3, dim=-1)
+            return q[:, :leading], k, v
+        weight = self.qkv.weight
+        bias = self.qkv.effective_bias if isinstance(self.qkv, MaskedLinear) else self.qkv.bias
+        bias = separate if separate is not None else bias
+        if leading is None:
+            q, k, v = F.linear(x, weight, bias).chunk(3, dim=-1)
+            return q, k, v
+        dim = x.shape[-1]
+        q = F.linear(x[:, :leading], weight[:dim], None if bias is None else bias[:dim])
+        k, v = F.linear(x, weight[dim:], None if bias is None else bias[dim:]).chunk(2, dim=-1)
+        return q, k, v
 
     def qkv_heads(
         self, x: Tensor, leading: int | None = None, rope: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries of the ``leading`` tokens (None: all), keys and values of all, each [B, H, *, D/H]."""
-        if not self.composes_bias and (leading is None or type(self.qkv) is not nn.Linear):
-            # Called as a module, because an adapter or a quantized layer may stand in its place.
-            q, k, v = self.qkv(x).chunk(3, dim=-1)
-            q = q[:, :leading]
-        elif leading is None:
-            q, k, v = F.linear(x, self.qkv.weight, self._bias()).chunk(3, dim=-1)
-        else:
-            dim = x.shape[-1]
-            weight, bias = self.qkv.weight, self._bias()
-            q = F.linear(x[:, :leading], weight[:dim], None if bias is None else bias[:dim])
-            k, v = F.linear(x, weight[dim:], None if bias is None else bias[dim:]).chunk(2, dim=-1)
-        q, k, v = (_split_heads(part, self.num_heads) for part in (q, k, v))
+        q, k, v = (_split_heads(part, self.num_heads) for part in self._project(x, leading))
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, *rope, self.pairs), rotate(k, *rope, self.pairs)

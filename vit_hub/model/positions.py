@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.rope import axis_angles, expand_angles
 
-__all__ = ["Geometry", "computed_tables", "relative_bias", "relative_index", "sincos2d"]
+__all__ = ["Geometry", "Resized", "computed_tables", "relative_bias", "relative_index", "sincos2d"]
 
 
 class Geometry(NamedTuple):
@@ -32,6 +33,23 @@ class Geometry(NamedTuple):
     rope: tuple[Tensor, Tensor] | None
     pairs: Tensor | None
     tables: list[Tensor]
+
+
+class Resized(NamedTuple):
+    """A geometry at another size than the model's, and the values of the tables that it was made from."""
+
+    geometry: Geometry
+    sources: dict[str, Tensor]
+
+    def is_current(self, tables: Mapping[str, Tensor]) -> bool:
+        """Return whether the tables still have those values.
+
+        Nothing but the values tells: writes through ``.data`` or numpy change neither object nor version.
+        """
+        return all(
+            (table.device, table.dtype) == (source.device, source.dtype) and torch.equal(table, source)
+            for table, source in ((tables[name], source) for name, source in self.sources.items())
+        )
 
 
 def computed_tables(config: ViTConfig, weight: Tensor, periods: Tensor | None = None) -> dict[str, Tensor]:

@@ -110,7 +110,7 @@ def _resample(grid: Tensor, size: tuple[int, int], method: str) -> Tensor:
     """[rows, columns, ...] at another size: a product of matrices in float64."""
     import torch
 
-    wy, wx = _matrix(method, grid.shape[0], size[0], grid), _matrix(method, grid.shape[1], size[1], grid)
+    wy, wx = (_matrix(method, int(grid.shape[axis]), size[axis], grid) for axis in (0, 1))
     return torch.einsum("xw,yw...->yx...", wx, torch.einsum("yh,hw...->yw...", wy, grid.double()))
 
 

@@ -9,7 +9,7 @@ Shapes: B images, C channels, h x w pixels, N patches, T tokens (N and those bef
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import ViTConfig, size_pair
-from vit_hub.model.layers import AttentionPool, Block, PatchEmbed
-from vit_hub.model.positions import Geometry, computed_tables, relative_bias
+from vit_hub.model.layers import AttentionPool, Block, PatchEmbed, is_tracing
+from vit_hub.model.positions import Geometry, Resized, computed_tables, relative_bias
 from vit_hub.model.resize import resize_tensor, resized_config, table_method
 from vit_hub.model.rope import expand_angles, mixed_angles
 
@@ -60,7 +60,7 @@ class VisionTransformer(nn.Module):
         self.dynamic = config.pos_embed != "learned" and config.rel_pos == "none"
         self.pad = False
         self.resize = "source"
-        self._sizes: dict[tuple[object, ...], Geometry] = {}
+        self._resized: dict[tuple[object, ...], Resized] = {}
         self.passport: Any = None
         self.carried: dict[str, Tensor] = {}
 
@@ -116,6 +116,7 @@ class VisionTransformer(nn.Module):
             self.head_dist = nn.Linear(features, config.num_classes) if config.num_classes else nn.Identity()
         self.apply(_init_weights)
         self.reset_tables()
+        self.register_load_state_dict_post_hook(_reset_tables)  # type: ignore[no-untyped-call]
 
     def forward(self, images: Tensor) -> Tensor:
         """Return what the model is for: logits, else projection, else embedding, else tokens.
@@ -309,20 +310,29 @@ class VisionTransformer(nn.Module):
             self.passport = self.passport.resized(old, new)
         self.config = new
         self.input_size = size_pair("image_size", size)
-        self._sizes.clear()
         self.reset_tables()
         return self
 
     def reset_tables(self) -> None:
         """Compute the tables that are not parameters, on the device and in the dtype of the parameters."""
-        for name, table in self._computed_tables(self.config).items():
+        self._resized.clear()
+        for name, table in self._computed_tables(self.config, self.patch_embed.proj.weight).items():
             if getattr(self, name) is None:
                 delattr(self, name)
             self.register_buffer(name, table, persistent=False)
 
-    def _computed_tables(self, config: ViTConfig) -> dict[str, Tensor]:
+    def _computed_tables(self, config: ViTConfig, like: Tensor) -> dict[str, Tensor]:
         periods = None if self.rope_embed is None else self.rope_embed.periods
-        return computed_tables(config, self.patch_embed.proj.weight, periods)  # type: ignore[arg-type]
+        return computed_tables(config, like, periods)  # type: ignore[arg-type]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VisionTransformer:
+        """Move or cast the model; rotations stay as exact as when it is loaded in that dtype."""
+        periods: Tensor | None = getattr(self.rope_embed, "periods", None)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.rope_embed is not None and periods is not None and not periods.is_meta:
+            self.rope_embed.periods = periods.to(self.rope_embed.periods.device)  # type: ignore[arg-type]
+        self.reset_tables()
+        return self
 
     def _relative_tables(self) -> dict[str, Tensor]:
         """By name: one that all blocks share, or one a block, in their order."""
@@ -336,11 +346,10 @@ class VisionTransformer(nn.Module):
     def _geometry(self, images: Tensor) -> Geometry:
         """The tables for a batch of images: the model's own, or those of another size if it is dynamic."""
         size = (images.shape[-2], images.shape[-1])
-        if (
-            images.dim() != 4
-            or images.shape[1] != self.config.in_chans
-            or (size != self.input_size and not self.dynamic)
-        ):
+        if is_tracing():
+            size = (int(size[0]), int(size[1]))
+        fits = images.dim() == 4 and images.shape[1] == self.config.in_chans
+        if not fits or (size != self.input_size and not self.dynamic):
             expected = (self.config.in_chans, *self.input_size)
             raise ConfigError(
                 f"images have shape {tuple(images.shape)}, the model takes [batch, {', '.join(map(str, expected))}]",
@@ -350,30 +359,32 @@ class VisionTransformer(nn.Module):
             positions = self.pos_table if self.pos_embed is None else self.pos_embed
             rope = None if self.rope_cos is None or self.rope_sin is None else (self.rope_cos, self.rope_sin)
             return Geometry(self.config, positions, rope, self.rel_pos_index, list(self._relative_tables().values()))
-        return self._other_geometry(size)
+        geometry: Geometry = self._geometry_at(size, images)
+        return geometry
 
-    def _other_geometry(self, size: tuple[int, int]) -> Geometry:
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _geometry_at(self, size: tuple[int, int], images: Tensor) -> Geometry:
+        """The tables at another size: resized from the learned ones, or kept from an earlier batch of the size."""
         learned = {**self._relative_tables(), **({} if self.pos_embed is None else {"pos_embed": self.pos_embed})}
-        weight = self.patch_embed.proj.weight
         # A table that gradients flow through belongs to one pass, one made in inference mode to others such.
-        kept = not (torch.is_grad_enabled() and any(table.requires_grad for table in learned.values()))
-        state = tuple((id(table), 0 if table.is_inference() else table._version) for table in learned.values())
-        key = (size, weight.device, weight.dtype, self.resize, torch.is_inference_mode_enabled(), state)
-        if kept and key in self._sizes:
-            return self._sizes[key]
+        recorded = torch.is_grad_enabled() and any(table.requires_grad for table in learned.values())
+        key = (size, images.device, images.dtype, self.resize, self.pad, torch.is_inference_mode_enabled())
+        keep = not (recorded or is_tracing() or any(table.is_meta for table in learned.values()))
+        if keep and key in self._resized and self._resized[key].is_current(learned):
+            return self._resized[key].geometry
         config = resized_config(self.config, size, pad=self.pad)
         resized = {
             name: resize_tensor(name, table, self.config, config, self.resize) for name, table in learned.items()
         }
-        computed = self._computed_tables(config)
+        computed = self._computed_tables(config, images)
         rope = (computed["rope_cos"], computed["rope_sin"]) if "rope_cos" in computed else None
         positions = resized.pop("pos_embed", computed.get("pos_table"))
-        made = Geometry(config, positions, rope, computed.get("rel_pos_index"), list(resized.values()))
-        if kept:
-            while len(self._sizes) >= _KEPT_SIZES:
-                del self._sizes[next(iter(self._sizes))]
-            self._sizes[key] = made
-        return made
+        geometry = Geometry(config, positions, rope, computed.get("rel_pos_index"), list(resized.values()))
+        if keep:
+            while len(self._resized) >= _KEPT_SIZES:
+                del self._resized[next(iter(self._resized))]
+            self._resized[key] = Resized(geometry, {name: table.clone() for name, table in learned.items()})
+        return geometry
 
     def _attention_positions(
         self, index: int, geometry: Geometry
@@ -402,6 +413,12 @@ class VisionTransformer(nn.Module):
         """Return the config fields that differ from the defaults."""
         default: dict[str, Any] = ViTConfig().to_dict()
         return ", ".join(f"{key}={value}" for key, value in self.config.to_dict().items() if value != default[key])
+
+
+def _reset_tables(model: nn.Module, incompatible: object) -> None:
+    """Let the tables follow the periods that load_state_dict brought."""
+    if isinstance(model, VisionTransformer):
+        model.reset_tables()
 
 
 def _token(rows: int, dim: int) -> nn.Parameter:
