@@ -11,30 +11,77 @@ from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.read import Checkpoint
 from vit_hub.converters.write import write_canonical
+from vit_hub.errors import ConfigError
 from vit_hub.model.shapes import tensor_shapes
 
 if TYPE_CHECKING:
+    from vit_hub.model.config import ViTConfig
     from vit_hub.model.vit import VisionTransformer
 
-__all__ = ["save", "snapshot"]
+__all__ = ["current_config", "save", "snapshot"]
+
+_SHOWN = 3
 
 
 def snapshot(model: VisionTransformer) -> Checkpoint:
-    """Return a model as an opened checkpoint, from which files are written; with its passport and carried tensors."""
-    state = model.state_dict()
-    tensors = {name: from_tensor(state[name]) for name in tensor_shapes(model.config)}
+    """Return a model as an opened checkpoint, from which files are written, with passport and carried tensors.
+
+    Raises:
+        ConfigError: layers were replaced by others that no config describes.
+    """
+    config, state = current_config(model), model.state_dict()
+    tensors = {name: from_tensor(state[name]) for name in tensor_shapes(config)}
     tensors |= {name: from_tensor(tensor) for name, tensor in model.carried.items()}
     passport = model.passport or Passport(format="canonical")
+    passport = dataclasses.replace(passport, carried=sorted(model.carried))
+    if config.num_classes != model.config.num_classes:
+        passport = dataclasses.replace(passport, labels=None)
     path = Path("model")
     return Checkpoint(
         path=path,
         format="canonical",
-        config=model.config,
+        config=config,
         tensors=tensors,
-        passport=dataclasses.replace(passport, carried=sorted(model.carried)),
+        passport=passport,
         source=RawCheckpoint(path, "safetensors", tensors, {}, {}, ()),
         origin={name: (name,) for name in tensors},
     )
+
+
+def current_config(model: VisionTransformer) -> ViTConfig:
+    """Return the config of a model as it is now: the number of classes follows a new head, the depth the blocks.
+
+    Raises:
+        ConfigError: layers were replaced by others that no config describes; the message names the tensors.
+    """
+    from torch import nn
+
+    config, head = model.config, model.head
+    if isinstance(head, nn.Linear):
+        config = config.replace(num_classes=head.out_features)
+    elif config.num_classes and isinstance(head, nn.Identity):
+        config = config.replace(num_classes=0)
+    config = config.replace(depth=len(model.blocks))
+    found = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wanted = tensor_shapes(config)
+    wrong = [
+        f"{name} is missing" if name not in found else f"{name} has shape {found[name]}, not {shape}"
+        for name, shape in wanted.items()
+        if found.get(name) != shape
+    ] + [f"{name} is new" for name in found if name not in wanted]
+    others = [
+        f"{name} is a {type(layer).__name__}"
+        for name, layer in model.named_modules()
+        if f"{name}.weight" in wanted and type(layer).__module__.partition(".")[0] not in ("torch", "vit_hub")
+    ]
+    if wrong or others:
+        shown = "; ".join([*others, *wrong][:_SHOWN]) + "; ..." * (len(others) + len(wrong) > _SHOWN)
+        raise ConfigError(
+            f"the model's layers were changed to some that its config cannot describe: {shown}",
+            hint="a Linear head of any number of classes, Identity in its place and fewer blocks can be saved; merge "
+            "adapters first; load(..., in_chans=) and set_image_size change kernels and tables",
+        )
+    return config
 
 
 def save(model: VisionTransformer, path: str | Path) -> Path:
@@ -45,6 +92,7 @@ def save(model: VisionTransformer, path: str | Path) -> Path:
         path: the file, or a folder (no suffix) in which to write ``model.safetensors``.
 
     Raises:
+        ConfigError: layers were replaced by others that no config describes.
         VitHubError: the file cannot be written.
     """
     target = Path(path)

@@ -109,7 +109,8 @@ def test_canonical_to_any_format_and_back(
     back = vit_hub.convert(report.path, folder / "back.safetensors", overrides=unstated(report))
     assert same_model(back.config, config)
     assert raw(folder / "back.safetensors") == raw(first)
-    assert {item[0] for item in raw(first).values()} - {"I64"} == {dtype}
+    # Stored periods of rotations keep their dtype when a model is cast.
+    assert {item[0] for name, item in raw(first).items() if name != "rope_embed.periods"} - {"I64"} == {dtype}
     assert_all_accounted_for(report.path, overrides=unstated(report))
 
 

@@ -152,8 +152,8 @@ class VisionTransformer(nn.Module):
         # Whatever depends on the image size: position table, rotations and biases, all at the size of these images.
         geometry = self._geometry(images)
         z = self._tokens(images, geometry)  # z_0, eq. 1
-        last = self.config.depth - 1
-        for index in range(self.config.depth):
+        last = len(self.blocks) - 1
+        for index in range(len(self.blocks)):
             z = self._block(index, z, geometry, leading if index == last else None)  # z_l, eq. 2 and 3
         return self._norm(z)  # the norm of eq. 4
 
@@ -242,7 +242,7 @@ class VisionTransformer(nn.Module):
         Raises:
             ConfigError: there is no such block, or the images are not of the model's size.
         """
-        depth = self.config.depth
+        depth = len(self.blocks)
         chosen = range(depth - indices, depth) if isinstance(indices, int) else indices
         wanted = [index + depth if index < 0 else index for index in chosen]
         too_many = isinstance(indices, int) and indices > depth
