@@ -135,16 +135,14 @@ def get_entry(name: str) -> Entry:
     Raises:
         ModelNotFoundError: no model or more than one has the name; the hint names the nearest ones.
     """
-    ids = _names().get(name.lower()) or _loose_names().get(_loose(name)) or ()
+    wanted = _loose(name)
+    ids = _names().get(name.lower()) or _loosely_named(wanted)
     if len(ids) > 1:
         raise ModelNotFoundError(f"{name!r} names {len(ids)} models", hint=f"say which: {', '.join(ids)}")
     if not ids:
         raise ModelNotFoundError(f"no model is called {name!r}", hint=_suggestion(name))
-    entry, outline = _entry(ids[0]), outlines()[ids[0]]
-    if _loose(name) in map(_loose, (outline.id, *outline.aliases)):
-        return entry
-    asked = {_loose(name), f"timm/{_loose(name)}"}
-    return next((preferring(entry, source) for source in entry.sources if _loose(source.repo or "") in asked), entry)
+    entry, copies = _entry(ids[0]), (wanted, f"timm/{wanted}")
+    return next((preferring(entry, source) for source in entry.sources if _loose(source.repo or "") in copies), entry)
 
 
 def preferring(entry: Entry, source: WeightSource) -> Entry:
@@ -211,12 +209,8 @@ def _names() -> dict[str, tuple[str, ...]]:
     return {**{name: tuple(ids) for name, ids in derived.items()}, **given}
 
 
-@functools.cache
-def _loose_names() -> dict[str, tuple[str, ...]]:
-    loose: dict[str, dict[str, None]] = {}
-    for name, ids in _names().items():
-        loose.setdefault(_loose(name), {}).update(dict.fromkeys(ids))
-    return {name: tuple(ids) for name, ids in loose.items()}
+def _loosely_named(wanted: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(found for name, ids in _names().items() if _loose(name) == wanted for found in ids))
 
 
 def _loose(name: str) -> str:

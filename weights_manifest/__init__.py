@@ -31,12 +31,7 @@ _MODEL = "[[model]]\n"
 _NAMES = re.compile(r"^(id|aliases|repo|url) = (\[[^\]]*\]|.*)", re.MULTILINE)
 _STRING = re.compile(r'"([^"]*)"')
 _SOURCE = "\n[[model.sources]]\n"
-_FAMILY = re.compile(r'^family = "([^"]*)"', re.MULTILINE)
-_FORMAT = re.compile(r'^format = "([^"]*)"', re.MULTILINE)
-_LICENSE = re.compile(r'^license = "([^"]*)"', re.MULTILINE)
-_RESTRICTED = re.compile(r"^restricted = (true|false)", re.MULTILINE)
-_GATED = re.compile(r"^gated = true", re.MULTILINE)
-_PARAMS = re.compile(r"^params = (\d+)", re.MULTILINE)
+_FIELD = re.compile(r'^(family|format|license|params|restricted|gated) = "?([^"\n]*)', re.MULTILINE)
 _IMAGE_SIZE = re.compile(r"\bimage_size = (?:(\d+)|\[(\d+), (\d+)\])")
 _TOP1 = re.compile(r'^ *\{ name = "([^" ]+) top-1\b[^"]*", value = ([0-9.]+)', re.MULTILINE)
 
@@ -136,25 +131,19 @@ def summary(model_id: str) -> Summary:
     outline = outlines()[model_id]
     head = _read(outline.path)[0]
     text, *sources = outline.text.split(_SOURCE)
-
-    def find(pattern: re.Pattern[str]) -> re.Match[str]:
-        """Search the model's own part, then the family's."""
-        found = pattern.search(text) or pattern.search(head)
-        if found is None:
-            raise KeyError(f"{outline.path.name}: {model_id} lacks {pattern.pattern}")
-        return found
-
-    side, height, width = find(_IMAGE_SIZE).groups()
-    restricted = _RESTRICTED.search(text) or _RESTRICTED.search(head)
+    # What the model states comes after what its family does, and stays.
+    own = dict(_FIELD.findall(head) + _FIELD.findall(text))
+    served = [dict(_FIELD.findall(source)) for source in sources]
+    side, height, width = _IMAGE_SIZE.search(text + head).groups()  # type: ignore[union-attr]
     top1 = _TOP1.search(text)
     return Summary(
-        family=find(_FAMILY)[1],
-        params=int(find(_PARAMS)[1]),
+        family=own["family"],
+        params=int(own["params"]),
         image_size=(int(height or side), int(width or side)),
-        license=find(_LICENSE)[1],
-        restricted=restricted is not None and restricted[1] == "true",
-        gated=all(map(_GATED.search, sources)),
-        formats=tuple(dict.fromkeys(name for source in sources for name in _FORMAT.findall(source))),
+        license=own["license"],
+        restricted=own.get("restricted") == "true",
+        gated=all(source.get("gated") == "true" for source in served),
+        formats=tuple(dict.fromkeys(source["format"] for source in served)),
         top1=(top1[1], float(top1[2])) if top1 else None,
     )
 
