@@ -7,6 +7,7 @@ A :class:`ViTConfig` holds everything that changes the numbers a model computes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 from vit_hub.errors import ConfigError
 
-__all__ = ["ACTIVATIONS", "CHOICES", "RESIZE_METHODS", "Activation", "ResizeMethod", "Rope", "ViTConfig", "size_pair"]
+__all__ = ["ACTIVATIONS", "CHOICES", "RESIZE_METHODS", "Rope", "ViTConfig", "check_choices", "size_pair"]
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
 ResizeMethod = Literal[
@@ -63,11 +64,12 @@ class Rope:
     stored_periods: bool = False
 
     def __post_init__(self) -> None:
-        _check_choices(self, _ROPE_CHOICES, "rope.")
+        check_choices(self, "rope.")
         if self.reference_grid is not None:
             object.__setattr__(self, "reference_grid", size_pair("rope.reference_grid", self.reference_grid))
 
 
+@functools.cache
 def _choices(cls: type) -> dict[str, tuple[Any, ...]]:
     """The fields of a dataclass that are of a fixed choice, ``Literal`` or bool, each with its values."""
     found = {}
@@ -79,14 +81,12 @@ def _choices(cls: type) -> dict[str, tuple[Any, ...]]:
     return found
 
 
-def _check_choices(instance: object, choices: Mapping[str, tuple[Any, ...]], prefix: str = "") -> None:
-    for name, values in choices.items():
+def check_choices(instance: Any, prefix: str = "") -> None:
+    """Raise ConfigError if a field of a dataclass has none of the values that its type names."""
+    for name, values in _choices(instance.__class__).items():
         value = getattr(instance, name)
         if value not in values:
             raise ConfigError(f"{prefix}{name} must be one of {', '.join(map(str, values))}, not {value!r}")
-
-
-_ROPE_CHOICES = _choices(Rope)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +205,7 @@ class ViTConfig:
             value, least = getattr(self, name), int(name in _POSITIVE)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name} must be a whole number >= {least}, not {value!r}")
-        _check_choices(self, CHOICES)
+        check_choices(self)
         if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
             raise ConfigError(f"norm_eps must be a number between 0 and 1, not {self.norm_eps!r}")
         self._check_consistency()

@@ -8,7 +8,7 @@ from typing import Any
 
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import size_pair
-from vit_hub.preprocessing.spec import INTERPOLATIONS, Preprocessing, channel_values, is_number
+from vit_hub.preprocessing.spec import INTERPOLATIONS, CropMode, Preprocessing, channel_values, is_number
 
 __all__ = [
     "CONVENTIONS",
@@ -148,8 +148,9 @@ def from_hf(config: Mapping[str, Any]) -> Preprocessing:
     )
 
 
-def _hf_geometry(config: Mapping[str, Any]) -> tuple[str, tuple[int, int], float]:
+def _hf_geometry(config: Mapping[str, Any]) -> tuple[CropMode, tuple[int, int], float]:
     """Return crop mode, input size and crop_pct equivalent to an image processor's ``size`` and ``crop_size``."""
+    crop_mode: CropMode = "squash"
     size, crop = config["size"], config["do_center_crop"]
     if is_number(size) and crop and "default_to_square" not in config:
         raise ConfigError(f"size {size} may mean the shorter side or both, and the config names no known processor")
@@ -158,11 +159,11 @@ def _hf_geometry(config: Mapping[str, Any]) -> tuple[str, tuple[int, int], float
     if isinstance(size, Mapping) and set(size) == {"shortest_edge"} and crop:
         crop_mode, resized = "center", size_pair("size", size["shortest_edge"])
     elif isinstance(size, Mapping) and set(size) == {"height", "width"}:
-        crop_mode, resized = "squash", size_pair("size", (size["height"], size["width"]))
+        resized = size_pair("size", (size["height"], size["width"]))
     elif isinstance(size, Mapping):
         raise ConfigError(f"size {dict(size)} gives images of any size", hint="state height and width")
     else:
-        crop_mode, resized = "squash", size_pair("size", size)
+        resized = size_pair("size", size)
     if not crop:
         return crop_mode, resized, 1.0
     wanted = config.get("crop_size", resized)

@@ -11,12 +11,12 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from vit_hub.errors import ConfigError, VitHubError
-from vit_hub.model.config import size_pair
+from vit_hub.model.config import check_choices, size_pair
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -27,16 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["INTERPOLATIONS", "Preprocessing", "channel_values", "is_number", "native_size"]
 
-# Pillow's filters and their numbers (PIL.Image.Resampling), which transformers stores.
-INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
-_CHOICES = {
-    "interpolation": tuple(INTERPOLATIONS),
-    "crop_mode": ("center", "squash", "border"),
-    "crop_offset": ("round", "floor"),
-    "quantize": ("round", "floor", "none"),
-}
-
-
+# Pillow's filters in the order of their numbers (PIL.Image.Resampling), which transformers stores.
+Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+INTERPOLATIONS: dict[Interpolation, int] = {name: number for number, name in enumerate(get_args(Interpolation))}
+CropMode = Literal["center", "squash", "border"]
 Pixels: TypeAlias = "npt.NDArray[np.uint8] | npt.NDArray[np.float32]"
 
 _MAX_PIXELS = 10**8
@@ -66,28 +60,27 @@ class Preprocessing:
     image_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    interpolation: str
+    interpolation: Interpolation
     crop_pct: float = 1.0
-    crop_mode: str = "center"
-    crop_offset: str = "round"
+    crop_mode: CropMode = "center"
+    crop_offset: Literal["round", "floor"] = "round"
     antialias: bool = True
-    quantize: str = "round"
+    quantize: Literal["round", "floor", "none"] = "round"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", size_pair("image_size", self.image_size))
         for name in ("mean", "std"):
             object.__setattr__(self, name, channel_values(name, getattr(self, name)))
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        # 1 and 0 would pass for a choice.
+        if not isinstance(self.antialias, bool):
+            raise ConfigError(f"antialias must be true or false, not {self.antialias!r}")
+        check_choices(self)
         if len(self.std) != len(self.mean):
             raise ConfigError(f"std has {len(self.std)} values and mean has {len(self.mean)}")
         if min(self.std) <= 0:
             raise ConfigError(f"std must be greater than 0, not {self.std}")
         if not is_number(self.crop_pct) or not 0 < self.crop_pct <= 1:
             raise ConfigError(f"crop_pct must be greater than 0 and at most 1, not {self.crop_pct!r}")
-        if not isinstance(self.antialias, bool):
-            raise ConfigError(f"antialias must be true or false, not {self.antialias!r}")
         if not self.antialias and self.interpolation != "bilinear":
             raise ConfigError(f"antialias=False needs interpolation='bilinear', not {self.interpolation!r}")
 
