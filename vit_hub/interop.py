@@ -16,7 +16,6 @@ from vit_hub.converters.casting import from_tensor, to_torch
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.read import read_raw
 from vit_hub.converters.save import snapshot
-from vit_hub.converters.tensors import LazyTensor
 from vit_hub.converters.write import foreign_tensors
 from vit_hub.errors import ConfigError, UnknownFormatError, UnsupportedByFormatError
 from vit_hub.model.vit import VisionTransformer
@@ -33,8 +32,7 @@ def to_timm(model: VisionTransformer) -> dict[str, Tensor]:
         UnsupportedByFormatError: timm has no such architecture.
     """
     source = model.passport.format if model.passport else ""
-    tensors, _ = _foreign(model, source if source.partition("-")[0] == "timm" else "timm", source)
-    return {name: to_torch(tensor) for name, tensor in tensors.items()}
+    return _foreign(model, source if source.partition("-")[0] == "timm" else "timm", source)[0]
 
 
 def timm_model(model: VisionTransformer) -> nn.Module:
@@ -45,11 +43,10 @@ def timm_model(model: VisionTransformer) -> nn.Module:
     """
     import timm
 
-    tensors, sidecars = _foreign(model, "timm", "canonical")
+    state, sidecars = _foreign(model, "timm", "canonical")
     config = sidecars["config.json"]
     options = {**config["model_args"], "num_classes": config["num_classes"]}
     made: nn.Module = timm.create_model(config["architecture"], pretrained=False, **options)
-    state = {name: to_torch(tensor) for name, tensor in tensors.items()}
     made.load_state_dict(state)
     return made.to(next(iter(state.values())).dtype).eval()
 
@@ -62,10 +59,9 @@ def to_transformers(model: VisionTransformer) -> nn.Module:
     """
     import transformers
 
-    tensors, sidecars = _foreign(model, "hf", "canonical")
+    state, sidecars = _foreign(model, "hf", "canonical")
     config = dict(sidecars["config.json"])
     architecture = config["architectures"][0]
-    state = {name: to_torch(tensor) for name, tensor in tensors.items()}
     chosen = "dtype" if int(transformers.__version__.partition(".")[0]) >= 5 else "torch_dtype"
     known = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
     # ViTModel makes up a pooler if there is none, unless add_pooling_layer=False.
@@ -102,14 +98,14 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _foreign(model: VisionTransformer, to: str, source: str) -> tuple[dict[str, LazyTensor], dict[str, dict[str, Any]]]:
-    """Return tensors and config files of the format ``to``, ignoring the names that the file of ``source`` had."""
+def _foreign(model: VisionTransformer, to: str, source: str) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """Return state dict and config files of the format ``to``, ignoring the names that the file of ``source`` had."""
     found = snapshot(model)
     passport = dataclasses.replace(found.passport, format=source, prefix="", names={}, shapes={})
     tensors, sidecars, folded = foreign_tensors(dataclasses.replace(found, passport=passport), to)
     for message in folded:
         warnings.warn(message, stacklevel=3)
-    return tensors, sidecars
+    return {name: to_torch(tensor) for name, tensor in tensors.items()}, sidecars
 
 
 def from_module(module: nn.Module) -> VisionTransformer:
@@ -134,20 +130,16 @@ def from_module(module: nn.Module) -> VisionTransformer:
         facts = timm_facts(module)
     else:
         raise UnknownFormatError(f"{name} is neither a timm Vision Transformer nor a transformers model")
-    tensors = {key: from_tensor(value) for key, value in module.state_dict().items()}
+    state = module.state_dict()
+    tensors = {key: from_tensor(value) for key, value in state.items()}
     source = RawCheckpoint(Path(name), "safetensors", tensors, {}, sidecars, ())
-    state = dict(module.state_dict())
-    dtype = next(iter(state.values())).dtype
-    made = build(read_raw(source, format=label, overrides=facts), dtype=dtype)
-    return made.to(next(iter(state.values())).device)
+    first = next(iter(state.values()))
+    return build(read_raw(source, format=label, overrides=facts), dtype=first.dtype).to(first.device)
 
 
-# timm's class -> the format of its state dicts, and the blocks that compute as the names of their layers suggest.
-_CLASSES = {
-    "VisionTransformer": ("timm", ("Block",)),
-    "Eva": ("timm-eva", ("EvaBlock",)),
-    "Beit": ("timm-beit", ("Block",)),
-}
+# timm's class -> the format of its state dicts -> the block that computes as the names of its layers suggest.
+_CLASSES = {"VisionTransformer": "timm", "Eva": "timm-eva", "Beit": "timm-beit"}
+_BLOCKS = {"timm": "Block", "timm-eva": "EvaBlock", "timm-beit": "Block"}
 _ACTIVATIONS = {"GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu", "ReLU": "relu"}
 _POOLS = {"token": "cls", "avg": "avg", "map": "map", "": "none"}
 
@@ -155,7 +147,7 @@ _POOLS = {"token": "cls", "avg": "avg", "map": "map", "": "none"}
 def timm_format(module: nn.Module) -> str:
     """Return the format of a module's state dict; empty if it is none of the three classes."""
     found = (cls.__name__ for cls in type(module).__mro__ if cls.__module__.startswith("timm."))
-    label = next((_CLASSES[name][0] for name in found if name in _CLASSES), "")
+    label = next((_CLASSES[name] for name in found if name in _CLASSES), "")
     return f"{label}-split" if label == "timm-eva" and module.blocks[0].attn.qkv is None else label  # type: ignore[index, union-attr]
 
 
@@ -165,10 +157,10 @@ def timm_facts(module: Any) -> dict[str, Any]:
     Raises:
         ConfigError: it computes something that the canonical model does not.
     """
-    block, label = module.blocks[0], timm_format(module).removesuffix("-split")
-    known = next(blocks for form, blocks in _CLASSES.values() if form == label)
-    if type(block).__name__ not in known:
-        raise ConfigError(f"blocks: timm's {type(block).__name__} is not supported, {' or '.join(known)} is")
+    block = module.blocks[0]
+    known = _BLOCKS[timm_format(module).removesuffix("-split")]
+    if type(block).__name__ != known:
+        raise ConfigError(f"blocks: timm's {type(block).__name__} is not supported, {known} is")
     if not isinstance(block.norm1, nn.LayerNorm):
         raise ConfigError(f"norm_eps: timm's {type(block.norm1).__name__} is not supported, LayerNorm is")
     if type(block.mlp).__name__ not in ("Mlp", "SwiGLU", "GluMlp") or getattr(block.mlp, "gate_last", False):
@@ -217,19 +209,14 @@ def _rope(rope: Any, rotate_half: bool) -> dict[str, Any] | None:
     """Fields of :class:`vit_hub.model.config.Rope`; None without one."""
     if rope is None:
         return None
-    name = type(rope).__name__
+    name, offset = type(rope).__name__, float(getattr(rope, "grid_offset", 0.0))
     found = {"theta": float(rope.temperature), "order": "xy" if rope.grid_indexing == "xy" else "yx"}
     found["pairs"] = "half" if rotate_half else "interleaved"
     if name == "RotaryEmbeddingMixed":
         return {**found, "mixed": True}
     if name == "RotaryEmbeddingCat" and not rope.in_pixels:
         reference = list(rope.ref_feat_shape) if rope.ref_feat_shape else None
-        return {**found, "offset": float(rope.grid_offset), "reference_grid": reference}
+        return {**found, "offset": offset, "reference_grid": reference}
     if name == "RotaryEmbeddingDinoV3" and rope.min_period is None:
-        return {
-            **found,
-            "coordinates": "centered",
-            "offset": float(rope.grid_offset),
-            "normalize": rope.normalize_coords,
-        }
+        return {**found, "coordinates": "centered", "offset": offset, "normalize": rope.normalize_coords}
     raise ConfigError(f"rope: timm's {name} of this kind is not supported")
