@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import vit_hub
-from vit_hub.cli.computing import device_option, dtype_option
-from vit_hub.cli.options import Verb, complete_source, image_size_option, offline_option
+from vit_hub.cli.options import Verb, complete_source, compute_options, image_size_option, offline_option
 from vit_hub.cli.output import Output, pass_output
 from vit_hub.progress import step_bar
 
@@ -40,8 +39,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
 
 @click.command("bench", cls=Verb, short_help="Time forward passes against timm and transformers.", epilog=_EPILOG)
 @click.argument("model", shell_complete=complete_source)
-@device_option
-@dtype_option
+@compute_options
 @click.option(
     "--batch-size",
     "batch_sizes",
@@ -80,8 +78,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
 def command(
     output: Output,
     model: str,
-    device: str,
-    dtype: str,
+    compute_options: dict[str, Any],
     batch_sizes: tuple[int, ...],
     compile: str | None,
     against: tuple[str, ...],
@@ -101,15 +98,15 @@ def command(
     from vit_hub.benching import OURS, TASKS, machine, time_forward
     from vit_hub.converters.build import usable_device
 
-    usable_device(device)
-    net = _model(model, device, dtype, image_size, offline, output)
+    usable_device(compute_options["device"])
+    net = _model(model, image_size, compute_options, offline, output)
     with step_bar("measuring", len(TASKS) * len(batch_sizes), show=not output.quiet) as advance:
         table = time_forward(
             net, against=against, batch_sizes=batch_sizes, rounds=rounds, compile=compile, progress=advance
         )
-    about = machine(device)
+    about = machine(compute_options["device"])
     if output.json:
-        setup: dict[str, Any] = {"model": model, "device": device, "dtype": dtype, "compile": compile}
+        setup: dict[str, Any] = {"model": model, **compute_options, "compile": compile}
         output.document({**setup, "image_size": net.config.image_size, "machine": about, "timings": table})
         return
     # A peer has the same problem in all its rows.
@@ -125,25 +122,24 @@ def command(
 
 
 def _model(
-    name: str, device: str, dtype: str, image_size: tuple[int, int] | None, offline: bool, output: Output
+    name: str, image_size: tuple[int, int] | None, compute_options: dict[str, Any], offline: bool, output: Output
 ) -> VisionTransformer:
     """Load a file or repository; build a model with random weights where the registry has the config."""
     from vit_hub.hub.names.locate import local_path, locate
 
     entry = None if local_path(name) is not None else locate(name)[0]
     if entry is None:
-        return vit_hub.load(
-            name, image_size=image_size, device=device, dtype=dtype, offline=offline, progress=not output.quiet
-        )
+        return vit_hub.load(name, image_size=image_size, **compute_options, offline=offline, progress=not output.quiet)
     import torch
 
     from vit_hub.converters.casting import torch_dtype
 
     torch.manual_seed(0)
-    with torch.device(device):
+    with torch.device(compute_options["device"]):
         model = vit_hub.VisionTransformer(entry.config)
     if image_size is not None:
         model.set_image_size(image_size)
+    dtype = compute_options["dtype"]
     return model.to(torch_dtype("float32" if dtype == "auto" else dtype)).eval()
 
 

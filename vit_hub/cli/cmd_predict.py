@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import vit_hub
-from vit_hub.cli.computing import device_option, dtype_option
 from vit_hub.cli.failures import FAILED, error_data
-from vit_hub.cli.options import Verb, complete_source, resize_options, source_options
+from vit_hub.cli.options import Verb, complete_source, compute_options, resize_options, source_options
 from vit_hub.cli.output import Output, pass_output
 from vit_hub.errors import ConfigError, VitHubError
 
@@ -35,8 +34,7 @@ Examples:
 @click.argument("model", shell_complete=complete_source)
 @click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Number of classes to print.")
-@device_option
-@dtype_option
+@compute_options
 @resize_options
 @source_options
 @click.pass_context
@@ -47,8 +45,7 @@ def command(
     model: str,
     images: tuple[Path, ...],
     top: int,
-    device: str,
-    dtype: str,
+    compute_options: dict[str, Any],
     resize_options: dict[str, Any],
     source_options: dict[str, Any],
 ) -> None:
@@ -62,8 +59,8 @@ def command(
     from vit_hub.converters.build import usable_device
 
     files = list(_expanded(images))
-    usable_device(device)
-    net = vit_hub.load(model, **resize_options, device=device, dtype=dtype, **source_options, progress=not output.quiet)
+    usable_device(compute_options["device"])
+    net = vit_hub.load(model, **resize_options, **compute_options, **source_options, progress=not output.quiet)
     _check_head(net, model)
     names = vit_hub.class_names(net)
     prepare = vit_hub.preprocess(net)

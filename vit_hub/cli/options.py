@@ -19,6 +19,7 @@ __all__ = [
     "RESIZE",
     "Verb",
     "complete_source",
+    "compute_options",
     "format_option",
     "image_size_option",
     "lockfile_option",
@@ -191,3 +192,21 @@ resize_options = _together(
     ),
 )
 """Options for another image or patch size, as :func:`vit_hub.load` takes them."""
+compute_options = _together(
+    "compute_options",
+    device=click.option(
+        "--device",
+        metavar="DEVICE",
+        default="cpu",
+        show_default=True,
+        help="Device to compute on, such as cuda or mps.",
+    ),
+    dtype=click.option(
+        "--dtype",
+        type=click.Choice(["float32", "bfloat16", "float16", "auto"]),
+        default="float32",
+        show_default=True,
+        help="Dtype to compute in; auto is the stored one.",
+    ),
+)
+"""Options for the device and dtype to compute in, as :func:`vit_hub.load` takes them."""
