@@ -129,21 +129,22 @@ def _plan_lines(output: Output, planned: Plan) -> Iterator[str]:
     yield output.heading(planned.id or planned.name)
     facts = {
         "terms": "; ".join(_terms(planned, planned.sources[0])),
-        "converted": str(planned.converted) if planned.converted else "not in the cache, as far as is known",
+        "converted": planned.converted or "not in the cache, as far as is known",
         "asked first": planned.mirror and f"the mirror {planned.mirror}",
     }
-    yield from output.fields((name, text) for name, text in facts.items() if text)
+    yield from output.fields(facts.items())
     for number, source in enumerate(planned.sources, 1):
         yield from output.fields(_source_rows(number, source))
 
 
-def _source_rows(number: int, source: PlannedSource) -> list[tuple[str, str]]:
+def _source_rows(number: int, source: PlannedSource) -> Iterator[tuple[str, object]]:
+    yield f"{number}. source", source.address
     facts = {
         "revision": source.revision,
         "asks for": ", ".join(source.files),
         "size": count_of(source.size, "byte") if source.size else "not known before it is fetched",
         "sha256": source.sha256,
         "gated": source.gated and f"log in and accept the terms at {source.page}",
-        "cached": str(source.cached) if source.cached else "no: it would be fetched",
+        "cached": source.cached or "no: it would be fetched",
     }
-    return [(f"{number}. source", source.address), *((f"   {name}", str(text)) for name, text in facts.items() if text)]
+    yield from ((f"   {name}", fact) for name, fact in facts.items())

@@ -6,7 +6,7 @@ With another image or patch size, also show the model at that size.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,8 +158,7 @@ def _preprocess(entry: Entry) -> dict[str, Any]:
 
 
 def _entry_data(entry: Entry) -> dict[str, Any]:
-    found = {field.name: getattr(entry, field.name) for field in dataclasses.fields(entry)}
-    return {**found, **config_data(entry.config), "preprocess": _preprocess(entry)}
+    return {**vars(entry), **config_data(entry.config), "preprocess": _preprocess(entry)}
 
 
 def _entry_lines(output: Output, entry: Entry) -> list[str]:
@@ -175,12 +174,12 @@ def _entry_lines(output: Output, entry: Entry) -> list[str]:
     return lines
 
 
-def _summary(entry: Entry) -> list[tuple[str, str]]:
+def _summary(entry: Entry) -> Iterator[tuple[str, str]]:
     licence = entry.license + " (not an open licence: no commercial use, or terms of its own)" * entry.restricted
-    rows = [("also called", ", ".join(entry.aliases)), ("family", entry.family), ("licence", licence)]
-    rows += [(_STAGES.get(stage, stage), data) for stage, data in entry.data.items()]
-    rows.append(("classes", _classes(entry)))
-    return [(name, text) for name, text in rows if text] + [("note", note) for note in entry.notes]
+    yield from (("also called", ", ".join(entry.aliases)), ("family", entry.family), ("licence", licence))
+    yield from ((_STAGES.get(stage, stage), data) for stage, data in entry.data.items())
+    yield "classes", _classes(entry)
+    yield from (("note", note) for note in entry.notes)
 
 
 def _classes(entry: Entry) -> str:
@@ -195,10 +194,10 @@ def _classes(entry: Entry) -> str:
     return f"{count} of {entry.labels}: {', '.join(names[:3])}, ..., {names[-1]}"
 
 
-def _source(number: int, source: WeightSource) -> list[tuple[str, str]]:
-    """Describe one source; what is not documented is left out."""
+def _source(number: int, source: WeightSource) -> Iterator[tuple[str, object]]:
+    """Describe one source; what is not documented has no value."""
     place = source.url or "/".join(part for part in (source.repo, source.file) if part)
-    rows = [(f"{number}. {source.format}", place + _PLACES.get(source.kind, ""))]
+    yield f"{number}. {source.format}", place + _PLACES.get(source.kind, "")
     facts = {
         "revision": source.revision,
         "sha256": source.sha256 or (source.sha256_prefix and f"{source.sha256_prefix}... (only its first digits)"),
@@ -211,7 +210,7 @@ def _source(number: int, source: WeightSource) -> list[tuple[str, str]]:
         "parameters": source.params and f"{source.params:,}",
         "note": source.note,
     }
-    return rows + [(f"   {name}", str(text)) for name, text in facts.items() if text]
+    yield from ((f"   {name}", fact) for name, fact in facts.items())
 
 
 def _metric(metric: Metric) -> tuple[str, str]:

@@ -100,26 +100,22 @@ def _warnings(ckpt: Checkpoint, zero_head: bool, values: Values | None) -> list[
 
 def _summary(
     ckpt: Checkpoint, zero_head: bool, values: Values | None, hashes: dict[Path, str]
-) -> Iterable[tuple[str, str]]:
+) -> Iterable[tuple[str, object]]:
+    """Describe the file; what it does not have has no value."""
     passport = ckpt.passport
     canonical = ckpt.format == "canonical"
     yield "format", ckpt.format + (f", made from {passport.format}" if canonical and passport.source else "")
     yield "container", ckpt.source.container
-    if passport.prefix and not canonical:
-        yield "prefix", passport.prefix
+    yield "prefix", "" if canonical else passport.prefix
     for file in ckpt.source.files:
         yield "file", f"{file.name}, {count_of(file.stat().st_size, 'byte')}"
-        if file in hashes:
-            yield "sha256", hashes[file]
-    if ckpt.source.sidecars:
-        yield "beside it", ", ".join(ckpt.source.sidecars)
+        yield "sha256", hashes.get(file)
+    yield "beside it", ", ".join(ckpt.source.sidecars)
     if canonical:
         for record in passport.source:
             yield "made from", _source_text(record)
-    if passport.weights_id:
-        yield "weights", passport.weights_id
-    if passport.license:
-        yield "licence", passport.license
+    yield "weights", passport.weights_id
+    yield "licence", passport.license
     yield "tensors", _totals(ckpt.tensors.values())
     if passport.carried:
         yield "unused", f"{', '.join(passport.carried)}: kept for the way back"

@@ -20,6 +20,7 @@ __all__ = ["Output", "amount", "count_of", "pass_output", "plain", "size_text"]
 _GAP = "  "
 _ELLIPSIS = "..."
 _NARROWEST = 8
+_NARROWEST_TEXT = 20
 _PREFIXES = ("", "k", "M", "G", "T")
 
 
@@ -75,29 +76,25 @@ class Output:
         """Style a title above lines."""
         return click.style(text, bold=True)
 
-    def fields(self, pairs: Iterable[tuple[str, str]], *, indent: str = _GAP) -> list[str]:
-        """Align ``name  value`` lines; long values continue below themselves on a terminal."""
-        rows = list(pairs)
+    def fields(self, pairs: Iterable[tuple[str, object]], *, indent: str = _GAP) -> list[str]:
+        """Align ``name  value`` lines of the names that have a value; long ones continue below it on a terminal."""
+        rows = [(name, str(value)) for name, value in pairs if value]
         label = max((len(name) for name, _ in rows), default=0)
-        start = len(indent) + label + len(_GAP)
-        found = []
-        for name, value in rows:
-            parts = [value]
-            if self.width is not None:
-                room = max(self.width - start, 20)
-                parts = textwrap.wrap(value, room, break_long_words=False, break_on_hyphens=False) or [""]
-            found.append(f"{indent}{name:<{label}}{_GAP}{parts[0]}".rstrip())
-            found += [" " * start + part for part in parts[1:]]
-        return found
+        start = " " * (len(indent) + label + len(_GAP))
+        return [line for name, text in rows for line in self._wrapped(text, f"{indent}{name:<{label}}{_GAP}", start)]
 
     def paragraphs(self, texts: Iterable[str]) -> list[str]:
         """Indent lines; long ones continue further in on a terminal."""
+        return [line for text in texts for line in self._wrapped(text, _GAP, 2 * _GAP)]
+
+    def _wrapped(self, text: str, first: str, rest: str) -> list[str]:
+        """Break a text into lines that begin with ``first`` and then ``rest``, on a terminal only."""
         if self.width is None:
-            return [_GAP + text for text in texts]
-        wrap = textwrap.TextWrapper(
-            self.width, initial_indent=_GAP, subsequent_indent=2 * _GAP, break_long_words=False, break_on_hyphens=False
+            return [first + text]
+        width = max(self.width, len(rest) + _NARROWEST_TEXT)
+        return textwrap.wrap(
+            text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
         )
-        return [line for text in texts for line in wrap.wrap(text)]
 
     def table(
         self, header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = (), indent: str = ""
