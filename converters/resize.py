@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vit_hub.converters.casting import from_tensor, to_torch
 from vit_hub.converters.read import Checkpoint
@@ -56,7 +57,8 @@ def resized_checkpoint(
     return dataclasses.replace(ckpt, config=new, tensors=tensors, inferred=inferred, passport=passport)
 
 
-class TableDifference(NamedTuple):
+@dataclass(frozen=True)
+class TableDifference:
     """The difference of resized tables from those by the source's own method.
 
     Attributes:

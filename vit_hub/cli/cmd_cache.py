@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
-from click.shell_completion import CompletionItem
 
 from vit_hub.cli.options import Verb
 from vit_hub.cli.output import Output, amount, count_of, pass_output
@@ -73,11 +72,10 @@ def show_models(output: Output) -> None:
         output.note("the cache is empty")
 
 
-def _complete_cached(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def _complete_cached(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     from vit_hub.hub.cache.inventory import items
 
-    names = dict.fromkeys(item.name for item in items())
-    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return list(dict.fromkeys(item.name for item in items() if item.name.startswith(incomplete)))
 
 
 @command.command("rm", cls=Verb, short_help="Remove the files and records of models.")

@@ -91,13 +91,13 @@ def command(
             raise click.UsageError("--format and --set are for local files; a name's config is the registry's.")
         config, data, lines = entry.config, _entry_data(entry), _entry_lines(output, entry)
     if size != (None, None):
-        from vit_hub.cli.resized import differences_of, resized_data, resized_lines
+        from vit_hub.cli.resized import differences_of, resized_lines
         from vit_hub.model.resize import resized_config
 
         new = resized_config(config, *size)
         ckpt = (ckpt or _weights_at_hand(output, model)) if resize else None
         differences = differences_of(ckpt, *size, resize) if ckpt and resize else None
-        data["resized"] = resized_data(new, differences)
+        data["resized"] = {**config_data(new), "differences": differences}
         lines += ["", *resized_lines(output, config, new, differences)]
     if output.json:
         output.document(data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-from click.shell_completion import CompletionItem
 
 from vit_hub.cli.options import Verb
 from vit_hub.cli.output import Output, amount, count_of, pass_output, size_text
@@ -23,9 +22,9 @@ Examples:
 """
 
 
-def _complete_family(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def _complete_family(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     families = dict.fromkeys(summary(name).family for name in list_models())
-    return [CompletionItem(family) for family in families if family.startswith(incomplete)]
+    return [family for family in families if family.startswith(incomplete)]
 
 
 @click.command("list", cls=Verb, short_help="List the models of the registry.", epilog=_EPILOG)

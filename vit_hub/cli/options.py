@@ -91,10 +91,10 @@ def _known_format(ctx: click.Context, param: click.Parameter, name: str | None) 
     return name
 
 
-def _complete_format(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def _complete_format(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     from vit_hub.converters import format_names
 
-    return [CompletionItem(name) for name in format_names() if name.startswith(incomplete)]
+    return [name for name in format_names() if name.startswith(incomplete)]
 
 
 source_format_option = format_option(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vit_hub.cli.description import config_data, memory_of
+from vit_hub.cli.description import memory_of
 from vit_hub.cli.options import ALL_METHODS
 from vit_hub.cli.output import Output, amount, size_text
 from vit_hub.converters.resize import TableDifference, table_differences
@@ -17,7 +17,7 @@ from vit_hub.model.shapes import num_parameters
 if TYPE_CHECKING:
     from vit_hub.converters import Checkpoint
 
-__all__ = ["Differences", "differences_of", "resized_data", "resized_lines"]
+__all__ = ["Differences", "differences_of", "resized_lines"]
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,6 @@ def differences_of(
     return Differences(ckpt.config.resize, found)
 
 
-def resized_data(new: ViTConfig, differences: Differences | None) -> dict[str, Any]:
-    """Return the model at its new size as JSON-ready data; ``differences`` is None if not asked for or not known."""
-    data = config_data(new)
-    if differences is None:
-        return {**data, "differences": None}
-    rows = {method: item._asdict() for method, item in differences.by_method.items()}
-    return {**data, "differences": {"own": differences.own, "by_method": rows}}
-
-
 def resized_lines(output: Output, old: ViTConfig, new: ViTConfig, differences: Differences | None) -> list[str]:
     """Describe the model as it is and at its new size, side by side, and the differences of the methods, if any."""
     stored, resized = _figures(old), _figures(new)
@@ -59,15 +50,16 @@ def resized_lines(output: Output, old: ViTConfig, new: ViTConfig, differences: D
     if not differences.by_method:
         return [*lines, "  nothing is resized: the grid stays the same, or the model stores no position table"]
     table = [
-        (f"{method} (its own)" if method == differences.own else method, *_difference(item))
+        (
+            f"{method} (its own)" if method == differences.own else method,
+            f"{item.maximum:.2g}",
+            f"{item.mean:.2g}",
+            f"{item.relative:.1%}",
+        )
         for method, item in differences.by_method.items()
     ]
     header = ("method", "largest difference", "mean", "relative")
     return [*lines, *output.table(header, table, right=header[1:], indent="  ")]
-
-
-def _difference(item: TableDifference) -> tuple[str, str, str]:
-    return f"{item.maximum:.2g}", f"{item.mean:.2g}", f"{item.relative:.1%}"
 
 
 def _figures(config: ViTConfig) -> dict[str, str]:

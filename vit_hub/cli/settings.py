@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 import click
-from click.shell_completion import CompletionItem
 
 from vit_hub.model.config import ViTConfig
 
@@ -131,8 +130,8 @@ def _parse(setting: str) -> tuple[str, Any]:
         raise ValueError(f"{name} takes {kind}, as in {name}={example}, not {text!r}.") from None
 
 
-def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    return [CompletionItem(f"{name}=") for name in _FIELDS if name.startswith(incomplete)]
+def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    return [f"{name}=" for name in _FIELDS if name.startswith(incomplete)]
 
 
 set_option = click.option(
