@@ -85,8 +85,12 @@ class _VerbGroup(click.Group):
                 warnings.showwarning = lambda message, *rest, **named: output.warning(str(message))
                 code = super().main(args, "vit-hub", complete_var, standalone_mode=False, **{**extra, "obj": output})
         except Exception as error:
-            with _closed_pipes_ignored():
+            try:
                 code = report(error, output)
+            except BrokenPipeError:
+                # The interpreter flushes stdout once more when it ends.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                code = 1
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -101,16 +105,6 @@ def _write_any_file_name() -> None:
     with contextlib.suppress(AttributeError, ValueError):
         unicode = sys.stdout.encoding.lower().startswith("utf")
         sys.stdout.reconfigure(errors="surrogateescape" if unicode else "backslashreplace")  # type: ignore[union-attr]
-
-
-@contextlib.contextmanager
-def _closed_pipes_ignored() -> Any:
-    try:
-        yield
-    except BrokenPipeError:
-        # The interpreter flushes stdout once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 @click.group(

@@ -29,11 +29,11 @@ Examples:
 """
 
 
-def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in value.split(",") if name.strip() and name.strip() != "none")
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip() and name.strip() != "none")
     wrong = [name for name in names if name not in _PEERS]
     if wrong:
-        raise click.BadParameter(f"{wrong[0]!r} is neither {' nor '.join(_PEERS)}, nor none.", ctx, param)
+        raise click.BadParameter(f"{wrong[0]!r} is neither {' nor '.join(_PEERS)}, nor none.")
     return names
 
 
@@ -62,7 +62,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     metavar="NAMES",
     default=",".join(_PEERS),
     show_default=True,
-    callback=_names,
+    type=_names,
     help="Libraries to compare with, separated by commas, or none.",
 )
 @click.option(

@@ -86,9 +86,10 @@ def command(
         output.warning(message)
     output.lines([str(report.path)])
     if not output.quiet:
-        sizes = [name for name in ("image_size", "patch_size") if resize_options[name] is not None]
-        given = {f"--{name.replace('_', '-')}": [name] for name in sizes}
-        output.lines(_summary(output, report, source_format, {"--set": list(source_options["overrides"]), **given}))
+        given = dict.fromkeys(source_options["overrides"], "--set")
+        sizes = {"image_size": "--image-size", "patch_size": "--patch-size"}
+        given |= {field: option for field, option in sizes.items() if resize_options[field] is not None}
+        output.lines(_summary(output, report, source_format, given))
 
 
 def _bytes(ckpt: Checkpoint, dtype: str | None) -> int:
@@ -101,10 +102,9 @@ def _bytes(ckpt: Checkpoint, dtype: str | None) -> int:
     return itemsize * sum(math.prod(tensor.shape) for tensor in ckpt.tensors.values())
 
 
-def _summary(output: Output, report: Report, source_format: str, given: Mapping[str, list[str]]) -> list[str]:
+def _summary(output: Output, report: Report, source_format: str, given: Mapping[str, str]) -> list[str]:
     lines = output.fields([("format", f"{report.format}, from {source_format}")])
-    taken = report.inferred | {field: option for option, fields in given.items() for field in fields}
-    origins = [f"{origin}: {', '.join(fields)}" for origin, fields in grouped(taken).items()]
+    origins = [f"{origin}: {', '.join(fields)}" for origin, fields in grouped({**report.inferred, **given}).items()]
     lines += ["", output.heading("Config taken from"), *output.paragraphs(origins)]
     if report.dropped:
         lines += ["", output.heading("Left out"), *dropped_lines(output, report.dropped)]

@@ -70,15 +70,13 @@ def format_option(*names: str, help: str, default: str | None = None) -> Callabl
         metavar="FORMAT",
         default=default,
         show_default=default is not None,
-        callback=_known_format,
+        type=_known_format,
         shell_complete=_complete_format,
         help=help,
     )
 
 
-def _known_format(ctx: click.Context, param: click.Parameter, name: str | None) -> str | None:
-    if name is None:
-        return None
+def _known_format(name: str) -> str:
     from vit_hub.converters import format_names
 
     if name not in format_names():
@@ -87,7 +85,7 @@ def _known_format(ctx: click.Context, param: click.Parameter, name: str | None) 
         near = " or ".join(difflib.get_close_matches(name, format_names(), n=2))
         asked = f", did you mean {near}?" if near else "."
         formats = ", ".join(known for known in format_names() if "-" not in known)
-        raise click.BadParameter(f"there is no format {name!r}{asked} Formats: {formats}.", ctx, param)
+        raise click.BadParameter(f"there is no format {name!r}{asked} Formats: {formats}.")
     return name
 
 
@@ -119,19 +117,15 @@ revision_option = click.option(
 offline_option = click.option("--offline", is_flag=True, help="Open no connection; use only files on this machine.")
 
 
-class _Size(click.ParamType):  # type: ignore[type-arg]
-    """Size given as one number for both sides, or as height and width."""
-
-    name = "HEIGHTxWIDTH"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        try:
-            size = parse_size(value) if isinstance(value, str) else value
-        except ValueError:
-            size = (0, 0)
-        if min(size) < 1:
-            self.fail(f"{value!r} is not a size; write 384 or 384x512: height, then width.", param, ctx)
-        return size[0], size[1]
+def _size(text: str) -> tuple[int, int]:
+    """Parse a size given as one number for both sides, or as height and width."""
+    try:
+        size = parse_size(text)
+    except ValueError:
+        size = (0, 0)
+    if min(size) < 1:
+        raise click.BadParameter(f"{text!r} is not a size; write 384 or 384x512: height, then width.")
+    return size
 
 
 RESIZE = click.Choice(["source", *RESIZE_METHODS])
@@ -140,13 +134,13 @@ ALL_METHODS = "all"
 """Value of ``--resize`` without a method, where methods are compared."""
 image_size_option = click.option(
     "--image-size",
-    type=_Size(),
+    type=_size,
     metavar="SIZE",
     help="Change the image size in pixels, such as 384 or 384x512; position tables are resized.",
 )
 patch_size_option = click.option(
     "--patch-size",
-    type=_Size(),
+    type=_size,
     metavar="SIZE",
     help="Change the patch size in pixels; the grid of patches stays the same unless --image-size is given, too.",
 )

@@ -19,8 +19,6 @@ _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 
 
 def _boolean(text: str) -> bool:
-    if text.lower() not in _WORDS:
-        raise ValueError(text)
     return _WORDS[text.lower()]
 
 
@@ -60,7 +58,7 @@ def _none_or_fields(text: str) -> dict[str, Any] | None:
 
 
 class _Kind(NamedTuple):
-    """Parser of a value, with a name for it and an example."""
+    """Parser of a value, which raises KeyError or ValueError, with a name for it and an example."""
 
     parse: Callable[[str], Any]
     name: str
@@ -126,7 +124,7 @@ def _parse(setting: str) -> tuple[str, Any]:
         raise ValueError(f"{setting!r} has no '='; write {name}={example}.")
     try:
         return name, parse(text)
-    except ValueError:
+    except (KeyError, ValueError):
         raise ValueError(f"{name} takes {kind}, as in {name}={example}, not {text!r}.") from None
 
 
