@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import vit_hub
-from vit_hub.cli.description import config_data, config_lines, value_text
+from vit_hub.cli.description import config_data, config_lines, memory_of, value_text
 from vit_hub.cli.options import (
     ALL_METHODS,
     RESIZE,
@@ -23,9 +23,12 @@ from vit_hub.cli.options import (
     patch_size_option,
     source_format_option,
 )
-from vit_hub.cli.output import Output, count_of, pass_output
+from vit_hub.cli.output import Output, amount, count_of, pass_output, size_text
 from vit_hub.cli.settings import set_option
 from vit_hub.errors import DownloadError, ModelNotFoundError
+from vit_hub.model.config import ViTConfig
+from vit_hub.model.flops import forward_flops, tokens_of
+from vit_hub.model.shapes import num_parameters
 from vit_hub.registry import Entry, Metric, WeightSource, get_entry
 
 if TYPE_CHECKING:
@@ -91,14 +94,13 @@ def command(
             raise click.UsageError("--format and --set are for local files; a name's config is the registry's.")
         config, data, lines = entry.config, _entry_data(entry), _entry_lines(output, entry)
     if size != (None, None):
-        from vit_hub.cli.resized import differences_of, resized_lines
         from vit_hub.model.resize import resized_config
 
         new = resized_config(config, *size)
         ckpt = (ckpt or _weights_at_hand(output, model)) if resize else None
-        differences = differences_of(ckpt, *size, resize) if ckpt and resize else None
+        differences = _differences(ckpt, *size, resize) if ckpt and resize else None
         data["resized"] = {**config_data(new), "differences": differences}
-        lines += ["", *resized_lines(output, config, new, differences)]
+        lines += ["", *_resized_lines(output, config, new, differences)]
     if output.json:
         output.document(data)
         return
@@ -216,3 +218,55 @@ def _source(number: int, source: WeightSource) -> Iterator[tuple[str, object]]:
 def _metric(metric: Metric) -> tuple[str, str]:
     at = f" at {metric.image_size} pixels" if metric.image_size else ""
     return metric.name, f"{metric.value} %{at}, according to {metric.evidence}"
+
+
+def _differences(
+    ckpt: Checkpoint, image_size: tuple[int, int] | None, patch_size: tuple[int, int] | None, resize: str
+) -> dict[str, Any]:
+    """Return how far tables resized by all methods, or that of ``--resize``, are from those by the source's own."""
+    from vit_hub.converters.resize import table_differences
+    from vit_hub.model.resize import resized_config, table_method
+
+    found = table_differences(ckpt, resized_config(ckpt.config, image_size, patch_size))
+    if resize != ALL_METHODS:
+        found = {method: item for method, item in found.items() if method == table_method(ckpt.config, resize)}
+    return {"own": ckpt.config.resize, "by_method": found}
+
+
+def _resized_lines(output: Output, old: ViTConfig, new: ViTConfig, differences: dict[str, Any] | None) -> list[str]:
+    """Describe the model as it is and at its new size, side by side, and the differences of the methods, if any."""
+    stored, resized = _figures(old), _figures(new)
+    rows = [(name, text, resized[name]) for name, text in stored.items()]
+    lines = [output.heading(f"At {size_text(new.image_size)} pixels")]
+    lines += output.table(("", "stored", "resized"), rows, indent="  ")
+    if differences is None:
+        return lines
+    lines += ["", output.heading("Position tables resized by other methods than its own")]
+    if not differences["by_method"]:
+        return [*lines, "  nothing is resized: the grid stays the same, or the model stores no position table"]
+    table = [
+        (
+            f"{method} (its own)" if method == differences["own"] else method,
+            f"{item.maximum:.2g}",
+            f"{item.mean:.2g}",
+            f"{item.relative:.1%}",
+        )
+        for method, item in differences["by_method"].items()
+    ]
+    header = ("method", "largest difference", "mean", "relative")
+    return [*lines, *output.table(header, table, right=header[1:], indent="  ")]
+
+
+def _figures(config: ViTConfig) -> dict[str, str]:
+    found = {
+        "image": size_text(config.image_size),
+        "patch": size_text(config.patch_size),
+        "grid": size_text(config.grid_size),
+        "tokens": f"{tokens_of(config):,}",
+        "parameters": f"{num_parameters(config):,}",
+        "operations": amount(forward_flops(config), "FLOP"),
+    }
+    for dtype, memory in memory_of(config).items():
+        for what, size in memory.items():
+            found[f"{what}, {dtype}"] = "unknown" if size is None else amount(size, "B")
+    return found
