@@ -34,6 +34,7 @@ def build(
     in_chans: int | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "float32",
+    mmap: bool = True,
 ) -> VisionTransformer:
     """Return the model of an opened checkpoint; arguments as for :func:`vit_hub.load`."""
     if device is not None and str(device) != "meta":  # nothing can be computed on it
@@ -41,7 +42,7 @@ def build(
     target = None if dtype == "auto" else dtype if isinstance(dtype, torch.dtype) else torch_dtype(dtype)
     if target is not None and not target.is_floating_point:
         raise ConfigError(f"dtype {dtype} is not a floating-point dtype")
-    tensors = _read(ckpt.tensors, device, target)
+    tensors = _read(ckpt.tensors, device, target, mmap)
     carried = {name: tensors.pop(name) for name in ckpt.passport.carried}
     config = ckpt.config
     if num_classes is not None and num_classes != config.num_classes:
@@ -58,14 +59,14 @@ def build(
 
 
 def _read(
-    tensors: Mapping[str, LazyTensor], device: str | torch.device | None, dtype: torch.dtype | None
+    tensors: Mapping[str, LazyTensor], device: str | torch.device | None, dtype: torch.dtype | None, mmap: bool
 ) -> dict[str, Tensor]:
     """Read every tensor, a few at a time so that there is never a second copy of all, to its device and dtype."""
     names = list(tensors)
 
     def share(part: int) -> dict[str, Tensor]:
         return {
-            name: _placed(to_torch(tensors[name]), device, None if name in _KEPT_WIDE else dtype)
+            name: _placed(to_torch(tensors[name]), device, None if name in _KEPT_WIDE else dtype, mmap)
             for name in names[part::_READERS]
         }
 
@@ -74,9 +75,10 @@ def _read(
     return {name: found[name] for name in names}
 
 
-def _placed(tensor: Tensor, device: str | torch.device | None, dtype: torch.dtype | None) -> Tensor:
-    """Return the tensor on the device and, if it is floating point, in the dtype."""
-    return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+def _placed(tensor: Tensor, device: str | torch.device | None, dtype: torch.dtype | None, mmap: bool) -> Tensor:
+    """The tensor on a device and, if it is floating point, in a dtype; a copy of its own unless ``mmap``."""
+    placed = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+    return placed if mmap or placed is not tensor else placed.clone()
 
 
 def _replace_head(config: ViTConfig, tensors: dict[str, Tensor], num_classes: int) -> ViTConfig:

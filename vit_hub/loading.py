@@ -37,6 +37,7 @@ def load(
     in_chans: int | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "float32",
+    mmap: bool = True,
     format: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     revision: str | None = None,
@@ -62,6 +63,9 @@ def load(
         in_chans: another number of image channels: the patch kernel is summed (1) or repeated, as timm does.
         device: where the parameters go; None leaves them in the memory-mapped file's host memory.
         dtype: of the parameters; ``"auto"`` keeps the stored ones.
+        mmap: let the parameters be views of the file, if it allows that: loading reads nothing, and memory is shared
+            with the system's cache. The file must then stay as it is while the model lives: replace it by renaming, as
+            all writers here do; a file that is cut short in place ends the process. False reads everything.
         format: insist on a checkpoint format instead of recognising it.
         overrides: config fields that the file does not determine, such as ``{"num_heads": 3}``.
         revision: branch, tag or commit of the Hugging Face repository, instead of the one that the registry pins.
@@ -80,7 +84,7 @@ def load(
         for message in ckpt.warnings:
             warnings.warn(f"{ckpt.path}: {message}", stacklevel=2)
         ckpt = resized_checkpoint(ckpt, image_size, patch_size, resize=resize, pad=pad)
-        model = build(ckpt, num_classes=num_classes, in_chans=in_chans, device=device, dtype=dtype)
+        model = build(ckpt, num_classes=num_classes, in_chans=in_chans, device=device, dtype=dtype, mmap=mmap)
     model.dynamic, model.pad, model.resize = dynamic or model.dynamic, pad, resize
     if pad and image_size is not None:
         model.input_size = size_pair("image_size", image_size)
