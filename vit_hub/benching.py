@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -121,15 +122,10 @@ def machine(device: str | torch.device = "cpu") -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
-    versions = {name: _version(name) for name in ("vit-hub", "torch", *PEERS)}
-    return found | {name: version for name, version in versions.items() if version}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    for package in ("vit-hub", "torch", *PEERS):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def _modules(model: VisionTransformer, against: Sequence[str]) -> tuple[dict[str, nn.Module], dict[str, str]]:
