@@ -234,13 +234,12 @@ def resized_sidecars(
 def _resized_processor(processor: Mapping[str, Any], image_size: tuple[int, int]) -> dict[str, Any]:
     """Return the sizes of an image processor for another input size."""
     size, crop = _sides(processor.get("size")), _sides(processor.get("crop_size"))
-    crops = crop is not None and processor.get("do_center_crop", True)
-    target = {"height": image_size[0], "width": image_size[1]}
-    found: dict[str, Any] = {"crop_size": target} if crops else {}
+    if not processor.get("do_center_crop", True):
+        crop = None
+    found: dict[str, Any] = {"crop_size": {"height": image_size[0], "width": image_size[1]}} if crop else {}
     if size is None:
         return found
-    old = crop if crops and crop else size
-    height, width = (side * new // before for side, new, before in zip(size, image_size, old, strict=True))
+    height, width = (side * new // before for side, new, before in zip(size, image_size, crop or size, strict=True))
     if isinstance(processor["size"], int) and height == width:
         return {**found, "size": height}
     shorter = "shortest_edge" in processor["size"] if isinstance(processor["size"], Mapping) else False
