@@ -8,7 +8,7 @@ import click
 
 import vit_hub
 from vit_hub.cli.options import Verb, complete_source, compute_options, image_size_option, offline_option
-from vit_hub.cli.output import Output, pass_output
+from vit_hub.cli.output import Output
 from vit_hub.progress import step_bar
 
 if TYPE_CHECKING:
@@ -74,7 +74,6 @@ def _names(text: str) -> tuple[str, ...]:
 )
 @image_size_option
 @offline_option
-@pass_output
 def command(
     output: Output,
     model: str,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vit_hub.cli.options import Verb
-from vit_hub.cli.output import Output, amount, count_of, pass_output
+from vit_hub.cli.output import Output, amount, count_of
 
 if TYPE_CHECKING:
     from vit_hub.hub.cache.inventory import Item
@@ -37,7 +37,6 @@ def command(ctx: click.Context) -> None:
 
 
 @command.command("dir", cls=Verb)
-@pass_output
 def show_folder(output: Output) -> None:
     """Print the folder of the cache, whether or not it exists yet."""
     from vit_hub.hub.cache.paths import cache_dir
@@ -49,7 +48,6 @@ def show_folder(output: Output) -> None:
 
 
 @command.command("ls", cls=Verb)
-@pass_output
 def show_models(output: Output) -> None:
     """List fetched and converted files by model.
 
@@ -80,7 +78,6 @@ def _complete_cached(ctx: click.Context, param: click.Parameter, incomplete: str
 
 @command.command("rm", cls=Verb, short_help="Remove the files and records of models.")
 @click.argument("names", shell_complete=_complete_cached, nargs=-1, required=True, metavar="NAME...")
-@pass_output
 def remove_models(output: Output, names: tuple[str, ...]) -> None:
     """Remove the files of models: originals, converted files, and records of first downloads.
 
@@ -118,7 +115,6 @@ def remove_models(output: Output, names: tuple[str, ...]) -> None:
     show_default=True,
     help="Keep unfinished downloads that made progress within this many days.",
 )
-@pass_output
 def remove_useless(output: Output, dry_run: bool, days: float) -> None:
     """Remove files that are no longer useful.
 

@@ -11,7 +11,7 @@ import vit_hub
 from vit_hub.cli.description import value_text
 from vit_hub.cli.failures import DIFFERENT
 from vit_hub.cli.options import Verb, complete_source, format_option, offline_option
-from vit_hub.cli.output import Output, count_of, pass_output
+from vit_hub.cli.output import Output, count_of
 from vit_hub.cli.settings import set_option
 
 if TYPE_CHECKING:
@@ -34,10 +34,9 @@ Examples:
 @set_option
 @offline_option
 @click.pass_context
-@pass_output
 def command(
-    output: Output,
     ctx: click.Context,
+    output: Output,
     first: str,
     second: str,
     show_all: bool,

@@ -6,7 +6,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from vit_hub.cli.options import Verb
-from vit_hub.cli.output import Output, pass_output
+from vit_hub.cli.output import Output
 
 _EPILOG = """\b
 Add the line for your shell to its start-up file:
@@ -19,8 +19,7 @@ Add the line for your shell to its start-up file:
 @click.command("completion", cls=Verb, epilog=_EPILOG)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
-@pass_output
-def command(output: Output, ctx: click.Context, shell: str) -> None:
+def command(ctx: click.Context, output: Output, shell: str) -> None:
     """Print a shell completion script."""
     kind = get_completion_class(shell)
     assert kind is not None

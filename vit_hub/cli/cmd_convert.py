@@ -12,7 +12,7 @@ import click
 import vit_hub
 from vit_hub.cli.description import config_data, dropped_lines, grouped
 from vit_hub.cli.options import Verb, complete_source, format_option, resize_options, source_options
-from vit_hub.cli.output import Output, pass_output
+from vit_hub.cli.output import Output
 
 if TYPE_CHECKING:
     from vit_hub.converters import Checkpoint, Report
@@ -50,7 +50,6 @@ Examples:
     help="Keep the tensors that are left out, in rest.safetensors or DST.rest.safetensors, for converting back.",
 )
 @source_options
-@pass_output
 def command(
     output: Output,
     source: str,

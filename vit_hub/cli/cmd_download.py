@@ -10,7 +10,7 @@ import click
 
 import vit_hub
 from vit_hub.cli.options import Verb, complete_source, lockfile_option, offline_option, revision_option
-from vit_hub.cli.output import Output, count_of, pass_output
+from vit_hub.cli.output import Output, count_of
 
 if TYPE_CHECKING:
     from vit_hub.hub.plan import Plan, PlannedSource
@@ -37,7 +37,6 @@ Examples:
 @click.option("--dry-run", is_flag=True, help="Open no connection; print what would be fetched.")
 @offline_option
 @click.option("--force", is_flag=True, help="Convert again even if the result is cached.")
-@pass_output
 def command(
     output: Output,
     names: tuple[str, ...],

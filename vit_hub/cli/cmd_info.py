@@ -23,7 +23,7 @@ from vit_hub.cli.options import (
     patch_size_option,
     source_format_option,
 )
-from vit_hub.cli.output import Output, amount, count_of, pass_output, size_text
+from vit_hub.cli.output import Output, amount, count_of, size_text
 from vit_hub.cli.settings import set_option
 from vit_hub.errors import DownloadError, ModelNotFoundError
 from vit_hub.model.config import ViTConfig
@@ -65,7 +65,6 @@ Examples:
 )
 @source_format_option
 @set_option
-@pass_output
 def command(
     output: Output,
     model: str,

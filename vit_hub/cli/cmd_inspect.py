@@ -13,7 +13,7 @@ import click
 import vit_hub
 from vit_hub.cli.description import config_data, config_lines, dropped_lines
 from vit_hub.cli.options import Verb, complete_source, source_options
-from vit_hub.cli.output import Output, amount, count_of, pass_output
+from vit_hub.cli.output import Output, amount, count_of
 
 if TYPE_CHECKING:
     from vit_hub.converters import Checkpoint
@@ -39,7 +39,6 @@ Examples:
 @click.option("--values", "check_values", is_flag=True, help="Look for NaN, infinity and equal tensors.")
 @click.option("--hash", "hash_files", is_flag=True, help="Compute the sha256 of the files.")
 @source_options
-@pass_output
 def command(
     output: Output,
     source: str,

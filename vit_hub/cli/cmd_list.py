@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from vit_hub.cli.options import Verb
-from vit_hub.cli.output import Output, amount, count_of, pass_output, size_text
+from vit_hub.cli.output import Output, amount, count_of, size_text
 from vit_hub.errors import ModelNotFoundError
 from vit_hub.registry import get_entry, list_models
 from vit_hub.weights_manifest import Summary, summary
@@ -35,7 +35,6 @@ def _complete_family(ctx: click.Context, param: click.Parameter, incomplete: str
     shell_complete=_complete_family,
     help="List only one family, such as augreg.",
 )
-@pass_output
 def command(output: Output, pattern: str | None, family: str | None) -> None:
     """List the models of the registry.
 

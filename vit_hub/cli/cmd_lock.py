@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from vit_hub.cli.options import Verb, complete_source, lockfile_option, offline_option
-from vit_hub.cli.output import Output, amount, count_of, pass_output
+from vit_hub.cli.output import Output, amount, count_of
 
 _EPILOG = """\b
 Examples:
@@ -22,7 +22,6 @@ Examples:
 @click.argument("names", shell_complete=complete_source, nargs=-1, required=True, metavar="NAME...")
 @lockfile_option("Lock file to write.")
 @offline_option
-@pass_output
 def command(output: Output, names: tuple[str, ...], lockfile: Path | None, offline: bool) -> None:
     """Pin models to their present files.
 

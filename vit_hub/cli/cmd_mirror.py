@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from vit_hub.cli.options import Verb, complete_source, offline_option
-from vit_hub.cli.output import Output, amount, pass_output
+from vit_hub.cli.output import Output, amount
 
 _EPILOG = """\b
 Examples:
@@ -22,7 +22,6 @@ Examples:
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @click.argument("names", shell_complete=complete_source, nargs=-1, required=True, metavar="NAME...")
 @offline_option
-@pass_output
 def command(output: Output, folder: Path, names: tuple[str, ...], offline: bool) -> None:
     """Copy the original files of models to a folder that any web server or disk can serve.
 

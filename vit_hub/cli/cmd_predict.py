@@ -11,7 +11,7 @@ import click
 import vit_hub
 from vit_hub.cli.failures import FAILED, error_data
 from vit_hub.cli.options import Verb, complete_source, compute_options, resize_options, source_options
-from vit_hub.cli.output import Output, pass_output
+from vit_hub.cli.output import Output
 from vit_hub.errors import ConfigError, VitHubError
 
 if TYPE_CHECKING:
@@ -38,10 +38,9 @@ Examples:
 @resize_options
 @source_options
 @click.pass_context
-@pass_output
 def command(
-    output: Output,
     ctx: click.Context,
+    output: Output,
     model: str,
     images: tuple[Path, ...],
     top: int,

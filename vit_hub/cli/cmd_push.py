@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vit_hub.cli.options import Verb, complete_source, offline_option, source_format_option
-from vit_hub.cli.output import Output, pass_output
+from vit_hub.cli.output import Output
 from vit_hub.cli.settings import set_option
 from vit_hub.hub.model_card import PUBLISHED_FORMATS
 
@@ -42,7 +42,6 @@ Examples:
 @source_format_option
 @set_option
 @offline_option
-@pass_output
 def command(
     output: Output,
     source: str,

@@ -8,7 +8,7 @@ import click
 
 from vit_hub.cli.failures import DIFFERENT
 from vit_hub.cli.options import Verb, complete_source, lockfile_option
-from vit_hub.cli.output import Output, amount, count_of, pass_output
+from vit_hub.cli.output import Output, amount, count_of
 
 _EPILOG = """\b
 Examples:
@@ -22,8 +22,7 @@ Examples:
 @click.argument("names", shell_complete=complete_source, nargs=-1, metavar="[NAME...]")
 @lockfile_option("Also compare with this lock file.")
 @click.pass_context
-@pass_output
-def command(output: Output, ctx: click.Context, names: tuple[str, ...], lockfile: Path | None) -> None:
+def command(ctx: click.Context, output: Output, names: tuple[str, ...], lockfile: Path | None) -> None:
     """Re-check the hashes of the files on this machine, without opening a connection.
 
     Without a NAME, all files: fetched and converted ones, those that vit-hub used in Hugging Face's cache, and those

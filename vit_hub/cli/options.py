@@ -35,10 +35,10 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class Verb(click.Command):
-    """Command with the options that every verb has; they set up the :class:`Output` that it gets."""
+    """Command that gets an :class:`Output` first, with the options that set it up."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *, callback: Callable[..., Any], **options: Any) -> None:
+        super().__init__(callback=click.make_pass_decorator(Output)(callback), **options)
         self.params += [
             _switch("json", "--json", help="Print one JSON document, errors included."),
             _switch("quiet", "-q", "--quiet", help="Print only the result and errors, in the shortest form."),

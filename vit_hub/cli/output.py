@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-__all__ = ["Output", "amount", "count_of", "pass_output", "plain", "size_text"]
+__all__ = ["Output", "amount", "count_of", "plain", "size_text"]
 
 _GAP = "  "
 _ELLIPSIS = "..."
@@ -129,9 +129,6 @@ class Output:
     def _echo(self, text: str, err: bool = False) -> None:
         # https://no-color.org: any value but the empty one. Else click decides by what the stream is.
         click.echo(text, err=err, color=False if os.environ.get("NO_COLOR") else None)
-
-
-pass_output = click.make_pass_decorator(Output)
 
 
 def plain(value: Any) -> Any:
