@@ -33,9 +33,7 @@ Examples:
 @format_option("--format-b", help="Read B as this format instead of recognising it.")
 @set_option
 @offline_option
-@click.pass_context
 def command(
-    ctx: click.Context,
     output: Output,
     first: str,
     second: str,
@@ -44,7 +42,7 @@ def command(
     format_b: str | None,
     overrides: dict[str, Any],
     offline: bool,
-) -> None:
+) -> int:
     """Compare two checkpoints of any formats.
 
     Same weights: every tensor that the model computes with has equal values; dtypes may differ. Same numbers: the
@@ -57,8 +55,7 @@ def command(
         output.document({"a": first, "b": second, **vars(found)})
     elif not output.quiet:
         output.lines(_lines(output, found, show_all))
-    if not (found.same_weights and found.same_numbers):
-        ctx.exit(DIFFERENT)
+    return 0 if found.same_weights and found.same_numbers else DIFFERENT
 
 
 def _lines(output: Output, found: Comparison, show_all: bool) -> list[str]:

@@ -37,9 +37,7 @@ Examples:
 @compute_options
 @resize_options
 @source_options
-@click.pass_context
 def command(
-    ctx: click.Context,
     output: Output,
     model: str,
     images: tuple[Path, ...],
@@ -47,7 +45,7 @@ def command(
     compute_options: dict[str, Any],
     resize_options: dict[str, Any],
     source_options: dict[str, Any],
-) -> None:
+) -> int:
     """Classify images: print the most probable classes of each.
 
     An IMAGE is a file that Pillow can read, or a folder, which stands for the image files directly in it. Images are
@@ -76,8 +74,7 @@ def command(
             output.lines(_lines(output, found[-1]))
     if output.json:
         output.document({"model": model, "predictions": found})
-    if any("error" in item for item in found):
-        ctx.exit(FAILED)
+    return FAILED if any("error" in item for item in found) else 0
 
 
 def _expanded(images: Sequence[Path]) -> Iterator[Path]:

@@ -21,8 +21,7 @@ Examples:
 @click.command("verify", cls=Verb, short_help="Re-check hashes of cached files.", epilog=_EPILOG)
 @click.argument("names", shell_complete=complete_source, nargs=-1, metavar="[NAME...]")
 @lockfile_option("Also compare with this lock file.")
-@click.pass_context
-def command(ctx: click.Context, output: Output, names: tuple[str, ...], lockfile: Path | None) -> None:
+def command(output: Output, names: tuple[str, ...], lockfile: Path | None) -> int:
     """Re-check the hashes of the files on this machine, without opening a connection.
 
     Without a NAME, all files: fetched and converted ones, those that vit-hub used in Hugging Face's cache, and those
@@ -52,5 +51,4 @@ def command(ctx: click.Context, output: Output, names: tuple[str, ...], lockfile
     if not output.json:
         for verdict in wrong:
             output.error({"type": "IntegrityError", "message": verdict.problem, "hint": verdict.hint})
-    if wrong:
-        ctx.exit(DIFFERENT)
+    return DIFFERENT if wrong else 0
