@@ -140,7 +140,7 @@ def from_module(module: nn.Module) -> VisionTransformer:
 # timm's class -> the format of its state dicts -> the block that computes as the names of its layers suggest.
 _CLASSES = {"VisionTransformer": "timm", "Eva": "timm-eva", "Beit": "timm-beit"}
 _BLOCKS = {"timm": "Block", "timm-eva": "EvaBlock", "timm-beit": "Block"}
-_ACTIVATIONS = {"GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu", "ReLU": "relu"}
+_ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu", "ReLU": "relu"}
 _POOLS = {"token": "cls", "avg": "avg", "map": "map", "": "none"}
 
 
@@ -183,11 +183,9 @@ def timm_facts(module: Any) -> dict[str, Any]:
 
 def _activation(layer: nn.Module) -> str:
     name = type(layer).__name__
-    if name == "GELU":
-        return "gelu_tanh" if getattr(layer, "approximate", "none") == "tanh" else "gelu"
     if name not in _ACTIVATIONS:
         raise ConfigError(f"act: timm's {name} is not supported")
-    return _ACTIVATIONS[name]
+    return "gelu_tanh" if getattr(layer, "approximate", "none") == "tanh" else _ACTIVATIONS[name]
 
 
 def _pooling(module: Any, act: str) -> dict[str, Any]:
