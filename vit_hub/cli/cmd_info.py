@@ -14,19 +14,11 @@ import click
 
 import vit_hub
 from vit_hub.cli.description import config_data, config_lines, memory_of, value_text
-from vit_hub.cli.options import (
-    ALL_METHODS,
-    RESIZE,
-    Verb,
-    complete_source,
-    image_size_option,
-    patch_size_option,
-    source_format_option,
-)
+from vit_hub.cli.options import Verb, complete_source, image_size_option, patch_size_option, source_format_option
 from vit_hub.cli.output import Output, amount, count_of, size_text
 from vit_hub.cli.settings import set_option
 from vit_hub.errors import DownloadError, ModelNotFoundError
-from vit_hub.model.config import ViTConfig
+from vit_hub.model.config import RESIZE_METHODS, ViTConfig
 from vit_hub.model.flops import forward_flops, tokens_of
 from vit_hub.model.shapes import num_parameters
 from vit_hub.registry import Entry, Metric, WeightSource, get_entry
@@ -34,6 +26,7 @@ from vit_hub.registry import Entry, Metric, WeightSource, get_entry
 if TYPE_CHECKING:
     from vit_hub.converters import Checkpoint
 
+_ALL = "all"  # --resize without a method
 _STAGES = {"pretrain": "pretrained on", "finetune": "fine-tuned on"}
 _PLACES = {"hf": " on Hugging Face", "bundled": " in the package itself"}
 _RELATIONS = {
@@ -57,8 +50,8 @@ Examples:
 @click.option(
     "--resize",
     is_flag=False,
-    flag_value=ALL_METHODS,
-    type=click.Choice([ALL_METHODS, *RESIZE.choices]),
+    flag_value=_ALL,
+    type=click.Choice([_ALL, "source", *RESIZE_METHODS]),
     metavar="[METHOD]",
     help="Show how far position tables resized by METHOD (default: by each method) are from those resized by the "
     "method of the checkpoint's own project. Needs the weights on this machine.",
@@ -227,7 +220,7 @@ def _differences(
     from vit_hub.model.resize import resized_config, table_method
 
     found = table_differences(ckpt, resized_config(ckpt.config, image_size, patch_size))
-    if resize != ALL_METHODS:
+    if resize != _ALL:
         found = {method: item for method, item in found.items() if method == table_method(ckpt.config, resize)}
     return {"own": ckpt.config.resize, "by_method": found}
 

@@ -15,8 +15,6 @@ from vit_hub.cli.settings import parse_size, set_option
 from vit_hub.model.config import RESIZE_METHODS
 
 __all__ = [
-    "ALL_METHODS",
-    "RESIZE",
     "Verb",
     "complete_source",
     "compute_options",
@@ -128,10 +126,6 @@ def _size(text: str) -> tuple[int, int]:
     return size
 
 
-RESIZE = click.Choice(["source", *RESIZE_METHODS])
-"""Values of ``--resize``."""
-ALL_METHODS = "all"
-"""Value of ``--resize`` without a method, where methods are compared."""
 image_size_option = click.option(
     "--image-size",
     type=_size,
@@ -177,7 +171,7 @@ resize_options = _together(
     patch_size=patch_size_option,
     resize=click.option(
         "--resize",
-        type=RESIZE,
+        type=click.Choice(["source", *RESIZE_METHODS]),
         metavar="METHOD",
         default="source",
         show_default=True,
