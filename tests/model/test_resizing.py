@@ -17,7 +17,7 @@ from torch import Tensor
 
 import vit_hub
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.resize import table_differences
+from vit_hub.converters.resize import TableDifference, table_differences
 from vit_hub.errors import ConfigError, UnsupportedByFormatError
 from vit_hub.model.config import RESIZE_METHODS, Rope, ViTConfig
 from vit_hub.model.resample import kernel_matrix, resize_grid
@@ -533,7 +533,7 @@ class TestDifferences:
         new = resized_config(config, (20, 10))
         found = table_differences(ckpt, new)
         assert list(found) == [method for method in RESIZE_METHODS if not method.startswith("relpos-")]
-        assert found[config.resize] == (0, 0, 0)
+        assert found[config.resize] == TableDifference(0, 0, 0)
         assert model.pos_embed is not None
         tables = [
             resize_grid(model.pos_embed[0, 1:].detach().numpy(), (3, 4), (5, 5), method)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import ViTConfig, size_pair
@@ -42,6 +43,7 @@ class VisionTransformer(nn.Module):
             From the start True for models without a table that would be resized.
         pad: pad images of a dynamic model to whole patches instead of refusing them.
         resize: how a dynamic model resizes: ``source`` or a method's name.
+        grad_checkpointing: compute the blocks again when gradients are needed, instead of keeping their activations.
         passport: where the weights come from and how to write them back (a ``vit_hub.converters.passport.Passport``);
             None for a model built from scratch.
         carried: tensors of the source that the model does not use but that writing back needs.
@@ -60,6 +62,7 @@ class VisionTransformer(nn.Module):
         self.dynamic = config.pos_embed != "learned" and config.rel_pos == "none"
         self.pad = False
         self.resize = "source"
+        self.grad_checkpointing = False
         self._resized: dict[tuple[object, ...], Resized] = {}
         self.passport: Any = None
         self.carried: dict[str, Tensor] = {}
@@ -110,7 +113,7 @@ class VisionTransformer(nn.Module):
         features = config.projection_dim or config.representation_dim or dim
         self.head_norm = nn.BatchNorm1d(features, eps=1e-6, affine=False) if config.head_norm else nn.Identity()
         features *= 2 if config.head_input == "cls_avg" else 1
-        self.head = nn.Linear(features, config.num_classes) if config.num_classes else nn.Identity()
+        self.head: nn.Module = nn.Linear(features, config.num_classes) if config.num_classes else nn.Identity()
         self.head_dist: nn.Module | None = None
         if config.pool == "cls_dist":
             self.head_dist = nn.Linear(features, config.num_classes) if config.num_classes else nn.Identity()
@@ -131,14 +134,24 @@ class VisionTransformer(nn.Module):
         Raises:
             ConfigError: the images are not of the model's size.
         """
+        # A head that reads the class token alone needs nothing else of the last block.
+        leading = _LEADING_TOKENS.get(self.config.pool) if self.config.head_input == "pooled" else None
+        return self.forward_head(self._encode(images, leading))
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return the output for the tokens of :meth:`forward_features`: pooling (eq. 4), then the head.
+
+        Args:
+            tokens: [B, T, D].
+            pre_logits: leave out the classifier.
+        """
         if self.config.head_input == "cls_avg":
-            z = self._encode(images)
-            y = torch.cat((z[:, 0], z[:, self.config.num_prefix_tokens :].mean(dim=1)), dim=1)
-            return self.head(y)  # type: ignore[no-any-return]
-        y = self._pool(self._encode(images, _LEADING_TOKENS.get(self.config.pool)))
-        if self.head_dist is not None:
-            return (self.head(y[:, 0]) + self.head_dist(y[:, 1])) / 2  # type: ignore[no-any-return]
-        return self.head(self.head_norm(self.projection(self.pre_logits(y))))  # type: ignore[no-any-return]
+            y = torch.cat((tokens[:, 0], tokens[:, self.config.num_prefix_tokens :].mean(dim=1)), dim=1)
+        else:
+            y = self.head_norm(self.projection(self.pre_logits(self._pool(tokens))))
+        if self.head_dist is None:
+            return y if pre_logits else self.head(y)
+        return y.mean(dim=1) if pre_logits else (self.head(y[:, 0]) + self.head_dist(y[:, 1])) / 2
 
     def _encode(self, images: Tensor, leading: int | None = None) -> Tensor:
         """Tokens after the last block and the final norm: LN(z_L), [B, T, D].
@@ -154,7 +167,11 @@ class VisionTransformer(nn.Module):
         z = self._tokens(images, geometry)  # z_0, eq. 1
         last = len(self.blocks) - 1
         for index in range(len(self.blocks)):
-            z = self._block(index, z, geometry, leading if index == last else None)  # z_l, eq. 2 and 3
+            wanted = leading if index == last else None
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                z = checkpoint(self._block, index, z, geometry, wanted, use_reentrant=False)
+            else:
+                z = self._block(index, z, geometry, wanted)  # z_l, eq. 2 and 3
         return self._norm(z)  # the norm of eq. 4
 
     def _tokens(self, images: Tensor, geometry: Geometry) -> Tensor:
@@ -230,18 +247,61 @@ class VisionTransformer(nn.Module):
         return self._encode(images)
 
     def forward_intermediates(
-        self, images: Tensor, indices: int | Sequence[int] = 1, reshape: bool = True
+        self, images: Tensor, indices: int | Sequence[int] = 1, reshape: bool = True, norm: bool = False
     ) -> list[Tensor]:
-        """Return the outputs of chosen blocks, for dense tasks; un-normed, patches only.
+        """Return the outputs of chosen blocks, for dense tasks; patches only.
 
         Args:
             images: [B, C, h, w], already preprocessed.
             indices: which blocks (negative: from the end), or how many of the last ones.
             reshape: feature maps [B, D, rows, columns] instead of tokens [B, N, D].
+            norm: with the final norm, where it is one of all tokens.
 
         Raises:
             ConfigError: there is no such block, or the images are not of the model's size.
         """
+        return [self._patches(tokens, images, reshape) for tokens in self._intermediates(images, indices, norm)]
+
+    def get_intermediate_layers(
+        self,
+        images: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_class_token: bool = False,
+        norm: bool = True,
+    ) -> tuple[Tensor | tuple[Tensor, Tensor], ...]:
+        """Return the outputs of the last ``n`` blocks, or of blocks ``n``, as DINOv2's models do.
+
+        Args:
+            images: [B, C, h, w], already preprocessed.
+            n: how many of the last blocks, or which ones.
+            reshape: feature maps [B, D, rows, columns] instead of tokens [B, N, D].
+            return_class_token: pairs of patches and class token [B, D].
+            norm: with the final norm, where it is one of all tokens.
+
+        Raises:
+            ConfigError: there is no such block or no class token, or the images are not of the model's size.
+        """
+        if return_class_token and self.cls_token is None:
+            raise ConfigError("return_class_token=True: the model has no class token")
+        outputs = self._intermediates(images, n, norm)
+        patches = [self._patches(tokens, images, reshape) for tokens in outputs]
+        return (
+            tuple((part, z[:, 0]) for part, z in zip(patches, outputs, strict=True))
+            if return_class_token
+            else tuple(patches)
+        )
+
+    def _patches(self, tokens: Tensor, images: Tensor, reshape: bool) -> Tensor:
+        """The patches among tokens [B, T, D]: [B, N, D], or feature maps [B, D, rows, columns]."""
+        patches = tokens[:, self.config.num_prefix_tokens :]
+        if not reshape:
+            return patches
+        rows, columns = self._geometry(images).config.grid_size
+        return patches.transpose(1, 2).reshape(len(patches), self.config.embed_dim, rows, columns).contiguous()
+
+    def _intermediates(self, images: Tensor, indices: int | Sequence[int], norm: bool) -> list[Tensor]:
+        """All tokens as they leave chosen blocks, each [B, T, D]."""
         depth = len(self.blocks)
         chosen = range(depth - indices, depth) if isinstance(indices, int) else indices
         wanted = [index + depth if index < 0 else index for index in chosen]
@@ -254,9 +314,7 @@ class VisionTransformer(nn.Module):
         for index in range(max(wanted) + 1):
             z = self._block(index, z, geometry)
             if index in wanted:
-                patches = z[:, self.config.num_prefix_tokens :]
-                maps = patches.transpose(1, 2).reshape(z.shape[0], -1, *geometry.config.grid_size)
-                outputs[index] = maps.contiguous() if reshape else patches
+                outputs[index] = self._norm(z) if norm else z
         return [outputs[index] for index in wanted]
 
     def attention_maps(self, images: Tensor) -> list[Tensor]:
@@ -281,6 +339,64 @@ class VisionTransformer(nn.Module):
             maps.append(F.softmax(logits if bias is None else logits + bias, dim=-1))
             z = self._block(index, z, geometry)
         return maps
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the head as it is now; 0 without one."""
+        return self.head.out_features if isinstance(self.head, nn.Linear) else 0
+
+    @property
+    def num_features(self) -> int:
+        """Width of the tokens and of the pooled embedding, D."""
+        return self.config.embed_dim
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of what the classifier reads."""
+        width = self.config.projection_dim or self.config.representation_dim or self.config.embed_dim
+        return width * (2 if self.config.head_input == "cls_avg" else 1)
+
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+        """Return the head; of a distilled model both."""
+        return self.head if self.head_dist is None else (self.head, self.head_dist)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the head by a new one for another number of classes; 0 leaves the embedding.
+
+        Raises:
+            ConfigError: what the model computes before the head needs one.
+        """
+        self.config = self.config.replace(num_classes=num_classes)
+        weight = self.patch_embed.proj.weight
+
+        def head() -> nn.Module:
+            if not num_classes:
+                return nn.Identity()
+            made = nn.Linear(self.head_hidden_size, num_classes, device=weight.device, dtype=weight.dtype)
+            return made.apply(_init_weights)
+
+        self.head = head()
+        if self.head_dist is not None:
+            self.head_dist = head()
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that are customarily trained without weight decay."""
+        names = ("cls_token", "dist_token", "reg_token", "pos_embed", "rope.freqs", "attn_pool.latent")
+        tables = (name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table"))
+        return {*names, *tables} & {name for name, _ in self.named_parameters()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return patterns of parameter names from input to output, for timm's layer-wise decay of learning rates.
+
+        Args:
+            coarse: as timm calls it; blocks are not divided further.
+        """
+        stem = r"^cls_token|dist_token|reg_token|pos_embed|patch_embed|norm_pre|rope|rel_pos_bias"
+        return {"stem": stem, "blocks": [(r"^blocks\.(\d+)", None), (r"^(?:cls_)?norm", (99999,))]}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the blocks again when gradients are needed, instead of keeping their activations."""
+        self.grad_checkpointing = enable
 
     def set_image_size(
         self, size: int | tuple[int, int], *, resize: str = "source", pad: bool = False

@@ -1,0 +1,116 @@
+"""The methods that users of timm and DINOv2 call."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from small_models import configs, examples, random_images, random_model, relative_error
+from torch import nn
+
+import vit_hub
+
+SMALL = {
+    "image_size": 16,
+    "patch_size": 4,
+    "embed_dim": 16,
+    "depth": 3,
+    "num_heads": 2,
+    "mlp_dim": 24,
+    "num_classes": 5,
+}
+
+
+@examples(60)
+@given(config=configs())
+def test_features_and_head_are_the_forward_pass(config: vit_hub.ViTConfig) -> None:
+    model, images = random_model(config, dtype=torch.float64), random_images(config, torch.float64)
+    tokens = model.forward_features(images)
+    assert relative_error(model.forward_head(tokens), model(images)) <= 1e-12
+    before = model.forward_head(tokens, pre_logits=True)
+    if config.num_classes:
+        assert before.shape == (len(images), model.head_hidden_size)
+        heads = model.get_classifier()
+        if isinstance(heads, nn.Module):
+            assert relative_error(heads(before), model(images)) <= 1e-12
+    assert model.num_classes == config.num_classes
+    assert model.num_features == config.embed_dim
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"distilled": True, "pool": "cls_dist"},
+        {"head_input": "cls_avg"},
+        {"num_classes": 0},
+        {"representation_dim": 8},
+    ],
+    ids=["plain", "distilled", "wide", "headless", "representation"],
+)
+def test_a_classifier_is_reset_and_saved(fields: dict[str, object], tmp_path: Path) -> None:
+    model = random_model(vit_hub.ViTConfig(**{**SMALL, **fields}))
+    images = random_images(model.config)
+    model.reset_classifier(7)
+    assert model.num_classes == model.config.num_classes == 7
+    logits = model(images).detach()
+    assert logits.shape == (len(images), 7)
+    assert logits.std() > 0
+    again = vit_hub.load(model.save(tmp_path / "m.safetensors"))
+    torch.testing.assert_close(again(images), logits, rtol=1e-5, atol=1e-6)
+    if model.config.head_input == "pooled":
+        model.reset_classifier(0)
+        assert model.num_classes == model.config.num_classes == 0
+        assert vit_hub.load(model.save(tmp_path / "n.safetensors")).config.num_classes == 0
+    else:
+        with pytest.raises(vit_hub.ConfigError, match="head_input"):
+            model.reset_classifier(0)
+
+
+def test_timms_layer_decay_gives_each_block_its_rate() -> None:
+    from timm.optim import param_groups_layer_decay
+
+    model = random_model(vit_hub.ViTConfig(**SMALL, num_registers=2))
+    groups = param_groups_layer_decay(
+        model, weight_decay=0.1, layer_decay=0.5, no_weight_decay_list=model.no_weight_decay()
+    )
+    found = {id(parameter): group for group in groups for parameter in group["params"]}
+    named = dict(model.named_parameters())
+    assert set(found) == {id(parameter) for parameter in named.values()}
+    rates = {name: found[id(parameter)]["lr_scale"] for name, parameter in named.items()}
+    assert rates["cls_token"] == rates["patch_embed.proj.weight"] < rates["blocks.0.norm1.weight"]
+    assert rates["blocks.0.attn.qkv.weight"] < rates["blocks.1.attn.qkv.weight"] < rates["blocks.2.attn.qkv.weight"]
+    assert rates["blocks.2.mlp.fc2.weight"] == rates["norm.weight"] < rates["head.weight"] == 1
+    for name in ("cls_token", "pos_embed", "reg_token", "blocks.0.norm1.weight", "head.bias"):
+        assert found[id(named[name])]["weight_decay"] == 0
+    assert found[id(named["blocks.0.attn.qkv.weight"])]["weight_decay"] == 0.1
+
+
+def test_checkpointing_changes_no_gradient() -> None:
+    model = random_model(vit_hub.ViTConfig(**SMALL), dtype=torch.float64)
+    other, images = copy.deepcopy(model), random_images(model.config, torch.float64)
+    other.set_grad_checkpointing()
+    for each in (model, other):
+        each(images).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(other.get_parameter(name).grad, parameter.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_intermediate_layers_are_dinov2s() -> None:
+    model = random_model(vit_hub.ViTConfig(**SMALL, num_registers=2))
+    images = random_images(model.config)
+    with torch.no_grad():
+        tokens = model.forward_features(images)
+        (patches,) = model.get_intermediate_layers(images)
+        assert torch.equal(patches, tokens[:, 3:])
+        maps, cls = model.get_intermediate_layers(images, [2], reshape=True, return_class_token=True)[0]
+        assert torch.equal(maps, patches.transpose(1, 2).reshape(len(images), 16, 4, 4))
+        assert torch.equal(cls, tokens[:, 0])
+        first, last = model.get_intermediate_layers(images, [0, 2], norm=False)
+        assert torch.equal(torch.stack((first, last)), torch.stack(model.forward_intermediates(images, [0, 2], False)))
+    without = random_model(vit_hub.ViTConfig(**SMALL, class_token=False, pool="avg"))
+    with pytest.raises(vit_hub.ConfigError, match="class token"):
+        without.get_intermediate_layers(images, return_class_token=True)
