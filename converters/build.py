@@ -13,12 +13,13 @@ from torch import Tensor
 from vit_hub.converters.casting import to_torch, torch_dtype
 from vit_hub.converters.read import Checkpoint
 from vit_hub.converters.tensors import LazyTensor
-from vit_hub.errors import ConfigError, first_line
+from vit_hub.errors import ConfigError
 from vit_hub.model.config import ViTConfig
+from vit_hub.model.device import usable_device
 from vit_hub.model.shapes import tensor_shapes
 from vit_hub.model.vit import VisionTransformer
 
-__all__ = ["build", "usable_device"]
+__all__ = ["build"]
 
 # Threads that lay out and cast tensors; more than a few only wait for memory.
 _READERS = min(4, os.cpu_count() or 1)
@@ -113,19 +114,3 @@ def _adapt_channels(kernel: Tensor, in_chans: int) -> Tensor:
         return kernel.float().sum(dim=1, keepdim=True).to(kernel.dtype)
     repeated = kernel.repeat(1, -(-in_chans // chans), 1, 1)[:, :in_chans]
     return (repeated.float() * (chans / in_chans)).to(kernel.dtype)
-
-
-def usable_device(device: str | torch.device) -> torch.device:
-    """Return the device of this name after computing something on it.
-
-    Raises:
-        ConfigError: it does not exist or cannot be used.
-    """
-    try:
-        torch.zeros(1, device=device).item()
-        return torch.device(device)
-    # The exception for a misspelt, unsupported or missing device differs from device to device.
-    except Exception as error:
-        raise ConfigError(
-            f"device {str(device)!r} cannot be used: {first_line(error)}", hint="cpu always works"
-        ) from error

@@ -1,4 +1,4 @@
-"""Lazy checkpoints at another image or patch size, and how resizing methods differ."""
+"""Whole checkpoints at another size, still lazy, and how resizing methods differ (tables: vit_hub.model.resize)."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Report:
         dropped: source name -> reason for leaving it out.
         inferred: config field -> its origin.
         warnings: messages for the user.
-        lossy: the format cannot express the model, and it was written all the same.
+        lossy: the format cannot express the model, but it was written anyway.
     """
 
     path: Path

@@ -94,7 +94,13 @@ def test_no_module_takes_the_place_of_a_public_name() -> None:
 
 def torch_free(module: str) -> bool:
     """Return True for modules that `vit-hub list` and `info` may need: all below the converters that do not compute."""
-    computes = ("vit_hub.model.vit", "vit_hub.model.layers", "vit_hub.model.stems", "vit_hub.model.rope")
+    computes = (
+        "vit_hub.model.vit",
+        "vit_hub.model.layers",
+        "vit_hub.model.stems",
+        "vit_hub.model.rope",
+        "vit_hub.model.device",
+    )
     return room(module) <= room("vit_hub.registry") and not is_inside(module, *computes, "vit_hub.model.positions")
 
 

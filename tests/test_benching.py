@@ -61,9 +61,9 @@ def test_everybody_computes_the_same_at_every_batch_size() -> None:
 )
 def test_a_peer_without_the_architecture_gets_a_line_that_says_so(changes: dict[str, Any], missing: set[str]) -> None:
     table = time_forward(model(**changes), batch_sizes=(2,), rounds=1)
-    told = {line.implementation: line.problem for line in table if line.seconds is None}
-    assert set(told) == missing
-    assert all("cannot express" in problem for problem in told.values())
+    problems = {line.implementation: line.problem for line in table if line.seconds is None}
+    assert set(problems) == missing
+    assert all("cannot express" in problem for problem in problems.values())
 
 
 def test_a_peer_that_is_not_installed_gets_a_line_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

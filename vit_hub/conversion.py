@@ -1,4 +1,4 @@
-"""Open, convert and compare checkpoints by any name that :func:`vit_hub.load` takes."""
+"""The one-call surface: open, convert and compare checkpoints by any name that :func:`vit_hub.load` takes."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ T = TypeVar("T")
 # Takes names of tensors and yields, in that order, (name, bytes), with one or more pieces for each.
 Pieces: TypeAlias = "Callable[[Iterable[str]], Iterator[tuple[str, memoryview]]]"
 
-# Touched pages of a mapped file count as memory of the process until the mapping is closed. So the file is mapped anew
+# Touched pages of a mapped file count as memory of the process until the mapping is closed. So the file is remapped
 # after this many bytes; an old mapping lives as long as one of its arrays. Each costs a file handle, hence the limit.
 _GENERATION_BYTES = 32 << 20
 _MOST_GENERATIONS = 128
@@ -30,7 +30,7 @@ _COLUMNS = 32
 
 
 class Renewed(Generic[T]):
-    """A resource over mapped memory that is opened anew after a number of bytes read."""
+    """A resource over mapped memory that is reopened after a number of bytes read."""
 
     def __init__(self, opener: Callable[[], T], size: int) -> None:
         self._opener = opener

@@ -114,16 +114,16 @@ def test_convert_dtype(answer: Answer, run: Run, tmp_path: Path) -> None:
 
 
 def test_convert_groups_what_is_left_out(run: Run, answer: Answer, training_state: Path, tmp_path: Path) -> None:
-    told = ("--set", "num_heads=2")
-    data = answer("convert", training_state, tmp_path / "a.safetensors", *told)
+    options = ("--set", "num_heads=2")
+    data = answer("convert", training_state, tmp_path / "a.safetensors", *options)
     assert len(data["dropped"]) == 20
     assert all(name.startswith("state_dict/") for name in data["dropped"])
-    result = run("convert", training_state, tmp_path / "b.safetensors", "--keep-rest", *told)
+    result = run("convert", training_state, tmp_path / "b.safetensors", "--keep-rest", *options)
     (line,) = result.stdout.split("Left out\n")[1].splitlines()
     assert line.startswith("  20 tensors  student copy")
     assert line.endswith(", ...")
     assert set(load_file(tmp_path / "b.safetensors.rest.safetensors")) == set(data["dropped"])
-    assert line in run("inspect", training_state, *told).stdout
+    assert line in run("inspect", training_state, *options).stdout
 
 
 def test_convert_failures_leave_nothing(run: Run, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``download``: what is told before anything is fetched, and what would be."""
+"""``download``: its announcements before anything is fetched, and its plan."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def test_the_terms_are_told_before_the_first_byte(
     monkeypatch.setattr(vit_hub.cli.output.Output, "announce", listening)
     result = run("tiny")
     assert asked_before == [0]
-    [told] = result.stderr.splitlines()
+    [announced] = result.stderr.splitlines()
     for text in ("tiny: licence cc-by-nc-4.0", "restricted: not an open licence", f"from {url}", " bytes"):
-        assert text in told
+        assert text in announced
     assert len(result.stdout.splitlines()) == 1
     assert run("tiny").stderr == ""
 

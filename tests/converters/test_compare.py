@@ -1,4 +1,4 @@
-"""Are these the same weights, and do they give the same numbers? Across any two formats."""
+"""Comparison of weights and outputs across any two formats."""
 
 from __future__ import annotations
 

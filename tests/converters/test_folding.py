@@ -154,7 +154,7 @@ def test_a_mask_that_lets_keys_through_stays_one_bias(tmp_path: Path) -> None:
 
 
 def test_nothing_is_folded_without_need(tmp_path: Path) -> None:
-    """What a format can express is written as it is, also where another of its classes could have it folded."""
+    """A model that a format can express is written as it is, also where another of its classes could have it folded."""
     model = random_model(SMALL.replace(layer_scale=True, num_registers=2, num_classes=0))
     report = vit_hub.convert(model.save(tmp_path / "source.safetensors"), tmp_path / "out", to="hf")
     assert report.config.layer_scale

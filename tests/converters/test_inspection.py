@@ -1,4 +1,4 @@
-"""What ``inspect`` warns of, and what the errors say of files that are almost known."""
+"""Warnings of ``inspect``, and errors about files that are almost recognised."""
 
 from __future__ import annotations
 

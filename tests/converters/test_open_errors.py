@@ -1,4 +1,4 @@
-"""What cannot be read as a Vision Transformer: one error that names the file, what is wrong in it, and the remedy."""
+"""Files that cannot be read as a Vision Transformer: one error that names the file, the fault in it, and the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rule language by itself: layouts and tables that are written down once and read both ways."""
+"""The rule language by itself: layouts and tables that are written down once and read in both directions."""
 
 from __future__ import annotations
 

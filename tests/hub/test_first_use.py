@@ -1,4 +1,4 @@
-"""What no hash pins must stay what it was when it was first used."""
+"""Files without a pinned hash must stay as they were when first used."""
 
 from __future__ import annotations
 

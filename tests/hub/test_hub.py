@@ -44,14 +44,14 @@ sockets = []
 NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg")
 sys.addaudithook(lambda event, arguments: sockets.append(event) if event in NETWORK else None)
 try:
-    source, told = WeightSource(kind="hf", **task["source"]), {"offline": task["offline"], "progress": True}
+    source, options = WeightSource(kind="hf", **task["source"]), {"offline": task["offline"], "progress": True}
     if task["next"]:
         later = WeightSource(kind="https", format="timm", url=task["next"])
         with warnings.catch_warnings(record=True) as heard:
-            path = fetch_any(None, (source, later), **told).path
+            path = fetch_any(None, (source, later), **options).path
         result = {"path": str(path), "heard": [str(item.message) for item in heard]}
     else:
-        path = fetch(source, **told)
+        path = fetch(source, **options)
         result = {"path": str(path), "beside": sorted(item.name for item in path.parent.iterdir())}
 except VitHubError as error:
     kinds = [kind.__name__ for kind in type(error).__mro__]
@@ -71,7 +71,7 @@ def server() -> Iterator[HubServer]:
 
 @pytest.fixture
 def fetch(server: HubServer, tmp_path: Path) -> Fetch:
-    """Fetches a source in a new process: ``{"path", "beside"}`` or ``{"error", "message", "hint"}``.
+    """Fetch a source in a new process: ``{"path", "beside"}`` or ``{"error", "message", "hint"}``.
 
     ``next`` is the address of a second source, ``free`` how many bytes the disk seems to have.
     """

@@ -62,8 +62,8 @@ def test_a_conversion_killed_fifty_times(tmp_path: Path) -> None:
     tensors = {name: generator.random(shape, np.float32) for name, shape in tensor_shapes(config).items()}
     plain, source, path = tmp_path / "a.safetensors", tmp_path / "a.npz", tmp_path / "there" / "b.safetensors"
     save_file(tensors, plain)
-    told = {"num_heads": 6, "act": "gelu_tanh"}
-    vit_hub.convert(plain, source, to="vit_jax", overrides=told)
+    overrides = {"num_heads": 6, "act": "gelu_tanh"}
+    vit_hub.convert(plain, source, to="vit_jax", overrides=overrides)
     vit_hub.convert(source, path, to="canonical")
     seen = killing("convert", source, path, hashlib.sha256(path.read_bytes()).hexdigest())
     assert seen["killed"] == 50

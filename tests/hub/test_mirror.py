@@ -15,12 +15,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from hub_fixtures import MakeEntry, cache, make_entry, server
+from hub_fixtures import MakeEntry, cache, forbid_sockets, make_entry, server
 from hub_process import COMMIT, REPO, Hub, config_file, hub
 from hypothesis import given
 from hypothesis import strategies as st
 from servers import Reply, Server, listening
-from test_fetch import forbid_sockets
 from tiny import timm_file, vit_jax_file
 
 import vit_hub.hub.mirror
@@ -76,7 +75,7 @@ def served(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def change_index(mirror: Path, **changes: Any) -> None:
-    """Changes what the index says of the only address."""
+    """Change the index entry of the only address."""
     index = json.loads((mirror / "index.json").read_text())
     for entry in index["addresses"].values():
         entry.update(changes)

@@ -40,7 +40,7 @@ def server() -> Iterator[UploadServer]:
 
 @pytest.fixture
 def command(server: UploadServer, tmp_path: Path) -> Command:
-    """Runs ``vit-hub`` or, given ``program=``, other code in a process of its own, logged in with the right token."""
+    """Run ``vit-hub`` or, given ``program=``, other code in a process of its own, logged in with the right token."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "VIT_HUB_"))}
     settings = {
         "HF_ENDPOINT": server.url,

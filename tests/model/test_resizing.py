@@ -80,8 +80,8 @@ class TestRecorded:
         if "at run time" in resize.get("method", ""):
             # FlexiViT resizes tables in another way when it trains than when it loads a checkpoint.
             arguments["resize"] = "bilinear-antialias"
-        told = {name: value for name, value in case.overrides.items() if name != "image_size"}
-        return vit_hub.load(case.checkpoint, image_size=tuple(case.images().shape[-2:]), overrides=told, **arguments)
+        options = {name: value for name, value in case.overrides.items() if name != "image_size"}
+        return vit_hub.load(case.checkpoint, image_size=tuple(case.images().shape[-2:]), overrides=options, **arguments)
 
     def test_there_are_cases_of_every_project_that_resizes(self) -> None:
         projects = {"vitjax", "bv", "timm", "hf", "fb", "openclip", "torchvision"}
@@ -210,7 +210,7 @@ class TestAgreement:
 
 
 class TestSources:
-    """What a checkpoint's own project does, beyond the seven ways to resize a table."""
+    """Resizing by a checkpoint's own project, beyond the seven methods for tables."""
 
     @pytest.mark.parametrize(("resize", "changes"), [("source", False), ("bilinear-align-corners", True)])
     def test_some_projects_count_patches(self, resize: str, changes: bool) -> None:
@@ -455,11 +455,11 @@ class TestConversion:
         report = vit_hub.convert(
             case.checkpoint, tmp_path / "out", to=ckpt.format, overrides=case.overrides, image_size=size
         )
-        told = {name: value for name, value in case.overrides.items() if name not in ("image_size", "num_heads")}
-        told |= {
+        options = {name: value for name, value in case.overrides.items() if name not in ("image_size", "num_heads")}
+        options |= {
             name: getattr(report.config, name) for name in ("image_size", "num_heads") if name in str(report.warnings)
         }
-        assert_equal(vit_hub.load(report.path, overrides=told), wanted)
+        assert_equal(vit_hub.load(report.path, overrides=options), wanted)
 
     def test_by_way_of_the_canonical_file(self, tmp_path: Path) -> None:
         """The record of the source follows, so that the way back needs no hint at the new size either."""

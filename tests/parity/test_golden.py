@@ -82,7 +82,7 @@ def test_every_format_that_can_express_it_gives_the_same_outputs(case: Case, to:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        # Projects that name their tensors alike: what was written is read as the right one all the same.
+        # Some projects have the same tensor names; what was written is still read as the right one.
         warnings.filterwarnings("ignore", ".*have the same tensor names")
         model = vit_hub.load(report.path, overrides=options)
     if not any(message.startswith("irreversible") for message in report.warnings):

@@ -95,7 +95,7 @@ def named(module: nn.Module) -> dict[str, Tensor]:
 
 
 def image_tower(path: Path) -> dict[str, Tensor]:
-    """What an image tower of open_clip or OpenAI takes of a file."""
+    """The part of a file that an image tower of open_clip or OpenAI loads."""
     file = path / "open_clip_model.safetensors" if path.is_dir() else path
     if file.suffix == ".safetensors":
         from safetensors.torch import load_file

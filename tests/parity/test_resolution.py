@@ -162,7 +162,7 @@ MODELS = _transformers_models()
 
 
 def arguments_of(theirs: Any, images: Tensor) -> dict[str, Any]:
-    """What a model of transformers wants beside or instead of images to run at another size."""
+    """Arguments of a transformers model, beside or instead of images, to run at another size."""
     batch, chans, height, width = images.shape
     found: dict[str, Any] = {"pixel_values": images}
     if type(theirs).__name__ == "Siglip2VisionModel":

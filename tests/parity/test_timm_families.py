@@ -60,7 +60,7 @@ def assert_goes_back(ours: vit_hub.VisionTransformer, theirs: Any) -> None:
 
 @st.composite
 def common_arguments(draw: st.DrawFn) -> dict[str, Any]:
-    """What Eva and Beit have in common, and patches and images that are not square."""
+    """Fields that Eva and Beit share, and patches and images that are not square."""
     heads = draw(st.sampled_from((1, 2, 3)))
     patch = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
     grid = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))

@@ -66,7 +66,7 @@ def _patches(images: Tensor, size: int) -> dict[str, Tensor]:
 
 
 def outputs(model: Any, images: Tensor) -> dict[str, Tensor]:
-    """What a model of transformers gives, by this library's name for it."""
+    """Outputs of a transformers model, by this library's names for them."""
     name, found = type(model).__name__, {}
     if name in ("SiglipModel", "Siglip2Model", "CLIPModel"):
         if name == "CLIPModel":
@@ -93,7 +93,7 @@ def outputs(model: Any, images: Tensor) -> dict[str, Tensor]:
 
 
 def _tower(draw: st.DrawFn, **fixed: Any) -> dict[str, Any]:
-    """What all configs have in common."""
+    """Fields that all configs share."""
     heads, patch = draw(st.sampled_from((1, 2, 3))), draw(st.integers(1, 3))
     found = {
         "num_attention_heads": heads,
@@ -214,7 +214,7 @@ ARCHITECTURES = (
 
 
 def of_each_class(count: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Runs a test over random small models, ``count`` of each class of transformers."""
+    """Run a test over random small models, ``count`` of each class of transformers."""
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -241,7 +241,7 @@ def assert_same(ours: vit_hub.VisionTransformer, theirs: Any, limit: float) -> N
 
 
 def loaded_strictly(folder: Path) -> Any:
-    """What transformers makes of a folder, in float64: nothing is missing, nothing is left over."""
+    """A folder loaded by transformers in float64, with nothing missing and nothing left over."""
     architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
     model, info = getattr(transformers, architecture).from_pretrained(
         folder, output_loading_info=True, dtype=torch.float64

@@ -42,7 +42,7 @@ OUTPUTS: dict[str, Callable[[VisionTransformer, Tensor], Tensor]] = {
 # Projects whose files say nothing of the number of heads, and those whose files say nothing of the activation.
 _HEADS_UNSTATED = ("timm", "fb", "torchvision", "openclip", "openai")
 _ACTIVATION_UNSTATED = ("timm", "openclip")
-# Models without a position table of a size, outside of Hugging Face's folders: the image size has to be told.
+# Models without a position table of a size, outside of Hugging Face's folders: the image size has to be given.
 _SIZE_UNSTATED = ("timm_dinov3", "fb_dinov3", "bv_tok_sincos2d")
 
 
@@ -63,7 +63,7 @@ class Case:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """What the checkpoint itself cannot say: nothing that its tensors or a config file beside them do say."""
+        """The fields that neither the checkpoint's tensors nor a config file beside them state."""
         config: dict[str, Any] = self.meta["config"]
         options: dict[str, Any] = {}
         if self.name.startswith(_HEADS_UNSTATED) and config.get("heads"):

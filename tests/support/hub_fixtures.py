@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import vit_hub.hub.names.locate
 from vit_hub.preprocessing.project_files import CONVENTIONS
 from vit_hub.registry import Entry, WeightSource, get_entry
 
-__all__ = ["PREPROCESS", "MakeEntry", "cache", "make_entry", "server"]
+__all__ = ["PREPROCESS", "MakeEntry", "cache", "forbid_sockets", "make_entry", "server"]
 
 PREPROCESS = CONVENTIONS["timm"].with_image_size(CONFIG.image_size)
 MakeEntry = Callable[..., Entry]
@@ -69,3 +70,14 @@ def make_entry(server: Server, monkeypatch: pytest.MonkeyPatch) -> MakeEntry:
         return entry
 
     return make
+
+
+def forbid_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every socket an error."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)

@@ -95,7 +95,7 @@ def command(
     above 1 vit-hub is faster. "difference" is the largest absolute difference from vit-hub's result.
     """
     from vit_hub.benching import OURS, TASKS, machine, time_forward
-    from vit_hub.converters.build import usable_device
+    from vit_hub.model.device import usable_device
 
     usable_device(compute_options["device"])
     net = _model(model, image_size, compute_options, offline, output)

@@ -47,8 +47,8 @@ def command(
 
     Same weights: every tensor that the model computes with has equal values; dtypes may differ. Same numbers: the
     outputs on a random image agree to 2e-5 (the embeddings, if only one has a head or their heads differ in size).
-    Equal weights give other numbers if activation, heads or epsilon differ. --set applies to both. The exit status is 3
-    if weights or numbers differ; with --quiet nothing is printed.
+    Equal weights still give different outputs if the activation, number of heads or epsilon differ. --set applies to
+    both. The exit status is 3 if weights or numbers differ; with --quiet nothing is printed.
     """
     found = vit_hub.compare(first, second, formats=(format_a, format_b), overrides=overrides, offline=offline)
     if output.json:

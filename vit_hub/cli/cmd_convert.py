@@ -30,7 +30,7 @@ Examples:
 """
 
 
-@click.command("convert", cls=Verb, short_help="Convert a checkpoint to another format, bit for bit.", epilog=_EPILOG)
+@click.command("convert", cls=Verb, short_help="Convert a checkpoint to another format.", epilog=_EPILOG)
 @click.argument("source", shell_complete=complete_source, metavar="SRC")
 @click.argument("destination", type=click.Path(path_type=Path), metavar="DST")
 @format_option(
@@ -61,7 +61,10 @@ def command(
     keep_rest: bool,
     source_options: dict[str, Any],
 ) -> None:
-    """Convert a checkpoint, tensor by tensor and bit for bit; only another size or --dtype changes values.
+    """Convert a checkpoint, tensor by tensor.
+
+    Values stay the same bit for bit, unless the size or dtype is changed, or the format needs tensors folded, which is
+    reported.
 
     DST is a file, whose suffix selects the container (.safetensors, .npz, .pth, ...), or a folder, which gets the files
     customary for the format. Printed on stdout: the path for loading, the format, where each config field came from,

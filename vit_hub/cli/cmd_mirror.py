@@ -23,7 +23,7 @@ Examples:
 @click.argument("names", shell_complete=complete_source, nargs=-1, required=True, metavar="NAME...")
 @offline_option
 def command(output: Output, folder: Path, names: tuple[str, ...], offline: bool) -> None:
-    """Copy the original files of models to a folder that any web server or disk can serve.
+    """Copy the original files of models to a folder that a web server can serve or a disk can carry.
 
     DIR gets index.json and plain copies of the files, named by their sha256; more models can be added later. If
     VIT_HUB_MIRROR is such a folder or its address, files are looked for there first, and verified. Files that it does

@@ -53,7 +53,7 @@ def command(
     classified nevertheless, and the exit status is 1. With --quiet, print one line per image: path, class and
     probability, separated by tabs.
     """
-    from vit_hub.converters.build import usable_device
+    from vit_hub.model.device import usable_device
 
     files = list(_expanded(images))
     usable_device(compute_options["device"])

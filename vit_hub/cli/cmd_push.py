@@ -56,7 +56,7 @@ def command(
     overrides: dict[str, Any],
     offline: bool,
 ) -> None:
-    """Publish a model in a repository of the Hugging Face Hub.
+    """Publish a model to a Hugging Face Hub repository.
 
     SRC is anything that `vit-hub convert` takes. REPO is owner/name; it is created if it does not exist. A model card
     (README.md) is added, with the origin, licence and preprocessing of the weights and how to load them; a README.md

@@ -139,7 +139,7 @@ set_option = click.option(
     multiple=True,
     callback=_parsed,
     shell_complete=_complete,
-    help="Set a config field that the file does not determine or has wrong, such as num_heads=3, image_size=224x160, "
+    help="Set a config field that the file does not determine or gets wrong, such as num_heads=3, image_size=224x160, "
     "act=gelu_tanh or qkv_bias=false. Repeatable.",
 )
 """Option ``--set``; the command gets ``overrides``, a dict as :func:`vit_hub.load` takes it."""

@@ -3,8 +3,9 @@
 * ``names``: the meaning of a name or address, and its sources. No network.
 * ``cache``: the files on this machine: places, hashes, records, inventory, verification.
 * ``http``: downloads from plain addresses: resumed, retried, hashed, over several connections.
-* ``fetch``: the verified file of one source, through ``mirror``, ``huggingface`` or ``http``; ``resolve``: the first
-  source of a name that delivers, as an opened checkpoint; ``download``: its canonical form in the cache.
+* ``resolve``: a name as an opened checkpoint: ``names.locate`` says which sources it has, ``fetch`` brings the verified
+  file of the first that delivers, through ``mirror``, ``huggingface`` or ``http.download``.
+* ``download``: what ``resolve`` found, converted to its canonical form in the cache.
 * ``plan``, ``lockfile``, ``make_mirror``: the commands ``download --dry-run``, ``lock`` and ``mirror``.
 * ``publish``, with ``model_card``: the command ``push``.
 """

@@ -85,7 +85,7 @@ def check_choices(instance: Any, prefix: str = "") -> None:
     """Raise ConfigError if a field of a dataclass has none of the values that its type names."""
     for name, values in _choices(instance.__class__).items():
         value = getattr(instance, name)
-        if value not in values:
+        if not any(type(value) is type(one) and value == one for one in values):  # 1 is no True
             raise ConfigError(f"{prefix}{name} must be one of {', '.join(map(str, values))}, not {value!r}")
 
 

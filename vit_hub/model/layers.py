@@ -129,9 +129,10 @@ class Attention(nn.Module):
         super().__init__()
         dim = config.embed_dim
         self.num_heads = config.num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias is True)
         if config.qkv_bias == "masked":
-            self.qkv = MaskedLinear(dim, 3 * dim, torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(dim))
+            self.qkv: nn.Linear = MaskedLinear(dim, 3 * dim, torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(dim))
+        else:
+            self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias is True)
         self.q_bias: Tensor | None = None
         self.v_bias: Tensor | None = None
         if config.qkv_bias == "qv":

@@ -72,14 +72,12 @@ class VisionTransformer(nn.Module):
         def norm(wanted: bool) -> nn.Module:
             return nn.LayerNorm(dim, eps=config.norm_eps) if wanted else nn.Identity()
 
-        # Eq. 1: tokens before the patches, positions, the patch embedding.
+        # Eq. 1: tokens before the patches, and their positions.
         self.cls_token = _token(1, dim) if config.class_token else None
         self.dist_token = _token(1, dim) if config.distilled else None
         self.reg_token = _token(config.num_registers, dim) if config.num_registers else None
         rows = config.num_prefix_rows + config.num_patches
         self.pos_embed: Tensor | None = _token(rows, dim) if config.pos_embed == "learned" else None
-        self.patch_embed = PatchEmbed(config)
-        self.norm_pre = norm(config.pre_norm)
         # Positions that the attention of eq. 2 takes in instead: rotations, and biases of the logits.
         self.rope_embed: nn.Module | None = None
         if config.rope and config.rope.stored_periods:
@@ -97,6 +95,9 @@ class VisionTransformer(nn.Module):
             self.rel_pos_bias.relative_position_bias_table = nn.Parameter(table)
         # What of all this is computed, not learned; `reset_tables` fills it in.
         self.pos_table = self.rope_cos = self.rope_sin = self.rel_pos_index = None
+        # Eq. 1: the patch embedding.
+        self.patch_embed = PatchEmbed(config)
+        self.norm_pre = norm(config.pre_norm)
         # Eq. 2 and 3.
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         # Eq. 4, and the pooling of other families.

@@ -71,9 +71,6 @@ class Preprocessing:
         object.__setattr__(self, "image_size", size_pair("image_size", self.image_size))
         for name in ("mean", "std"):
             object.__setattr__(self, name, channel_values(name, getattr(self, name)))
-        # 1 and 0 would pass for a choice.
-        if not isinstance(self.antialias, bool):
-            raise ConfigError(f"antialias must be true or false, not {self.antialias!r}")
         check_choices(self)
         if len(self.std) != len(self.mean):
             raise ConfigError(f"std has {len(self.std)} values and mean has {len(self.mean)}")

@@ -1,4 +1,4 @@
-"""What is written is read back the same, by this package and by each format's own."""
+"""Written files are read back the same, by this package and by each format's own."""
 
 from __future__ import annotations
 

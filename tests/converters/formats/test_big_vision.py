@@ -165,7 +165,7 @@ def test_a_file_of_any_spelling(
 
 
 def beside(prefix: str) -> dict[str, np.ndarray]:
-    """What stands beside an image tower, and the optimiser's state beside its target."""
+    """Tensors beside an image tower, and the optimiser's state beside its target."""
     found: dict[str, np.ndarray] = {}
     if prefix.endswith("img/"):
         both = prefix.removesuffix("img/")

@@ -56,7 +56,7 @@ class Maker:
         return state | self.layer(f"{name}.mlp.fc1", hidden, width) | self.layer(f"{name}.mlp.fc2", width, hidden)
 
     def vit(self, *, token: bool = True, rows: int = 1, norm: bool = True, table: bool = True, **block: Any) -> State:
-        """What all of them have, with ``rows`` rows of the position table before those of the patches."""
+        """Tensors that all of them have, with ``rows`` rows of the position table before those of the patches."""
         state: State = {"cls_token": self.random(1, 1, self.width)} if token else {}
         if table:
             state["pos_embed"] = self.random(1, rows + self.grid**2, self.width)

@@ -292,7 +292,7 @@ def test_files_of_hugging_face_are_verified(hub: Hub) -> None:
 
 @pytest.fixture
 def litter(file: Path, cache: Path) -> dict[str, Path]:
-    """What is of no use: reason -> one file of it."""
+    """Files of no use: reason -> one file of it."""
     web, canonical = file.parent, vit_hub.download("tiny").parent
     gone = cache / "files" / "gone" / "gone.npz"
     gone.parent.mkdir()
@@ -422,8 +422,8 @@ def test_a_removal_waits_for_who_is_writing(server: Server) -> None:
 def test_a_cache_elsewhere(server: Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """On another file system, where there is one."""
     shared = Path("/dev/shm")
-    home = shared if os.access(shared, os.W_OK) else Path.cwd()
-    folder = home / f"vit-hub-test-{os.getpid()}"
+    parent = shared if os.access(shared, os.W_OK) else Path.cwd()
+    folder = parent / f"vit-hub-test-{os.getpid()}"
     request.addfinalizer(lambda: shutil.rmtree(folder, ignore_errors=True))
     monkeypatch.setenv("VIT_HUB_CACHE", str(folder))
     assert folder in vit_hub.download(server.url + "/tiny.npz").parents

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from hub_fixtures import cache, server
+from hub_fixtures import cache, forbid_sockets, server
 from hypothesis import given
 from hypothesis import strategies as st
 from servers import Reply, Server
@@ -51,15 +51,6 @@ def kept(cache: Path) -> list[str]:
     """Names of the files in the cache, locks and stamps left out."""
     files = [path for path in cache.rglob("*") if path.is_file() and path.parent.name != "stamps"]
     return [path.name for path in files if not path.name.endswith(".lock")]
-
-
-def forbid_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("a socket was opened")
-
-    monkeypatch.setattr(socket, "socket", refuse)
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 def test_a_file_is_fetched_once_under_its_own_name(server: Server, cache: Path) -> None:

@@ -252,7 +252,7 @@ print([item.name for item in path.parent.iterdir()])
 
 
 def fetch_elsewhere(path: Path, url: str, *, limit: int = 0, before: str = "") -> tuple[str, str]:
-    """What a process of its own says, and what it leaves; ``before`` is a shell command that runs first."""
+    """Output of a process of its own, and the files that it leaves; ``before`` is a shell command that runs first."""
     command = ["unshare", "-rm", "sh", "-c", f'{before} && exec "$@"', "sh"] if before else []
     command += [sys.executable, "-c", FETCH, str(path), url, str(limit)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=dict(os.environ), cwd=path.anchor)

@@ -113,10 +113,10 @@ def test_any_other_file_is_told_from_its_name() -> None:
 )
 def test_names_tell_what_the_registry_says(model_id: str) -> None:
     known = get_entry(model_id)
-    told = entry_of(parse(str(known.sources[0].url).removeprefix(FOLDER)))
+    found = entry_of(parse(str(known.sources[0].url).removeprefix(FOLDER)))
     for field in ("config", "license", "restricted", "data", "labels"):
-        assert getattr(told, field) == getattr(known, field), field
-    assert Preprocessing.from_dict(told.preprocess) == Preprocessing.from_dict(known.preprocess)
+        assert getattr(found, field) == getattr(known, field), field
+    assert Preprocessing.from_dict(found.preprocess) == Preprocessing.from_dict(known.preprocess)
 
 
 @pytest.mark.parametrize(

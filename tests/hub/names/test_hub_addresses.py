@@ -1,4 +1,4 @@
-"""All ways to name one file on Hugging Face's hub, by the real huggingface_hub client against a local server."""
+"""All addresses of one file on Hugging Face's hub, by the real huggingface_hub client against a local server."""
 
 from __future__ import annotations
 
@@ -47,6 +47,6 @@ def test_a_dry_run_asks_nobody_and_knows_the_cache(hub: Hub) -> None:
 def test_gated_weights_say_what_to_do(hub: Hub) -> None:
     hub.server.gated.add(REPO)
     for hub.server.refusal in (401, 403):
-        told = hub.run("download", REPO, code=1)
+        shown = hub.run("download", REPO, code=1)
         for text in (f"{REPO} is gated", f"{hub.server.url}/{REPO}", "hf auth login", "HF_TOKEN"):
-            assert text in told
+            assert text in shown

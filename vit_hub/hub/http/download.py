@@ -23,7 +23,9 @@ __all__ = ["stream_to"]
 
 LARGE = 64 << 20  # bytes to come, from which on a file is divided among several connections ...
 PIECE = 32 << 20  # ... that request so many bytes at a time
-_PAGE = 64 << 10  # bytes; an answer of another size that is no larger is fetched all the same, to say what it is
+_PAGE = (
+    64 << 10
+)  # bytes; an answer of another size that is no larger is fetched anyway, so that the error can describe it
 
 
 def stream_to(path: Path, source: WeightSource, *, checkpoint: bool = True, progress: bool = False) -> None:

@@ -104,7 +104,7 @@ class Transfer:
                 try:
                     self._receive(response or self._request(piece), piece, file)
                 except TransientError as failure:
-                    # Servers refuse connections that are too many for them in various ways; the others go on.
+                    # Servers refuse surplus connections with various statuses, or by closing them; the others go on.
                     self._waiting.appendleft(piece)
                     return failure
                 response = None

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_fixtures import MakeEntry, cache, make_entry, server
 from servers import HubServer, Reply, Server, serving
-from test_sources import MakeEntry, cache, make_entry, server
 from tiny import CONFIG, timm_file, vit_jax_file
 
 import vit_hub.hub.download

@@ -1,4 +1,4 @@
-"""What a name stands for, and which of its sources is taken."""
+"""The meaning of names, and which of their sources is used."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ]
     text = [MODEL.format(**dict(zip(("id", "aliases", "repo", "file"), model, strict=True))) for model in models]
     (tmp_path / "made_up.toml").write_text(MANIFEST + "".join(text))
-    caches = (weights_manifest.outlines, registry._names, registry._loose_names)
+    caches = (weights_manifest.outlines, registry._names)
     monkeypatch.setattr(weights_manifest, "FOLDER", tmp_path)
     for cached in caches:
         cached.cache_clear()
