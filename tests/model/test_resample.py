@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import torch.nn.functional as F
+from grids import resize_grid
 from hypothesis import given
 from hypothesis import strategies as st
 from small_models import examples
@@ -18,7 +19,7 @@ from timm.layers import resample_patch_embed, resize_rel_pos_bias_table
 
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import RESIZE_METHODS
-from vit_hub.model.resample import axis_matrix, kernel_matrix, resize_grid
+from vit_hub.model.resample import axis_matrix, kernel_matrix
 
 Table = npt.NDArray[Any]
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import CASES, OUTPUTS, RESIZED, Case
+from grids import resize_grid
 from hypothesis import given
 from hypothesis import strategies as st
 from small_models import configs, examples, random_images, random_model
@@ -20,7 +21,7 @@ from vit_hub.converters.passport import Passport
 from vit_hub.converters.resize import TableDifference, table_differences
 from vit_hub.errors import ConfigError, UnsupportedByFormatError
 from vit_hub.model.config import RESIZE_METHODS, Rope, ViTConfig
-from vit_hub.model.resample import kernel_matrix, resize_grid
+from vit_hub.model.resample import kernel_matrix
 from vit_hub.model.resize import resize_tensor, resized_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*default .* is used", "ignore:.*have the same tensor names")

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import RESIZE_METHODS
 
-__all__ = ["axis_matrix", "kernel_matrix", "resize_grid"]
+__all__ = ["axis_matrix", "kernel_matrix"]
 
 Matrix = npt.NDArray[np.float64]
 
@@ -137,25 +137,3 @@ def kernel_matrix(method: str, old: int, new: int) -> Matrix:
     axis at a time, so that enlarging one and shrinking the other stays well conditioned.
     """
     return np.asarray(np.linalg.pinv(axis_matrix(method, old, new).T), dtype=np.float64)
-
-
-def resize_grid(
-    table: npt.NDArray[np.floating], old: tuple[int, int], new: tuple[int, int], method: str
-) -> npt.NDArray[np.float64]:
-    """Return a table with one row per patch at another grid size.
-
-    Args:
-        table: [old rows * old columns, D], patches in row-major order.
-        old: (rows, columns) of the table.
-        new: (rows, columns) wanted.
-        method: one of :data:`vit_hub.model.config.RESIZE_METHODS`.
-
-    Returns:
-        [new rows * new columns, D] float64; the values as they are where the grids are equal.
-    """
-    if old == new:
-        return table.reshape(new[0] * new[1], -1).astype(np.float64)
-    wy, wx = axis_matrix(method, old[0], new[0]), axis_matrix(method, old[1], new[1])
-    grid = table.reshape(*old, -1).astype(np.float64)
-    resized = np.einsum("yh,xw,hwd->yxd", wy, wx, grid, optimize=True)
-    return np.asarray(resized.reshape(new[0] * new[1], -1), dtype=np.float64)
