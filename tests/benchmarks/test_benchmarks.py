@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import runpy
 import sys
 from pathlib import Path
-from types import ModuleType
 
+import all as every_benchmark
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -16,16 +15,6 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 OTHERS = {"all.py", "make_checkpoint.py", "digits_resolution.py"}
 
 
-def everything() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("all_benchmarks", FOLDER / "all.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-ALL = everything()
 # Script -> the first cells of the lines of its tables, and text that stands elsewhere.
 PROMISED: dict[str, tuple[list[str], list[str]]] = {
     "startup.py": (
@@ -85,12 +74,12 @@ def run(script: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> N
     runpy.run_path(str(FOLDER / script), run_name="__main__")
 
 
-@pytest.mark.parametrize("script", ALL.SCRIPTS)
+@pytest.mark.parametrize("script", every_benchmark.SCRIPTS)
 def test_a_benchmark_prints_and_writes_its_tables(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     markdown = tmp_path / "table.md"
-    run(script, [*ALL.SCRIPTS[script], "--markdown", str(markdown)], monkeypatch)
+    run(script, [*every_benchmark.SCRIPTS[script], "--markdown", str(markdown)], monkeypatch)
     printed, written = capsys.readouterr().out, markdown.read_text(encoding="utf-8")
     assert printed.strip() in written
     assert written.startswith("# ")
@@ -125,24 +114,24 @@ def scripts() -> set[str]:
 
 
 def test_all_runs_every_benchmark() -> None:
-    assert set(ALL.SCRIPTS) == scripts() - OTHERS
-    assert set(PROMISED) == set(ALL.SCRIPTS)
+    assert set(every_benchmark.SCRIPTS) == scripts() - OTHERS
+    assert set(PROMISED) == set(every_benchmark.SCRIPTS)
     assert scripts() >= OTHERS
 
 
-@pytest.mark.parametrize("script", ALL.SCRIPTS)
+@pytest.mark.parametrize("script", every_benchmark.SCRIPTS)
 def test_all_writes_beside_the_scripts_and_nothing_when_quick(script: str) -> None:
-    assert ALL.command(script, quick=False)[1:] == [
+    assert every_benchmark.command(script, quick=False)[1:] == [
         str(FOLDER / script),
         "--markdown",
         f"benchmarks/{Path(script).stem}.md",
     ]
-    assert ALL.command(script, quick=True)[2:] == ALL.SCRIPTS[script]
-    assert "--markdown" not in ALL.SCRIPTS[script]
+    assert every_benchmark.command(script, quick=True)[2:] == every_benchmark.SCRIPTS[script]
+    assert "--markdown" not in every_benchmark.SCRIPTS[script]
 
 
 def test_every_benchmark_says_how_it_is_called() -> None:
-    for script in ALL.SCRIPTS:
+    for script in every_benchmark.SCRIPTS:
         doc = ast.get_docstring(ast.parse((FOLDER / script).read_text(encoding="utf-8")))
         assert doc is not None
         assert f"python benchmarks/{script} --markdown benchmarks/{Path(script).stem}.md" in doc

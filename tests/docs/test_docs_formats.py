@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
-import pytest
+import formats_document
 
 from vit_hub.converters import format_names
 
-ROOT = Path(__file__).resolve().parents[2]
+
+def test_the_document_is_what_the_formats_say() -> None:
+    text = formats_document.TARGET.read_text(encoding="utf-8")
+    assert formats_document.document() == text, "run: python tools/formats_document.py"
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("formats_document", ROOT / "tools" / "formats_document.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_document_is_what_the_formats_say(tool: ModuleType) -> None:
-    text = tool.TARGET.read_text(encoding="utf-8")
-    assert tool.document() == text, "run: python tools/formats_document.py"
-
-
-def test_it_names_every_format_and_dialect(tool: ModuleType) -> None:
-    text = tool.TARGET.read_text(encoding="utf-8")
+def test_it_names_every_format_and_dialect() -> None:
+    text = formats_document.TARGET.read_text(encoding="utf-8")
     for name in format_names():
         for part in name.split("-"):
             assert f"`{part}" in text or f"-{part}`" in text, name

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 from pathlib import Path
-from types import ModuleType
 
+import digits_resolution
 import pytest
 import torch
 
@@ -29,16 +28,6 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VIT_HUB_OFFLINE", "1")
     return tmp_path
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("digits_resolution", ROOT / "benchmarks" / "digits_resolution.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_python_blocks(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,8 +60,8 @@ def test_every_method_is_explained_and_every_link_leads_somewhere() -> None:
 
 
 @pytest.mark.parametrize(("size", "least"), [(24, 0.94), (48, 0.96)])
-def test_a_trained_model_still_reads_digits_at_other_sizes(size: int, least: float, benchmark: ModuleType) -> None:
-    images, classes = benchmark.held_out()
+def test_a_trained_model_still_reads_digits_at_other_sizes(size: int, least: float) -> None:
+    images, classes = digits_resolution.held_out()
 
     def accuracy(model: vit_hub.VisionTransformer) -> float:
         with torch.inference_mode():
@@ -81,19 +70,19 @@ def test_a_trained_model_still_reads_digits_at_other_sizes(size: int, least: flo
     cells = re.search(rf"^\| {size} \| .*$", TEXT, re.MULTILINE)
     assert cells is not None
     documented = [float(cell) for cell in cells[0].split("|")[3:-1]]
-    for method, percent in [*zip(benchmark.METHODS, documented, strict=False)][::3]:
-        found = accuracy(vit_hub.load(benchmark.NAME, image_size=size, resize=method))
+    for method, percent in [*zip(digits_resolution.METHODS, documented, strict=False)][::3]:
+        found = accuracy(vit_hub.load(digits_resolution.NAME, image_size=size, resize=method))
         assert found >= least, method
         # Another processor may round an image to the other side.
         assert 100 * found == pytest.approx(percent, abs=0.6), method
-    assert accuracy(benchmark.shuffled(vit_hub.load(benchmark.NAME, image_size=size))) < 0.5
+    assert accuracy(digits_resolution.shuffled(vit_hub.load(digits_resolution.NAME, image_size=size))) < 0.5
 
 
-def test_the_picture_shows_each_patch_nearest_to_itself(benchmark: ModuleType) -> None:
-    for size in benchmark.PICTURED:
-        model = vit_hub.load(benchmark.NAME, image_size=size)
+def test_the_picture_shows_each_patch_nearest_to_itself() -> None:
+    for size in digits_resolution.PICTURED:
+        model = vit_hub.load(digits_resolution.NAME, image_size=size)
         rows, columns = model.config.grid_size
-        picture = benchmark.similarities(model)
+        picture = digits_resolution.similarities(model)
         assert picture.shape == (rows * (rows + 1) - 1, columns * (columns + 1) - 1)
         for row in range(rows):
             for column in range(columns):

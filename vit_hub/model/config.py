@@ -327,6 +327,11 @@ class ViTConfig:
         return int(self.class_token) + int(self.distilled) + self.num_registers
 
     @property
+    def feature_dim(self) -> int:
+        """Width of the embedding after projection or representation layer, where there is one."""
+        return self.projection_dim or self.representation_dim or self.embed_dim
+
+    @property
     def num_prefix_rows(self) -> int:
         """Rows of the learned position table before those of the patches."""
         if self.pos_embed != "learned" or not self.pos_embed_prefix:

@@ -39,7 +39,7 @@ AXES: dict[str, Callable[[ViTConfig], int]] = {
     "T": lambda c: c.num_relative_rows,
     "F": lambda c: c.representation_dim,
     "J": lambda c: c.projection_dim,
-    "X": lambda c: c.projection_dim or c.representation_dim or c.embed_dim,
+    "X": lambda c: c.feature_dim,
     "K": lambda c: c.num_classes,
 }
 # Those that are fields of the config.

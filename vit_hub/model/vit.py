@@ -111,9 +111,10 @@ class VisionTransformer(nn.Module):
             fc = nn.Linear(dim, config.representation_dim)
             self.pre_logits = nn.Sequential(OrderedDict(fc=fc, act=nn.Tanh()))
         self.projection = nn.Linear(dim, config.projection_dim, bias=False) if config.projection_dim else nn.Identity()
-        features = config.projection_dim or config.representation_dim or dim
-        self.head_norm = nn.BatchNorm1d(features, eps=1e-6, affine=False) if config.head_norm else nn.Identity()
-        features *= 2 if config.head_input == "cls_avg" else 1
+        self.head_norm = (
+            nn.BatchNorm1d(config.feature_dim, eps=1e-6, affine=False) if config.head_norm else nn.Identity()
+        )
+        features = self.head_hidden_size
         self.head: nn.Module = nn.Linear(features, config.num_classes) if config.num_classes else nn.Identity()
         self.head_dist: nn.Module | None = None
         if config.pool == "cls_dist":
@@ -354,8 +355,7 @@ class VisionTransformer(nn.Module):
     @property
     def head_hidden_size(self) -> int:
         """Width of what the classifier reads."""
-        width = self.config.projection_dim or self.config.representation_dim or self.config.embed_dim
-        return width * (2 if self.config.head_input == "cls_avg" else 1)
+        return self.config.feature_dim * (2 if self.config.head_input == "cls_avg" else 1)
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         """Return the head; of a distilled model both."""
