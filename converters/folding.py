@@ -217,6 +217,14 @@ def _rope_periods(config: ViTConfig, tensors: Tensors) -> Folded | None:
     return config.replace(rope=dataclasses.replace(rope, stored_periods=not rope.stored_periods)), changed
 
 
+def _other_pool(config: ViTConfig, tensors: Tensors) -> Folded | None:
+    """Pool a model without a head otherwise: its tokens are what files of such a model are for."""
+    if config.num_classes or config.projection_dim or config.representation_dim:
+        return None
+    others = {"cls": "avg", "avg": "cls"} if config.class_token and config.final_norm != "after" else {}
+    return (config.replace(pool=others[config.pool]), dict(tensors)) if config.pool in others else None
+
+
 _WITHOUT_KEYS = _to_qkv_bias("qv", without_keys=True)
 _ROWS = ("pos_embed_prefix", "pos_embed_registers")
 FOLDS = (
@@ -231,5 +239,11 @@ FOLDS = (
     Fold(_ROWS, "rows of the position table are added to the tokens before the patches", _merge_all_rows),
     Fold(("layer_scale",), "layer scale is multiplied into the layers before it, or added as ones", _layer_scale),
     Fold(("projection_dim",), "a projection is a head with a bias of zeros, or such a head a projection", _projection),
+    Fold(
+        ("pool",),
+        "there is no head: the tokens are the same, and pooling is the reader's choice",
+        _other_pool,
+        100,
+    ),
     Fold(("rope",), "periods of the rotary embedding are computed, or stored as they are computed", _rope_periods),
 )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from vit_hub.converters.classifier import Classifier, find_classifier
 from vit_hub.converters.containers import RawCheckpoint, open_raw
 from vit_hub.converters.infer_config import infer_config
 from vit_hub.converters.passport import Passport
@@ -17,12 +19,15 @@ from vit_hub.converters.rules.table import Reading
 from vit_hub.converters.tensors import DTYPES, LazyTensor
 from vit_hub.errors import CheckpointError, ConfigError
 from vit_hub.model.config import ViTConfig
-from vit_hub.model.shapes import tensor_shapes
+from vit_hub.model.shapes import field_of, tensor_shapes
 
 __all__ = ["CONFIG_KEY", "PASSPORT_KEY", "Checkpoint", "open_checkpoint", "read_raw"]
 
 CONFIG_KEY = "vit_hub.config"
 PASSPORT_KEY = "vit_hub.passport"
+_PATCH_KERNEL = "patch_embed.proj.weight"
+# A classifier beside them disables their rules, unless the caller says that the model has them.
+_PRE_LOGITS = ("pre_logits.fc.weight", "pre_logits.fc.bias")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,7 @@ def open_checkpoint(
     format: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     hints: Mapping[str, Any] | None = None,
+    prefix: str | None = None,
 ) -> Checkpoint:
     """Open a checkpoint of any known format without reading its tensors.
 
@@ -73,6 +79,7 @@ def open_checkpoint(
         format: the format to read it as, instead of recognising it.
         overrides: config fields that the file does not state or states wrongly.
         hints: config fields known from elsewhere (a registry), used where the file does not state them.
+        prefix: what the names of the model to read begin with, where a file holds several.
 
     Raises:
         UnknownFormatError: not a checkpoint, or of no known format.
@@ -80,7 +87,7 @@ def open_checkpoint(
         CheckpointError: damaged, or tensors are missing, unknown or of unexpected shape.
         ConfigError: a config field cannot be determined, or an override does not fit.
     """
-    return read_raw(open_raw(path), format=format, overrides=overrides, hints=hints)
+    return read_raw(open_raw(path), format=format, overrides=overrides, hints=hints, prefix=prefix)
 
 
 def read_raw(
@@ -89,6 +96,7 @@ def read_raw(
     format: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     hints: Mapping[str, Any] | None = None,
+    prefix: str | None = None,
 ) -> Checkpoint:
     """Read contents that are open already, or never were a file; see :func:`open_checkpoint`."""
     given = dict(overrides or {})
@@ -101,22 +109,21 @@ def read_raw(
             f"{raw.path}: not a canonical file: its metadata has no {CONFIG_KEY!r}",
             hint="without format= (--format) its content decides",
         )
-    match = recognize(raw, format)
+    raw, stored = _without_wrappers_inside(raw)
+    match = recognize(raw, format, prefix)
     sizes = {**match.format.axes(raw, match.tensors), **_axis_sizes(given)}
     try:
-        reading = match.format.table(match.dialect).read(match.tensors, sizes)
+        match, reading, classifier = _read(raw, match, sizes, given)
     except CheckpointError as error:
         hint = "the file is damaged, or an override does not fit it"
         raise CheckpointError(f"{raw.path}: {error.message}", hint=hint) from error
-    dropped = {match.prefix + name: reason for name, reason in reading.dropped.items()}
-    unknown = [match.prefix + name for name in reading.unknown]
-    for name in raw.tensors:
-        if not name.startswith(match.prefix):
-            reason = next((drop.reason for drop in match.format.outside if re.fullmatch(drop.pattern, name)), None)
-            if reason is None:
-                unknown.append(name)
-            else:
-                dropped[name] = reason
+
+    def full(name: str) -> str:
+        """Return the stored name of a tensor of the table."""
+        found = classifier.moved.get(name, match.prefix + name)
+        return stored.get(found, found)
+
+    unknown = [*match.unknown, *(match.prefix + name for name in reading.unknown)]
     if unknown:
         raise unexplained(match, raw, unknown)
     stated = match.format.state(raw, match.tensors, match.dialect)
@@ -131,37 +138,90 @@ def read_raw(
         )
     except ConfigError as error:
         raise ConfigError(f"{raw.path}: {error.message}", hint=error.hint) from error
-    warnings = list(stated.warnings)
+    warnings = [*match.warnings, *stated.warnings, *classifier.warnings]
+    if match.prefix not in match.format.prefixes:
+        inferred["prefix"] = f"{match.prefix!r} stands before the names of {match.label}"
     if match.ambiguous:
         inferred["format"] = f"container, wrapper and tensors; {', '.join(match.ambiguous)} has the same tensor names"
         warnings.append(
             f"read as {match.label}; {', '.join(match.ambiguous)} checkpoints have the same tensor names: "
             f"give format= (--format) if it is one, because they may compute or resize differently"
         )
+    dropped = {**match.dropped, **{match.prefix + name: reason for name, reason in reading.dropped.items()}}
+    dropped |= classifier.dropped
+    written = {name: found for name, found in reading.names.items() if found not in classifier.moved}
+    claimed = {part for parts in reading.origin.values() for part in parts}
+    written |= {name: name for name in claimed - set(written.values())}
+    names = {match.prefix + name: full(found) for name, found in written.items()}
     passport = Passport(
         format=match.label,
         variables=dict(match.dialect.variables),
         prefix=match.prefix,
         container=raw.container,
-        shapes={match.prefix + name: list(shape) for name, shape in reading.shapes.items()},
-        names={match.prefix + name: match.prefix + found for name, found in reading.names.items()},
+        shapes={full(name): list(shape) for name, shape in reading.shapes.items()},
+        names={name: found for name, found in names.items() if name != found},
         carried=sorted(reading.carried),
         overrides={key: list(value) if isinstance(value, tuple) else value for key, value in given.items()},
         sidecars=dict(raw.sidecars),
         source=[{"file": file.name, "size": file.stat().st_size} for file in raw.files],
     )
+    origin = {name: tuple(full(part) for part in parts) for name, parts in reading.origin.items()}
     return Checkpoint(
         path=raw.path,
         format=match.label,
         config=config,
-        tensors=_ordered(raw, config, reading.tensors, reading.carried, match, reading),
+        tensors=_ordered(raw, config, reading.tensors, reading.carried, match.label, origin),
         passport=passport,
-        dropped=dropped,
+        dropped={stored.get(name, name): reason for name, reason in dropped.items()},
         inferred=inferred,
         warnings=tuple(warnings),
-        source=raw,
-        origin={name: tuple(match.prefix + part for part in parts) for name, parts in reading.origin.items()},
+        source=dataclasses.replace(raw, tensors={stored.get(name, name): item for name, item in raw.tensors.items()}),
+        origin=origin,
     )
+
+
+def _read(
+    raw: RawCheckpoint, match: Match, sizes: Mapping[str, int], given: Mapping[str, Any]
+) -> tuple[Match, Reading, Classifier]:
+    """Read the tensors of a match by its table, with a classifier that stands elsewhere."""
+    wanted = [name for name in _PRE_LOGITS if given.get(field_of(name))]
+    reading = match.table.read(match.tensors, sizes, wanted)
+    kernel = reading.tensors.get(_PATCH_KERNEL)
+    if not match.classifier or kernel is None:
+        return match, reading, Classifier()
+    classifier = find_classifier(match, raw.tensors, kernel.shape[0], has_head="head.weight" in reading.tensors)
+    moved = {name: raw.tensors[found] for name, found in classifier.moved.items()}
+    if not moved:
+        return match, reading, classifier
+    match = dataclasses.replace(match, tensors={**match.tensors, **moved})
+    reading = match.table.read(match.tensors, sizes, wanted)
+    for name in set(reading.unknown) & moved.keys():
+        # The table has no place for a classifier: it has the canonical name.
+        reading.unknown.remove(name)
+        reading.tensors[name], reading.origin[name] = moved[name], (name,)
+    return match, reading, classifier
+
+
+# What torch puts between the names of modules that it compiles, shards or checkpoints.
+_INFIX = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_WRAPPERS = re.compile(r"(.*/)?((module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|model)\.)*")
+
+
+def _without_wrappers_inside(raw: RawCheckpoint) -> tuple[RawCheckpoint, dict[str, str]]:
+    """Return the contents without torch's wrappers between modules, and the stored names of those that had one."""
+    stored: dict[str, str] = {}
+    for name in raw.tensors:
+        start = cast("re.Match[str]", _WRAPPERS.match(name)).end()
+        plain = name[:start] + _INFIX.sub("", name[start:])
+        if plain != name:
+            stored[plain] = name
+    if not stored:
+        return raw, stored
+    plain_names = {name: plain for plain, name in stored.items()}
+    tensors = {plain_names.get(name, name): tensor for name, tensor in raw.tensors.items()}
+    if len(tensors) != len(raw.tensors):
+        raise CheckpointError(f"{raw.path}: holds tensors twice, with and without torch's wrappers in their names")
+    return dataclasses.replace(raw, tensors=tensors), stored
 
 
 def _axis_sizes(fields: Mapping[str, Any]) -> dict[str, int]:
@@ -191,7 +251,7 @@ def _read_canonical(raw: RawCheckpoint, overrides: Mapping[str, Any]) -> Checkpo
         path=raw.path,
         format="canonical",
         config=config,
-        tensors=_ordered(raw, config, raw.tensors, passport.carried, None, None),
+        tensors=_ordered(raw, config, raw.tensors, passport.carried, "canonical", {}),
         passport=passport,
         inferred={name: "metadata of the file" for name in stored if name not in overrides},
         source=raw,
@@ -204,8 +264,8 @@ def _ordered(
     config: ViTConfig,
     tensors: Mapping[str, LazyTensor],
     carried: list[str],
-    match: Match | None,
-    reading: Reading | None,
+    label: str,
+    origin: Mapping[str, tuple[str, ...]],
 ) -> dict[str, LazyTensor]:
     """Return the tensors in canonical order; check that none is missing, surplus, or of another shape or dtype."""
     expected = tensor_shapes(config)
@@ -213,7 +273,6 @@ def _ordered(
     surplus = [name for name in tensors if name not in expected and name not in carried]
     if missing or surplus:
         parts = [f"missing {_listed(missing)}" * bool(missing), f"unexpected {_listed(surplus)}" * bool(surplus)]
-        label = match.label if match else "canonical"
         raise CheckpointError(
             f"{raw.path}: as a {label} checkpoint it has {'; '.join(part for part in parts if part)}",
             hint="the file is incomplete, or overrides do not fit it",
@@ -221,9 +280,9 @@ def _ordered(
     for name, shape in expected.items():
         found = tensors[name]
         if found.shape != shape:
-            origin = f" (from {', '.join(reading.origin[name])})" if reading and name in reading.origin else ""
+            source = f" (from {', '.join(origin[name])})" if name in origin else ""
             raise CheckpointError(
-                f"{raw.path}: tensor {name}{origin} has shape {found.shape}, the config says {shape}",
+                f"{raw.path}: tensor {name}{source} has shape {found.shape}, the config says {shape}",
                 hint="the file is damaged, or an override or its config.json does not fit it",
             )
         if not DTYPES[found.dtype].floating and not name.endswith("num_batches_tracked"):

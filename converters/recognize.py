@@ -1,24 +1,31 @@
-"""Recognition of format, dialect and prefix by content: how many tensors each table explains."""
+"""Recognition of format, dialect and prefix by content: how many tensors each table explains under which prefix.
+
+Every encoder has a patch embedding. Where a table's name of it ends the name of a tensor, what stands before is a
+possible prefix, so that wrappers, attributes of a larger model and nested dicts need no list.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import all_formats, format_names, formats_named
+from vit_hub.converters.rules.extras import CLASSIFIER, PREFERENCES, beside_reason, no_weight, other_module, remedy
 from vit_hub.converters.rules.format import Dialect, Format
+from vit_hub.converters.rules.table import Table
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import CheckpointError, UnknownFormatError
 
-__all__ = ["Match", "recognize", "unexplained"]
+__all__ = ["Match", "beyond", "recognize", "unexplained"]
 
-Candidates = Sequence[tuple[Format, Sequence[Dialect]]]
 # Separators of modules and of nested dicts in names.
 _LEVEL = re.compile(r"[./]")
+# A copy with this share of the other's tensors is another model, not a part of it.
+_COPY = 0.5
+_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -26,19 +33,32 @@ class Match:
     """A format, dialect and prefix, and how well they explain a checkpoint.
 
     Attributes:
-        tensors: the tensors under the prefix, without it.
+        kernel: full name of the patch embedding.
+        tensors: the tensors that rules and drops of the table explain, without the prefix.
         ruled: number of them that a rule explains.
-        unknown: names under the prefix that neither a rule nor a drop explains.
+        unknown: full names inside of the encoder that nothing explains.
+        dropped: full name -> reason for leaving it out.
+        classifier: full names of tensors that may be a classifier in another place than the table's.
+        warnings: messages for the user.
         ambiguous: other formats, of other conventions, that explain the tensors just as well.
     """
 
     format: Format
     dialect: Dialect
     prefix: str
+    kernel: str
     tensors: Mapping[str, LazyTensor]
     ruled: int
-    unknown: tuple[str, ...]
+    unknown: tuple[str, ...] = ()
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    classifier: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     ambiguous: tuple[str, ...] = ()
+
+    @property
+    def table(self) -> Table:
+        """The table of the dialect."""
+        return self.format.table(self.dialect)
 
     @property
     def label(self) -> str:
@@ -46,123 +66,213 @@ class Match:
         return self.format.label(self.dialect)
 
 
-def _match(raw: RawCheckpoint, fmt: Format, dialect: Dialect, prefix: str, complete: bool) -> Match | None:
-    """Return the match; None if it is to be complete and a name is unknown."""
-    inside = {name[len(prefix) :]: tensor for name, tensor in raw.tensors.items() if name.startswith(prefix)}
-    table, ruled, unknown = fmt.table(dialect), 0, []
-    for name in inside:
-        verdict = table.explain(name)
-        ruled += verdict == "rule"
-        if not verdict:
-            if complete:
-                return None
-            unknown.append(name)
-    return Match(fmt, dialect, prefix, inside, ruled, tuple(unknown))
-
-
-def _matches(raw: RawCheckpoint, candidates: Candidates, *, complete: bool = False) -> list[Match]:
-    found = (
-        _match(raw, fmt, dialect, prefix, complete)
-        for fmt, dialects in candidates
-        for dialect in dialects
-        for prefix in fmt.prefixes
-        if any(name.startswith(prefix) for name in raw.tensors)
-    )
-    return [match for match in found if match is not None]
-
-
-def _best(raw: RawCheckpoint, matches: Sequence[Match]) -> Match | None:
-    return max(
-        matches,
-        key=lambda match: (
-            match.ruled > 0 and not match.unknown,
-            match.ruled,
-            -len(match.unknown),
-            match.format.evidence(raw, match.prefix),
-        ),
-        default=None,
-    )
-
-
-def recognize(raw: RawCheckpoint, label: str | None = None) -> Match:
+def recognize(raw: RawCheckpoint, label: str | None = None, prefix: str | None = None) -> Match:
     """Return the best match.
 
-    Criteria in order: no unknown names, most names explained by rules, fewest unknown, most evidence, first format.
+    Criteria in order: no unknown names, most names explained, most of them by rules, fewest unknown, most evidence,
+    first format.
 
     Args:
         raw: an opened file or folder.
         label: the format given by the caller.
+        prefix: the beginning of the names of the model to read, given by the caller.
 
     Raises:
         UnknownFormatError: no table explains half of the tensors, or there is no such format.
+        CheckpointError: there are several models, of which none is the one that its project reads.
     """
-    candidates: Candidates = [(fmt, fmt.dialects) for fmt in all_formats()]
+    candidates: Sequence[tuple[Format, Sequence[Dialect]]] = [(fmt, fmt.dialects) for fmt in all_formats()]
     if label is not None:
         candidates = formats_named(label)
         if not candidates:
             raise UnknownFormatError(f"there is no format {label!r}", hint=f"formats: {', '.join(format_names())}")
-    # Nearly every file has a complete match; counting the unknown names of all other tables takes much longer.
-    matches = _matches(raw, candidates, complete=True)
-    best = _best(raw, matches)
-    if best is None or not best.ruled:
-        matches = _matches(raw, candidates)
-        best = _best(raw, matches)
-    if best is None or not best.ruled or 2 * len(best.unknown) > len(best.tensors):
-        known = f"formats: {', '.join(name for name in format_names() if '-' not in name)}"
-        if label is None:
-            wanted, hint = "a known format", f"{known}; name one with format=, on the command line --format"
-        else:
-            wanted, hint = f"the format {label}", f"without format= (--format) its content decides; {known}"
-        raise UnknownFormatError(
-            f"{raw.path}: not a Vision Transformer checkpoint of {wanted}; {_near_miss(raw, best)}", hint=hint
-        )
-    equal = [match for match in matches if (match.ruled, match.unknown) == (best.ruled, best.unknown)]
+    extras = {name: reason for name, tensor in raw.tensors.items() if (reason := no_weight(name, tensor))}
+    names = [name for name in raw.tensors if name not in extras]
+    found = [
+        _match(raw, names, extras, fmt, dialect, start, kernel)
+        for fmt, dialects in candidates
+        for dialect in dialects
+        for start, kernel in _starts(names, fmt.table(dialect).patch_kernel, prefix)
+    ]
+    models = _models(raw, found)
+    if not models:
+        raise _unknown(raw, label, prefix, None)
+    best = _choose(raw, models)
+    if not best.ruled or 2 * len(best.unknown) > best.ruled + len(best.unknown):
+        raise _unknown(raw, label, prefix, best)
+    equal = [m for m in found if m.kernel == best.kernel and _rank(raw, m)[:-1] == _rank(raw, best)[:-1]]
     possible = [match for match in equal if match.format.evidence(raw, match.prefix) >= 0]
     conventions = best.format.conventions
     others = (m.label for m in possible if m.format.conventions != conventions and m.label != best.label)
     return dataclasses.replace(best, ambiguous=tuple(dict.fromkeys(others)))
 
 
-def _near_miss(raw: RawCheckpoint, best: Match | None) -> str:
-    """Describe the best match, without an unknown prefix if that explains more."""
-    total = len(raw.tensors)
-    if best is not None and not best.ruled and not best.unknown and best.tensors:
-        reasons = best.format.table(best.dialect).read(best.tensors, {}).dropped.values()
-        return f"as {best.label} it holds only: {', '.join(dict.fromkeys(reasons))}"
-    for prefix, count in _common_prefixes(raw):
-        inside = {name[len(prefix) :]: item for name, item in raw.tensors.items() if name.startswith(prefix)}
-        shorter = dataclasses.replace(raw, tensors=inside)
-        found = _best(shorter, _matches(shorter, [(fmt, fmt.dialects) for fmt in all_formats()]))
-        if found is not None and found.ruled > max(count // 2, best.ruled if best else 0):
-            return (
-                f"{found.ruled} of its {total} tensors would be {found.label}'s without the prefix {prefix!r}: "
-                f"save them without it"
+def _starts(names: Iterable[str], kernel: str, prefix: str | None) -> list[tuple[str, str]]:
+    """Return what may stand before the names of a table, with the patch embedding that shows it."""
+    return [
+        (name.removesuffix(kernel), name)
+        for name in names
+        if name.endswith(kernel) and name[: -len(kernel)][-1:] in ("", ".", "/") and _begins(name, prefix or "")
+    ]
+
+
+def _begins(name: str, prefix: str) -> bool:
+    """Return whether a name begins with a prefix, whose last separator may be left out."""
+    return name.startswith(prefix) and (prefix[-1:] in ("", ".", "/") or name[len(prefix)] in "./")
+
+
+def _match(
+    raw: RawCheckpoint,
+    names: Sequence[str],
+    extras: Mapping[str, str],
+    fmt: Format,
+    dialect: Dialect,
+    prefix: str,
+    kernel: str,
+) -> Match:
+    table = fmt.table(dialect)
+    roots = tuple(prefix + root for root in table.roots)
+    inside: dict[str, LazyTensor] = {}
+    unknown, classifier, dropped, ruled = [], [], dict(extras), 0
+    for name in names:
+        verdict = table.explain(name[len(prefix) :]) if name.startswith(prefix) else ""
+        if verdict:
+            inside[name[len(prefix) :]] = raw.tensors[name]
+            ruled += verdict == "rule"
+        elif CLASSIFIER.fullmatch(beyond(prefix, name)):
+            classifier.append(name)
+        elif not name.startswith(roots):
+            dropped[name] = beside_reason(beyond(prefix, name))
+        elif reason := other_module(beyond(prefix, name)):
+            dropped[name] = reason
+        else:
+            unknown.append(name)
+    heads = {_LEVEL.split(name)[0] for name in table.heads if name in inside}
+    # Layers beside those that the table knows: the model's classifier is not what the table says.
+    unknown += [name for name in classifier if _LEVEL.split(beyond(prefix, name))[0] in heads]
+    classifier = [name for name in classifier if _LEVEL.split(beyond(prefix, name))[0] not in heads]
+    return Match(fmt, dialect, prefix, kernel, inside, ruled, tuple(unknown), dropped, tuple(classifier))
+
+
+def beyond(prefix: str, name: str) -> str:
+    """Return a name without the levels that it shares with a prefix."""
+    start = 0
+    for level in _LEVEL.finditer(prefix):
+        if not name.startswith(prefix[: level.end()]):
+            break
+        start = level.end()
+    return name[start:]
+
+
+def _rank(raw: RawCheckpoint, match: Match) -> tuple[bool, int, int, int, int]:
+    complete = match.ruled > 0 and not match.unknown
+    evidence = match.format.evidence(raw, match.prefix)
+    return complete, len(match.tensors), match.ruled, -len(match.unknown), evidence
+
+
+def _models(raw: RawCheckpoint, matches: Sequence[Match]) -> list[Match]:
+    """Return the best match of each patch embedding, the best first."""
+    groups: dict[str, list[Match]] = {}
+    for match in matches:
+        groups.setdefault(match.kernel, []).append(match)
+    best = [max(_most_specific(group), key=lambda match: _rank(raw, match)) for group in groups.values()]
+    return sorted(best, key=lambda match: _rank(raw, match), reverse=True)
+
+
+def _most_specific(matches: Sequence[Match]) -> list[Match]:
+    """Return the matches without those of which another explains as much and names more of the prefix itself.
+
+    Such a table knows what stands around the encoder: what it does not know there is no other module.
+    """
+    sizes = [(len(match.prefix), len(match.tensors)) for match in matches]
+    return [
+        match
+        for match, (prefix, explained) in zip(matches, sizes, strict=True)
+        if not any(other < prefix and more >= explained for other, more in sizes)
+    ]
+
+
+def _choose(raw: RawCheckpoint, models: Sequence[Match]) -> Match:
+    """Return the model to read: the only one, or of several copies the one that the project itself evaluates.
+
+    Raises:
+        CheckpointError: there are several models.
+    """
+    rivals = [match for match in models if match.ruled >= _COPY * models[0].ruled]
+    for match in rivals:
+        reasons = {other.prefix: _preferred(match.prefix, other.prefix) for other in rivals if other is not match}
+        if all(reasons.values()):
+            dropped = {
+                name: next((why for prefix, why in reasons.items() if name.startswith(prefix)), reason)
+                for name, reason in match.dropped.items()
+            }
+            warnings = tuple(
+                f"{match.prefix!r} is read, {prefix!r} is not ({why}); prefix= (--prefix) chooses"
+                for prefix, why in reasons.items()
             )
-    if best is None or not best.ruled:
+            return dataclasses.replace(match, dropped=dropped, warnings=warnings)
+    listed = ", ".join(f"{match.prefix!r} ({match.ruled} tensors, {match.label})" for match in rivals)
+    raise CheckpointError(
+        f"{raw.path}: holds several models: {listed}",
+        hint=f"choose one: prefix={rivals[0].prefix!r}, on the command line --prefix {rivals[0].prefix}",
+    )
+
+
+def _preferred(first: str, second: str) -> str:
+    """Return why the model under the first prefix is read rather than that under the second; empty if it is not."""
+    one, two = _LEVEL.split(first), _LEVEL.split(second)
+    return next((p.reason for p in PREFERENCES if p.read in one and p.read not in two and p.other in two), "")
+
+
+def _unknown(raw: RawCheckpoint, label: str | None, prefix: str | None, best: Match | None) -> UnknownFormatError:
+    """Return the error for a file of which no table explains half."""
+    known = f"formats: {', '.join(name for name in format_names() if '-' not in name)}"
+    if label is None:
+        wanted, hint = "a known format", f"{known}; name one with format=, on the command line --format"
+    else:
+        wanted, hint = f"the format {label}", f"without format= (--format) its content decides; {known}"
+    where = f" under {prefix!r}" if prefix else ""
+    shown = remedy(list(raw.tensors))
+    if shown:
+        return UnknownFormatError(f"{raw.path}: not readable as it is: {shown[0]}", hint=shown[1])
+    return UnknownFormatError(
+        f"{raw.path}: not a Vision Transformer checkpoint of {wanted}{where}; {_near_miss(raw, best)}", hint=hint
+    )
+
+
+def _near_miss(raw: RawCheckpoint, best: Match | None) -> str:
+    """Describe the best match, or the table that knows most names of a file without a patch embedding."""
+    total = len(raw.tensors)
+    if best is None:
+        tables = ((fmt, dialect, fmt.table(dialect)) for fmt in all_formats() for dialect in fmt.dialects)
+        counted = [
+            (sum(table.explain(name.removeprefix(start)) != "" for name in raw.tensors), fmt.label(dialect))
+            for fmt, dialect, table in tables
+            for start in fmt.prefixes
+        ]
+        count, label = max(counted, key=lambda item: item[0])
+        if count:
+            return f"{count} of its {total} tensors are named as in {label}, but there is no patch embedding"
         return f"none of its {total} tensors is known, the first is {next(iter(raw.tensors), '(none)')!r}"
     shown = ", ".join(best.unknown[:3]) + (", ..." if len(best.unknown) > 3 else "")
     return f"{best.label} matches best, with {best.ruled} of {total} tensors, but not {shown}"
-
-
-def _common_prefixes(raw: RawCheckpoint) -> list[tuple[str, int]]:
-    """Return the prefixes of at least a third of the names, up to three levels, with counts; the longest first."""
-    counts = Counter(name[: level.end()] for name in raw.tensors for level in list(_LEVEL.finditer(name))[:3])
-    common = [item for item in counts.items() if 3 * item[1] >= len(raw.tensors)]
-    return sorted(common, key=lambda item: (-len(item[0]), item[0]))
 
 
 def unexplained(match: Match, raw: RawCheckpoint, unknown: Sequence[str]) -> CheckpointError:
     """Return the error for unknown tensors, each with the nearest name that the table knows."""
     import difflib
 
-    patterns = match.format.table(match.dialect).foreign_names()
+    shown = remedy(list(unknown))
+    if shown:
+        return CheckpointError(f"{raw.path}: {unknown[0]}: {shown[0]}", hint=shown[1])
+    patterns = match.table.foreign_names()
     lines = []
-    for name in unknown[:8]:
+    for name in unknown[:_SHOWN]:
         near = difflib.get_close_matches(name.removeprefix(match.prefix), patterns, n=1, cutoff=0.4)
         lines.append(name + (f" (nearest: {near[0]})" if near else ""))
-    more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+    more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
     return CheckpointError(
         f"{raw.path}: {match.ruled} of {len(raw.tensors)} tensors are {match.label}'s, but not "
         f"{', '.join(lines)}{more}",
-        hint="every tensor must be accounted for: the file is of another model, or holds additional tensors",
+        hint="every tensor of the encoder must be accounted for: the file is of another model",
     )

@@ -220,6 +220,10 @@ def _plain_plan(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], labe
         dtype = next(iter(ckpt.tensors.values())).dtype
         filled = fmt.zeros(config, dialect).items()
         foreign |= {name: zeros(dtype, shape) for name, shape in filled if name not in foreign}
+    if native:
+        # A classifier beside a model whose class has none.
+        foreign |= {name: ckpt.tensors[name] for name in left if passport.prefix + name in passport.names}
+        left = [name for name in left if name not in foreign]
     for name in left:
         if name not in passport.carried and field_of(name) not in {field for field, _ in problems}:
             problems.append((field_of(name), f"it has no place for {name}"))

@@ -21,6 +21,7 @@ def open_checkpoint(
     *,
     format: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    prefix: str | None = None,
     revision: str | None = None,
     offline: bool = False,
     progress: bool = False,
@@ -32,6 +33,7 @@ def open_checkpoint(
             returned.
         format: insist on a format instead of recognising it.
         overrides: config fields that the file does not determine.
+        prefix: what the names of the model to read begin with, such as ``student``, where a file holds several.
         revision: branch, tag or commit of the Hugging Face repository, as for :func:`vit_hub.load`.
         offline: open no connection.
         progress: show progress bars on a terminal.
@@ -43,7 +45,7 @@ def open_checkpoint(
         VitHubError: as for :func:`vit_hub.load`.
     """
     if isinstance(source, Checkpoint):
-        given = {"format": format, "overrides": overrides, "revision": revision}
+        given = {"format": format, "overrides": overrides, "prefix": prefix, "revision": revision}
         late = [name for name, value in given.items() if value]
         if late:
             raise ConfigError(
@@ -52,7 +54,7 @@ def open_checkpoint(
             )
         return source
     resolved = resolve(source, revision=revision, offline=offline, progress=progress)
-    return open_resolved(resolved, format=format, overrides=overrides)
+    return open_resolved(resolved, format=format, overrides=overrides, prefix=prefix)
 
 
 def convert(
@@ -62,6 +64,7 @@ def convert(
     to: str = "canonical",
     format: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    prefix: str | None = None,
     image_size: int | tuple[int, int] | None = None,
     patch_size: int | tuple[int, int] | None = None,
     resize: str = "source",
@@ -81,6 +84,7 @@ def convert(
             ``open_checkpoint(...).format``.
         format: insist on a source format instead of recognising it.
         overrides: config fields that the source does not determine.
+        prefix: what the names of the model to read begin with, where the source holds several.
         image_size: write the model for another (height, width) in pixels: position tables are resized.
         patch_size: another (height, width) of a patch, as for :func:`vit_hub.load`.
         resize: ``source``: resize position tables as the source's own project does; or the name of a method.
@@ -96,8 +100,8 @@ def convert(
         UnsupportedByFormatError: the target cannot express the model; names the field and the formats that can.
         VitHubError: the source cannot be read or the destination cannot be written.
     """
-    options: dict[str, Any] = {"format": format, "overrides": overrides, "revision": revision, "offline": offline}
-    ckpt = open_checkpoint(source, **options, progress=progress is not None)
+    options: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix, "revision": revision}
+    ckpt = open_checkpoint(source, **options, offline=offline, progress=progress is not None)
     ckpt = resized_checkpoint(ckpt, image_size, patch_size, resize=resize)
     return convert_checkpoint(
         ckpt, destination, to=to, dtype=dtype, lossy=lossy, keep_rest=keep_rest, progress=progress

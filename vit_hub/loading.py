@@ -40,6 +40,7 @@ def load(
     mmap: bool = True,
     format: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    prefix: str | None = None,
     revision: str | None = None,
     offline: bool = False,
     progress: bool = False,
@@ -68,6 +69,7 @@ def load(
             all writers here do; a file that is cut short in place ends the process. False reads everything.
         format: insist on a checkpoint format instead of recognising it.
         overrides: config fields that the file does not determine, such as ``{"num_heads": 3}``.
+        prefix: what the names of the model to read begin with, such as ``student``, where a file holds several.
         revision: branch, tag or commit of the Hugging Face repository, instead of the one that the registry pins.
         offline: open no connection; what is not in the cache is an error.
         progress: show progress bars on a terminal.
@@ -78,8 +80,8 @@ def load(
         CheckpointError, ConfigError: the file cannot be read as a Vision Transformer.
         ConfigError: the device cannot be used.
     """
-    options: dict[str, Any] = {"format": format, "overrides": overrides, "revision": revision, "offline": offline}
-    ckpt = open_checkpoint(source, **options, progress=progress)
+    options: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix, "revision": revision}
+    ckpt = open_checkpoint(source, **options, offline=offline, progress=progress)
     with _no_collection():
         for message in ckpt.warnings:
             warnings.warn(f"{ckpt.path}: {message}", stacklevel=2)

@@ -14,7 +14,7 @@ from typing import Any
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats._flax import CONVENTIONS, LIMITS, dense, encoder_block, norm
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Stated
-from vit_hub.converters.rules.table import Drop, rule
+from vit_hub.converters.rules.table import rule
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 
@@ -88,11 +88,6 @@ FORMATS = (
         name="big_vision",
         project="google-research/big_vision",
         rules=RULES,
-        outside=(
-            Drop(r"(.*/)?txt/.*", "text tower"),
-            Drop(r"(.*/)?[tb]", "temperature or bias of the text-image loss: unused by the image tower"),
-            Drop(r"opt/(?!target/).*", "optimiser state"),
-        ),
         dialects=tuple(_dialect(*names) for names in product(_BLOCKS, _TABLES, _MAPS)),
         prefixes=("", "params/", "opt/target/", "params/img/", "opt/target/img/", "img/"),
         conventions=CONVENTIONS,

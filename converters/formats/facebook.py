@@ -16,7 +16,7 @@ from vit_hub.converters.rules.format import Dialect, Format, Requirement, Stated
 from vit_hub.converters.rules.table import Drop, Rule, rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 
-__all__ = ["CLASS_ROW", "CONVENTIONS", "COUNTERS", "PLAIN", "facebook_format", "is_original"]
+__all__ = ["CLASS_ROW", "CONVENTIONS", "PLAIN", "facebook_format", "is_original"]
 
 
 def _same(*layers: str) -> tuple[Rule, ...]:
@@ -31,7 +31,6 @@ _NORM, _HEAD = weight_and_bias("norm"), weight_and_bias("head")
 
 # nn.GELU() and partial(nn.LayerNorm, eps=1e-6) everywhere.
 CONVENTIONS = {"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic"}
-COUNTERS = Drop(r"(optimizer|opt|lr_scheduler|scaler|fp16_scaler)/.*", "optimiser or scaler state")
 
 PLAIN = {"qkv_bias": True, "patch_bias": True, "pos_embed": "learned", "final_norm": "before"}
 CLASS_ROW = {**PLAIN, "class_token": True, "pos_embed_prefix": True}
@@ -48,14 +47,19 @@ def is_original(raw: RawCheckpoint, marks: int = 0) -> int:
 
 
 def facebook_format(project: str, **options: Any) -> Format:
-    """Return the format of one of Facebook's projects, with what most of them have in common."""
-    common = {"conventions": CONVENTIONS, "evidence": lambda raw, prefix: is_original(raw)}
+    """Return the format of one of Facebook's projects, with what most of them have in common.
+
+    Their names are timm's: under a prefix that the project does not use, they are rather timm's.
+    """
+    own = options.get("prefixes", ("",))
+    evidence = options.pop("evidence", lambda raw, prefix: is_original(raw))
     return Format(
         name="facebook",
         project=f"facebookresearch/{project}",
         container="torch",
         filename="model.pth",
-        **{**common, **options},
+        evidence=lambda raw, prefix: evidence(raw, prefix) if prefix in own else -1,
+        **{"conventions": CONVENTIONS, **options},
     )
 
 
@@ -94,12 +98,6 @@ FORMATS = (
     facebook_format(
         "dino",
         rules=(_CLASS_TOKEN, *_BODY, *_NORM),
-        outside=(
-            Drop(r"student/.*", "student copy: the teacher, its moving average, is read"),
-            Drop(r"teacher/(module\.)?head\..*", "projector of the self-distillation loss"),
-            Drop(r"dino_loss/.*", "centre of the self-distillation loss: unused by the backbone"),
-            COUNTERS,
-        ),
         dialects=(Dialect("dino"),),
         prefixes=("", "teacher/backbone.", "teacher/module.backbone."),
         conventions={**CONVENTIONS, "resize": "bicubic-offset"},
@@ -117,7 +115,6 @@ FORMATS = (
             *_HEAD,
             *weight_and_bias("head_dist"),
         ),
-        outside=(Drop(r"model_ema/.*", "moving average of the weights: the weights themselves are read"), COUNTERS),
         dialects=(Dialect("deit"),),
         prefixes=("model/", "model/module.", ""),
         limits={**PLAIN, "class_token": True},
@@ -153,7 +150,6 @@ FORMATS = (
             Drop(r"decoder_.*", "decoder of the masked-image pre-training"),
             Drop(r"mask_token", "mask token of the decoder of the pre-training"),
         ),
-        outside=(COUNTERS,),
         dialects=(Dialect("mae", {"head": "head"}), Dialect("mae", {"head": "head.1"})),
         prefixes=("model/", "model/module.", ""),
         limits={**CLASS_ROW, "final_norm": ("before", "after")},
@@ -170,11 +166,6 @@ FORMATS = (
     facebook_format(
         "ijepa",
         rules=(*_BODY, *_NORM),
-        outside=(
-            Drop(r"encoder/.*", "context encoder: the target encoder, its moving average, is read"),
-            Drop(r"predictor/.*", "predictor of the pre-training"),
-            COUNTERS,
-        ),
         dialects=(Dialect("ijepa"),),
         prefixes=("target_encoder/module.", "target_encoder/", "encoder/module.", "encoder/"),
         limits=PLAIN,
@@ -183,12 +174,6 @@ FORMATS = (
     facebook_format(
         "msn",
         rules=(_CLASS_TOKEN, *_BODY, *_NORM),
-        drops=(Drop(r"(fc|pred)\..*", "projector of the pre-training"),),
-        outside=(
-            Drop(r"encoder/.*", "anchor encoder: the target encoder, its moving average, is read"),
-            Drop(r"prototypes(/.*)?", "prototypes of the pre-training loss: unused by the encoder"),
-            COUNTERS,
-        ),
         dialects=(Dialect("msn"),),
         prefixes=("target_encoder/module.", "target_encoder/", "encoder/module.", "encoder/"),
         limits=CLASS_ROW,
@@ -197,15 +182,6 @@ FORMATS = (
     facebook_format(
         "moco-v3",
         rules=(_CLASS_TOKEN, *_MOCO_BODY, *_NORM, *_HEAD),
-        drops=(Drop(r"head\.\d+\..*", "projector of the contrastive loss"),),
-        outside=(
-            Drop(
-                r"state_dict/(module\.)?momentum_encoder\..*",
-                "momentum encoder: the base encoder is read, as in the original code",
-            ),
-            Drop(r"state_dict/(module\.)?predictor\..*", "predictor of the contrastive loss"),
-            COUNTERS,
-        ),
         dialects=(
             Dialect("mocov3", {"patch": "patch_embed.proj"}),
             Dialect("mocov3", {"patch": "patch_embed.proj.12"}),

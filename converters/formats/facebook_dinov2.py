@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 
 from vit_hub.converters.containers import RawCheckpoint
-from vit_hub.converters.formats.facebook import CLASS_ROW, CONVENTIONS, COUNTERS, facebook_format, is_original
+from vit_hub.converters.formats.facebook import CLASS_ROW, CONVENTIONS, facebook_format, is_original
 from vit_hub.converters.rules.format import Dialect, Requirement, Stated
-from vit_hub.converters.rules.table import Drop, rule, weight_and_bias
+from vit_hub.converters.rules.table import rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 
@@ -53,18 +53,6 @@ FORMATS = (
     facebook_format(
         "dinov2",
         rules=RULES,
-        drops=(
-            Drop(
-                r"(state_dict/)?(module\.)?(linear\.)?(weight|bias)",
-                "a linear head alone, which is no backbone: give the backbone's own file",
-            ),
-            COUNTERS,
-        ),
-        outside=(
-            Drop(r"(student|model)/.*", "student copy: the teacher, its moving average, is read"),
-            Drop(r"teacher/(dino_head|ibot_head)\..*", "projector of the pre-training losses"),
-            COUNTERS,
-        ),
         dialects=tuple(
             Dialect(name, {"block": _BLOCKS[name], "fc1": fc1, "fc2": fc2})
             for name, (fc1, fc2) in product(_BLOCKS, _MLPS.values())

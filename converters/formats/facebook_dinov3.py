@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vit_hub.converters.containers import RawCheckpoint
-from vit_hub.converters.formats.facebook import COUNTERS, facebook_format
+from vit_hub.converters.formats.facebook import facebook_format
 from vit_hub.converters.rules.format import Dialect, Requirement, Stated
-from vit_hub.converters.rules.table import Drop, rule, weight_and_bias
+from vit_hub.converters.rules.table import rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import Rope
 
@@ -55,11 +55,6 @@ FORMATS = (
     facebook_format(
         "dinov3",
         rules=RULES,
-        outside=(
-            Drop(r"(student|model_ema|gram)/.*", "student or auxiliary copy: the teacher, its moving average, is read"),
-            Drop(r"teacher/(dino_head|ibot_head)\..*", "projector of the pre-training losses"),
-            COUNTERS,
-        ),
         dialects=(Dialect("dinov3", {"fc2": "fc2"}), Dialect("dinov3", {"fc2": "w3"})),
         prefixes=("", "teacher/backbone."),
         conventions={"act": "gelu", "norm_eps": 1e-5, "resize": "bicubic", "rope": _ROPE},

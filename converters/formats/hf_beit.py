@@ -104,12 +104,7 @@ def _format(kind: hf.ModelType, dialects: tuple[Dialect, ...], pooling: set[tupl
     return hf.transformers_format(
         (kind,),
         rules=RULES,
-        drops=(
-            Drop(r".*\.relative_position_index", "relative_position_index: a buffer that its class computes"),
-            Drop(r"lm_head\..*", "head of the masked-image pre-training"),
-            Drop(r"layernorm\..*", "norm before the head of the masked-image pre-training"),
-            Drop(r"(decode_head|auxiliary_head|fpn\d?)\..*", "segmentation head"),
-        ),
+        drops=(Drop(r".*\.relative_position_index", "relative_position_index: a buffer that its class computes"),),
         dialects=dialects,
         conventions={"act": "gelu", "norm_eps": 1e-12, "resize": "relpos-bilinear"},
         limits={"class_token": True, "qkv_bias": "qv", "patch_bias": True, "pos_embed": ("learned", "none")},

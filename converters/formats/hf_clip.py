@@ -12,7 +12,7 @@ from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Requirement, Sidecars, Stated
-from vit_hub.converters.rules.table import Drop, rule, weight_and_bias
+from vit_hub.converters.rules.table import rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 
@@ -65,11 +65,7 @@ FORMATS = (
     hf.transformers_format(
         TYPES,
         rules=RULES,
-        drops=(
-            Drop(r"text_model\..*|text_projection\..*", "text tower"),
-            Drop(r"logit_scale", "temperature of the text-image loss: unused by the image tower"),
-            hf.POSITION_IDS,
-        ),
+        drops=(hf.POSITION_IDS,),
         dialects=hf.tower_dialects("clip"),
         conventions={"act": "quick_gelu", "norm_eps": 1e-5, "resize": "bicubic"},
         limits={

@@ -16,7 +16,7 @@ from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
-from vit_hub.converters.rules.table import Drop, Rule, rule, weight_and_bias
+from vit_hub.converters.rules.table import Rule, rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 
@@ -126,11 +126,7 @@ def _format(kind: hf.ModelType, layout: str, resize: str) -> Format:
     return hf.transformers_format(
         (kind,),
         rules=_rules(layout),
-        drops=(
-            Drop(r"text_model\..*", "text tower"),
-            Drop(r"logit_(scale|bias)", "temperature or bias of the text-image loss: unused by the image tower"),
-            hf.POSITION_IDS,
-        ),
+        drops=(hf.POSITION_IDS,),
         dialects=hf.tower_dialects(kind.name),
         conventions={"act": "gelu_tanh", "norm_eps": 1e-6, "resize": resize},
         limits={**hf.VIT_LIMITS, "qkv_bias": True},

@@ -7,13 +7,14 @@ Source: transformers/models/{vit,deit,vit_mae,vit_msn}/modeling_*.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Requirement, Sidecars, Stated
-from vit_hub.converters.rules.table import Drop, rule, weight_and_bias
+from vit_hub.converters.rules.table import rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import ViTConfig
@@ -54,10 +55,22 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
         ConfigError: the activation of the pooler is not that of the representation layer.
     """
     values, stated = hf.read_config(raw, TYPES)
-    pooler = f"{dialect.variables['root']}pooler.dense.weight" in tensors and "classifier.weight" not in tensors
-    if pooler and values.get("pooler_act", "tanh") != "tanh":
+    pooler = tensors.get(f"{dialect.variables['root']}pooler.dense.weight")
+    headless = "classifier.weight" not in tensors
+    if pooler is not None and headless and values.get("pooler_act", "tanh") != "tanh":
         raise ConfigError(f"{raw.path}: config.json: pooler_act {values['pooler_act']!r} is not supported, only tanh")
-    return stated
+    named = " ".join(map(str, values.get("architectures") or ()))
+    if pooler is None or headless or "ForImageClassification" in named:
+        return stated
+    return replace(stated, warnings=(*stated.warnings, _both(pooler.shape[0])))
+
+
+def _both(width: int) -> str:
+    return (
+        "the file holds a pooler and a classifier, and cannot say whether the classifier reads the pooler's output: "
+        "it is taken to read the class token, as in transformers' classes; if it is not so, give "
+        f'overrides={{"representation_dim": {width}}}, on the command line --set representation_dim={width}'
+    )
 
 
 def _model_type(config: ViTConfig, passport: Passport | None) -> hf.ModelType:
@@ -85,10 +98,7 @@ FORMATS = (
     hf.transformers_format(
         TYPES,
         rules=RULES,
-        drops=(
-            Drop(r"decoder\..*", "decoder of the masked-image pre-training"),
-            Drop(r".*\.position_ids", "position_ids: a counter, not a weight"),
-        ),
+        drops=(hf.POSITION_IDS,),
         dialects=tuple(hf.vit_dialect(spelling, "vit", *roots) for spelling in hf.VIT_SPELLINGS for roots in _ROOTS),
         conventions={"act": "gelu", "norm_eps": 1e-12, "resize": "bicubic"},
         limits={**hf.VIT_LIMITS, "class_token": True, "pos_embed_prefix": True, "pool": ("cls", "cls_dist")},

@@ -12,25 +12,19 @@ from functools import partial
 from typing import Any
 
 from vit_hub.converters.containers import RawCheckpoint
-from vit_hub.converters.formats.openai_clip import LIMITS, PROJECTION, TEXT, attention, clip_rules, mlp, norm1, norm2
+from vit_hub.converters.formats.openai_clip import LIMITS, PROJECTION, attention, clip_rules, mlp, norm1, norm2
 from vit_hub.converters.formats.timm import mlp_ratio
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Format, Sidecars, Stated
-from vit_hub.converters.rules.table import Drop, rule
+from vit_hub.converters.rules.table import rule
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 from vit_hub.preprocessing.project_files import open_clip_preprocess
 
-__all__ = ["CONFIG", "DROPS", "OUTSIDE", "PREFIXES", "is_named", "model_config"]
+__all__ = ["CONFIG", "PREFIXES", "is_named", "model_config"]
 
 CONFIG = "open_clip_config.json"
 PREFIXES = ("", "state_dict/module.", "state_dict/", "module.")
-DROPS = (
-    *TEXT,
-    Drop(r"(text|text_decoder)\..*", "text tower"),
-    Drop(r"logit_bias", "logit bias of the text-image loss"),
-)
-OUTSIDE = (Drop(r"(optimizer|scaler)/.*", "optimiser or scaler state"),)
 
 _LAYER = "visual.transformer.resblocks.{i}"
 _BLOCK = (
@@ -58,6 +52,8 @@ def is_named(raw: RawCheckpoint) -> bool:
 def _evidence(raw: RawCheckpoint, prefix: str, after: bool) -> int:
     """Return the evidence of customary file names, and of a config with the norm in the place of this format."""
     config = model_config(raw).get("vision_cfg")
+    if f"{prefix}input_resolution" in raw.tensors:  # a number that only OpenAI's files hold
+        return -1
     if config is None:
         return 4 * is_named(raw) if after else -1
     return 4 if bool(config.get("final_ln_after_pool", False)) == after else 3
@@ -115,8 +111,6 @@ def _format(name: str, last_norm: str) -> Format:
         name="open_clip",
         project="open_clip",
         rules=clip_rules(_BLOCK, last_norm),
-        drops=DROPS,
-        outside=OUTSIDE,
         dialects=(Dialect(name),),
         prefixes=PREFIXES,
         conventions={"act": "gelu", "norm_eps": 1e-5, "resize": "bicubic-antialias", "resize_by_count": True},

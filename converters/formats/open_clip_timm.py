@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import timm, timm_beit, timm_eva
-from vit_hub.converters.formats.open_clip import CONFIG, DROPS, OUTSIDE, PREFIXES, model_config
+from vit_hub.converters.formats.open_clip import CONFIG, PREFIXES, model_config
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Stated
 from vit_hub.converters.rules.table import Drop, rule
 from vit_hub.converters.tensors import LazyTensor
@@ -61,8 +61,7 @@ def _tower(fmt: Format) -> Format:
             ),
             rule("projection.weight", "visual.head.proj.weight"),
         ),
-        drops=(*DROPS, *(Drop(rf"visual\.trunk\.(?:{drop.pattern})", drop.reason) for drop in fmt.drops)),
-        outside=OUTSIDE,
+        drops=tuple(Drop(rf"visual\.trunk\.(?:{drop.pattern})", drop.reason) for drop in fmt.drops),
         dialects=tuple(
             dataclasses.replace(dialect, name=f"timm-{dialect.name}" if dialect.name else "timm")
             for dialect in fmt.dialects

@@ -9,19 +9,12 @@ from collections.abc import Mapping
 
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.rules.format import SQUARE_IMAGES, SQUARE_PATCHES, Dialect, Format, Requirement, Stated
-from vit_hub.converters.rules.table import Drop, Rule, rule, weight_and_bias
+from vit_hub.converters.rules.table import Rule, rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 
-__all__ = ["LIMITS", "PROJECTION", "TEXT", "attention", "clip_rules", "mlp", "norm1", "norm2"]
+__all__ = ["LIMITS", "PROJECTION", "attention", "clip_rules", "mlp", "norm1", "norm2"]
 
 _LAYER = "visual.transformer.resblocks.{i}"
-
-TEXT = (
-    Drop(r"(text\.)?(transformer|token_embedding|ln_final)\..*", "text tower"),
-    Drop(r"(text\.)?(positional_embedding|text_projection(\.weight)?)", "text tower"),
-    Drop(r"logit_scale", "logit scale of the text-image loss"),
-)
-_SCALARS = Drop(r"input_resolution|context_length|vocab_size", "a number that the shapes of the weights also show")
 
 
 attention = (
@@ -92,7 +85,6 @@ FORMATS = (
         name="openai_clip",
         project="openai/CLIP",
         rules=clip_rules((*attention, *norm1, *mlp, *norm2), "fc_norm"),
-        drops=(*TEXT, _SCALARS),
         conventions={"act": "quick_gelu", "norm_eps": 1e-5, "resize": "bicubic"},
         limits={**LIMITS, "pre_norm": True},
         requires=(

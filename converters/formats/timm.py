@@ -13,7 +13,7 @@ from typing import Any
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
-from vit_hub.converters.rules.table import Drop, rule
+from vit_hub.converters.rules.table import rule
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import ViTConfig
@@ -70,10 +70,6 @@ _ACTIVATIONS = {
 }
 POOLS = {"token": "cls", "avg": "avg", "map": "map", "": "none"}
 PREFIXES = tuple(wrapper + module for wrapper in ("", *_WRAPPERS) for module in ("", "module."))
-OUTSIDE = (
-    Drop(r"(state_dict|model)/.*", "student copy: the exponential moving average beside it is used"),
-    Drop(r"optimizer/.*", "optimiser state"),
-)
 
 
 # timm standardises the hybrids' kernels by sqrt(var + 1e-8) and norms their groups with 1e-5.
@@ -247,7 +243,6 @@ FORMATS = (
         name="timm",
         project="timm",
         rules=(*(rule(name, name) for name in (*NAMES, *_LAYER_SCALE)), *_STEM),
-        outside=OUTSIDE,
         dialects=(Dialect("", {"root": "stem."}), Dialect("", {"root": ""})),
         prefixes=PREFIXES,
         conventions={"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic-antialias"},

@@ -58,7 +58,6 @@ FORMATS = (
         project="timm",
         rules=(*COMMON, *(rule(name, name) for name in _NAMES)),
         drops=(Drop(r".*relative_position_index", "relative_position_index: a buffer that follows from the grid"),),
-        outside=timm.OUTSIDE,
         dialects=(Dialect("beit"),),
         prefixes=timm.PREFIXES,
         conventions={"act": "gelu", "norm_eps": 1e-6, "resize": "relpos-geometric"},

@@ -229,7 +229,6 @@ def _format(dialect: str, qkv: tuple[Rule, ...], fused: bool) -> Format:
         name="timm",
         project="timm",
         rules=(*COMMON, *qkv),
-        outside=timm.OUTSIDE,
         dialects=(Dialect(dialect),),
         prefixes=timm.PREFIXES,
         conventions={"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic-antialias"},

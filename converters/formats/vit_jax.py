@@ -12,7 +12,7 @@ from typing import Any
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats._flax import CONVENTIONS, LIMITS, dense, encoder_block, norm
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Stated
-from vit_hub.converters.rules.table import Drop, Rule, rule
+from vit_hub.converters.rules.table import Rule, rule
 from vit_hub.converters.tensors import LazyTensor
 
 _CONV = "k l i o -> o i k l"
@@ -87,7 +87,6 @@ FORMATS = (
         name="vit_jax",
         project="google-research/vision_transformer",
         rules=(*RULES, *STEM_RULES),
-        outside=(Drop(r"(opt|optimizer)/(?!target/).*", "optimiser state"),),
         dialects=(
             Dialect("", {"attn": "MultiHeadDotProductAttention_1", "norm2": "LayerNorm_2", "mlp": "MlpBlock_3"}),
             Dialect("linen", {"attn": "MultiHeadDotProductAttention_0", "norm2": "LayerNorm_1", "mlp": "MlpBlock_0"}),

@@ -70,9 +70,9 @@ class Format:
         project: the project whose conventions it follows, for messages.
         rules: the table, read in both directions.
         drops: tensors left out on purpose; patterns match names without the prefix.
-        outside: tensors without the prefix that are left out; patterns match the whole name.
         dialects: spellings; the first is written by default.
-        prefixes: possible prefixes of all names, in order of precedence; the first is written.
+        prefixes: what stands before the names in the project's own files; the first is written. Any other prefix is
+            read, too.
         conventions: config fields that files of the format never state.
         limits: config field -> the value, or a tuple of the values, that the original class can have, though the file
             could hold the tensors of others; fields it does not name have :data:`DEFAULT_LIMITS`.
@@ -95,7 +95,6 @@ class Format:
     project: str
     rules: tuple[Rule, ...]
     drops: tuple[Drop, ...] = ()
-    outside: tuple[Drop, ...] = ()
     dialects: tuple[Dialect, ...] = (Dialect(),)
     prefixes: tuple[str, ...] = ("",)
     conventions: Mapping[str, Any] = field(default_factory=dict)

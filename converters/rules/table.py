@@ -20,9 +20,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from itertools import takewhile
 from typing import Any
 
 from vit_hub.converters.rules.layouts import rearrange
@@ -138,6 +139,33 @@ class Table:
             found.setdefault(_outline(r.canonical[0]), []).append(position)
         return found
 
+    @cached_property
+    def patch_kernel(self) -> str:
+        """The foreign name of the patch embedding, which every encoder has."""
+        return self.foreign_name("patch_embed.proj.weight")
+
+    @cached_property
+    def heads(self) -> frozenset[str]:
+        """The foreign names of classifiers and their norms."""
+        return frozenset(
+            name for r in self._rules if r.canonical[0].startswith(("head.", "head_")) for name in r.foreign
+        )
+
+    @cached_property
+    def roots(self) -> tuple[str, ...]:
+        """What the names of an encoder's parts begin with, classifiers aside: unknown names there are parts of it."""
+        parts = [name for r in self._rules for name in r.foreign if name not in self.heads]
+        blocks = [name for name in parts if "{i}" in name] or parts
+        shared = takewhile(lambda letters: len(set(letters)) == 1, zip(*blocks, self.patch_kernel, strict=False))
+        root = _module("".join(letters[0] for letters in shared))
+        others = [_module(name) for name in parts if not name.startswith(root)]
+        return (root, *dict.fromkeys(_module(module[:-1]) or module for module in others if module))
+
+    def foreign_name(self, canonical: str) -> str:
+        """Return the foreign name of a canonical tensor that one rule maps to one name; empty if none does."""
+        found = (r.foreign[0] for r in self._rules if r.canonical == (canonical,) and len(r.foreign) == 1)
+        return next(found, "")
+
     def explain(self, name: str) -> str:
         """Return what explains a foreign name: ``"rule"``, ``"drop"`` or ``""``."""
         if any(_compile(known).fullmatch(name) for known in self._by_outline.get(_outline(name), ())):
@@ -148,8 +176,15 @@ class Table:
         """Return every foreign name pattern, for near-miss messages."""
         return [name for r in self._rules for name in r.foreign]
 
-    def read(self, foreign: Mapping[str, LazyTensor], sizes: Mapping[str, int]) -> Reading:
+    def read(
+        self, foreign: Mapping[str, LazyTensor], sizes: Mapping[str, int], wanted: Collection[str] = ()
+    ) -> Reading:
         """Convert foreign tensors to canonical ones, lazily, from their headers.
+
+        Args:
+            foreign: foreign names and tensors.
+            sizes: of layout axes that shapes alone do not show.
+            wanted: canonical names whose rules are in force whatever they are disabled by.
 
         Raises:
             CheckpointError: a shape that does not fit its rule.
@@ -157,7 +192,7 @@ class Table:
         result, claimed = Reading(), set[str]()
         by_outline = _grouped(foreign)
         for r in self._rules:
-            if r.unless and r.unless in foreign:
+            if r.unless and r.unless in foreign and r.canonical[0] not in wanted:
                 continue
             for name in by_outline.get(_outline(r.foreign[0]), ()):
                 indices = _match(r.foreign[0], name)
@@ -261,6 +296,11 @@ def _runs(rules: Sequence[Rule]) -> list[int]:
         layered = position > 0 and _LAYER in r.canonical[0] and _LAYER in rules[position - 1].canonical[0]
         starts.append(starts[-1] if layered else position)
     return starts
+
+
+def _module(name: str) -> str:
+    """Return a name without its last part."""
+    return re.sub(r"[^./]*$", "", name)
 
 
 @cache

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -132,25 +131,6 @@ def test_a_file_that_is_mostly_known_says_what_is_not(tmp_path: Path) -> None:
     assert f"{len(tensors) - 2} of {len(tensors)} tensors are timm's, but not " in error.value.message
     assert "blocks.0.adapter.down.weight" in error.value.message
     assert "blocks.1.atn.qkv.weight (nearest: blocks.{i}.attn.qkv.weight)" in error.value.message
-
-
-@pytest.mark.parametrize("prefix", ["my_model.backbone.", "net.vit."])
-def test_an_unknown_prefix_is_named(prefix: str, tmp_path: Path) -> None:
-    tensors = state()
-    with pytest.raises(UnknownFormatError) as error:
-        vit_hub.open_checkpoint(saved(prefixed(prefix, tensors), tmp_path), overrides=HEADS)
-    count = len(tensors)
-    assert f"{count} of its {count} tensors would be timm's without the prefix {prefix!r}" in error.value.message
-
-
-def test_an_unknown_prefix_is_named_in_jax_files_and_beside_other_tensors(tmp_path: Path) -> None:
-    golden = Path(__file__).parents[1] / "golden" / "vitjax_token_linen" / "checkpoint.npz"
-    with np.load(golden) as archive:
-        arrays = {f"state/vit/{name}": archive[name] for name in archive.files}
-    np.savez(tmp_path / "file.npz", **arrays, loss=np.zeros(3))
-    wanted = rf"{len(arrays)} of its {len(arrays) + 1} .* without the prefix 'state/vit/'"
-    with pytest.raises(UnknownFormatError, match=wanted):
-        vit_hub.open_checkpoint(tmp_path / "file.npz")
 
 
 def test_a_file_of_which_little_is_known_says_how_little(tmp_path: Path) -> None:

@@ -161,6 +161,11 @@ source_options = _together(
     "source_options",
     format=source_format_option,
     overrides=set_option,
+    prefix=click.option(
+        "--prefix",
+        metavar="PREFIX",
+        help="Read the model whose tensor names begin with PREFIX, such as student, where a file holds several.",
+    ),
     revision=revision_option,
     offline=offline_option,
 )

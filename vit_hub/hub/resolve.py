@@ -109,7 +109,11 @@ def _hints(entry: Entry, source: WeightSource) -> dict[str, Any]:
 
 
 def open_resolved(
-    resolved: Resolved, *, format: str | None = None, overrides: Mapping[str, Any] | None = None
+    resolved: Resolved,
+    *,
+    format: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    prefix: str | None = None,
 ) -> Checkpoint:
     """Open a checkpoint with the facts that the registry has, and fill in its passport.
 
@@ -117,6 +121,7 @@ def open_resolved(
         resolved: result of :func:`resolve`.
         format: require this format instead of recognizing it.
         overrides: config fields that the file does not tell, or tells wrongly.
+        prefix: what the names of the model to read begin with, where a file holds several.
 
     Raises:
         CheckpointError: it is another model than the registry's, or as for
@@ -126,7 +131,8 @@ def open_resolved(
     from vit_hub.converters.read import open_checkpoint
     from vit_hub.preprocessing.spec import Preprocessing
 
-    ckpt = open_checkpoint(resolved.path, format=format, overrides=overrides, hints=resolved.hints)
+    options: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix}
+    ckpt = open_checkpoint(resolved.path, hints=resolved.hints, **options)
     passport = dataclasses.replace(ckpt.passport, converter=ckpt.passport.converter or __version__)
     entry = resolved.entry
     if entry is not None:

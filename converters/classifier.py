@@ -1,0 +1,65 @@
+"""Classifiers in another place than the table's: ``head.1`` behind a dropout, ``fc`` beside a backbone, an own MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vit_hub.converters.recognize import Match, beyond
+from vit_hub.converters.rules.extras import CLASSIFIER, beside_reason
+from vit_hub.converters.tensors import LazyTensor
+
+__all__ = ["Classifier", "find_classifier"]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """What became of the tensors that may be a classifier.
+
+    Attributes:
+        moved: name in the table, without the prefix -> full name found.
+        dropped: full name -> reason for leaving it out.
+        warnings: messages for the user.
+    """
+
+    moved: Mapping[str, str] = field(default_factory=dict)
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def find_classifier(match: Match, tensors: Mapping[str, LazyTensor], width: int, *, has_head: bool) -> Classifier:
+    """Return where the classifier of a model is, if it is a single linear layer, and what is left out if it is not.
+
+    Args:
+        match: the model.
+        tensors: all tensors of the file, by full name.
+        width: channels of the encoder.
+        has_head: the table itself found a classifier.
+    """
+    layers: dict[str, dict[str, str]] = {}
+    for name in match.classifier:
+        found = CLASSIFIER.fullmatch(beyond(match.prefix, name))
+        if found:
+            layers.setdefault(found["layer"], {})[found["part"]] = name
+    weights = [tensors[parts["weight"]].shape for parts in layers.values() if "weight" in parts]
+    if not any(len(shape) == 2 for shape in weights):
+        return Classifier(dropped={name: beside_reason(beyond(match.prefix, name)) for name in match.classifier})
+    listed = ", ".join(layers)
+    if len(layers) == 1 and not has_head and weights[0][1] == width:
+        (layer, parts), table = next(iter(layers.items())), match.table
+        home = table.foreign_name("head.weight").removesuffix(".weight") or "head"
+        if parts.keys() <= {"weight", "bias"}:
+            moved = {f"{home}.{part}": name for part, name in parts.items()}
+            same = layer.partition(".")[0] == home.partition(".")[0]
+            told = f"{layer} is taken for the classifier, over the model's pooled output"
+            return Classifier(moved, warnings=() if same else (told,))
+    reason = (
+        "a classifier that is no single linear layer over the pooled output" if not has_head else "another classifier"
+    )
+    told = (
+        f"the classifier ({listed}) is no single linear layer: it is left out, and the model has num_classes=0; "
+        "keep_rest=True (--keep-rest) keeps its tensors"
+    )
+    if has_head:
+        told = f"{listed}, beside the model's own classifier, is left out"
+    return Classifier(dropped=dict.fromkeys(match.classifier, reason), warnings=(told,))
