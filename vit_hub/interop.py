@@ -190,16 +190,16 @@ def _activation(layer: nn.Module) -> str:
 
 def _pooling(module: Any, act: str) -> dict[str, Any]:
     pool, prefix = module.global_pool, bool(getattr(module, "pool_include_prefix", False))
-    if pool not in _POOLS or (prefix and pool == "avg"):
-        raise ConfigError(f"pool: timm's global_pool={pool!r}{' with prefix tokens' * prefix} is not supported")
+    if pool not in _POOLS:
+        raise ConfigError(f"pool: timm's global_pool={pool!r} is not supported")
     if getattr(module, "dist_token", None) is not None:
         return {"pool": "cls_dist"}
+    tokens = module.num_prefix_tokens > 0
     if pool != "map":
-        return {"pool": _POOLS[pool]}
+        return {"pool": _POOLS[pool], "pool_prefix": pool == "avg" and prefix and tokens}
     if _activation(module.attn_pool.mlp.act) != act:
         raise ConfigError("act: attention pooling with another activation than the blocks' is not supported")
     attends = prefix or not hasattr(module, "pool_include_prefix")
-    tokens = module.num_prefix_tokens > 0
     return {"pool": "map", "pool_heads": module.attn_pool.num_heads, "pool_prefix": attends and tokens}
 
 

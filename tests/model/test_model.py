@@ -102,7 +102,7 @@ def test_the_shortcut_to_the_pooled_output_gives_what_all_tokens_give(config: vi
         "map": lambda: model.attn_pool(tokens[:, first:]),
     }
     if config.pool_prefix:
-        pools["map"] = lambda: model.attn_pool(tokens)
+        pools |= {"map": lambda: model.attn_pool(tokens), "avg": lambda: tokens.mean(dim=1)}
     pooled = model.fc_norm(pools[config.pool]())
     if config.head_input == "cls_avg":
         embedded, wanted = pooled, model.head(torch.cat((tokens[:, 0], tokens[:, first:].mean(dim=1)), dim=1))
@@ -393,7 +393,8 @@ def _forbidden(method: Callable[..., Any]) -> Callable[..., Any]:
         ("num_classes", {"pool": "none"}),
         ("pos_embed_registers", {"num_registers": 2, "pos_embed_registers": True, "pos_embed_prefix": False}),
         ("pos_embed", {"embed_dim": 6, "pos_embed": "sincos2d"}),
-        ("pool_prefix", {"pool": "avg", "pool_prefix": True}),
+        ("pool_prefix", {"pool": "first", "pool_prefix": True}),
+        ("pool_prefix", {"pool": "avg", "class_token": False, "pool_prefix": True}),
         ("pool_heads", {"pool": "map", "pool_heads": 3}),
         ("prefix_norm", {"pool": "avg", "final_norm": "after", "prefix_norm": True}),
         ("head_input", {"pool": "avg", "head_input": "cls_avg"}),

@@ -146,7 +146,7 @@ def configs(draw: st.DrawFn, **fixed: Any) -> vit_hub.ViTConfig:
     field_if(pool == "map", "pool_heads", st.sampled_from((0, 0, 1 if heads > 1 else 2)))
     hidden = st.integers(1, 20).filter(lambda size: size != found["mlp_dim"])
     field_if(pool == "map", "pool_mlp_dim", st.just(0) | hidden)
-    field_if(pool == "map" and prefix, "pool_prefix", st.booleans())
+    field_if(pool in ("map", "avg") and prefix, "pool_prefix", st.booleans())
     head = field_if(pool != "none", "num_classes", st.integers(0, 5))
     single = pool not in ("none", "cls_dist")
     both = field_if(pool == "cls" and head, "head_input", st.sampled_from(("pooled", "pooled", "pooled", "cls_avg")))

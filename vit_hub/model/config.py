@@ -131,7 +131,7 @@ class ViTConfig:
         representation_dim: width of the tanh layer between pooling and head (2010.11929, section 3.1); 0: none.
         projection_dim: width of CLIP's bias-free projection of the pooled embedding; 0: none.
         pool_heads: attention heads of ``map`` pooling; 0: as many as in a block.
-        pool_prefix: ``map`` pooling attends to class and register tokens, too, not to the patches only.
+        pool_prefix: ``map`` and ``avg`` pooling read class and register tokens, too, not the patches only.
         pool_mlp_dim: hidden width of ``map`` pooling's MLP; 0: as in a block.
         head_input: what the head reads: the ``pooled`` embedding, or class token and patch mean side by side
             (``cls_avg``, linear heads of DINOv2).
@@ -257,8 +257,8 @@ class ViTConfig:
             "stem_stages: stem_stages needs stem='resnet'": self.stem == "resnet" or not self.stem_stages,
             "stem_width: group norm needs a multiple of 32 channels": self.stem_width % 32 == 0,
             "pool: pool='cls' needs class_token=True": pool != "cls" or self.class_token,
-            "pool_prefix: pool_prefix=True needs pool='map' and prefix tokens": (
-                not self.pool_prefix or (pool == "map" and prefix > 0)
+            "pool_prefix: pool_prefix=True needs pool='map' or 'avg' and prefix tokens": (
+                not self.pool_prefix or (pool in ("map", "avg") and prefix > 0)
             ),
             "distilled: distilled=True needs class_token=True": self.class_token or not self.distilled,
             "pool: pool='cls_dist' needs distilled=True and no representation layer": (

@@ -212,7 +212,7 @@ class VisionTransformer(nn.Module):
         if self.attn_pool is not None:
             z = self.attn_pool(z if self.config.pool_prefix else z[:, prefix:])
         elif pool == "avg":
-            z = z[:, prefix:].mean(dim=1)
+            z = z[:, 0 if self.config.pool_prefix else prefix :].mean(dim=1)
         elif pool in ("cls", "first"):
             z = z[:, 0 if pool == "cls" else prefix]
         return self.fc_norm(z)  # type: ignore[no-any-return]
