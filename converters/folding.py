@@ -239,11 +239,11 @@ FOLDS = (
     Fold(_ROWS, "rows of the position table are added to the tokens before the patches", _merge_all_rows),
     Fold(("layer_scale",), "layer scale is multiplied into the layers before it, or added as ones", _layer_scale),
     Fold(("projection_dim",), "a projection is a head with a bias of zeros, or such a head a projection", _projection),
+    Fold(("rope",), "periods of the rotary embedding are computed, or stored as they are computed", _rope_periods),
     Fold(
         ("pool",),
         "there is no head: the tokens are the same, and pooling is the reader's choice",
         _other_pool,
         100,
     ),
-    Fold(("rope",), "periods of the rotary embedding are computed, or stored as they are computed", _rope_periods),
 )

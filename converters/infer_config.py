@@ -17,6 +17,7 @@ from vit_hub.model.shapes import fields_of
 __all__ = ["conventional_heads", "infer_config"]
 
 Shapes = Mapping[str, tuple[int, ...]]
+_SET_HEADS = 'overrides={"num_heads": N}, on the command line --set num_heads=N'
 
 
 def infer_config(
@@ -27,8 +28,8 @@ def infer_config(
     stated_by: str,
     conventions: Mapping[str, Any],
     convention_of: str,
-) -> tuple[ViTConfig, dict[str, str]]:
-    """Return a config and, for each field that the caller did not give, what it was taken from.
+) -> tuple[ViTConfig, dict[str, str], tuple[str, ...]]:
+    """Return a config, what each field that the caller did not give was taken from, and warnings of guesses.
 
     Args:
         shapes: canonical tensor names and shapes.
@@ -46,10 +47,15 @@ def infer_config(
     fields = {**conventions, **visible, **known}
     inferred = dict.fromkeys(conventions, f"convention of {convention_of}")
     inferred |= dict.fromkeys(visible, "tensor names and shapes") | dict.fromkeys(stated, stated_by)
+    warnings: tuple[str, ...] = ()
 
     if "num_heads" not in fields:
         fields["num_heads"] = conventional_heads(fields["embed_dim"], fields["depth"], fields.get("ffn", "mlp"))
         inferred["num_heads"] = "convention: 64 channels a head, but for published shapes with others"
+        warnings = (
+            f"num_heads={fields['num_heads']} is a guess, from the width of {fields['embed_dim']}: nothing in the "
+            f"file tells it; if the model has another number, give it: {_SET_HEADS}",
+        )
     if "image_size" not in fields:
         fields["image_size"], inferred["image_size"] = _image_size(shapes, fields)
     rows = _prefix_rows(shapes, fields)
@@ -58,7 +64,7 @@ def infer_config(
             before = f"{rows} row{'s' * (rows != 1)} of pos_embed"
             fields[name], inferred[name] = present, f"{before} before those of the patches"
     config = ViTConfig.from_dict(fields)
-    return config, {name: inferred[name] for name in sorted(inferred) if name not in overrides}
+    return config, {name: inferred[name] for name in sorted(inferred) if name not in overrides}, warnings
 
 
 def _from_tensors(shapes: Shapes) -> dict[str, Any]:
@@ -107,7 +113,7 @@ def conventional_heads(dim: int, depth: int, ffn: str) -> int:
     if rest or not heads:
         raise ConfigError(
             f"num_heads cannot be inferred from the tensors, and embed_dim={dim} is not a multiple of 64",
-            hint='give it: overrides={"num_heads": N}, on the command line --set num_heads=N',
+            hint=f"give it: {_SET_HEADS}",
         )
     return heads
 
@@ -121,11 +127,12 @@ def _image_size(shapes: Shapes, fields: Mapping[str, Any]) -> tuple[tuple[int, i
     if fields.get("pos_embed") != "learned":
         return _image_size_without_table(shapes, fields)
     rows, leading = shapes["pos_embed"][1], _class_tokens(fields)
-    options = dict.fromkeys((leading, leading + fields["num_registers"], 0))
+    every = leading + fields["num_registers"]
+    options = list(dict.fromkeys((leading, every, 0)))
+    if "pos_embed_registers" in fields:
+        options = [every if fields["pos_embed_registers"] else leading, 0]
     if "pos_embed_prefix" in fields:
-        options = dict.fromkeys(
-            extra for extra in options if bool(extra) == (fields["pos_embed_prefix"] and leading > 0)
-        )
+        options = [extra for extra in options if bool(extra) == fields["pos_embed_prefix"]] or [0]
     patch = _pixels_per_patch(fields)
     for extra in options:
         side = math.isqrt(max(rows - extra, 0))

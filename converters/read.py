@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from vit_hub.converters.classifier import Classifier, find_classifier
 from vit_hub.converters.containers import RawCheckpoint, open_raw
+from vit_hub.converters.formats import all_formats
 from vit_hub.converters.infer_config import infer_config
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.recognize import Match, recognize, unexplained
@@ -109,6 +110,9 @@ def read_raw(
             f"{raw.path}: not a canonical file: its metadata has no {CONFIG_KEY!r}",
             hint="without format= (--format) its content decides",
         )
+    for fmt in all_formats():
+        if refusal := fmt.refuses(raw):
+            raise ConfigError(f"{raw.path}: {refusal}")
     raw, stored = _without_wrappers_inside(raw)
     match = recognize(raw, format, prefix)
     sizes = {**match.format.axes(raw, match.tensors), **_axis_sizes(given)}
@@ -128,7 +132,7 @@ def read_raw(
         raise unexplained(match, raw, unknown)
     stated = match.format.state(raw, match.tensors, match.dialect)
     try:
-        config, inferred = infer_config(
+        config, inferred, guesses = infer_config(
             {name: tensor.shape for name, tensor in reading.tensors.items()},
             overrides=given,
             stated={**(hints or {}), **stated.fields},
@@ -138,7 +142,7 @@ def read_raw(
         )
     except ConfigError as error:
         raise ConfigError(f"{raw.path}: {error.message}", hint=error.hint) from error
-    warnings = [*match.warnings, *stated.warnings, *classifier.warnings]
+    warnings = [*match.warnings, *stated.warnings, *classifier.warnings, *guesses]
     if match.prefix not in match.format.prefixes:
         inferred["prefix"] = f"{match.prefix!r} stands before the names of {match.label}"
     if match.ambiguous:

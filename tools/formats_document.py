@@ -90,10 +90,11 @@ with the same outputs.
 """
 CONVENTIONS = """
 Any prefix and any wrapper before the names (`module.`, `_orig_mod.`, `state_dict`, `model.backbone.`, `params/`) is
-read, reported and written back; `prefix=` (`--prefix`) chooses where a file holds several models. What stands beside the
-encoder (optimiser states, text towers, decoders) is listed as dropped; `--keep-rest` keeps it. The timm towers of open_clip are written only from files of the same kind, because the weights do not
-contain the names of their architectures. `canonical` is vit-hub's own format: safetensors with timm's names, config and
-provenance in the metadata; it expresses every model.
+read, reported and written back; `prefix=` (`--prefix`) chooses where a file holds several models. What stands beside
+the encoder (optimiser states, text towers, decoders) is listed as dropped; `--keep-rest` keeps it. The timm towers of
+open_clip are written only from files of the same kind, because the weights do not contain the names of their
+architectures. `canonical` is vit-hub's own format: safetensors with timm's names, config and provenance in the
+metadata; it expresses every model.
 
 For every format, these containers are read: npz, safetensors, PyTorch files (also nested dicts), sharded checkpoints
 with an index, folders with their config files.

@@ -28,9 +28,9 @@ def _as_timm(raw: RawCheckpoint) -> RawCheckpoint:
         size = vision.get("image_size", 224)
         height, width = (size, size) if isinstance(size, int) else size
         file = {"architecture": name, "pretrained_cfg": {"input_size": [3, height, width]}}
-        # An empty name means timm's own pooling.
-        pool = vision.get("timm_pool", "avg")
-        sidecars["config.json"] = {**file, "global_pool": pool} if pool else file
+        # Before a projection of its own, an empty name means timm's pooling.
+        pool, projects = vision.get("timm_pool", "avg"), vision.get("timm_proj", "linear") in ("linear", "mlp")
+        sidecars["config.json"] = {**file, "model_args": {"global_pool": pool}} if pool or not projects else file
     return dataclasses.replace(raw, sidecars=sidecars)
 
 
@@ -75,6 +75,7 @@ def _tower(fmt: Format) -> Format:
         ),
         axes=lambda raw, tensors: fmt.axes(_as_timm(raw), _bare(tensors)),
         evidence=lambda raw, prefix: fmt.evidence(_as_timm(raw), prefix + _TRUNK),
+        refuses=lambda raw: fmt.refuses(_as_timm(raw)),
         state=state,
         sidecars=lambda config, passport: (
             {CONFIG: passport.sidecars[CONFIG]} if passport and CONFIG in passport.sidecars else {}

@@ -5,17 +5,17 @@ Canonical names are timm's, so the table is a list of names. Source: timm/models
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from vit_hub.converters.containers import RawCheckpoint
+from vit_hub.converters.formats import _timm
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
 from vit_hub.converters.rules.table import rule
 from vit_hub.converters.tensors import LazyTensor
-from vit_hub.errors import ConfigError
 from vit_hub.model.config import ViTConfig
 from vit_hub.preprocessing.project_files import timm_data_config
 
@@ -59,79 +59,29 @@ _STEM = tuple(
 )
 
 _WRAPPERS = ("state_dict_ema/", "model_ema/", "state_dict/", "model/")
-_ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
-    "quickgelu": "quick_gelu",
-    "silu": "silu",
-    "swish": "silu",
-    "relu": "relu",
-}
-POOLS = {"token": "cls", "avg": "avg", "map": "map", "": "none"}
 PREFIXES = tuple(wrapper + module for wrapper in ("", *_WRAPPERS) for module in ("", "module."))
 
 
 # timm standardises the hybrids' kernels by sqrt(var + 1e-8) and norms their groups with 1e-5.
 _HYBRID = {"stem_standardize": "var", "stem_norm_eps": 1e-5}
-# Fields that timm's architecture functions fix and model_args may leave out, by parts of their names.
-_FIXED: tuple[tuple[str, dict[str, Any]], ...] = (
-    (r"_clip_|^beit3_", {"norm_eps": 1e-5}),
-    (r"_quickgelu_", {"act": "quick_gelu"}),
-    (r"_patch32_siglip_|_giantopt_|_so400m_patch16_siglip_|_large_patch16_siglip_(gap_)?512", {"act": "gelu_tanh"}),
-    (r"_r26_|_r50_|_r_s16_", _HYBRID),
-    # Other published models of these widths have other numbers of heads.
-    (r"^vit_base_patch16_gap_224", {"num_heads": 16}),
-    (r"^vit_giant_patch16_radio", {"num_heads": 24}),
-)
-# Post-norm blocks, whose tensors have the names of pre-norm ones.
-_NORMED_AFTER = ("_rpn_", "eva02_enormous_")
-
-
-def architecture_of(raw: RawCheckpoint) -> str:
-    """Return timm's name of the model from config.json, or an empty one.
-
-    Raises:
-        ConfigError: a model with post-norm blocks.
-    """
-    name = str(raw.sidecars.get("config.json", {}).get("architecture", ""))
-    if any(part in name for part in _NORMED_AFTER):
-        raise ConfigError(f"{raw.path}: architecture {name}: blocks that norm after their layers are not supported")
-    return name
-
-
-def stated_everywhere(file: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
-    """Return what timm's config.json states for all classes: pooling, heads, sizes."""
-    args, fields = file.get("model_args", {}), dict[str, Any]()
-    pool = POOLS.get(str(args.get("global_pool", file.get("global_pool"))))
-    if pool and (pool != "cls" or "cls_token" in tensors):
-        fields["pool"] = pool
-    for key, field in (("num_heads", "num_heads"), ("img_size", "image_size"), ("patch_size", "patch_size")):
-        if key in args:
-            fields[field] = args[key]
-    size = file.get("pretrained_cfg", {}).get("input_size")
-    if "image_size" not in fields and isinstance(size, (list, tuple)) and len(size) == 3:
-        fields["image_size"] = tuple(size[1:])
-    return fields
 
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Read timm's config.json: architecture, model_args, pooling."""
-    distilled = {"pool": "cls_dist"} if "dist_token" in tensors else {}
-    architecture, file = architecture_of(raw), raw.sidecars.get("config.json", {})
-    if not architecture:
-        shown = {**distilled, **({"norm_eps": 1e-5} if "norm_pre.weight" in tensors else {})}
-        if any(name.startswith("patch_embed.backbone.") for name in tensors):
-            shown |= _HYBRID
-        return Stated(shown, "what timm's architectures with these tensors do")
-    args, warnings = file.get("model_args", {}), []
-    fields = {key: value for part, found in _FIXED if re.search(part, architecture) for key, value in found.items()}
-    if args.get("act_layer") is not None:
-        act = _ACTIVATIONS.get(str(args["act_layer"]).lower())
-        fields |= {"act": act} if act else {}
-        warnings += [] if act else [f"config.json: act_layer {args['act_layer']!r} is not known"]
-    fields |= stated_everywhere(file, tensors)
-    return Stated({**fields, **distilled}, "config.json", tuple(warnings))
+    shown = _HYBRID if any(name.startswith("patch_embed.backbone.") for name in tensors) else {}
+    shown = {**shown, **({"pool": "cls_dist"} if "dist_token" in tensors else {})}
+    if _timm.is_named(raw):
+        stated = _timm.state(raw, tensors)
+        return dataclasses.replace(stated, fields={**stated.fields, **shown})
+    if "norm_pre.weight" in tensors:
+        shown["norm_eps"] = 1e-5
+    return Stated(shown, "what timm's architectures with these tensors do")
+
+
+def evidence(raw: RawCheckpoint, *classes: str) -> int:
+    """Return 1 if config.json names an architecture of one of timm's classes, -1 if of another, 0 if it names none."""
+    named = _timm.timm_class(raw)
+    return (1 if named in classes else -1) if named else 0
 
 
 # The hybrids' ResNets, by units a stage.
@@ -158,7 +108,7 @@ def mlp_ratio(dim: int, hidden: int) -> float:
 
 def shared_args(config: ViTConfig) -> dict[str, Any]:
     """Return the arguments that have the same names in all of timm's Vision Transformer classes."""
-    pools = {pool: name for name, pool in POOLS.items()} | {"cls_dist": "token"}
+    pools = {pool: name for name, pool in _timm.POOLS.items()} | {"cls_dist": "token"}
     return {
         "img_size": list(config.image_size),
         "patch_size": list(config.patch_size),
@@ -192,6 +142,8 @@ def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
         "fc_norm": config.final_norm == "after",
         "act_layer": config.act,
     }
+    if config.pool_prefix:
+        args["pool_include_prefix"] = True
     if config.pool == "cls_dist":  # fixed by timm's distilled class
         for name in ("class_token", "no_embed_class", "reg_tokens", "global_pool", "fc_norm", "final_norm"):
             del args[name]
@@ -280,6 +232,8 @@ FORMATS = (
             ),
             REGISTER_ROWS,
         ),
+        evidence=lambda raw, prefix: evidence(raw, "VisionTransformer", "VisionTransformerDistilled"),
+        refuses=_timm.refusal,
         state=_state,
         sidecars=_sidecars,
         dialect_for=lambda config, dialects: dialects[config.stem == "resnet" and not config.stem_stages],

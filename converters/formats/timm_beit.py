@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_hub.converters.containers import RawCheckpoint
-from vit_hub.converters.formats import timm
+from vit_hub.converters.formats import _timm, timm
 from vit_hub.converters.formats.timm_eva import COMMON
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
@@ -24,16 +24,14 @@ _NAMES = (
 
 
 def _evidence(raw: RawCheckpoint, prefix: str) -> int:
-    """Without a relative position table it is another of timm's classes with these names."""
-    return 1 if any(name.endswith("relative_position_bias_table") for name in raw.tensors) else -1
+    """Without a relative position table it is another of timm's classes with these names, if none is named."""
+    named = timm.evidence(raw, "Beit")
+    return named or (1 if any(name.endswith("relative_position_bias_table") for name in raw.tensors) else -1)
 
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Read timm's config.json; without one, a norm after pooling means the mean of the patches."""
-    file = raw.sidecars.get("config.json", {})
-    if "architecture" not in file:
-        return Stated()
-    return Stated(timm.stated_everywhere(file, tensors), "config.json")
+    return _timm.state(raw, tensors)
 
 
 def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:

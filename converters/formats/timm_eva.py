@@ -8,13 +8,12 @@ tensors. Source: timm/models/eva.py, timm/layers/pos_embed_sincos.py.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from vit_hub.converters.containers import RawCheckpoint
-from vit_hub.converters.formats import timm
+from vit_hub.converters.formats import _timm, timm
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
 from vit_hub.converters.rules.table import Rule, rule
@@ -46,12 +45,9 @@ _DINOV3 = Rope(theta=100.0, coordinates="centered", pairs="half")
 _EVA02 = Rope(reference_grid=(16, 16))
 _ROPE_VIT = Rope(theta=100.0, order="xy")
 _MIXED = Rope(theta=10.0, order="xy", mixed=True)
-# Parts of the names of architectures of this class, and of those with a norm epsilon of 1e-5 instead of 1e-6.
-_EVA = r"^eva02_|^eva_giant_|_dinov3|_pe_|_rope_|_lingbot"
-_NORM_EPS_1E5 = "dinov3|_pe_|_lingbot"
 # Side of the training grid of Perception Encoder core models by width (arXiv 2504.13181, table 17); that of language
 # and spatial models is 32.
-_PE_CORE_GRIDS = {192: 24, 384: 24, 1024: 24, 1536: 32}
+_PE_CORE_GRIDS = {192: 24, 384: 24, 768: 14, 1024: 24, 1536: 32}
 
 
 def _perception_encoder(tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
@@ -85,7 +81,7 @@ def _facts(tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
             found["rope"] = _EVA02
     elif "blocks.0.attn.qkv.bias" in tensors:
         found["rope"] = _ROPE_VIT
-    elif _gated(tensors):
+    elif _timm.gated(tensors):
         found["rope"] = _EVA02
     return found
 
@@ -95,46 +91,34 @@ def _pools_prefix(tensors: Mapping[str, LazyTensor]) -> bool:
     return "attn_pool.latent" in tensors and ("cls_token" in tensors or "reg_token" in tensors)
 
 
-def _gated(tensors: Mapping[str, LazyTensor]) -> bool:
-    fc1, fc2 = tensors.get("blocks.0.mlp.fc1.weight"), tensors.get("blocks.0.mlp.fc2.weight")
-    return fc1 is None or fc2 is None or fc1.shape[0] == 2 * fc2.shape[1]
-
-
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Return the fields of published models, overridden by timm's config.json.
 
     Raises:
         ConfigError: gated blocks under attention pooling.
     """
-    if "attn_pool.latent" in tensors and _gated(tensors):
+    if "attn_pool.latent" in tensors and _timm.gated(tensors):
         raise ConfigError(
             f"{raw.path}: act: timm's Eva pools with GELU, and its blocks have gates with SiLU: not supported"
         )
-    architecture, fields = timm.architecture_of(raw), _facts(tensors)
-    if not architecture:
-        return Stated(fields, "what timm's architectures with these tensors do")
-    file = raw.sidecars["config.json"]
-    args = file.get("model_args", {})
-    fields["norm_eps"] = 1e-5 if re.search(_NORM_EPS_1E5, architecture) else 1e-6
-    if "use_rot_pos_emb" in args:
-        fields["rope"] = _rope_from(args) if args["use_rot_pos_emb"] else None
-    if "attn_pool_num_heads" in args:
-        fields["pool_heads"] = args["attn_pool_num_heads"] or 0
-    return Stated({**fields, **timm.stated_everywhere(file, tensors)}, "config.json")
+    stated = _timm.state(raw, tensors)
+    if _timm.timm_class(raw):
+        return stated
+    fields, guesses = _facts(tensors), _guesses(tensors)
+    by = stated.by or "what timm's architectures with these tensors do"
+    return Stated({**fields, **stated.fields}, by, (*stated.warnings, *guesses))
 
 
-def _rope_from(args: Mapping[str, Any]) -> Rope:
-    """Read timm's rope_* arguments."""
-    kind = args.get("rope_type", "cat")
-    reference = args.get("ref_feat_shape")
-    return Rope(
-        theta=float(args.get("rope_temperature", 10_000.0)),
-        coordinates="centered" if kind == "dinov3" else "index",
-        offset=float(args.get("rope_grid_offset", 0.0)),
-        reference_grid=reference if kind == "cat" else None,
-        order="xy" if args.get("rope_grid_indexing") == "xy" else "yx",
-        pairs="half" if args.get("rope_rotate_half") else "interleaved",
-        mixed=kind == "mixed",
+def _guesses(tensors: Mapping[str, LazyTensor]) -> tuple[str, ...]:
+    """Warn of what is taken from published models where none has this width."""
+    if not _is_perception_encoder(tensors) or "attn_pool.latent" not in tensors:
+        return ()
+    width = tensors["norm_pre.weight"].shape[0]
+    if width in _PE_CORE_GRIDS:
+        return ()
+    return (
+        f"pool_heads and rope.reference_grid are guesses: no published Perception Encoder is {width} channels wide; "
+        'overrides={"pool_heads": N, "rope": {...}}, on the command line --set, gives them',
     )
 
 
@@ -185,10 +169,9 @@ def _sidecars(config: ViTConfig, passport: Passport | None, fused: bool) -> Side
 
 def _evidence(raw: RawCheckpoint, prefix: str) -> int:
     """Return the evidence of the architecture, or of a Perception Encoder, whose names VisionTransformer has, too."""
+    named = timm.evidence(raw, "Eva")
     names = {name[len(prefix) :] for name in raw.tensors if name.startswith(prefix)}
-    architecture = str(raw.sidecars.get("config.json", {}).get("architecture", ""))
-    stated = re.search(_EVA, architecture) is not None
-    return int(stated or (not architecture and _is_perception_encoder(names)))
+    return named or int(not _timm.is_named(raw) and _is_perception_encoder(names))
 
 
 _LIMITS = {

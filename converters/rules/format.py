@@ -80,6 +80,8 @@ class Format:
         axes: sizes of layout axes that shapes alone do not show, from ``(raw, tensors without prefix)``.
         evidence: for the format if several explain the names equally well, from ``(raw, prefix)``: wrapper, container,
             missing head, neighbouring files; negative is evidence against it.
+        refuses: why the model that config files describe cannot be computed, whatever tensors there are, from ``raw``;
+            empty if they describe none such.
         state: reads config files and original shapes, ``(raw, tensors without prefix, dialect)``.
         zeros: names and shapes of tensors that the original class always has though no output depends on them, from
             ``(config, dialect)``; where the source has none they are written as zeros.
@@ -102,6 +104,7 @@ class Format:
     requires: tuple[Requirement, ...] = ()
     axes: Callable[[RawCheckpoint, Mapping[str, LazyTensor]], Mapping[str, int]] = lambda raw, tensors: {}
     evidence: Callable[[RawCheckpoint, str], int] = lambda raw, prefix: 0
+    refuses: Callable[[RawCheckpoint], str] = lambda raw: ""
     state: Callable[[RawCheckpoint, Mapping[str, LazyTensor], Dialect], Stated] = lambda raw, tensors, dialect: Stated()
     zeros: Callable[[ViTConfig, Dialect], Mapping[str, tuple[int, ...]]] = lambda config, dialect: {}
     sidecars: Callable[[ViTConfig, Passport | None], Sidecars] = lambda config, passport: {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,10 @@ from timm.models.eva import Eva
 from timm.models.resnetv2 import ResNetV2, create_resnetv2_stem
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from timm.models.vision_transformer_hybrid import HybridEmbed
-from torch import Tensor, nn
+from torch import Tensor
 
 import vit_hub
-from vit_hub.converters.containers import RawCheckpoint
-from vit_hub.converters.infer_config import conventional_heads
-from vit_hub.converters.read import read_raw
-from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import ConfigError, VitHubError
-from vit_hub.interop import timm_facts, timm_format
 
 # timm computes rotary embeddings in float32 whatever the model is in.
 EXACT, SINGLE = 1e-10, 1e-6
@@ -198,93 +192,6 @@ def test_a_model_that_computes_otherwise_is_refused(cls: Any, arguments: dict[st
     small = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
     with pytest.raises(VitHubError):
         vit_hub.from_module(made(cls(**small | arguments)))
-
-
-MODULES = ("vision_transformer", "eva", "beit", "vision_transformer_hybrid", "deit")
-ARCHITECTURES = [name for module in MODULES for name in timm.list_models(module=module)]
-# Parallel blocks, differential attention, RMSNorm, norms after the layers, other stems, grouped queries; and a model
-# of timm's own tests whose pooling only its function knows.
-REFUSED = (
-    r"aimv2|_18x2_|_xp_|_d?pwee_|_dwee_|_dlittle_|_rpn_|eva02_enormous|_resnet\d|_mci_|sapiens|test_vit4|test_vit3"
-)
-COVERED = [name for name in ARCHITECTURES if not re.search(REFUSED, name)]
-
-
-def nothing() -> Any:
-    raise AssertionError("no values are needed")
-
-
-def described(name: str) -> tuple[nn.Module, RawCheckpoint]:
-    """The first block of an architecture without values, and its hub folder, unread."""
-    with torch.device("meta"):
-        module: Any = model_entrypoint(name)(pretrained=False, num_classes=5, depth=1)
-    tensors = {key: LazyTensor("F32", tuple(value.shape), nothing) for key, value in module.state_dict().items()}
-    config = {
-        "architecture": name,
-        "num_classes": 5,
-        "global_pool": module.global_pool,
-        "model_args": {"depth": 1, "num_heads": module.blocks[0].attn.num_heads},
-        "pretrained_cfg": {"input_size": [3, *module.patch_embed.img_size]},
-    }
-    return module, RawCheckpoint(Path(name), "safetensors", tensors, {}, {"config.json": config}, ())
-
-
-@pytest.mark.parametrize("name", COVERED)
-def test_every_architecture_is_known_from_its_name_and_tensors(name: str) -> None:
-    module, source = described(name)
-    config = read_raw(source).config
-    assert config == read_raw(source, format=timm_format(module), overrides=timm_facts(module)).config
-
-
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in COVERED and "test_vit3" not in name])
-def test_other_architectures_are_refused(name: str) -> None:
-    try:
-        _, source = described(name)
-    except AssertionError:
-        return  # timm does not build it with one block
-    except AttributeError:
-        return  # no attention of a known name: nothing of it is described
-    with pytest.raises(VitHubError):
-        read_raw(source)
-
-
-class Described(Exception):
-    """Thrown instead of building a model."""
-
-
-def test_heads_are_told_from_the_published_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or from the name, where two published models of a shape have different heads."""
-    built: dict[str, Any] = {}
-
-    def build(cls: type[nn.Module], variant: str, pretrained: bool, **arguments: Any) -> None:
-        built[variant] = (cls, arguments)
-        raise Described
-
-    for module in MODULES:
-        monkeypatch.setattr(f"timm.models.{module}.build_model_with_cfg", build)
-    for name in COVERED:
-        with pytest.raises(Described):
-            model_entrypoint(name)(pretrained=False)
-    assert built.keys() == set(COVERED)
-    wrong = set()
-    for name, (_, arguments) in built.items():
-        gated = arguments.get("mlp_layer") is not None or arguments.get("swiglu_mlp", False)
-        split = arguments.get("swiglu_align_to") or arguments.get("scale_mlp")
-        ffn = ("swiglu" if split else "swiglu_packed") if gated else "mlp"
-        shape = (arguments.get("embed_dim", 768), arguments.get("depth", 12), ffn)
-        try:
-            heads = conventional_heads(*shape)
-        except ConfigError:
-            heads = 0
-        if heads != arguments.get("num_heads", 12):
-            wrong.add(name)
-    named = {"vit_base_patch16_gap_224": 16, "vit_giant_patch16_radio_v3": 24}
-    assert wrong == {*named, "test_vit", "test_vit2"}
-    monkeypatch.undo()
-    for name, heads in named.items():
-        _, source = described(name)
-        del source.sidecars["config.json"]["model_args"]
-        assert read_raw(source).config.num_heads == heads
 
 
 SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3}
