@@ -5,8 +5,11 @@ Source: transformers/configuration_utils.py and models/*/configuration_*.py.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from vit_hub.converters.containers import RawCheckpoint
@@ -231,7 +234,9 @@ def write_config(
     types: Sequence[ModelType] = (),
     head: str = "",
 ) -> Sidecars:
-    """Return config.json as transformers writes it; keys of an earlier one beyond the config are kept.
+    """Return config.json with every key that transformers writes; keys of an earlier one beyond the config are kept.
+
+    Keys that change nothing in evaluation have the defaults of their class, unless an earlier file states them.
 
     A model with a classifier whose type is one of two towers has its config nested in that of both.
 
@@ -248,9 +253,12 @@ def write_config(
     sidecars = passport.sidecars if passport else {}
     earlier, tower = _parts(sidecars) if stated_type(sidecars, types or (kind,)) else ({}, {})
     (height, width), (p, q) = config.image_size, config.patch_size
+    if tower.get("num_hidden_layers") != config.depth:
+        tower = {key: value for key, value in tower.items() if key not in _stages(config.depth)}
     act = next(name for name, meaning in ACTIVATIONS.items() if meaning == config.act)
     earlier_act = str(tower.get("hidden_act"))
     file: dict[str, Any] = {
+        **_defaults(kind.name, config),
         **tower,
         "model_type": kind.name,
         "hidden_size": config.embed_dim,
@@ -266,7 +274,8 @@ def write_config(
     }
     file = {key: value for key, value in file.items() if value is not None or key not in extra}
     if nested:
-        file = {**(earlier if "vision_config" in earlier else {}), "model_type": kind.whole, "vision_config": file}
+        whole = {**_defaults(kind.whole, config), **(earlier if "vision_config" in earlier else {})}
+        file = {**whole, "model_type": kind.whole, "vision_config": file}
     file["architectures"] = [kind.classes.removesuffix("Vision" * nested) + head]
     if config.num_classes and len(file.get("id2label", {})) != config.num_classes:
         names = passport.labels if passport and isinstance(passport.labels, list) else []
@@ -278,4 +287,26 @@ def write_config(
         found["preprocessor_config.json"] = sidecars["preprocessor_config.json"]
     elif passport and passport.preprocess:
         found["preprocessor_config.json"] = hf_processor(passport.preprocess)
+    return found
+
+
+def _defaults(name: str, config: ViTConfig) -> dict[str, Any]:
+    """Return the keys of a model type with the defaults of its class at the size of a model."""
+    found = dict(_all_defaults()[name])
+    if "pooler_output_size" in found:
+        found["pooler_output_size"] = config.embed_dim
+    return {**found, **_stages(config.depth)} if "stage_names" in found else found
+
+
+def _stages(depth: int) -> dict[str, Any]:
+    """Return the keys with which a class tells what it gives as a backbone: the tokens after its last block."""
+    names = ["stem", *(f"stage{block}" for block in range(1, depth + 1))]
+    return {"stage_names": names, "out_features": names[-1:], "out_indices": [depth]}
+
+
+@cache
+def _all_defaults() -> dict[str, dict[str, Any]]:
+    """Return model type -> key -> value, as tools/transformers_defaults.py wrote them."""
+    content = Path(__file__).with_name("_transformers_defaults.json").read_text(encoding="utf-8")
+    found: dict[str, dict[str, Any]] = json.loads(content)["model_types"]
     return found

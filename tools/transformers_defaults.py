@@ -1,0 +1,54 @@
+"""Write the keys and values that transformers' own save_pretrained writes for a model of each type by default.
+
+converters/formats/_transformers_defaults.json holds them, so that written folders have every key without importing
+transformers. Run this after an update of transformers: python tools/transformers_defaults.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).parent.parent / "converters" / "formats" / "_transformers_defaults.json"
+MODEL_TYPES = (
+    "beit",
+    "clip",
+    "clip_vision_model",
+    "data2vec-vision",
+    "deit",
+    "dinov2",
+    "dinov2_with_registers",
+    "dinov3_vit",
+    "ijepa",
+    "siglip",
+    "siglip2",
+    "siglip2_vision_model",
+    "siglip_vision_model",
+    "vit",
+    "vit_mae",
+    "vit_msn",
+)
+# About the library that wrote a file, not about the model.
+_IGNORED = ("transformers_version", "dtype", "torch_dtype", "_name_or_path")
+
+
+def defaults() -> dict[str, Any]:
+    """Return the version of transformers, and model type -> key -> value."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    found = {}
+    for name in MODEL_TYPES:
+        keys = transformers.AutoConfig.for_model(name).to_diff_dict()
+        found[name] = {key: value for key, value in keys.items() if key not in _IGNORED}
+    return {"transformers": transformers.__version__, "model_types": found}
+
+
+def text() -> str:
+    """Return the contents of the file."""
+    return json.dumps(defaults(), indent=1, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(text(), encoding="utf-8")
