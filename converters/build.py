@@ -45,9 +45,9 @@ def build(
         raise ConfigError(f"dtype {dtype} is not a floating-point dtype")
     tensors = _read(ckpt.tensors, device, target, mmap)
     carried = {name: tensors.pop(name) for name in ckpt.passport.carried}
-    config = ckpt.config
+    config, passport = ckpt.config, ckpt.passport
     if num_classes is not None and num_classes != config.num_classes:
-        config = _replace_head(config, tensors, num_classes)
+        config, passport = _replace_head(config, tensors, num_classes), passport.without_labels()
     if in_chans is not None and in_chans != config.in_chans:
         config = config.replace(in_chans=in_chans)
         first = next(name for name in _FIRST_KERNELS if name in tensors)
@@ -55,7 +55,7 @@ def build(
     with torch.device("meta"):
         model = VisionTransformer(config)
     model.load_state_dict(tensors, strict=True, assign=True)
-    model.passport, model.carried = ckpt.passport, carried
+    model.passport, model.carried = passport, carried
     return model.eval()
 
 

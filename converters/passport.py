@@ -11,7 +11,8 @@ from typing import Any
 
 from vit_hub.errors import CheckpointError
 from vit_hub.model.config import ViTConfig
-from vit_hub.preprocessing.project_files import resized_sidecars
+from vit_hub.preprocessing.labels import stated_labels, without_labels
+from vit_hub.preprocessing.project_files import resized_sidecars, stated_preprocessing
 
 __all__ = ["Passport"]
 
@@ -74,6 +75,20 @@ class Passport:
             preprocess=self.preprocess and {**self.preprocess, "image_size": list(new.image_size)},
             sidecars=resized_sidecars(self.sidecars, new.image_size),
         )
+
+    def with_stated(self, num_classes: int) -> tuple[Passport, list[str]]:
+        """Return the record with what the config files state about class names and preprocessing, and warnings.
+
+        What the record has already stays. Preprocessing that cannot be used is warned of where it is asked for.
+        """
+        labels, warnings = (self.labels, []) if self.labels else stated_labels(self.sidecars, num_classes)
+        stated, _ = (None, []) if self.preprocess else stated_preprocessing(self.sidecars, self.format)
+        preprocess = stated.to_dict() if stated else self.preprocess
+        return dataclasses.replace(self, labels=labels, preprocess=preprocess), warnings
+
+    def without_labels(self) -> Passport:
+        """Return the record without class names, for a model with another head."""
+        return dataclasses.replace(self, labels=None, sidecars=without_labels(self.sidecars))
 
     def to_json(self) -> str:
         """Return JSON with sorted keys, empty fields left out."""

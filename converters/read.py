@@ -170,6 +170,8 @@ def read_raw(
         source=[{"file": file.name, "size": file.stat().st_size} for file in raw.files],
     )
     origin = {name: tuple(full(part) for part in parts) for name, parts in reading.origin.items()}
+    passport, unusable = passport.with_stated(config.num_classes)
+    warnings += unusable
     return Checkpoint(
         path=raw.path,
         format=match.label,
@@ -251,6 +253,8 @@ def _read_canonical(raw: RawCheckpoint, overrides: Mapping[str, Any]) -> Checkpo
     passport = Passport(format="canonical")
     if PASSPORT_KEY in raw.metadata:
         passport = Passport.from_json(raw.metadata[PASSPORT_KEY], str(raw.path))
+    # Files of earlier versions have what config files stated in these only.
+    passport, unusable = passport.with_stated(config.num_classes)
     return Checkpoint(
         path=raw.path,
         format="canonical",
@@ -258,6 +262,7 @@ def _read_canonical(raw: RawCheckpoint, overrides: Mapping[str, Any]) -> Checkpo
         tensors=_ordered(raw, config, raw.tensors, passport.carried, "canonical", {}),
         passport=passport,
         inferred={name: "metadata of the file" for name in stored if name not in overrides},
+        warnings=tuple(unusable),
         source=raw,
         origin={name: (name,) for name in raw.tensors},
     )

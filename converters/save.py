@@ -35,7 +35,7 @@ def snapshot(model: VisionTransformer) -> Checkpoint:
     passport = model.passport or Passport(format="canonical")
     passport = dataclasses.replace(passport, carried=sorted(model.carried))
     if config.num_classes != model.config.num_classes:
-        passport = dataclasses.replace(passport, labels=None)
+        passport = passport.without_labels()
     path = Path("model")
     return Checkpoint(
         path=path,

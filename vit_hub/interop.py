@@ -23,6 +23,11 @@ from vit_hub.model.vit import VisionTransformer
 __all__ = ["from_module", "timm_facts", "timm_format", "timm_model", "to_timm", "to_transformers"]
 
 
+_LABEL_KEYS = ("label_names", "label_descriptions")
+# What a timm model knows of its preprocessing and classes.
+_FACTS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", *_LABEL_KEYS)
+
+
 def to_timm(model: VisionTransformer) -> dict[str, Tensor]:
     """Return a state dict for timm's model of the same architecture; tensors that need no change are shared.
 
@@ -46,7 +51,11 @@ def timm_model(model: VisionTransformer) -> nn.Module:
     state, sidecars = _foreign(model, "timm", "canonical")
     config = sidecars["config.json"]
     options = {**config["model_args"], "num_classes": config["num_classes"]}
-    made: nn.Module = timm.create_model(config["architecture"], pretrained=False, **options)
+    # Preprocessing and class names, which timm reads from there.
+    facts = {**config["pretrained_cfg"], **{key: config[key] for key in _LABEL_KEYS if key in config}}
+    made: nn.Module = timm.create_model(
+        config["architecture"], pretrained=False, pretrained_cfg_overlay=facts, **options
+    )
     made.load_state_dict(state)
     return made.to(next(iter(state.values())).dtype).eval()
 
@@ -128,6 +137,8 @@ def from_module(module: nn.Module) -> VisionTransformer:
         sidecars["config.json"] = {**module.config.to_dict(), "architectures": [name]}  # type: ignore[operator, union-attr]
     elif label := timm_format(module):
         facts = timm_facts(module)
+        known = getattr(module, "pretrained_cfg", None) or {}
+        sidecars["config.json"] = {"pretrained_cfg": {key: known[key] for key in _FACTS if known.get(key) is not None}}
     else:
         raise UnknownFormatError(f"{name} is neither a timm Vision Transformer nor a transformers model")
     state = module.state_dict()

@@ -18,9 +18,13 @@ from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sideca
 from vit_hub.converters.rules.table import Drop, rule, weight_and_bias
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import ViTConfig
-from vit_hub.preprocessing.project_files import hf_processor
+from vit_hub.preprocessing.differences import differences
+from vit_hub.preprocessing.labels import names_of, placeholders
+from vit_hub.preprocessing.project_files import hf_processor, stated_preprocessing
+from vit_hub.preprocessing.spec import Preprocessing
 
 _FILE = "config.json"
+_PROCESSOR = "preprocessor_config.json"
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -237,7 +241,6 @@ def write_config(
     """Return config.json with every key that transformers writes; keys of an earlier one beyond the config are kept.
 
     Keys that change nothing in evaluation have the defaults of their class, unless an earlier file states them.
-
     A model with a classifier whose type is one of two towers has its config nested in that of both.
 
     Args:
@@ -277,17 +280,32 @@ def write_config(
         whole = {**_defaults(kind.whole, config), **(earlier if "vision_config" in earlier else {})}
         file = {**whole, "model_type": kind.whole, "vision_config": file}
     file["architectures"] = [kind.classes.removesuffix("Vision" * nested) + head]
-    if config.num_classes and len(file.get("id2label", {})) != config.num_classes:
-        names = passport.labels if passport and isinstance(passport.labels, list) else []
-        labels = names if len(names) == config.num_classes else [f"LABEL_{i}" for i in range(config.num_classes)]
-        file["id2label"] = {str(index): label for index, label in enumerate(labels)}
-        file["label2id"] = {label: index for index, label in enumerate(labels)}
+    if config.num_classes:
+        names = names_of(passport.labels if passport else None, config.num_classes)
+        file |= _labels(file, names or placeholders(config.num_classes))
     found: Sidecars = {_FILE: file}
-    if "preprocessor_config.json" in sidecars:
-        found["preprocessor_config.json"] = sidecars["preprocessor_config.json"]
-    elif passport and passport.preprocess:
-        found["preprocessor_config.json"] = hf_processor(passport.preprocess)
+    preprocess = Preprocessing.from_dict(passport.preprocess) if passport and passport.preprocess else None
+    if _PROCESSOR in sidecars and (preprocess is None or _agrees(sidecars[_PROCESSOR], preprocess)):
+        found[_PROCESSOR] = dict(sidecars[_PROCESSOR])
+    elif preprocess:
+        found[_PROCESSOR] = hf_processor(preprocess)
     return found
+
+
+def _agrees(processor: Mapping[str, Any], preprocess: Preprocessing) -> bool:
+    """Return whether an image processor's config says this preprocessing, or says what has no words here."""
+    stated, _ = stated_preprocessing({_PROCESSOR: processor})
+    return stated is None or not differences(preprocess, stated.with_image_size(preprocess.image_size))
+
+
+def _labels(file: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the keys of config.json about class names; those of an earlier one if it has the same names."""
+    numbered = {str(index): name for index, name in enumerate(names)}
+    count = {"num_labels": len(names)} if "num_labels" in file else {}
+    kept = {key: file[key] for key in ("id2label", "label2id") if isinstance(file.get(key), Mapping)}
+    if len(kept) == 2 and {str(number): name for number, name in kept["id2label"].items()} == numbered:
+        return {**kept, **count}
+    return {"id2label": numbered, "label2id": {name: index for index, name in enumerate(names)}, **count}
 
 
 def _defaults(name: str, config: ViTConfig) -> dict[str, Any]:

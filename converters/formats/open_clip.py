@@ -19,7 +19,8 @@ from vit_hub.converters.rules.format import Dialect, Format, Sidecars, Stated
 from vit_hub.converters.rules.table import rule
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
-from vit_hub.preprocessing.project_files import open_clip_preprocess
+from vit_hub.preprocessing.project_files import open_clip_preprocess, stated_preprocessing
+from vit_hub.preprocessing.spec import Preprocessing
 
 __all__ = ["CONFIG", "PREFIXES", "is_named", "model_config"]
 
@@ -101,8 +102,10 @@ def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
     quick = config.act == "quick_gelu"
     model |= {"embed_dim": config.projection_dim, "quick_gelu": quick, "vision_cfg": vision}
     file = {**kept, "model_cfg": model}
-    if passport and passport.preprocess and "preprocess_cfg" not in file:
-        file["preprocess_cfg"] = open_clip_preprocess(passport.preprocess)
+    usable = "preprocess_cfg" not in file or stated_preprocessing({CONFIG: kept})[0] is not None
+    if passport and passport.preprocess and usable:
+        written = open_clip_preprocess(Preprocessing.from_dict(passport.preprocess))
+        file["preprocess_cfg"] = {**file.get("preprocess_cfg", {}), **written}
     return {CONFIG: file}
 
 

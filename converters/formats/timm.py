@@ -17,7 +17,9 @@ from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sideca
 from vit_hub.converters.rules.table import rule
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
+from vit_hub.preprocessing.labels import names_of, stated_descriptions
 from vit_hub.preprocessing.project_files import timm_data_config
+from vit_hub.preprocessing.spec import Preprocessing
 
 _ATTENTION = ("attn.qkv", "attn.q_norm", "attn.k_norm", "attn.norm", "attn.proj")
 _BLOCK_LAYERS = ("norm1", *_ATTENTION, "norm2", "mlp.fc1", "mlp.norm", "mlp.fc2")
@@ -157,15 +159,25 @@ def hub_config(
     size = [config.in_chans, *config.image_size]
     pretrained = {"input_size": size, "fixed_input_size": True, "num_classes": config.num_classes, "pool_size": None}
     if passport and passport.preprocess:
-        pretrained |= timm_data_config(passport.preprocess)
+        pretrained |= timm_data_config(Preprocessing.from_dict(passport.preprocess))
     return {
         "architecture": architecture,
         "num_classes": config.num_classes,
         "num_features": config.embed_dim,
         "global_pool": args.get("global_pool", "token"),
+        **(_labels(config, passport) if passport else {}),
         "model_args": dict(args),
         "pretrained_cfg": {**pretrained, "first_conv": "patch_embed.proj", "classifier": "head"},
     }
+
+
+def _labels(config: ViTConfig, passport: Passport) -> dict[str, Any]:
+    """Return the keys of config.json about class names; descriptions of an earlier one stay with their names."""
+    names = names_of(passport.labels, config.num_classes)
+    if not names:
+        return {}
+    described = stated_descriptions(passport.sidecars)
+    return {"label_names": list(names), **({"label_descriptions": described} if {*names} <= {*described} else {})}
 
 
 def _distilled(field: str, has: Callable[[ViTConfig], bool], text: str) -> Requirement:

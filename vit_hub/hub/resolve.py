@@ -143,7 +143,7 @@ def open_resolved(
             license=entry.license,
             preprocess=Preprocessing.from_dict(entry.preprocess).to_dict(),
             # A source may have another head than the entry describes, or none.
-            labels=entry.labels if ckpt.config.num_classes == entry.config.num_classes else None,
+            labels=(entry.labels if ckpt.config.num_classes == entry.config.num_classes else None) or passport.labels,
         )
     return dataclasses.replace(ckpt, passport=passport)
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vit_hub.errors import ConfigError
-from vit_hub.preprocessing.labels import label_names
-from vit_hub.preprocessing.project_files import CONVENTIONS, from_hf, from_timm
+from vit_hub.preprocessing.labels import names_of
+from vit_hub.preprocessing.project_files import CONVENTIONS, stated_preprocessing
 from vit_hub.preprocessing.spec import Preprocessing
 
 if TYPE_CHECKING:
     from vit_hub.model.vit import VisionTransformer
 
-__all__ = ["Provenance", "class_names", "preprocess", "preprocessing_of"]
+__all__ = ["Provenance", "class_names", "preprocess", "preprocessing_of", "settled"]
 
 
 class Provenance(Protocol):
@@ -47,23 +46,41 @@ def preprocess(model: VisionTransformer) -> Preprocessing:
 
 def preprocessing_of(passport: Provenance | None, image_size: tuple[int, int], in_chans: int = 3) -> Preprocessing:
     """Do as :func:`preprocess`, from a passport alone."""
-    stated = _stated(passport.preprocess, passport.sidecars) if passport else None
-    if stated is None:
+    found, _, said = settled(passport, image_size, in_chans)
+    for message in said:
+        warnings.warn(message, stacklevel=3)
+    return found
+
+
+def settled(
+    passport: Provenance | None, image_size: tuple[int, int], in_chans: int = 3
+) -> tuple[Preprocessing, bool, list[str]]:
+    """Return a checkpoint's preprocessing, whether it is recorded (else conventional), and warnings.
+
+    Raises:
+        ConfigError: images have one or three channels, and the model takes others.
+    """
+    found, said = None, list[str]()
+    if passport is not None and passport.preprocess:
+        found = Preprocessing.from_dict(passport.preprocess)
+    elif passport is not None:
+        found, said = stated_preprocessing(passport.sidecars, passport.format)
+    recorded = found is not None
+    if found is None:
         family = _family(passport)
-        stated = CONVENTIONS[family]
-        warnings.warn(
-            f"no preprocessing is recorded for these weights: mean {stated.mean}, std {stated.std} "
-            f"is the convention of {family}",
-            stacklevel=3,
+        found = CONVENTIONS[family]
+        said.append(
+            f"no preprocessing is recorded for these weights: mean {found.mean}, std {found.std} "
+            f"is the convention of {family}"
         )
     if in_chans not in (1, 3):
         raise ConfigError(f"images have 1 or 3 channels, the model takes {in_chans}", hint="prepare its input yourself")
-    stated = stated.with_image_size(image_size)
-    if len(stated.mean) != in_chans:
+    found = found.with_image_size(image_size)
+    if len(found.mean) != in_chans:
         # With another number of channels than the checkpoint's, the average stands for each.
-        mean, std = (sum(values) / len(values) for values in (stated.mean, stated.std))
-        stated = Preprocessing.from_dict({**stated.to_dict(), "mean": (mean,) * in_chans, "std": (std,) * in_chans})
-    return stated
+        mean, std = (sum(values) / len(values) for values in (found.mean, found.std))
+        found = Preprocessing.from_dict({**found.to_dict(), "mean": (mean,) * in_chans, "std": (std,) * in_chans})
+    return found, recorded, said
 
 
 # Models of transformers whose weights were not trained with the statistics that its ViT classes default to.
@@ -84,33 +101,7 @@ def _family(passport: Provenance | None) -> str:
     return next((name for name in names if name in CONVENTIONS), "timm")
 
 
-def _stated(record: Mapping[str, Any] | None, sidecars: Mapping[str, Mapping[str, Any]]) -> Preprocessing | None:
-    if record:
-        return Preprocessing.from_dict(record)
-    if "preprocessor_config.json" in sidecars:
-        try:
-            return from_hf(sidecars["preprocessor_config.json"])
-        except ConfigError as error:
-            warnings.warn(f"preprocessor_config.json is ignored: {error}", stacklevel=4)
-    pretrained = sidecars.get("config.json", {}).get("pretrained_cfg", {})
-    return from_timm(pretrained) if "mean" in pretrained else None
-
-
 def class_names(model: VisionTransformer) -> tuple[str, ...] | None:
     """Return the names of the head's classes in order, or None if they are not known."""
     passport: Provenance | None = model.passport
-    count = model.config.num_classes
-    if passport is None or not count:
-        return None
-    if isinstance(passport.labels, str):
-        names: tuple[str, ...] = label_names(passport.labels)
-    elif passport.labels:
-        names = tuple(passport.labels)
-    else:
-        config = passport.sidecars.get("config.json", {})
-        mapping = config.get("id2label") or {}
-        try:
-            names = tuple(mapping[key] for key in sorted(mapping, key=int)) or tuple(config.get("label_names") or ())
-        except (TypeError, ValueError):
-            return None
-    return names if len(names) == count else None
+    return names_of(passport.labels, model.config.num_classes) if passport else None

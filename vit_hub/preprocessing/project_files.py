@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vit_hub.errors import ConfigError
@@ -13,10 +13,12 @@ from vit_hub.preprocessing.spec import INTERPOLATIONS, CropMode, Preprocessing, 
 __all__ = [
     "CONVENTIONS",
     "from_hf",
+    "from_open_clip",
     "from_timm",
     "hf_processor",
     "open_clip_preprocess",
     "resized_sidecars",
+    "stated_preprocessing",
     "timm_data_config",
 ]
 
@@ -170,49 +172,139 @@ def _hf_geometry(config: Mapping[str, Any]) -> tuple[CropMode, tuple[int, int], 
     if isinstance(wanted, Mapping):
         wanted = (wanted.get("height"), wanted.get("width"))
     image_size = size_pair("crop_size", wanted)
-    ratio = image_size[0] / resized[0]
-    if ratio > 1 or image_size[1] * resized[0] != image_size[0] * resized[1]:
-        raise ConfigError(f"crop_size {image_size} is larger than, or of another shape than, size {resized}")
-    # floor(image_size / crop_pct) has to give the size back, whatever the division rounded to.
-    while math.floor(image_size[0] / ratio) < resized[0] or math.floor(image_size[1] / ratio) < resized[1]:
+    # floor(image_size / crop_pct) has to give the size back for both sides, whatever the divisions round to.
+    ratio = min(1.0, *(side / whole for side, whole in zip(image_size, resized, strict=True)))
+    while any(math.floor(side / ratio) < whole for side, whole in zip(image_size, resized, strict=True)):
         ratio = math.nextafter(ratio, 0)
+    if any(math.floor(side / ratio) != whole for side, whole in zip(image_size, resized, strict=True)):
+        raise ConfigError(f"crop_size {image_size} is larger than, or of another shape than, size {resized}")
     return crop_mode, image_size, ratio
 
 
-def hf_processor(preprocess: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a transformers ``preprocessor_config.json``: squashing, or shorter side and centre crop.
+def from_open_clip(config: Mapping[str, Any]) -> Preprocessing:
+    """Read open_clip's ``preprocess_cfg``; missing entries take the defaults of its ``PreprocessCfg``.
 
-    transformers always resizes with antialiasing; a source that does not (vit_jax) keeps its interpolation's name only.
+    Raises:
+        ConfigError: an entry has no meaning here, as a border in another colour than the mean.
     """
-    height, width = preprocess["image_size"]
-    common = {
+    given = {key: value for key, value in config.items() if value is not None}
+    size = size_pair("size", given.get("size", 224))
+    stats: dict[str, tuple[float, ...]] = {}
+    for name, default in _CLIP.items():
+        value = given.get(name, default)
+        stats[name] = channel_values(name, [value] * 3 if is_number(value) else value)
+    mode = given.get("resize_mode", "shortest")
+    if mode not in [*_OPEN_CLIP_MODES]:
+        raise ConfigError(f"resize_mode must be one of {', '.join(_OPEN_CLIP_MODES)}, not {mode!r}")
+    crop_mode = _OPEN_CLIP_MODES[mode]
+    fill = given.get("fill_color", 0)
+    if crop_mode == "border" and {round(255 * value) for value in stats["mean"]} != {fill}:
+        raise ConfigError(f"fill_color {fill!r} is not the mean colour, which borders have here")
+    # It ignores the interpolation where it keeps the aspect ratio of an image for an input that is not square, and
+    # chooses bicubic for "random".
+    ignored = crop_mode == "center" and size[0] != size[1]
+    interpolation = given.get("interpolation", "bicubic")
+    return Preprocessing(
+        image_size=size,
+        mean=stats["mean"],
+        std=stats["std"],
+        interpolation="bicubic" if ignored or interpolation == "random" else interpolation,
+        crop_mode=crop_mode,
+    )
+
+
+_OPEN_CLIP_MODES: dict[str, CropMode] = {"shortest": "center", "longest": "border", "squash": "squash"}
+
+
+def stated_preprocessing(
+    sidecars: Mapping[str, Mapping[str, Any]], format: str = ""
+) -> tuple[Preprocessing | None, list[str]]:
+    """Return what the config files beside the weights state, and warnings about files that cannot be used.
+
+    Args:
+        sidecars: file name -> contents.
+        format: that of the weights; where open_clip's files lie beside others, its weights take its own.
+    """
+    config, open_clip = sidecars.get("config.json", {}), sidecars.get("open_clip_config.json", {})
+    found: dict[str, tuple[Callable[[Mapping[str, Any]], Preprocessing], Any]] = {}
+    if "preprocessor_config.json" in sidecars:
+        found["preprocessor_config.json"] = (from_hf, sidecars["preprocessor_config.json"])
+    if "architecture" in config or "pretrained_cfg" in config:
+        # timm's files had everything at the top once.
+        found["config.json"] = (from_timm, config.get("pretrained_cfg", config))
+    if "preprocess_cfg" in open_clip:
+        found["open_clip_config.json"] = (from_open_clip, open_clip["preprocess_cfg"])
+    warnings: list[str] = []
+    for name in sorted(found, key=lambda name: name.startswith("open_clip") != format.startswith("open_clip")):
+        read, content = found[name]
+        try:
+            if not isinstance(content, Mapping):
+                raise ConfigError(f"{content!r} is no preprocessing")
+            return read(content), warnings
+        except ConfigError as error:
+            warnings.append(f"the preprocessing in {name} is ignored: {error.message}")
+    return None, warnings
+
+
+def hf_processor(preprocess: Preprocessing) -> dict[str, Any]:
+    """Make the ``preprocessor_config.json`` of a transformers image processor that does the same, or nearly.
+
+    Exact are squashing, with a crop after it or without, and cutting the longer side of square images, if pixels are
+    rounded as Pillow rounds them, or not at all. transformers always resizes with antialiasing, has no borders, and
+    keeps the aspect ratio of images for square inputs only.
+    """
+    height, width = preprocess.image_size
+    size, resized = {"height": height, "width": width}, preprocess.resize_to
+    crop = {"do_center_crop": True, "crop_size": size}
+    if preprocess.crop_mode != "squash" and height == width:
+        geometry: dict[str, Any] = {"size": {"shortest_edge": resized[0]}, **crop}
+        kind = "CLIP"
+    elif resized != preprocess.image_size:
+        geometry = {"size": {"height": resized[0], "width": resized[1]}, **crop}
+        kind = "DeiT"
+    else:
+        geometry, kind = {"size": size}, "ViT"
+    if preprocess.quantize == "none" and preprocess.antialias and preprocess.interpolation in _TORCH_FILTERS:
+        kind = next(iter(_HF_FLOAT))
+    return {
+        "image_processor_type": f"{kind}ImageProcessor",
+        **geometry,
         "do_resize": True,
-        "resample": INTERPOLATIONS[preprocess["interpolation"]],
+        "resample": INTERPOLATIONS[preprocess.interpolation],
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(preprocess["mean"]),
-        "image_std": list(preprocess["std"]),
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
     }
-    size = {"height": height, "width": width}
-    if preprocess.get("crop_mode", "center") == "squash":
-        return {"image_processor_type": "ViTImageProcessor", "size": size, **common}
-    edge = int(min(height, width) / preprocess.get("crop_pct", 1.0))
-    crop = {"size": {"shortest_edge": edge}, "do_center_crop": True, "crop_size": size}
-    return {"image_processor_type": "CLIPImageProcessor", **crop, **common}
 
 
-def timm_data_config(preprocess: Mapping[str, Any]) -> dict[str, Any]:
+# Filters that torch resizes fractions with.
+_TORCH_FILTERS = ("bilinear", "bicubic")
+
+
+def timm_data_config(preprocess: Preprocessing) -> dict[str, Any]:
     """Make the fields of timm's ``pretrained_cfg`` that its transforms read."""
-    names = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
-    return {name: preprocess[name] for name in names if name in preprocess}
+    return {
+        "mean": list(preprocess.mean),
+        "std": list(preprocess.std),
+        "interpolation": preprocess.interpolation,
+        "crop_pct": preprocess.crop_pct,
+        "crop_mode": preprocess.crop_mode,
+    }
 
 
-def open_clip_preprocess(preprocess: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the fields of open_clip's PreprocessCfg."""
-    squash = preprocess.get("crop_mode", "center") == "squash"
-    found = {name: preprocess[name] for name in ("mean", "std", "interpolation") if name in preprocess}
-    return {"size": preprocess["image_size"], **found, "resize_mode": "squash" if squash else "shortest"}
+def open_clip_preprocess(preprocess: Preprocessing) -> dict[str, Any]:
+    """Make the fields of open_clip's PreprocessCfg; it resizes by two filters and crops nothing that it need not."""
+    modes = {crop_mode: mode for mode, crop_mode in _OPEN_CLIP_MODES.items()}
+    return {
+        "size": list(preprocess.image_size),
+        "mean": list(preprocess.mean),
+        "std": list(preprocess.std),
+        "interpolation": preprocess.interpolation if preprocess.interpolation in _TORCH_FILTERS else "bicubic",
+        "resize_mode": modes[preprocess.crop_mode],
+        **({"fill_color": round(255 * preprocess.mean[0])} if preprocess.crop_mode == "border" else {}),
+    }
 
 
 def resized_sidecars(

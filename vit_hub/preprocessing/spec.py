@@ -81,6 +81,16 @@ class Preprocessing:
         if not self.antialias and self.interpolation != "bilinear":
             raise ConfigError(f"antialias=False needs interpolation='bilinear', not {self.interpolation!r}")
 
+    @property
+    def resize_to(self) -> tuple[int, int]:
+        """(height, width) in pixels before the crop: of the whole image, or of what it covers or fits into."""
+        height, width = (math.floor(side / self.crop_pct) for side in self.image_size)
+        return height, width
+
+    def crop_start(self, cut: int) -> int:
+        """Return the first row or column of a crop that leaves out ``cut`` of them."""
+        return round(cut / 2) if self.crop_offset == "round" else cut // 2
+
     def with_image_size(self, size: int | tuple[int, int]) -> Preprocessing:
         """Return the same preprocessing for another input size, one number or (height, width) in pixels.
 
@@ -212,7 +222,7 @@ def fitted(spec: Preprocessing, image: Image.Image, name: str) -> Pixels:
     source, target = [], []
     for size, wanted in zip(pixels.shape, spec.image_size, strict=False):
         cut = size - wanted
-        start = round(cut / 2) if spec.crop_offset == "round" else cut // 2
+        start = spec.crop_start(cut)
         margin = -cut // 2
         source.append(slice(start, start + wanted) if cut > 0 else slice(None))
         target.append(slice(margin, margin + size) if cut < 0 else slice(None))
@@ -222,9 +232,9 @@ def fitted(spec: Preprocessing, image: Image.Image, name: str) -> Pixels:
 
 def _resized_size(spec: Preprocessing, height: int, width: int) -> tuple[int, int]:
     """The (height, width) before cropping, rounded as torchvision's and timm's transforms round it."""
-    wanted = tuple(math.floor(side / spec.crop_pct) for side in spec.image_size)
+    wanted = spec.resize_to
     if spec.crop_mode == "squash":
-        return wanted[0], wanted[1]
+        return wanted
     if spec.crop_mode == "center" and wanted[0] == wanted[1]:
         shorter = min(height, width)
         return wanted[0] * height // shorter, wanted[0] * width // shorter

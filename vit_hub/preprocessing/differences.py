@@ -1,0 +1,66 @@
+"""Differences between two evaluation preprocessings, in words."""
+
+from __future__ import annotations
+
+import math
+
+from vit_hub.preprocessing.spec import Preprocessing
+
+__all__ = ["differences", "shifts_some_crops"]
+
+_CROPS = {
+    "center": "the longer side is cut",
+    "squash": "the aspect ratio is lost",
+    "border": "the whole image is framed in the mean colour",
+}
+_ROUNDING = {"round": "rounded to whole values", "floor": "cut down to whole values", "none": "left as fractions"}
+
+
+def differences(wanted: Preprocessing, found: Preprocessing) -> list[str]:
+    """Return what ``found`` does otherwise than ``wanted``, on every image that is resized; empty if nothing.
+
+    Fields that say the same in other numbers are not different: crop shares that give the same sizes, or the place of a
+    crop that cuts an even number of pixels.
+    """
+    said = []
+    if wanted.image_size != found.image_size:
+        said.append(f"images of {_size(found.image_size)} instead of {_size(wanted.image_size)} pixels")
+    for name in ("mean", "std"):
+        before, after = getattr(wanted, name), getattr(found, name)
+        if len(before) != len(after) or not all(map(_close, before, after)):
+            said.append(f"{name} {list(after)} instead of {list(before)}")
+    if wanted.interpolation != found.interpolation:
+        said.append(f"{found.interpolation} instead of {wanted.interpolation} interpolation")
+    if wanted.antialias != found.antialias:
+        said.append(f"images are shrunk with{'' if found.antialias else 'out'} antialiasing")
+    if wanted.quantize != found.quantize:
+        said.append(f"resized pixels are {_ROUNDING[found.quantize]} instead of {_ROUNDING[wanted.quantize]}")
+    if wanted.crop_mode != found.crop_mode:
+        said.append(
+            f"crop_mode {found.crop_mode} ({_CROPS[found.crop_mode]}) instead of {wanted.crop_mode} "
+            f"({_CROPS[wanted.crop_mode]})"
+        )
+    if wanted.resize_to != found.resize_to:
+        said.append(f"resized to {_size(found.resize_to)} instead of {_size(wanted.resize_to)} before the crop")
+    elif wanted.crop_mode == found.crop_mode and wanted.image_size == found.image_size:
+        cuts = [side - kept for side, kept in zip(wanted.resize_to, wanted.image_size, strict=True)]
+        if any(wanted.crop_start(cut) != found.crop_start(cut) for cut in cuts):
+            said.append(f"the crop starts a pixel {'later' if found.crop_offset == 'round' else 'earlier'}")
+    return said
+
+
+def shifts_some_crops(wanted: Preprocessing, found: Preprocessing) -> bool:
+    """Return whether a crop starts at another pixel on some images: those that are cut by 3, 7, 11 ... pixels.
+
+    How much of the longer side is cut depends on the image.
+    """
+    return wanted.crop_mode == found.crop_mode != "squash" and wanted.crop_offset != found.crop_offset
+
+
+def _close(one: float, other: float) -> bool:
+    # Processors that scale in another order state the same number with another rounding.
+    return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
