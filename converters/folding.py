@@ -32,12 +32,14 @@ class Fold:
         text: a description for the report.
         apply: rewrites a model; returns None where it cannot do so exactly.
         cost: of several possible formats, the one whose folds cost least is written.
+        exact: the outputs stay the same; otherwise the text says what is lost.
     """
 
     fields: tuple[str, ...]
     text: str
     apply: Callable[[ViTConfig, Tensors], Folded | None]
     cost: int = 1
+    exact: bool = True
 
 
 def _computed(like: LazyTensor, shape: tuple[int, ...], values: Callable[[], Array]) -> LazyTensor:
@@ -242,8 +244,9 @@ FOLDS = (
     Fold(("rope",), "periods of the rotary embedding are computed, or stored as they are computed", _rope_periods),
     Fold(
         ("pool",),
-        "there is no head: the tokens are the same, and pooling is the reader's choice",
+        "the pooling of a model without a head, which the format leaves to its reader: the tokens are the same",
         _other_pool,
-        100,
+        cost=100,
+        exact=False,
     ),
 )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from vit_hub.converters.containers.atomic import atomic_path
 from vit_hub.converters.containers.hashing import file_sha256
 from vit_hub.converters.folding import FOLDS, Fold
 from vit_hub.converters.formats import all_formats, format_names, formats_named
+from vit_hub.converters.metadata import label_losses, preprocessing_losses
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.read import CONFIG_KEY, PASSPORT_KEY, Checkpoint, open_checkpoint, read_raw
 from vit_hub.converters.rules.format import Dialect, Format, Sidecars
@@ -26,7 +26,7 @@ from vit_hub.converters.tensors import LazyTensor, zeros
 from vit_hub.errors import ConfigError, UnknownFormatError, UnsupportedByFormatError, VitHubError
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.shapes import field_of
-from vit_hub.preprocessing.of_checkpoint import preprocessing_of
+from vit_hub.preprocessing.of_checkpoint import settled
 
 __all__ = ["Report", "convert_checkpoint", "foreign_tensors", "prospects", "write_canonical"]
 
@@ -47,6 +47,7 @@ class Report:
         dropped: source name -> reason for leaving it out.
         inferred: config field -> its origin.
         warnings: messages for the user.
+        metadata_lost: those of them about class names, preprocessing or a text tower that the written files lack.
         lossy: the format cannot express the model, but it was written anyway.
     """
 
@@ -56,6 +57,7 @@ class Report:
     dropped: dict[str, str] = field(default_factory=dict)
     inferred: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    metadata_lost: list[str] = field(default_factory=list)
     lossy: bool = False
 
 
@@ -99,6 +101,7 @@ def convert_checkpoint(
     dtype: str | None = None,
     lossy: bool = False,
     keep_rest: bool = False,
+    strict_metadata: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
     """Write an opened checkpoint in another format, or in its own.
@@ -111,12 +114,14 @@ def convert_checkpoint(
         lossy: write it even if the format cannot express the model.
         keep_rest: also write the tensors left out to ``*.rest.safetensors`` beside the result, and add those of such a
             file beside the source.
+        strict_metadata: refuse, before anything is written, what is else a warning: class names or preprocessing that
+            the written files would not give back, or a text tower that they lack.
         progress: called with the bytes written since the last call.
 
     Raises:
         UnknownFormatError: there is no format ``to``.
         UnsupportedByFormatError: the format cannot express the model; the message names the field, the hint formats
-            that can.
+            that can. Or ``strict_metadata`` is given and something would be lost.
         VitHubError: the destination cannot be written.
     """
     target = Path(destination)
@@ -131,9 +136,22 @@ def convert_checkpoint(
         write_canonical(file, ckpt, dtype=dtype, progress=progress)
         report = Report(file, to, ckpt.config, dict(ckpt.dropped), dict(ckpt.inferred), list(ckpt.warnings))
     else:
-        ckpt = _with_preprocessing(ckpt)
-        plan = _plan(ckpt, to, with_sidecars=container is None, lossy=lossy)
-        report = _write(ckpt, plan, target, container, dtype, keep_rest, progress)
+        plan = _plan(_with_preprocessing(ckpt), to, with_sidecars=container is None, lossy=lossy)
+        rest = _read_rest(ckpt) if keep_rest else {}
+        sidecars = dict(plan.sidecars)
+        if rest and plan.native:
+            # The model is complete again, as the config files of the source describe it.
+            sidecars |= {name: content for name, content in ckpt.passport.sidecars.items() if name in sidecars}
+        complete = bool(rest) and ckpt.passport.format.partition("-")[0] == plan.format.name
+        lost, remarks = _losses(ckpt, plan, sidecars, complete=complete)
+        if strict_metadata and lost:
+            raise UnsupportedByFormatError(
+                f"{to} would lose what is known about the model: {'; '.join(lost)}",
+                hint="without strict_metadata (--strict-metadata) this is a warning; a canonical file keeps all of it",
+            )
+        report = _write(ckpt, dataclasses.replace(plan, sidecars=sidecars), target, container, dtype, rest, progress)
+        report.warnings.extend(text for text in (*lost, *remarks) if text not in ckpt.warnings)
+        report.metadata_lost.extend(lost)
         if report.lossy:
             report.warnings.append(_loss(ckpt, report))
     if keep_rest:
@@ -142,13 +160,15 @@ def convert_checkpoint(
 
 
 def foreign_tensors(ckpt: Checkpoint, to: str) -> tuple[dict[str, LazyTensor], Sidecars, list[str]]:
-    """Return the tensors and config files of another format, and what was folded, without writing anything.
+    """Return the tensors and config files of another format, and warnings, without writing anything.
+
+    The warnings are about tensors that were folded and class names that the format has no place for.
 
     Raises:
         UnknownFormatError, UnsupportedByFormatError: as for :func:`convert_checkpoint`.
     """
-    plan = _plan(ckpt, to, with_sidecars=True, lossy=False)
-    return plan.tensors, plan.sidecars, _folded(plan)
+    plan = _plan(_with_preprocessing(ckpt), to, with_sidecars=True, lossy=False)
+    return plan.tensors, plan.sidecars, [*_folded(plan), *label_losses(ckpt.passport, ckpt.config, plan.sidecars, to)]
 
 
 def prospects(ckpt: Checkpoint, to: str) -> tuple[dict[str, str], list[str]]:
@@ -204,7 +224,7 @@ def _plan_for(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], label:
 
 
 def _folded(plan: _Plan) -> list[str]:
-    return [f"irreversible: {fold.text}" for fold in plan.folds]
+    return [f"irreversible: {fold.text}" for fold in plan.folds if fold.exact]
 
 
 def _plain_plan(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], label: str, with_sidecars: bool) -> _Plan:
@@ -309,21 +329,15 @@ def _write(
     target: Path,
     container: str | None,
     dtype: str | None,
-    keep_rest: bool,
+    rest: Mapping[str, LazyTensor],
     progress: Callable[[int], None] | None,
 ) -> Report:
-    tensors = dict(plan.tensors)
-    rest = _read_rest(ckpt) if keep_rest else {}
-    tensors |= rest
-    sidecars = dict(plan.sidecars)
-    if rest and plan.native:
-        # The model is complete again, as the config files of the source describe it.
-        sidecars |= {name: content for name, content in ckpt.passport.sidecars.items() if name in sidecars}
+    tensors = {**plan.tensors, **rest}
     file = target if container else target / plan.format.filename
     write_tensors(
         file, container or plan.format.container, _cast_all(tensors, dtype), plan.format.metadata, progress=progress
     )
-    for name, content in sidecars.items():
+    for name, content in plan.sidecars.items():
         with atomic_path(target / name) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     dropped = dict(ckpt.dropped)
@@ -338,17 +352,29 @@ def _write(
 
 
 def _with_preprocessing(ckpt: Checkpoint) -> Checkpoint:
-    """Return the checkpoint with the conventional preprocessing of its project, if it records none."""
-    if ckpt.passport.preprocess is not None:
-        return ckpt
+    """Return the checkpoint with its preprocessing as a record, or that of its project if none is stated."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = preprocessing_of(ckpt.passport, ckpt.config.image_size, ckpt.config.in_chans)
+        found, _, _ = settled(ckpt.passport, ckpt.config.image_size, ckpt.config.in_chans)
     except ConfigError:
         # No config file can describe images of other than one or three channels.
         return ckpt
     return dataclasses.replace(ckpt, passport=dataclasses.replace(ckpt.passport, preprocess=found.to_dict()))
+
+
+def _losses(ckpt: Checkpoint, plan: _Plan, sidecars: Sidecars, *, complete: bool) -> tuple[list[str], list[str]]:
+    """Return what of the metadata is lost by writing a plan, and remarks on it.
+
+    Args:
+        ckpt: the source.
+        plan: the file to write.
+        sidecars: its config files.
+        complete: what a source of the same format had besides the image tower is written, too.
+    """
+    label = plan.format.label(plan.dialect)
+    lost, remarks = preprocessing_losses(ckpt.passport, plan.ckpt.config, sidecars, label)
+    lost = [*label_losses(ckpt.passport, plan.ckpt.config, sidecars, label), *lost]
+    lost += [f"{label} loses {fold.text}" for fold in plan.folds if not fold.exact]
+    return [*lost, *([plan.format.lacks] if plan.format.lacks and not complete else [])], remarks
 
 
 def _loss(ckpt: Checkpoint, report: Report) -> str:

@@ -71,6 +71,7 @@ def convert(
     dtype: str | None = None,
     lossy: bool = False,
     keep_rest: bool = False,
+    strict_metadata: bool = False,
     revision: str | None = None,
     offline: bool = False,
     progress: Callable[[int], None] | None = None,
@@ -91,20 +92,30 @@ def convert(
         dtype: change the dtype (``bfloat16``, ``float16``, ``float32``); None keeps every tensor's own.
         lossy: write even if the target cannot express the model; the warnings say what changes and by how much.
         keep_rest: keep tensors of the source that are left out in ``*.rest.safetensors`` beside the result.
+        strict_metadata: refuse, before anything is written, to lose class names, preprocessing or a text tower, which
+            is else a warning.
         revision: branch, tag or commit of the Hugging Face repository, as for :func:`vit_hub.load`.
         offline: open no connection.
         progress: called with the bytes written since the last call.
 
     Raises:
         ConfigError: the image is not a whole number of patches, or there is no such method.
-        UnsupportedByFormatError: the target cannot express the model; names the field and the formats that can.
+        UnsupportedByFormatError: the target cannot express the model; names the field and the formats that can. Or
+            ``strict_metadata`` is given and something would be lost.
         VitHubError: the source cannot be read or the destination cannot be written.
     """
     options: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix, "revision": revision}
     ckpt = open_checkpoint(source, **options, offline=offline, progress=progress is not None)
     ckpt = resized_checkpoint(ckpt, image_size, patch_size, resize=resize)
     return convert_checkpoint(
-        ckpt, destination, to=to, dtype=dtype, lossy=lossy, keep_rest=keep_rest, progress=progress
+        ckpt,
+        destination,
+        to=to,
+        dtype=dtype,
+        lossy=lossy,
+        keep_rest=keep_rest,
+        strict_metadata=strict_metadata,
+        progress=progress,
     )
 
 

@@ -22,7 +22,7 @@ from vit_hub.model.config import ViTConfig
 from vit_hub.preprocessing.project_files import open_clip_preprocess, stated_preprocessing
 from vit_hub.preprocessing.spec import Preprocessing
 
-__all__ = ["CONFIG", "PREFIXES", "is_named", "model_config"]
+__all__ = ["CONFIG", "LACKS", "PREFIXES", "is_named", "model_config"]
 
 CONFIG = "open_clip_config.json"
 PREFIXES = ("", "state_dict/module.", "state_dict/", "module.")
@@ -37,6 +37,10 @@ _BLOCK = (
     rule("blocks.{i}.ls2.gamma", f"{_LAYER}.ls_2.gamma"),
 )
 _POOLS = {"tok": "cls", "avg": "avg"}
+LACKS = (
+    "only the image tower is written, without a text tower: vit_hub.load reads it, open_clip.create_model does not; "
+    "into a model of open_clip with such a tower it goes by open_clip.load_checkpoint(model, FILE, strict=False)"
+)
 
 
 def model_config(raw: RawCheckpoint) -> Mapping[str, Any]:
@@ -122,6 +126,7 @@ def _format(name: str, last_norm: str) -> Format:
         evidence=partial(_evidence, after=last_norm == "fc_norm"),
         state=_state,
         sidecars=_sidecars,
+        lacks=LACKS,
         filename="open_clip_model.safetensors",
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import timm, timm_beit, timm_eva
-from vit_hub.converters.formats.open_clip import CONFIG, PREFIXES, model_config
+from vit_hub.converters.formats.open_clip import CONFIG, LACKS, PREFIXES, model_config
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Stated
 from vit_hub.converters.rules.table import Drop, rule
 from vit_hub.converters.tensors import LazyTensor
@@ -81,6 +81,7 @@ def _tower(fmt: Format) -> Format:
             {CONFIG: passport.sidecars[CONFIG]} if passport and CONFIG in passport.sidecars else {}
         ),
         returned_only=True,
+        lacks=LACKS,
         filename="open_clip_model.safetensors",
     )
 

@@ -95,6 +95,8 @@ FORMATS = (
         ),
         evidence=_evidence,
         state=_state,
+        lacks="only the image tower is written, without a text tower: vit_hub.load reads it, clip.load does not; into "
+        "a model of OpenAI's with such a tower it goes by model.load_state_dict(torch.load(FILE), strict=False)",
         container="torch",
         filename="model.pt",
     ),

@@ -88,6 +88,8 @@ class Format:
         sidecars: config files to write beside the weights.
         dialect_for: selects the dialect that fits a config.
         returned_only: it is written only for models that were read in it.
+        lacks: what the original project's own files have beside an image tower, and how to load one without: a warning
+            wherever the format is written without it.
         container: the container that the original project uses.
         filename: customary name of the weight file in a folder.
         metadata: safetensors metadata that the project's loaders expect.
@@ -110,6 +112,7 @@ class Format:
     sidecars: Callable[[ViTConfig, Passport | None], Sidecars] = lambda config, passport: {}
     dialect_for: Callable[[ViTConfig, Sequence[Dialect]], Dialect] = lambda config, dialects: dialects[0]
     returned_only: bool = False
+    lacks: str = ""
     container: str = "safetensors"
     filename: str = "model.safetensors"
     metadata: Mapping[str, str] = field(default_factory=lambda: {"format": "pt"})

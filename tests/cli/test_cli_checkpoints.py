@@ -39,7 +39,8 @@ def training_state(models: Path, tmp_path: Path) -> Path:
 def test_convert_says_what_it_did(run: Run, tmp_path: Path) -> None:
     result = run("convert", VIT_JAX, tmp_path / "out", "--to", "hf")
     assert result.exit_code == 0, result.output
-    assert result.stderr == ""
+    (warning,) = result.stderr.splitlines()
+    assert warning.startswith("warning: no preprocessing is recorded for these weights")
     path, *rest = result.stdout.splitlines()
     assert path == str(tmp_path / "out")
     assert rest[0].split() == ["format", "hf,", "from", "vit_jax"]
@@ -124,6 +125,22 @@ def test_convert_groups_what_is_left_out(run: Run, answer: Answer, training_stat
     assert line.endswith(", ...")
     assert set(load_file(tmp_path / "b.safetensors.rest.safetensors")) == set(data["dropped"])
     assert line in run("inspect", training_state, *options).stdout
+
+
+def test_convert_shows_what_is_lost_or_refuses_it(run: Run, answer: Answer, models: Path, tmp_path: Path) -> None:
+    source = models / "imagenet.safetensors"
+    args = ("convert", source, tmp_path / "out.pth", "--to", "torchvision", "--lossy")
+    result = run(*args, "--strict-metadata")
+    assert result.exit_code == 1
+    assert "class names: torchvision has no place for those of the 1000 classes" in result.stderr
+    assert "--strict-metadata" in result.stderr
+    assert not (tmp_path / "out.pth").exists()
+    result = run(*args)
+    assert result.exit_code == 0
+    assert "warning: class names: torchvision has no place" in result.stderr
+    data = answer(*args)
+    assert data["metadata_lost"]
+    assert set(data["metadata_lost"]) <= set(data["warnings"])
 
 
 def test_convert_failures_leave_nothing(run: Run, tmp_path: Path) -> None:

@@ -49,6 +49,11 @@ Examples:
     is_flag=True,
     help="Keep the tensors that are left out, in rest.safetensors or DST.rest.safetensors, for converting back.",
 )
+@click.option(
+    "--strict-metadata",
+    is_flag=True,
+    help="Refuse to write files that lose class names, preprocessing or a text tower, instead of warning of it.",
+)
 @source_options
 def command(
     output: Output,
@@ -59,6 +64,7 @@ def command(
     dtype: str | None,
     lossy: bool,
     keep_rest: bool,
+    strict_metadata: bool,
     source_options: dict[str, Any],
 ) -> None:
     """Convert a checkpoint, tensor by tensor.
@@ -79,7 +85,14 @@ def command(
     ckpt = resized_checkpoint(ckpt, **resize_options)
     with byte_bar("converting", _bytes(ckpt, dtype), show=not output.quiet) as advance:
         report = convert_checkpoint(
-            ckpt, destination, to=to, dtype=dtype, lossy=lossy, keep_rest=keep_rest, progress=advance
+            ckpt,
+            destination,
+            to=to,
+            dtype=dtype,
+            lossy=lossy,
+            keep_rest=keep_rest,
+            strict_metadata=strict_metadata,
+            progress=advance,
         )
     if output.json:
         output.document(_as_data(report, source_format))
@@ -122,4 +135,5 @@ def _as_data(report: Report, source_format: str) -> dict[str, Any]:
         "inferred": report.inferred,
         "dropped": report.dropped,
         "warnings": report.warnings,
+        "metadata_lost": report.metadata_lost,
     }

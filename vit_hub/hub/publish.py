@@ -114,7 +114,7 @@ def package(
     if as_it_is:
         files, left_out = _own_files(resolved.path, ckpt)
     else:
-        convert_checkpoint(ckpt, folder, to=target, progress=progress)
+        warnings += convert_checkpoint(ckpt, folder, to=target, progress=progress).metadata_lost
         files, left_out = {path.name: path for path in sorted(folder.iterdir())}, ()
     facts = _facts(repo, target, resolved, ckpt, entry, chosen, restricted, files, converted=not as_it_is)
     return Package(
