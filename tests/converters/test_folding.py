@@ -47,7 +47,7 @@ def foldable(model: vit_hub.VisionTransformer) -> None:
                 value.copy_(fresh[name])
 
 
-@pytest.mark.parametrize("fold", FOLDS, ids=lambda fold: fold.text)
+@pytest.mark.parametrize("fold", [fold for fold in FOLDS if fold.exact], ids=lambda fold: fold.text)
 @examples(40)
 @given(config=configs(), dtype=st.sampled_from(sorted(DTYPES)), usual=st.booleans())
 def test_a_fold_keeps_the_outputs_or_does_not_apply(
