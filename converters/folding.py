@@ -221,7 +221,7 @@ def _rope_periods(config: ViTConfig, tensors: Tensors) -> Folded | None:
 
 def _other_pool(config: ViTConfig, tensors: Tensors) -> Folded | None:
     """Pool a model without a head otherwise: its tokens are what files of such a model are for."""
-    if config.num_classes or config.projection_dim or config.representation_dim:
+    if config.num_classes or config.projection_dim or config.representation_dim or config.pool_renorm:
         return None
     others = {"cls": "avg", "avg": "cls"} if config.class_token and config.final_norm != "after" else {}
     return (config.replace(pool=others[config.pool]), dict(tensors)) if config.pool in others else None

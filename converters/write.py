@@ -136,8 +136,9 @@ def convert_checkpoint(
         write_canonical(file, ckpt, dtype=dtype, progress=progress)
         report = Report(file, to, ckpt.config, dict(ckpt.dropped), dict(ckpt.inferred), list(ckpt.warnings))
     else:
-        plan = _plan(_with_preprocessing(ckpt), to, with_sidecars=container is None, lossy=lossy)
         rest = _read_rest(ckpt) if keep_rest else {}
+        planned = ckpt if container or rest else _alone(ckpt)
+        plan = _plan(_with_preprocessing(planned), to, with_sidecars=container is None, lossy=lossy)
         sidecars = dict(plan.sidecars)
         if rest and plan.native:
             # The model is complete again, as the config files of the source describe it.
@@ -167,7 +168,7 @@ def foreign_tensors(ckpt: Checkpoint, to: str) -> tuple[dict[str, LazyTensor], S
     Raises:
         UnknownFormatError, UnsupportedByFormatError: as for :func:`convert_checkpoint`.
     """
-    plan = _plan(_with_preprocessing(ckpt), to, with_sidecars=True, lossy=False)
+    plan = _plan(_with_preprocessing(_alone(ckpt)), to, with_sidecars=True, lossy=False)
     return plan.tensors, plan.sidecars, [*_folded(plan), *label_losses(ckpt.passport, ckpt.config, plan.sidecars, to)]
 
 
@@ -183,11 +184,19 @@ def prospects(ckpt: Checkpoint, to: str) -> tuple[dict[str, str], list[str]]:
     return dict(plan.problems), _folded(plan)
 
 
+def _alone(ckpt: Checkpoint) -> Checkpoint:
+    """Return a checkpoint without the prefix of a larger model or a training tool: no class loads it from a folder."""
+    passport = ckpt.passport
+    if any(passport.prefix in fmt.prefixes for fmt, _ in formats_named(passport.format)):
+        return ckpt
+    return dataclasses.replace(ckpt, passport=dataclasses.replace(passport, prefix="", names={}))
+
+
 def _plan(ckpt: Checkpoint, to: str, *, with_sidecars: bool, lossy: bool) -> _Plan:
     named = formats_named(to)
     if not named:
         raise UnknownFormatError(f"there is no format {to!r}", hint=f"formats: {', '.join(format_names())}")
-    writable = [(fmt, dialects) for fmt, dialects in named if not fmt.returned_only or ckpt.passport.format == to]
+    writable = [(fmt, dialects) for fmt, dialects in named if not fmt.returned_only or _own(ckpt, fmt, dialects, to)]
     plans = [_plan_for(ckpt, fmt, dialects, to, with_sidecars) for fmt, dialects in writable or named]
     best = min(plans, key=lambda plan: (len(plan.problems), plan.cost, not plan.native, plan.distance, plan.lost))
     if best.problems and not lossy:
@@ -204,7 +213,11 @@ def _able(ckpt: Checkpoint, with_sidecars: bool) -> list[str]:
     """Return the formats that can express a model."""
     able = ["canonical"]
     for fmt in all_formats():
-        if fmt.name not in able and not _plan_for(ckpt, fmt, fmt.dialects, fmt.name, with_sidecars).problems:
+        if (
+            fmt.name not in able
+            and not fmt.returned_only
+            and not _plan_for(ckpt, fmt, fmt.dialects, fmt.name, with_sidecars).problems
+        ):
             able.append(fmt.name)
     return able
 
@@ -227,10 +240,16 @@ def _folded(plan: _Plan) -> list[str]:
     return [f"irreversible: {fold.text}" for fold in plan.folds if fold.exact]
 
 
+def _own(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], label: str) -> list[Dialect]:
+    """Return the dialect in which a checkpoint was read, if it is among these."""
+    read, variables = ckpt.passport.format, ckpt.passport.variables
+    return [d for d in dialects if fmt.label(d) == read == label and dict(d.variables) == variables]
+
+
 def _plain_plan(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], label: str, with_sidecars: bool) -> _Plan:
     """Plan to write in one format without folds, with everything that it cannot express."""
     config, passport = ckpt.config, ckpt.passport
-    own = [d for d in dialects if fmt.label(d) == passport.format == label and dict(d.variables) == passport.variables]
+    own = _own(ckpt, fmt, dialects, label)
     native = bool(own)
     dialect = own[0] if native else fmt.dialect_for(config, dialects)
     # The original class could do what a source of its format held, but perhaps not at another size.

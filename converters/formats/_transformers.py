@@ -148,8 +148,16 @@ SQUARE = Requirement(
 def _parts(sidecars: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return config.json, and the part of it for the image tower."""
     whole = dict(sidecars.get(_FILE, {}))
-    tower = whole.get("vision_config", whole)
-    return whole, dict(tower) if isinstance(tower, Mapping) else {}
+    return whole, dict(_tower(whole))
+
+
+# Where the config of a larger model has that of its image encoder.
+_TOWERS = ("vision_config", "backbone_config", "encoder", "vlm_config")
+
+
+def _tower(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    inner = next((config[key] for key in _TOWERS if isinstance(config.get(key), Mapping)), None)
+    return config if inner is None else _tower(inner)
 
 
 def stated_type(sidecars: Mapping[str, Mapping[str, Any]], types: Sequence[ModelType]) -> ModelType | None:
@@ -207,6 +215,11 @@ def read_config(raw: RawCheckpoint, types: Sequence[ModelType]) -> tuple[dict[st
     """
     whole, values = _parts(raw.sidecars)
     kind, warnings = stated_type(raw.sidecars, types), []
+    if kind is None and "model_type" in values:
+        warnings.append(
+            f"{_FILE} names the model type {values['model_type']!r}, which is not known here: read as "
+            f"{types[0].classes}, whose tensors have the same names, though it may compute other outputs"
+        )
     if kind:
         missing = {key: default for key, default in kind.defaults.items() if values.get(key) is None}
         warnings = [f"{_FILE} has no {key}: {kind.classes}'s default {value} is used" for key, value in missing.items()]
@@ -251,7 +264,7 @@ def write_config(
         types: the model types with the same keys, whose earlier config.json is kept; only ``kind`` if empty.
         head: the end of the class name, ``ForImageClassification`` or ``Model`` if empty.
     """
-    nested = bool(kind.whole and config.num_classes)
+    nested = bool(config.num_classes) and kind.whole in _all_defaults()
     head = head or ("ForImageClassification" if config.num_classes else "Model")
     sidecars = passport.sidecars if passport else {}
     earlier, tower = _parts(sidecars) if stated_type(sidecars, types or (kind,)) else ({}, {})

@@ -31,13 +31,16 @@ RULES = (
     *weight_and_bias("head", "classifier"),
 )
 
-_TYPE = hf.ModelType(
-    "clip_vision_model",
-    "CLIPVision",
-    {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": 12},
-    whole="clip",
+CLIP_DEFAULTS = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": 12}
+_TYPE = hf.ModelType("clip_vision_model", "CLIPVision", CLIP_DEFAULTS, whole="clip")
+# Image towers of larger models with the same modules, which are read as CLIP's.
+_SAME = (
+    ("chinese_clip_vision_model", "ChineseCLIPVision", CLIP_DEFAULTS),
+    ("clipseg_vision_model", "CLIPSegVision", CLIP_DEFAULTS),
+    ("kosmos_2_vision_model", "Kosmos2Vision", {**CLIP_DEFAULTS, "num_attention_heads": 16}),
+    ("metaclip_2_vision_model", "MetaClip2Vision", CLIP_DEFAULTS),
 )
-TYPES = (_TYPE,)
+TYPES = (_TYPE, *(hf.ModelType(*kind) for kind in _SAME))
 
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:

@@ -66,10 +66,24 @@ _TWO = hf.ModelType(
 )
 
 
+# Image towers of larger models with the same modules, which are read as SigLIP's.
+_SAME = (
+    hf.ModelType("idefics2_vision", "Idefics2Vision", _SIGLIP),
+    hf.ModelType("idefics3_vision", "Idefics3Vision", {**_SIGLIP, "num_attention_heads": 16}),
+    hf.ModelType("smolvlm_vision", "SmolVLMVision", {**_SIGLIP, "num_attention_heads": 16}),
+    hf.ModelType("minicpmv4_6_vision", "MiniCPMV4_6Vision", _SIGLIP),
+    hf.ModelType("granite_docling_vision", "GraniteDoclingVision", _SIGLIP),
+)
+
+
+def _types(kind: hf.ModelType) -> tuple[hf.ModelType, ...]:
+    return (kind, *_SAME) if kind is _ONE else (kind,)
+
+
 def _evidence(kind: hf.ModelType, raw: RawCheckpoint, prefix: str) -> int:
     """Return the evidence of the model type and of the axes of the patch embedding."""
     axes = next((len(tensor.shape) for name, tensor in raw.tensors.items() if name.endswith(_PATCH)), 0)
-    return hf.names_model_type(raw, (kind,)) + 2 * (axes == (2 if kind is _TWO else 4))
+    return hf.names_model_type(raw, _types(kind)) + 2 * (axes == (2 if kind is _TWO else 4))
 
 
 def _whole_number(values: Mapping[str, Any], key: str) -> int:
@@ -91,7 +105,7 @@ def _axes(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor]) -> dict[str, in
 
 def _state(kind: hf.ModelType, raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Read config.json; a classifier pools the patches."""
-    values, stated = hf.read_config(raw, (kind,))
+    values, stated = hf.read_config(raw, _types(kind))
     fields = dict(stated.fields)
     if _HEAD in tensors:
         fields["pool"] = "avg"

@@ -129,7 +129,7 @@ def no_weight(name: str, tensor: LazyTensor) -> str:
     # Training states keep their counters and scores beside the dict of weights.
     alone = "." not in name.rpartition("/")[2]
     if not found and alone and (tensor.shape == () or (tensor.shape == (1,) and not DTYPES[tensor.dtype].floating)):
-        found = "a lone number"
+        found = "a lone number, not part of the image encoder"
     return found
 
 

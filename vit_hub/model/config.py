@@ -128,6 +128,7 @@ class ViTConfig:
             embedding is the mean of the tokens; 2012.12877, section 4), ``avg`` of patch tokens, ``map`` (multi-head
             attention pooling, arXiv 2106.04560, appendix), ``first`` patch token, or ``none``.
         final_norm: LayerNorm ``before`` pooling on all tokens (eq. 4), ``after`` pooling, or ``none``.
+        pool_renorm: the pooled token is normed once more by the final norm (BLIP's image encoder).
         representation_dim: width of the tanh layer between pooling and head (2010.11929, section 3.1); 0: none.
         projection_dim: width of CLIP's bias-free projection of the pooled embedding; 0: none.
         pool_heads: attention heads of ``map`` pooling; 0: as many as in a block.
@@ -176,6 +177,7 @@ class ViTConfig:
     layer_scale: bool = False
     pool: Literal["cls", "cls_dist", "avg", "map", "first", "none"] = "cls"
     final_norm: Literal["before", "after", "none"] = "before"
+    pool_renorm: bool = False
     representation_dim: int = 0
     projection_dim: int = 0
     pool_heads: int = 0
@@ -266,6 +268,9 @@ class ViTConfig:
             ),
             "projection_dim: a projection excludes a representation layer and pool='cls_dist'": (
                 not self.projection_dim or not (width or both_tokens)
+            ),
+            "pool_renorm: pool_renorm=True needs a pooled token and final_norm='before'": (
+                not self.pool_renorm or (self.pool in ("cls", "first") and self.final_norm == "before")
             ),
             "final_norm: final_norm='after' needs a pooled output, and pool is 'none'": (
                 pooled or self.final_norm != "after"

@@ -215,7 +215,7 @@ class VisionTransformer(nn.Module):
             z = z[:, 0 if self.config.pool_prefix else prefix :].mean(dim=1)
         elif pool in ("cls", "first"):
             z = z[:, 0 if pool == "cls" else prefix]
-        return self.fc_norm(z)  # type: ignore[no-any-return]
+        return self.norm(z) if self.config.pool_renorm else self.fc_norm(z)  # type: ignore[no-any-return]
 
     def embed(self, images: Tensor) -> Tensor:
         """Return the pooled embedding, before representation layer, projection and head.
