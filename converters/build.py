@@ -67,7 +67,7 @@ def _read(
 
     def share(part: int) -> dict[str, Tensor]:
         return {
-            name: _placed(to_torch(tensors[name]), device, None if name in _KEPT_WIDE else dtype, mmap)
+            name: _placed(tensors[name], device, None if name in _KEPT_WIDE else dtype, mmap)
             for name in names[part::_READERS]
         }
 
@@ -76,10 +76,12 @@ def _read(
     return {name: found[name] for name in names}
 
 
-def _placed(tensor: Tensor, device: str | torch.device | None, dtype: torch.dtype | None, mmap: bool) -> Tensor:
-    """The tensor on a device and, if it is floating point, in a dtype; a copy of its own unless ``mmap``."""
-    placed = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
-    return placed if mmap or placed is not tensor else placed.clone()
+def _placed(lazy: LazyTensor, device: str | torch.device | None, dtype: torch.dtype | None, mmap: bool) -> Tensor:
+    """The tensor on a device and, if it is floating point, in a dtype; with memory of its own unless ``mmap``."""
+    stored = torch_dtype(lazy.dtype)
+    target = dtype if dtype is not None and stored.is_floating_point else stored
+    is_view = target == stored and torch.device(device or "cpu").type == "cpu"
+    return to_torch(lazy, own=is_view and not mmap).to(device=device, dtype=target)
 
 
 def _replace_head(config: ViTConfig, tensors: dict[str, Tensor], num_classes: int) -> ViTConfig:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from vit_hub.converters.containers.mapped import row_major
+from vit_hub.converters.containers.mapped import is_own, row_major
 from vit_hub.converters.tensors import DTYPES, TORCH_DTYPES, Array, LazyTensor
 from vit_hub.errors import ConfigError
 
@@ -41,11 +41,14 @@ def torch_dtype(name: str) -> torch.dtype:
     return found
 
 
-def to_torch(tensor: LazyTensor) -> torch.Tensor:
-    """Read a tensor; it shares the file's memory where it is contiguous there."""
+def to_torch(tensor: LazyTensor, *, own: bool = False) -> torch.Tensor:
+    """Read a tensor; it shares the file's memory where it is contiguous there, unless it is to have its own."""
     import torch
 
-    found = torch.from_numpy(np.require(row_major(tensor.read()), requirements="A").reshape(tensor.shape))
+    values = np.require(row_major(tensor.read()), requirements="A").reshape(tensor.shape)
+    found = torch.from_numpy(values)
+    if own and not is_own(values):
+        found = found.clone()
     return found.view(torch.bfloat16) if tensor.dtype == "BF16" else found
 
 

@@ -16,6 +16,7 @@ from vit_hub.converters.build import build
 from vit_hub.converters.formats import all_formats
 from vit_hub.converters.read import Checkpoint
 from vit_hub.converters.resize import resized_checkpoint
+from vit_hub.hub.cache.paths import is_cached
 from vit_hub.model.config import size_pair
 from vit_hub.model.vit import VisionTransformer
 
@@ -37,7 +38,7 @@ def load(
     in_chans: int | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "float32",
-    mmap: bool = True,
+    mmap: bool | None = None,
     format: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     prefix: str | None = None,
@@ -47,8 +48,8 @@ def load(
 ) -> VisionTransformer:
     """Load a pretrained model, in evaluation mode.
 
-    Nothing is initialised at random: the model is built on the ``meta`` device and the checkpoint's tensors, memory
-    mapped where the file allows it, become its parameters.
+    Nothing is initialised at random: the model is built on the ``meta`` device and the checkpoint's tensors become its
+    parameters.
 
     Args:
         source: registry name or alias, timm name, Hugging Face repository, URL, a local file or folder of any supported
@@ -62,11 +63,13 @@ def load(
         dynamic: take images of any size, one size per batch; models without a table to resize always do.
         num_classes: another number of classes: the head is replaced by a zero-initialised one (0: removed).
         in_chans: another number of image channels: the patch kernel is summed (1) or repeated, as timm does.
-        device: where the parameters go; None leaves them in the memory-mapped file's host memory.
+        device: where the parameters go; None: host memory.
         dtype: of the parameters; ``"auto"`` keeps the stored ones.
-        mmap: let the parameters be views of the file, if it allows that: loading reads nothing, and memory is shared
-            with the system's cache. The file must then stay as it is while the model lives: replace it by renaming, as
-            all writers here do; a file that is cut short in place ends the process. False reads everything.
+        mmap: let the parameters be views of the file, memory mapped, if it allows that: loading reads nothing, and
+            memory is shared with the system's cache. The file must then stay as it is while the model lives: replace it
+            by renaming, as all writers here do; a file that is cut short in place ends the process. False reads
+            everything. None: map only files of vit-hub's cache, Hugging Face's cache and the package, which nothing
+            changes in place.
         format: insist on a checkpoint format instead of recognising it.
         overrides: config fields that the file does not determine, such as ``{"num_heads": 3}``.
         prefix: what the names of the model to read begin with, such as ``student``, where a file holds several.
@@ -82,6 +85,8 @@ def load(
     """
     options: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix, "revision": revision}
     ckpt = open_checkpoint(source, **options, offline=offline, progress=progress)
+    if mmap is None:
+        mmap = all(is_cached(file) for file in ckpt.source.files)
     with _no_collection():
         for message in ckpt.warnings:
             warnings.warn(f"{ckpt.path}: {message}", stacklevel=2)

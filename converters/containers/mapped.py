@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from vit_hub.converters.tensors import Array
 from vit_hub.errors import CheckpointError
 
-__all__ = ["MappedFile", "Pieces", "Renewed", "chunks", "row_major"]
+__all__ = ["MappedFile", "Pieces", "Renewed", "chunks", "is_own", "row_major"]
 
 T = TypeVar("T")
 # Takes names of tensors and yields, in that order, (name, bytes), with one or more pieces for each.
@@ -54,7 +55,9 @@ class Renewed(Generic[T]):
 class MappedFile:
     """A file whose arrays are copy-on-write views of mapped memory.
 
-    The file stays open, so that reads see the same bytes even if another file has taken its name.
+    The file stays open, so that reads see the same bytes even if another file has taken its name. A file that was
+    changed in place since is refused at the next read; touching an array beyond the new end of a file that is cut short
+    later ends the process, so whoever keeps arrays of files that others may change copies them.
 
     Raises:
         OSError: the file cannot be opened.
@@ -65,6 +68,7 @@ class MappedFile:
         self._file = path.open("rb")
         finalize(self, self._file.close)
         self.size = self._file.seek(0, 2)
+        self._stamp = self._state()
         self._mapping = Renewed(self._map, self.size)
 
     def _map(self) -> mmap.mmap:
@@ -75,14 +79,29 @@ class MappedFile:
                 f"{self.path}: cannot be mapped into memory: {error}", hint="check that the file is not being changed"
             ) from error
 
+    def _state(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+    def check_unchanged(self) -> None:
+        """Refuse a file that was changed in place since it was opened.
+
+        Raises:
+            CheckpointError: it was.
+        """
+        if self._state() != self._stamp:
+            raise CheckpointError(f"{self.path}: the file was changed while it was read", hint="open it again")
+
     def bytes(self, offset: int, size: int) -> bytes:
         """Return a copy of ``size`` bytes from ``offset``, fewer at the end of the file."""
+        self.check_unchanged()
         return self._mapping.take(size)[offset : offset + size]
 
     def array(
         self, offset: int, dtype: np.dtype[np.generic], shape: tuple[int, ...], *, fortran: bool = False
     ) -> Array:
         """Return the values at ``offset``, which need not be aligned (``ndarray.flags.aligned``)."""
+        self.check_unchanged()
         mapping = self._mapping.take(math.prod(shape) * dtype.itemsize)
         array: Array = np.ndarray(shape, dtype, buffer=mapping, offset=offset, order="F" if fortran else "C")
         return array
@@ -102,6 +121,13 @@ def chunks(array: Array) -> Iterator[memoryview]:
     rows = max(1, _CHUNK_BYTES * array.shape[0] // array.nbytes)
     for start in range(0, array.shape[0], rows):
         yield row_major(array[start : start + rows]).reshape(-1).view(np.uint8).data
+
+
+def is_own(array: Array) -> bool:
+    """Return whether numpy allocated the array's memory, so that it belongs to no file or tensor."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array.base is None
 
 
 def row_major(array: Array) -> Array:

@@ -70,14 +70,17 @@ def read_torch(path: Path) -> dict[str, LazyTensor]:
     state = load()
     largest = sum(member.size for member in members.values()) or file.size
     tensors: dict[str, LazyTensor] = {}
-    take = Renewed(load, file.size).take if mapped else partial(_keep, state)
+    renewed = Renewed(load, file.size)
+
+    def take(nbytes: int) -> dict[str, torch.Tensor]:
+        if not mapped:
+            return state
+        file.check_unchanged()
+        return renewed.take(nbytes)
+
     for name, tensor in state.items():
         tensors[name] = _describe(path, name, tensor, largest, take)
     return tensors
-
-
-def _keep(state: dict[str, torch.Tensor], nbytes: int) -> dict[str, torch.Tensor]:
-    return state
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

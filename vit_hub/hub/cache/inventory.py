@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vit_hub.errors import ModelNotFoundError, VitHubError
 from vit_hub.hub.cache.hashes import is_current, stamp_file
-from vit_hub.hub.cache.paths import cache_dir, fetched_file, file_lock, file_lock_path, readable
+from vit_hub.hub.cache.paths import STORES, cache_dir, fetched_file, file_lock, file_lock_path, readable
 from vit_hub.hub.cache.records import CANONICAL, Delivery, all_records
 from vit_hub.hub.names.address import address, source_of
 from vit_hub.hub.names.credentials import without_credentials
@@ -187,7 +187,6 @@ def _folders(folder: Path) -> list[Path]:
 
 _DAY = 86400.0
 _HOUR = 3600.0
-_STORES = ("files", "mirrored", "canonical")
 
 
 @dataclass(frozen=True)
@@ -226,7 +225,7 @@ def prune(*, days: float, dry_run: bool = False) -> list[Leftover]:
 
 def _weight_folders() -> list[Path]:
     """Return every folder with weights, the innermost first."""
-    stores = [cache_dir() / store for store in _STORES]
+    stores = [cache_dir() / store for store in STORES]
     return sorted((path for store in stores for path in store.rglob("*") if path.is_dir()), reverse=True)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -14,15 +14,21 @@ from vit_hub.errors import VitHubError
 from vit_hub.hub.names.credentials import without_credentials
 
 __all__ = [
+    "STORES",
     "bundled_file",
     "cache_dir",
     "canonical_file",
     "fetched_file",
     "file_lock",
     "file_lock_path",
+    "hugging_face_cache",
+    "is_cached",
     "mirrored_folder",
     "readable",
 ]
+
+STORES = ("canonical", "files", "mirrored")
+"""The folders of weights in the cache."""
 
 _DATA = Path(__file__).parents[2] / "data"
 _READABLE = 80
@@ -30,13 +36,53 @@ _ATTEMPTS = 8
 
 
 def cache_dir() -> Path:
-    """Return the cache folder: ``VIT_HUB_CACHE``, else the operating system's for the user. It may not exist."""
-    given = os.environ.get("VIT_HUB_CACHE")
-    if given:
-        return Path(given).expanduser().absolute()
-    import platformdirs
+    """Return the cache folder: ``VIT_HUB_CACHE``, else the operating system's for the user. It may not exist.
 
-    return platformdirs.user_cache_path("vit-hub", appauthor=False)
+    Raises:
+        VitHubError: the user has no home folder to hold it.
+    """
+    given = os.environ.get("VIT_HUB_CACHE")
+    with contextlib.suppress(RuntimeError):  # neither HOME nor an entry for this user
+        if given:
+            return Path(given).expanduser().absolute()
+        import platformdirs
+
+        folder = platformdirs.user_cache_path("vit-hub", appauthor=False)
+        if folder.is_absolute():
+            return folder
+    raise VitHubError(
+        f"{given or 'the cache'}: this user has no home folder to hold it",
+        hint="set VIT_HUB_CACHE to the path of a folder that you may write to, and HF_HOME for files of Hugging Face's "
+        "hub; or set HOME",
+    )
+
+
+def hugging_face_cache() -> Path:
+    """Return the folder of ``huggingface_hub``'s cache (``HF_HUB_CACHE``, ``HF_HOME``). It may not exist.
+
+    Raises:
+        VitHubError: the user has no home folder to hold it.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = Path(HF_HUB_CACHE)
+    if folder.parts[0] == "~":  # which the client would take for a name in the working folder
+        raise VitHubError(
+            "Hugging Face's cache: this user has no home folder to hold it",
+            hint="set HF_HOME to the path of a folder that you may write to, or set HOME",
+        )
+    return folder
+
+
+def is_cached(path: Path) -> bool:
+    """Return whether a file lies in a cache or in the package: replaced as a whole perhaps, never changed in place."""
+    folders = [_DATA]
+    with contextlib.suppress(VitHubError):
+        folders += [cache_dir() / store for store in STORES]
+    with contextlib.suppress(VitHubError):
+        folders.append(hugging_face_cache())
+    real = path.resolve()
+    return any(real.is_relative_to(folder.resolve()) for folder in folders)
 
 
 def bundled_file(name: str) -> Path:
@@ -79,7 +125,7 @@ def file_lock_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.lock")
 
 
-@contextmanager
+@contextlib.contextmanager
 def file_lock(
     path: Path, *, place: str = "the cache", hint: str = "set VIT_HUB_CACHE to a folder that you may write to"
 ) -> Iterator[None]:
