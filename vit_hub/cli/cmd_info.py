@@ -108,7 +108,7 @@ def _known(model: str) -> Entry | None:
         CheckpointError: it looks like a path, and there is no such file.
         ModelNotFoundError: there is no such name.
     """
-    with contextlib.suppress(ModelNotFoundError, OSError, ValueError):
+    with contextlib.suppress(ModelNotFoundError, OSError, RuntimeError, ValueError):
         if not Path(model).expanduser().exists():
             return get_entry(model)
     from vit_hub.hub.names.locate import local_path, locate

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from vit_hub.errors import CheckpointError, DownloadError, VitHubError, first_line
 from vit_hub.hub.cache.hashes import verify
+from vit_hub.hub.cache.paths import hugging_face_cache
 from vit_hub.hub.names.address import is_safe_name
 from vit_hub.hub.names.credentials import hide_credentials, without_credentials
 from vit_hub.progress import on_terminal
@@ -64,6 +65,7 @@ def fetch_from_hub(source: WeightSource, *, offline: bool, progress: bool = Fals
         IntegrityError: the file is not the pinned one.
         VitHubError: the disk is full.
     """
+    hugging_face_cache()
     names = (source.file,) if source.file else _WEIGHTS
     failures: list[DownloadError] = []
     with hub_bars(progress):

@@ -55,13 +55,20 @@ def from_mirror(source: WeightSource, *, offline: bool, progress: bool) -> Recor
     is_remote = re.match("https?://", place, re.IGNORECASE)
     if not place or (offline and is_remote):
         return None
-    base = place.rstrip("/") if is_remote else Path(place).expanduser()
     try:
+        base = place.rstrip("/") if is_remote else _folder(place)
         delivery = _look_up(_index(base), source)
         return _fetch_files(base, source, delivery, progress)
     except DownloadError as error:
         warnings.warn(f"the mirror is not used: {error.message}", stacklevel=2)
         return None
+
+
+def _folder(place: str) -> Path:
+    try:
+        return Path(place).expanduser()
+    except RuntimeError as error:
+        raise DownloadError(f"{place}: {error}", hint="give the whole path in VIT_HUB_MIRROR") from error
 
 
 def _look_up(index: dict[str, Any], source: WeightSource) -> Delivery:
@@ -184,6 +191,7 @@ def _read(file: Path) -> bytes:
 def _get(url: str) -> bytes:
     import httpx2
 
+    from vit_hub.hub.http.failures import explain
     from vit_hub.hub.http.response import new_client
 
     content, login, url = bytearray(), credentials_of(url), without_credentials(url)
@@ -196,5 +204,6 @@ def _get(url: str) -> bytes:
                 if len(content) > LONGEST_INDEX:
                     break
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise DownloadError(f"{url}: {error or type(error).__name__}", hint=_HINT) from error
+        failure = explain(error, url)
+        raise DownloadError(f"{url}: {failure.message}", hint=failure.hint or _HINT) from error
     return bytes(content)

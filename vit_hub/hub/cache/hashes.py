@@ -54,8 +54,8 @@ def sha256_of(path: Path) -> str:
         stamped = json.loads(stamp_file(path).read_bytes())
         if stamped["stat"] == _identity(path):
             return str(stamped["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # no stamp, or a damaged one: hash the file
+    except (OSError, ValueError, KeyError, TypeError, VitHubError):
+        pass  # no stamp, a damaged one, or no cache: hash the file
     return rehash(path)
 
 

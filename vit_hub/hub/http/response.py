@@ -14,6 +14,7 @@ import httpcore2
 import httpx2
 
 from vit_hub.errors import DownloadError
+from vit_hub.hub.http.failures import check_certificates, explain, proxy_login
 from vit_hub.hub.http.retry import ChangedError, TransientError, retry_after
 from vit_hub.hub.names.credentials import hide_credentials
 from vit_hub.version import __version__
@@ -29,6 +30,7 @@ _REMEDIES = {
     "give its path",
     403: "the server refuses: fetch the file yourself and give its path",
     404: "check the address",
+    407: proxy_login(),
     410: "the file is gone from there: look for another source",
 }
 _CONTENT_RANGE = re.compile("bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
@@ -59,7 +61,7 @@ class Response:
         Raises:
             TransientError: the connection broke.
         """
-        with _transport_errors():
+        with _transport_errors(str(self.http.url)):
             body, length = self.http.iter_raw(), _content_length(self.http)
             if length is None or "Transfer-Encoding" in self.http.headers:
                 yield from body
@@ -94,6 +96,7 @@ def new_client(credentials: tuple[str, str] | None = None) -> httpx2.Client:
     Raises:
         DownloadError: the environment's settings of proxies or certificates are invalid.
     """
+    check_certificates()
     try:
         return httpx2.Client(
             # Without compression, so that Content-Length is the size of the file.
@@ -107,8 +110,7 @@ def new_client(credentials: tuple[str, str] | None = None) -> httpx2.Client:
     except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
         raise DownloadError(
             f"no connection can be made: {error}",
-            hint="check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY (a SOCKS proxy needs `pip install socksio`), and "
-            "SSL_CERT_FILE",
+            hint="check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY (a SOCKS proxy needs `pip install socksio`)",
         ) from error
 
 
@@ -142,7 +144,7 @@ def request(
         if validator:
             headers["If-Range"] = validator
     try:
-        with _transport_errors():
+        with _transport_errors(url):
             http = client.send(client.build_request("GET", url, headers=headers), stream=True)
     except httpx2.UnsupportedProtocol as error:
         raise DownloadError(f"{url}: {error}", hint="only http:// and https:// can be fetched") from error
@@ -180,15 +182,18 @@ def _refuse_downgrade(http: httpx2.Response) -> None:
 
 
 @contextlib.contextmanager
-def _transport_errors() -> Iterator[None]:
-    """Turn failures of the connection into transient errors."""
+def _transport_errors(url: str) -> Iterator[None]:
+    """Turn failures of the connection into transient errors, and those that will not pass into download errors."""
     try:
         yield
     except httpx2.UnsupportedProtocol:
         raise
     # The connection itself raises those of the layer below.
     except (httpx2.TransportError, httpcore2.NetworkError, httpcore2.TimeoutException) as error:
-        raise TransientError(str(error) or type(error).__name__) from error
+        failure = explain(error, url)
+        if failure.final:
+            raise DownloadError(f"{url}: {failure.message}", hint=failure.hint) from error
+        raise TransientError(failure.message, hint=failure.hint) from error
 
 
 def _check_head(url: str, http: httpx2.Response, *, ranged: bool) -> None:

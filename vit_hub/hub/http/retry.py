@@ -27,10 +27,12 @@ class TransientError(Exception):
         message: what failed.
         wait: seconds that the server asks to wait; None: it does not say.
         slow: bytes came, but too slowly to count as a gain.
+        hint: the remedy if it happens again and again.
     """
 
-    def __init__(self, message: str, *, wait: float | None = None, slow: bool = False) -> None:
+    def __init__(self, message: str, *, wait: float | None = None, slow: bool = False, hint: str = "") -> None:
         super().__init__(message)
+        self.hint = hint
         self.wait = wait
         self.slow = slow
 
@@ -66,7 +68,8 @@ class RetryPolicy:
         if self._in_a_row >= ATTEMPTS or self._in_all >= MOST_ATTEMPTS:
             times = ATTEMPTS if self._in_a_row >= ATTEMPTS else MOST_ATTEMPTS
             raise DownloadError(
-                f"{self._url}: {failure}, {times} times", hint="try again later, or check the connection"
+                f"{self._url}: {failure}, {times} times",
+                hint=failure.hint or "try again later, or check the connection",
             ) from failure
         wait = failure.wait
         if wait is None:
