@@ -10,7 +10,7 @@ from typing import Any
 
 from vit_hub.converters.containers.ahead import ahead
 from vit_hub.converters.containers.atomic import atomic_path, steady_sync
-from vit_hub.converters.containers.folder import find_weights, read_index, read_sidecars
+from vit_hub.converters.containers.folder import find_weights, is_customary, read_index, read_sidecars
 from vit_hub.converters.containers.mapped import chunks
 from vit_hub.converters.containers.npz import read_npz, write_npz
 from vit_hub.converters.containers.safetensors_file import read_safetensors, write_safetensors
@@ -54,8 +54,13 @@ class RawCheckpoint:
     files: tuple[Path, ...]
 
 
-def open_raw(path: str | Path) -> RawCheckpoint:
+def open_raw(path: str | Path, *, with_sidecars: bool = False) -> RawCheckpoint:
     """Open a weight file, the index of a sharded one, or a folder with either; the container is detected by content.
+
+    Args:
+        path: of a file, or of a folder.
+        with_sidecars: the JSON files beside a file are about it. Otherwise they are only if it has a customary name:
+            the folder may hold unrelated things.
 
     Raises:
         CheckpointError: it is missing, damaged, incomplete or ambiguous.
@@ -76,7 +81,8 @@ def open_raw(path: str | Path) -> RawCheckpoint:
             container, tensors, metadata, files = _read_shards(weights)
         else:
             (tensors, metadata), files = _read(weights, container), (weights,)
-        return RawCheckpoint(path, container, tensors, metadata, read_sidecars(path, weights), files)
+        sidecars = read_sidecars(weights) if with_sidecars or path != weights or is_customary(path.name) else {}
+        return RawCheckpoint(path, container, tensors, metadata, sidecars, files)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}", hint="check the file and its permissions") from error
 

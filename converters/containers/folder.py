@@ -1,35 +1,95 @@
-"""Folders of checkpoints: the file of the weights, the index of sharded ones, and the JSON files beside them."""
+"""Folders of checkpoints: the file of the weights, the index of sharded ones, and the JSON files beside them.
+
+The folder may be one on disk or one of a repository: the rules are about names.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from vit_hub.errors import CheckpointError
 
-__all__ = ["find_weights", "read_index", "read_sidecars"]
+__all__ = [
+    "CUSTOMARY_WEIGHTS",
+    "SIDECARS",
+    "find_weights",
+    "is_customary",
+    "listed",
+    "looks_like_weights",
+    "read_index",
+    "read_sidecars",
+    "weight_files",
+]
 
 # In order of preference; the patterns of a group are equally good.
 _WEIGHTS = (
     ("model.safetensors",),
     ("model.safetensors.index.json",),
+    ("open_clip_model.safetensors",),
+    ("*.safetensors.index.json", "*.safetensors.index.*.json"),
     ("*.safetensors",),
     ("pytorch_model.bin",),
     ("pytorch_model.bin.index.json",),
     ("open_clip_*.bin",),
-    ("*.bin", "*.pth", "*.pt", "*.npz"),
+    ("*.bin.index.json", "*.bin.index.*.json"),
+    ("*.bin", "*.pth", "*.pt", "*.pth.tar", "*.ckpt", "*.npz"),
 )
-_SIDECARS = ("config.json", "preprocessor_config.json", "open_clip_config.json")
-# Files of other names may lie in folders of unrelated things.
+# What training leaves beside the weights.
+_OTHERS = ("optimizer*", "scheduler*", "scaler*", "rng_state*", "random_states*", "training_args*", ".*")
+SIDECARS = ("config.json", "preprocessor_config.json", "open_clip_config.json")
+"""The JSON files that may say more about the weights beside them."""
+# Files of other names may lie in folders of unrelated things. ``model.fp16.safetensors`` is a variant of its folder's.
 _CUSTOMARY = (
     "model.safetensors",
-    "model.safetensors.index.json",
+    "model.*.safetensors",
+    "model.safetensors.index*.json",
     "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
+    "pytorch_model.*.bin",
+    "pytorch_model.bin.index*.json",
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
+CUSTOMARY_WEIGHTS = tuple(name for group in _WEIGHTS for name in group if "*" not in name)
+"""Names of weights, in order of preference."""
+_MOST_LISTED = 12
+
+
+def weight_files(names: Iterable[str]) -> list[str]:
+    """Return, of the files of one folder, the one that holds the weights: the index of sharded ones, or a file.
+
+    Args:
+        names: of all files, without the folder.
+
+    Returns:
+        One name; none if nothing looks like weights; several where they are equally good.
+    """
+    possible = sorted(name for name in names if not any(fnmatchcase(name, pattern) for pattern in _OTHERS))
+    for patterns in _WEIGHTS:
+        found = [name for name in possible if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        if found:
+            return found
+    return []
+
+
+def looks_like_weights(name: str) -> bool:
+    """Return whether a file's name, without its folder, is one of weights."""
+    return bool(weight_files([name]))
+
+
+def is_customary(name: str) -> bool:
+    """Return whether a file of this name is about the same model as the JSON files beside it."""
+    return any(fnmatchcase(name, pattern) for pattern in _CUSTOMARY)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return a list of files for a message, those that look like weights first."""
+    ordered = sorted(names, key=lambda name: (not looks_like_weights(name.rpartition("/")[2]), name))
+    more = len(ordered) - _MOST_LISTED
+    return ", ".join(ordered[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "") or "no files"
 
 
 def find_weights(folder: Path) -> Path:
@@ -38,22 +98,19 @@ def find_weights(folder: Path) -> Path:
     Raises:
         CheckpointError: there is none, or there are several equally good ones.
     """
-    for patterns in _WEIGHTS:
-        found = sorted(
-            path
-            for pattern in patterns
-            for path in folder.glob(pattern)
-            if path.is_file() and not path.name.startswith(".")
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    found = weight_files(names)
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{folder}: several files could hold the weights: {', '.join(found)}",
+            hint="give the path of one of them",
         )
-        if len(found) > 1:
-            raise CheckpointError(
-                f"{folder}: several files could hold the weights: {', '.join(path.name for path in found)}",
-                hint="give the path of one of them",
-            )
-        if found:
-            return found[0]
-    looked_for = ", ".join(pattern for patterns in _WEIGHTS for pattern in patterns)
-    raise CheckpointError(f"{folder}: no weights in this folder", hint=f"looked for {looked_for}")
+    if not found:
+        looked_for = ", ".join(pattern for patterns in _WEIGHTS for pattern in patterns)
+        raise CheckpointError(
+            f"{folder}: no weights in this folder", hint=f"looked for {looked_for}; it has {listed(names)}"
+        )
+    return folder / found[0]
 
 
 def read_index(path: Path) -> dict[Path, list[str]]:
@@ -79,19 +136,13 @@ def read_index(path: Path) -> dict[Path, list[str]]:
     return shards
 
 
-def read_sidecars(path: Path, weights: Path) -> dict[str, dict[str, Any]]:
+def read_sidecars(weights: Path) -> dict[str, dict[str, Any]]:
     """Return the JSON files beside the weights, file name -> contents.
-
-    Args:
-        path: as the user gave it: a folder, or a file, beside which they count only if it has a customary name.
-        weights: the weights found there.
 
     Raises:
         CheckpointError: one of them is not a JSON object.
     """
-    if path == weights and path.name not in _CUSTOMARY:
-        return {}
-    return {name: _read_json(weights.parent / name) for name in _SIDECARS if (weights.parent / name).is_file()}
+    return {name: _read_json(weights.parent / name) for name in SIDECARS if (weights.parent / name).is_file()}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -226,7 +226,8 @@ def test_a_repository_without_weights(server: HubServer, fetch: Fetch) -> None:
     server.add_repo(REPO, {"README.md": b"soon"})
     found = fetch()
     assert found["error"] == "DownloadError"
-    assert "none of the files model.safetensors" in found["message"]
+    assert "has no weights" in found["message"]
+    assert "README.md" in found["hint"]
 
 
 @pytest.mark.parametrize("shard", [None, "../x.safetensors", "a/x.safetensors", "/x.safetensors", "..", ""])

@@ -37,7 +37,9 @@ class UploadServer(HubServer):
             repo = "/".join(parts[2:4])
             if repo not in self.repos:
                 return Reply(status=404, headers={"X-Error-Code": "RepoNotFound"})
-            return _json({"id": repo, "private": repo in self.private, "sha": "c" * 40, "siblings": [], "tags": []})
+            siblings = [{"rfilename": name} for name in self.repos[repo][1]]
+            about = {"private": repo in self.private, "sha": "c" * 40, "tags": []}
+            return _json({"id": repo, "siblings": siblings, **about})
         return super().answer(method, path)
 
     def take(self, method: str, path: str, token: str | None, body: bytes) -> Reply:

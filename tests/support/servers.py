@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 
 @dataclass(frozen=True)
@@ -49,28 +51,36 @@ class Server:
 
 @dataclass
 class HubServer(Server):
-    """The part of Hugging Face's API that downloads need: HEAD and GET of ``/{repo}/resolve/{revision}/{file}``."""
+    """The part of Hugging Face's API that downloads need.
+
+    HEAD and GET of ``/{repo}/resolve/{revision}/{file}``, and GET of ``/api/models/{repo}/revision/{revision}``.
+    """
 
     repos: dict[str, tuple[str, dict[str, bytes]]] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     refusal: int = 403  # status for a gated repository: 401 without a login
     commit_header: str = "X-Repo-Commit"
+    revisions: set[str] = field(default_factory=set)  # beside main and the commit
     spoiled: dict[str, bytes] = field(default_factory=dict)  # file -> content sent instead of its own
 
     def add_repo(self, repo: str, files: Mapping[str, bytes], commit: str = "c" * 40) -> None:
         self.repos[repo] = (commit, dict(files))
 
     def answer(self, method: str, path: str) -> Reply:
-        parts = path.removeprefix("/").split("/", 4)
+        about = path.startswith("/api/models/")
+        parts = path.partition("?")[0].removeprefix("/api/models" if about else "").removeprefix("/").split("/", 4)
         repo = "/".join(parts[:2])
-        if len(parts) < 5 or parts[2] != "resolve" or repo not in self.repos:
+        if not (about or (len(parts) == 5 and parts[2] == "resolve")) or repo not in self.repos:
             return Reply(status=404, headers={"X-Error-Code": "RepoNotFound"})
-        if repo in self.gated:
+        if repo in self.gated and not about:
             return Reply(status=self.refusal, headers={"X-Error-Code": "GatedRepo"})
         commit, files = self.repos[repo]
-        revision, name = parts[3:]
-        if revision not in (commit, "main"):
+        if unquote("main" if len(parts) < 4 else parts[3]) not in (commit, "main", *self.revisions):
             return Reply(status=404, headers={"X-Error-Code": "RevisionNotFound"})
+        if about:
+            known = {"id": repo, "sha": commit, "siblings": [{"rfilename": name} for name in files]}
+            return Reply(json.dumps(known).encode(), headers={"Content-Type": "application/json"})
+        name = unquote(parts[4])
         if name not in files:
             return Reply(status=404, headers={"X-Error-Code": "EntryNotFound", self.commit_header: commit})
         content = files[name]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from vit_hub.errors import DownloadError, IntegrityError
@@ -11,7 +10,7 @@ from vit_hub.hub.cache.hashes import sha256_of, verify
 from vit_hub.hub.cache.paths import bundled_file, fetched_file, file_lock
 from vit_hub.hub.cache.records import Delivery, Pin, Record, as_first_seen, forgetting, read_record, remember
 from vit_hub.hub.mirror import from_mirror
-from vit_hub.hub.names.address import address, is_commit, is_fixed
+from vit_hub.hub.names.address import address, is_fixed
 from vit_hub.registry import WeightSource
 
 __all__ = ["describe", "fetch", "is_offline", "record_of"]
@@ -120,14 +119,10 @@ def describe(source: WeightSource, path: Path) -> Record:
     """Return the record of a source, from the place and the content of its file in the cache or the package."""
     if source.kind != "hf":
         return Record(path.parent, Delivery(address(source), {path.name: _seen(path)}))
-    from vit_hub.hub.huggingface import companions
+    from vit_hub.hub.huggingface import describe_fetched
 
-    # Hugging Face's cache keeps the files of a commit in a folder of its name.
-    folder = path.parents[source.file.count("/") if source.file else 0]
-    revision = folder.name if is_commit(folder.name) else source.revision
-    exact = replace(source, revision=revision, file=path.relative_to(folder).as_posix())
-    files = {file.relative_to(folder).as_posix(): _seen(file) for file in (path, *companions(path))}
-    return Record(folder, Delivery(address(exact), files))
+    folder, exact, found = describe_fetched(source, path)
+    return Record(folder, Delivery(exact, {file.relative_to(folder).as_posix(): _seen(file) for file in found}))
 
 
 def _seen(path: Path) -> Pin:

@@ -7,36 +7,45 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
+import httpx2
+
+from vit_hub.converters.containers import CONTAINER_SUFFIXES
+from vit_hub.converters.containers.folder import (
+    CUSTOMARY_WEIGHTS,
+    SIDECARS,
+    is_customary,
+    listed,
+    looks_like_weights,
+    weight_files,
+)
 from vit_hub.errors import CheckpointError, DownloadError, VitHubError, first_line
 from vit_hub.hub.cache.hashes import verify
 from vit_hub.hub.cache.paths import hugging_face_cache
-from vit_hub.hub.names.address import is_safe_name
+from vit_hub.hub.http.failures import check_certificates, explain, proxy_login
+from vit_hub.hub.http.retry import RetryPolicy, TransientError
+from vit_hub.hub.names.address import address, is_commit, is_safe_name
 from vit_hub.hub.names.credentials import hide_credentials, without_credentials
+from vit_hub.hub.names.hugging_face import is_one_file
 from vit_hub.progress import on_terminal
 from vit_hub.registry import WeightSource
 from vit_hub.version import __version__
 
-__all__ = ["cached_weights", "companions", "fetch_from_hub", "hub_bars", "page_of", "possible_files"]
+__all__ = ["cached_weights", "describe_fetched", "fetch_from_hub", "hub_bars", "page_of", "possible_files"]
 
-# The weights of a repository under their customary names, in order of preference.
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-# The config that customarily named weights depend on, and files that may stand beside them.
-_CONFIG = "config.json"
-_EXTRAS = ("preprocessor_config.json",)
+T = TypeVar("T")
+
 _LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 _NO_SPACE = "Not enough free disk space"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_COMMIT = re.compile("[0-9a-f]{40}")
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_FETCH_ONCE = "fetch it once with a connection: without offline=True (--offline), VIT_HUB_OFFLINE and HF_HUB_OFFLINE"
+_TIMEOUT = 10.0  # seconds
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -49,11 +58,11 @@ class _NotCachedError(DownloadError):
 
 
 def fetch_from_hub(source: WeightSource, *, offline: bool, progress: bool = False) -> Path:
-    """Fetch the weights of a repository and their config files into Hugging Face's cache.
+    """Fetch weights of a repository and the config files beside them into Hugging Face's cache.
 
     Args:
-        source: ``repo``, ``revision`` (None: ``main``), and ``file``; None: the weights under a customary name, shards
-            included.
+        source: ``repo``, ``revision`` (None: ``main``), and ``file``: a file or a folder; None: the repository's own
+            folder. Of a folder, the weights are those that a folder on disk with the same files would load.
         offline: use only the cache.
         progress: show bars on a terminal.
 
@@ -63,51 +72,40 @@ def fetch_from_hub(source: WeightSource, *, offline: bool, progress: bool = Fals
     Raises:
         DownloadError: the repository, revision or file does not exist or cannot be fetched; the hint has the remedy.
         IntegrityError: the file is not the pinned one.
-        VitHubError: the disk is full.
+        VitHubError: the disk is full, or the cache cannot be written.
     """
     hugging_face_cache()
-    names = (source.file,) if source.file else _WEIGHTS
-    failures: list[DownloadError] = []
     with hub_bars(progress):
-        for name in names:
-            try:
-                path = _file(source, name, offline)
-            except (_AbsentError, _NotCachedError) as error:
-                failures.append(error)
-                continue
-            verify(path, source, hint=_remedy(path))
-            if PurePosixPath(name).name in _WEIGHTS:
-                _fetch_companions(path, name, source, offline)
-            return path
-    if source.file:
-        raise failures[0]
-    unknown = [failure for failure in failures if isinstance(failure, _NotCachedError)]
-    if unknown:
-        raise unknown[0]
-    raise DownloadError(
-        f"{_described(source)} has none of the files {', '.join(_WEIGHTS)}",
-        hint=f"is it a repository of weights? See {page_of(source)}; or give the address of one file",
-    )
+        best = str(PurePosixPath(source.file or "") / CUSTOMARY_WEIGHTS[0])
+        if source.file and _names_a_file(source):
+            name = source.file
+            if not (offline or _is_kept(source, name)):
+                _reach(source, name)
+        elif not offline and _is_kept(source, best):
+            name = best
+        else:
+            name = _chosen(source, _cached_names(source) if offline else _listing(source), offline)
+        path = _file(source, name, offline)
+        verify(path, source, hint=_remedy(path))
+        if not is_one_file(source, path) or is_customary(PurePosixPath(name).name):
+            _fetch_companions(path, name, source, offline)
+        return path
 
 
 def possible_files(source: WeightSource) -> tuple[str, ...]:
-    """Return the files to request: of the weights the first that exists, and the files that belong to it."""
-    names = (source.file,) if source.file else _WEIGHTS
-    beside = [
-        str(PurePosixPath(names[0]).with_name(extra))
-        for extra in (_CONFIG, *_EXTRAS)
-        if PurePosixPath(names[0]).name in _WEIGHTS
-    ]
-    return (*names, *beside)
+    """Return the files that may be fetched: of weights under customary names the first that exists, and configs."""
+    folder = PurePosixPath(source.file or "")
+    if not _names_a_file(source):
+        return tuple(str(folder / name) for name in (*CUSTOMARY_WEIGHTS, *SIDECARS))
+    beside = SIDECARS if is_customary(folder.name) else ()
+    return (str(folder), *(str(folder.with_name(extra)) for extra in beside))
 
 
 def cached_weights(source: WeightSource) -> Path | None:
     """Return the weight file in Hugging Face's cache, even if the repository has a newer one; None: there is none."""
-    for name in (source.file,) if source.file else _WEIGHTS:
-        with suppress(DownloadError):
-            path = _cached(source, name)
-            if path:
-                return path
+    with suppress(VitHubError):
+        name = source.file if _names_a_file(source) else _chosen(source, _cached_names(source), True)
+        return _cached(source, name or "")
     return None
 
 
@@ -116,15 +114,101 @@ def page_of(source: WeightSource) -> str:
     return f"{without_credentials(os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').rstrip('/')}/{source.repo}"
 
 
+def _names_a_file(source: WeightSource) -> bool:
+    """Return whether the source names a file rather than a folder, as far as the name alone tells."""
+    return PurePosixPath(source.file or "").suffix in (*CONTAINER_SUFFIXES, ".json")
+
+
+def _chosen(source: WeightSource, names: Sequence[str], offline: bool) -> str:
+    """Return the file with the weights, or the index of sharded ones, among all files of a repository.
+
+    Raises:
+        DownloadError: there is none.
+        CheckpointError: there are several that are equally good.
+    """
+    if source.file and source.file in names:
+        return source.file
+    folder = PurePosixPath(source.file or "")
+    inside = [PurePosixPath(name).name for name in names if PurePosixPath(name).parent == folder]
+    found = weight_files(inside)
+    where = f"{_described(source)}{f': {source.file}' if source.file else ''}"
+    if len(found) > 1:
+        exact = address(replace(source, file=str(folder / found[0])))
+        raise CheckpointError(
+            f"{where}: several files could hold the weights: {', '.join(found)}",
+            hint=f"give the address of one of them, such as {exact}",
+        )
+    if found:
+        return str(folder / found[0])
+    if offline:
+        raise _NotCachedError(
+            f"{where}: its weights are not in Hugging Face's cache, and offline mode is on", hint=_FETCH_ONCE
+        )
+    there = [name for name in names if folder in PurePosixPath(name).parents]
+    if source.file and not there:
+        raise _AbsentError(f"{_described(source)} has no file or folder {source.file}", hint=f"it has {listed(names)}")
+    below = next((name for name in sorted(there) if looks_like_weights(PurePosixPath(name).name)), None)
+    one = f"; give the address of one, such as {address(replace(source, file=below))}" if below else ""
+    raise DownloadError(f"{where} has no weights that can be read", hint=f"it has {listed(there)}{one}")
+
+
+def _listing(source: WeightSource) -> list[str]:
+    """Return the names of all files of a repository."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(library_name="vit-hub", library_version=__version__)
+    try:
+        info = _patiently(
+            source,
+            "its list of files",
+            lambda: api.model_info(source.repo or "", revision=source.revision, timeout=_TIMEOUT),
+        )
+    except VitHubError:
+        raise
+    except Exception as error:
+        raise _explained(error, source, "its list of files") from error
+    return [item.rfilename for item in info.siblings or () if is_safe_name(item.rfilename)]
+
+
+def _cached_names(source: WeightSource) -> list[str]:
+    """Return the names of the files of a repository that are in the cache."""
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = hugging_face_cache() / repo_folder_name(repo_id=source.repo or "", repo_type="model")
+    revision = source.revision or "main"
+    if not is_safe_name(revision):
+        return []
+    with suppress(OSError):
+        revision = (folder / "refs" / revision).read_text(encoding="utf-8").strip()
+    snapshot = folder / "snapshots" / revision
+    return [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
+
+
+def _reach(source: WeightSource, name: str) -> None:
+    """Wait until the hub answers, so that the client does not retry what cannot pass; it gets the answer itself.
+
+    Raises:
+        DownloadError: there is no connection.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    try:
+        url = hf_hub_url(source.repo or "", name, revision=source.revision)
+        _patiently(source, name, lambda: get_hf_file_metadata(url, timeout=_TIMEOUT, library_name="vit-hub"))
+    except VitHubError:
+        raise
+    except Exception:
+        pass  # an answer, which the client gets again, and records
+
+
 def _file(source: WeightSource, name: str, offline: bool) -> Path:
     """Return one file of the repository, compared with the hub's own hash if it gives one."""
     # The files of a commit never change. Offline the client is not called: it may make a request before it looks.
-    path = _cached(source, name) if offline or _COMMIT.fullmatch(source.revision or "") else None
+    path = _cached(source, name) if offline or is_commit(source.revision) else None
     if path is None and offline:
         raise _NotCachedError(
             f"{_described(source)}: {name} is not in Hugging Face's cache, and offline mode is on",
-            hint="fetch it once with a connection: without offline=True (--offline), VIT_HUB_OFFLINE and "
-            "HF_HUB_OFFLINE",
+            hint=_FETCH_ONCE,
         )
     if path is None:
         path = _fetched(source, name)
@@ -133,6 +217,14 @@ def _file(source: WeightSource, name: str, offline: bool) -> Path:
         pinned = replace(source, sha256=_blob(path).name, sha256_prefix=None, size=None)
         verify(path, pinned, hint=_remedy(path))
     return path
+
+
+def _is_kept(source: WeightSource, name: str) -> bool:
+    """Return whether the cache has the file for certain: that of a commit never changes."""
+    try:
+        return is_commit(source.revision) and _cached(source, name) is not None
+    except _AbsentError:
+        return False
 
 
 def _cached(source: WeightSource, name: str) -> Path | None:
@@ -153,7 +245,6 @@ def _cached(source: WeightSource, name: str) -> Path | None:
 
 
 def _fetched(source: WeightSource, name: str) -> Path:
-    from huggingface_hub import errors as hub
     from huggingface_hub import hf_hub_download
 
     where = _described(source)
@@ -164,36 +255,73 @@ def _fetched(source: WeightSource, name: str) -> Path:
             found = hf_hub_download(
                 source.repo or "", name, revision=source.revision, library_name="vit-hub", library_version=__version__
             )
-    except hub.GatedRepoError as error:
-        raise DownloadError(
-            f"{where} is gated",
-            hint=f"accept its terms at {page_of(source)}, then {_LOGIN}",
-        ) from error
-    except hub.RepositoryNotFoundError as error:
-        raise DownloadError(
-            f"{where} does not exist, or is private",
-            hint=f"check the name; for a private one {_LOGIN}",
-        ) from error
-    except hub.RevisionNotFoundError as error:
-        raise DownloadError(f"{where}: there is no such revision", hint=f"see {page_of(source)}") from error
-    except hub.LocalEntryNotFoundError as error:
-        cause = error.__cause__ or error
-        refused = _status(cause) in (401, 403)
-        raise DownloadError(
-            f"{where}: {name} cannot be fetched: {_shown(cause)}",
-            hint=_LOGIN if refused else "check the connection, the proxy, and HF_ENDPOINT if it is set",
-        ) from error
-    except hub.EntryNotFoundError as error:
-        raise _AbsentError(f"{where} has no file {name}", hint=f"see {page_of(source)}") from error
     except UserWarning as error:
         raise _disk_full(f"{where}: {name}: {_shown(error)}") from error
     # The exceptions, and their HTTP client, differ between versions of huggingface_hub.
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            raise _disk_full(f"{where}: {name} cannot be kept: {error.strerror}") from error
-        hint = _LOGIN if _status(error) in (401, 403) else ""
-        raise DownloadError(f"{where}: {name} cannot be fetched: {_shown(error)}", hint=hint) from error
+        raise _explained(error, source, name) from error
     return Path(found)
+
+
+def _explained(error: Exception, source: WeightSource, what: str) -> VitHubError:
+    """Return the error for a refusal, or a failure, of the client.
+
+    Args:
+        error: the client's.
+        source: in the repository.
+        what: was requested.
+    """
+    from huggingface_hub import errors as hub
+
+    where, page = _described(source), page_of(source)
+    if isinstance(error, hub.GatedRepoError):
+        return DownloadError(f"{where} is gated", hint=f"accept its terms at {page}, then {_LOGIN}")
+    if isinstance(error, hub.RepositoryNotFoundError):
+        hint = f"check the name; for a private one {_LOGIN}"
+        return DownloadError(f"{where} does not exist, or is private", hint=hint)
+    if isinstance(error, hub.RevisionNotFoundError):
+        return DownloadError(f"{where}: there is no such revision", hint=f"see {page}")
+    if isinstance(error, hub.EntryNotFoundError) and not isinstance(error, hub.LocalEntryNotFoundError):
+        return _AbsentError(f"{where} has no file {what}", hint=f"see {page}")
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return _disk_full(f"{where}: {what} cannot be kept: {error.strerror}")
+    if isinstance(error, OSError) and error.filename and error.errno in _NOT_WRITABLE:
+        return VitHubError(
+            f"{where}: {what} cannot be kept: {error.filename}: {error.strerror}",
+            hint="set HF_HOME to a folder that you may write to",
+        )
+    cause = error.__cause__ if isinstance(error, hub.LocalEntryNotFoundError) and error.__cause__ else error
+    status, failure = _status(cause), explain(cause, page)
+    hint = {401: _LOGIN, 403: _LOGIN, 407: proxy_login()}.get(status or 0, failure.hint)
+    return DownloadError(
+        f"{where}: {what} cannot be fetched: {failure.message}",
+        hint=hint or "check the connection, the proxy, and HF_ENDPOINT if it is set",
+    )
+
+
+def _patiently(source: WeightSource, what: str, call: Callable[[], T]) -> T:
+    """Make a request that the client does not retry itself, again after failures of the connection.
+
+    Raises:
+        DownloadError: the connection fails again and again, or in a way that does not pass.
+        Exception: what the call raises otherwise.
+    """
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    check_certificates()
+    policy = RetryPolicy(f"{_described(source)}: {what} cannot be fetched")
+    while True:
+        try:
+            return call()
+        except (httpx2.TransportError, OSError) as error:
+            if isinstance(error, OfflineModeIsEnabled) or _status(error) is not None:
+                raise
+            failure = explain(error, page_of(source))
+            if failure.final:
+                raise DownloadError(
+                    f"{_described(source)}: {what} cannot be fetched: {failure.message}", hint=failure.hint
+                ) from error
+            policy.wait_after(TransientError(failure.message, hint=failure.hint), gained=False)
 
 
 def _status(error: BaseException) -> int | None:
@@ -216,13 +344,19 @@ def _remedy(path: Path) -> str:
 
 
 def _fetch_companions(path: Path, name: str, source: WeightSource, offline: bool) -> None:
-    """Fetch the shards of an index and the config files, from the commit of the weights."""
-    # The cache keeps a commit's files in a folder of its name.
-    commit = path.parents[len(PurePosixPath(name).parts) - 1].name
-    source = replace(source, revision=commit)
+    """Fetch the shards of an index and the config files, from the commit of the weights.
+
+    Args:
+        path: of the fetched weights.
+        name: theirs in the repository.
+        source: requested.
+        offline: use only the cache.
+    """
+    source = replace(source, revision=_snapshot(path).name)
     for shard in _shards(path):
         _file(source, str(PurePosixPath(name).with_name(shard)), offline)
-    for extra in (_CONFIG, *_EXTRAS):
+    config = "open_clip_config.json" if path.name.startswith("open_clip") else "config.json"
+    for extra in SIDECARS:
         sidecar = str(PurePosixPath(name).with_name(extra))
         try:
             _file(source, sidecar, offline)
@@ -230,16 +364,30 @@ def _fetch_companions(path: Path, name: str, source: WeightSource, offline: bool
             continue
         except _NotCachedError:
             # Without the config the outputs could silently differ.
-            if extra == _CONFIG:
+            if extra == config:
                 raise
 
 
-def companions(path: Path) -> list[Path]:
-    """Return the files that were fetched with the weights: shards and config files beside them."""
-    if path.name not in _WEIGHTS:
-        return []
-    files = [path.with_name(name) for name in (*_shards(path), _CONFIG, *_EXTRAS)]
-    return [file for file in files if file.is_file()]
+def _snapshot(path: Path) -> Path:
+    """Return the folder of a commit's files in the cache, which has its name."""
+    return next(folder for folder in path.parents if folder.parents[1].name.startswith("models--"))
+
+
+def describe_fetched(source: WeightSource, path: Path) -> tuple[Path, str, list[Path]]:
+    """Describe fetched weights.
+
+    Returns:
+        The folder of the repository's files, the exact address, and all files that belong to the weights, which come
+        first.
+    """
+    folder = _snapshot(path)
+    revision = folder.name if is_commit(folder.name) else source.revision
+    is_one, customary = is_one_file(source, path), is_customary(path.name)
+    # The config files beside weights of other names belong to them only where the whole folder is wanted.
+    file = path.relative_to(folder).as_posix() if is_one or customary else source.file
+    beside = [path.with_name(name) for name in (*_shards(path), *SIDECARS)] if customary or not is_one else []
+    exact = address(replace(source, revision=revision, file=file))
+    return folder, exact, [path, *(other for other in beside if other.is_file())]
 
 
 def _shards(path: Path) -> list[str]:

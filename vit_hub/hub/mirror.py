@@ -80,7 +80,8 @@ def _look_up(index: dict[str, Any], source: WeightSource) -> Delivery:
         exact = source_of(delivery.address)
     except ValueError as error:
         raise DownloadError(f"{INDEX} is damaged: {error}", hint=_HINT) from error
-    wanted = replace(source_of(requested), file=source.file or exact.file)
+    within = source.file is None or (exact.file or "").startswith(f"{source.file}/")
+    wanted = replace(source_of(requested), file=exact.file if within else source.file)
     if not is_commit(source.revision):
         wanted = replace(wanted, revision=exact.revision)
     if exact != wanted:

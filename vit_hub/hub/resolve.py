@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vit_hub.errors import CheckpointError, ConfigError, DownloadError
 from vit_hub.hub.fetch import fetch
 from vit_hub.hub.names.address import address
+from vit_hub.hub.names.hugging_face import is_one_file
 from vit_hub.hub.names.locate import local_path, locate
 from vit_hub.registry import Entry, WeightSource, preferring
 from vit_hub.version import __version__
@@ -128,11 +129,13 @@ def open_resolved(
             :func:`vit_hub.converters.open_checkpoint`.
         ConfigError: likewise.
     """
-    from vit_hub.converters.read import open_checkpoint
+    from vit_hub.converters.containers import open_raw
+    from vit_hub.converters.read import read_raw
     from vit_hub.preprocessing.spec import Preprocessing
 
-    options: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix}
-    ckpt = open_checkpoint(resolved.path, hints=resolved.hints, **options)
+    source = resolved.weight_source
+    raw = open_raw(resolved.path, with_sidecars=source is not None and not is_one_file(source, resolved.path))
+    ckpt = read_raw(raw, format=format, overrides=overrides, hints=resolved.hints, prefix=prefix)
     passport = dataclasses.replace(ckpt.passport, converter=ckpt.passport.converter or __version__)
     entry = resolved.entry
     if entry is not None:

@@ -79,10 +79,15 @@ def is_cached(path: Path) -> bool:
     folders = [_DATA]
     with contextlib.suppress(VitHubError):
         folders += [cache_dir() / store for store in STORES]
-    with contextlib.suppress(VitHubError):
-        folders.append(hugging_face_cache())
     real = path.resolve()
-    return any(real.is_relative_to(folder.resolve()) for folder in folders)
+    return any(real.is_relative_to(folder.resolve()) for folder in folders) or _is_of_hugging_face(real)
+
+
+def _is_of_hugging_face(path: Path) -> bool:
+    """Return whether a file lies in a cache of Hugging Face's, by its layout: without an import of the client."""
+    return any(
+        folder.name in ("blobs", "snapshots") and folder.parent.name.startswith("models--") for folder in path.parents
+    )
 
 
 def bundled_file(name: str) -> Path:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_hub.converters.containers import atomic_path
+from vit_hub.converters.containers.folder import weight_files
 from vit_hub.errors import IntegrityError, VitHubError
 from vit_hub.hub.cache.hashes import check, sha256_of
 from vit_hub.hub.cache.paths import cache_dir, readable
@@ -69,7 +70,12 @@ class Delivery:
     def main(self) -> str:
         """The name of the weight file, or of the index of sharded ones."""
         [*names] = self.files
-        return names[0] if len(names) == 1 else source_of(self.address).file or ""
+        file = source_of(self.address).file or ""
+        if len(names) == 1 or file in names:
+            return names[0] if len(names) == 1 else file
+        # The address is of a folder, for weights under a name of their own.
+        found = weight_files(name.rpartition("/")[2] for name in names)
+        return f"{file}/{found[0]}".lstrip("/") if found else ""
 
     def to_data(self) -> dict[str, Any]:
         """Return it as JSON data."""

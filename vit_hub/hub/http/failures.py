@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import proxy_bypass_environment
+from urllib.request import proxy_bypass
 
 from vit_hub.errors import DownloadError, first_line
 from vit_hub.hub.names.credentials import hide_credentials, without_credentials
@@ -147,7 +147,7 @@ def proxy_login() -> str:
 def _proxy_of(url: str) -> str | None:
     """Return the name of the variable that gives the proxy for an address, with its value."""
     parts = urlsplit(url)
-    if parts.hostname is None or proxy_bypass_environment(parts.hostname):
+    if parts.hostname is None or proxy_bypass(parts.hostname):
         return None
     for name in (f"{parts.scheme}_proxy", "all_proxy"):
         for variable in (name, name.upper()):

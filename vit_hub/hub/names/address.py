@@ -38,7 +38,7 @@ def source_of(address: str) -> WeightSource:
     Raises:
         ValueError: not an address.
     """
-    if re.match("https?://", address, re.IGNORECASE):
+    if re.match("(https?|s3)://", address, re.IGNORECASE):
         return WeightSource(kind="https", format="", url=address)
     if address.startswith(_BUNDLED) and is_safe_name(address.removeprefix(_BUNDLED)):
         return WeightSource(kind="bundled", format="", file=address.removeprefix(_BUNDLED))

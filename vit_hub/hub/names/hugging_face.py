@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -11,16 +12,17 @@ from vit_hub.converters.containers import CONTAINER_SUFFIXES
 from vit_hub.errors import ModelNotFoundError
 from vit_hub.registry import WeightSource
 
-__all__ = ["hub_source", "is_address"]
+__all__ = ["hub_source", "is_address", "is_one_file"]
 
-_ADDRESS = re.compile("(https?://|hf://|augreg:|hf[-_]hub:)", re.IGNORECASE)
+_ADDRESS = re.compile("(https?://|hf://|gs://|s3://|augreg:|hf[-_]hub:)", re.IGNORECASE)
+_ELSEWHERE = ("augreg:", "gs://", "s3://")
 _REPOSITORY = r"(?P<repo>[\w.-]+/[\w.-]+)"
 # Only these revisions have a slash in them; in others it is written %2F.
 _REVISION = r"(?P<revision>refs/[\w-]+/[^/]+|[^/]+)"
 _NAME = re.compile(rf"{_REPOSITORY}(@(?P<revision>[\w./-]+))?")
-_HF = re.compile(rf"hf://(models/)?{_REPOSITORY}(@{_REVISION})?(/(?P<file>.+))?", re.IGNORECASE)
+_HF = re.compile(rf"hf://(models/)?{_REPOSITORY}(@{_REVISION})?(/(?P<file>.+?))?/?", re.IGNORECASE)
 _TIMM = re.compile(rf"hf[-_]hub:{_REPOSITORY}(@(?P<revision>[\w./-]+))?", re.IGNORECASE)
-_PAGE = re.compile(rf"/{_REPOSITORY}(/(resolve|blob|raw|tree)/{_REVISION}(/(?P<file>.+))?)?/?")
+_PAGE = re.compile(rf"/{_REPOSITORY}(/(resolve|blob|raw|tree)/{_REVISION}(/(?P<file>.+?))?)?/?")
 _SITES = ("huggingface.co", "hf.co")
 
 
@@ -32,10 +34,12 @@ def is_address(text: str) -> bool:
 def hub_source(text: str) -> WeightSource | None:
     """Return the repository, revision and file on Hugging Face's hub that a text means; None if it is something else.
 
+    The file may be a folder; only the repository can tell.
+
     Args:
         text: ``owner/name``, ``owner/name@revision``, ``hf://owner/name@revision/path/to/file`` (revision and file may
-            be left out), timm's ``hf-hub:owner/name@revision``, or an address of the web site (under ``HF_ENDPOINT``
-            too).
+            be left out), timm's and open_clip's ``hf-hub:owner/name@revision``, or an address of the web site (under
+            ``HF_ENDPOINT`` too).
 
     Raises:
         ModelNotFoundError: it starts with ``hf://`` or ``hf-hub:``, and the rest is malformed.
@@ -45,7 +49,7 @@ def hub_source(text: str) -> WeightSource | None:
         match = _NAME.fullmatch(text)
     elif scheme[1].lower().startswith("http"):
         match = _on_site(text)
-    elif scheme[1].lower() == "augreg:":
+    elif scheme[1].lower() in _ELSEWHERE:
         return None
     else:
         match = (_HF if scheme[1].lower() == "hf://" else _TIMM).fullmatch(text)
@@ -56,6 +60,11 @@ def hub_source(text: str) -> WeightSource | None:
         return None
     found: dict[str, Any] = {name: unquote(value) for name, value in match.groupdict().items() if value}
     return WeightSource(kind="hf", format="", **found)
+
+
+def is_one_file(source: WeightSource, path: Path) -> bool:
+    """Return whether a fetched file was requested by its name; otherwise it is the weights of a whole folder."""
+    return source.kind != "hf" or (source.file is not None and path.as_posix().endswith(f"/{source.file}"))
 
 
 def _on_site(url: str) -> re.Match[str] | None:

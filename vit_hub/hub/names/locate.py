@@ -6,6 +6,8 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote, urlsplit
+from urllib.request import url2pathname
 
 from vit_hub.converters.containers import CONTAINER_SUFFIXES
 from vit_hub.errors import CheckpointError, ConfigError, ModelNotFoundError
@@ -18,14 +20,21 @@ __all__ = ["known_source", "local_path", "locate", "refuse_local"]
 
 _PATH = re.compile(r"\.{1,2}[/\\]|[/\\~]|[A-Za-z]:[/\\]")
 _AUGREG = "augreg:"
+_LOCAL = re.compile("(file:|local-dir:)", re.IGNORECASE)
+_GOOGLE = re.compile("gs://(?=[^/]+/.)", re.IGNORECASE)
+_PUBLIC_GOOGLE = "https://storage.googleapis.com/"
 
 
 def local_path(source: str | Path) -> Path | None:
     """Return the path that ``source`` is, or None if it is a name or an address.
 
+    ``file://`` and the ``local-dir:`` of timm and open_clip may stand before a path.
+
     Raises:
         CheckpointError: it looks like a path, and there is no such file.
     """
+    if isinstance(source, str):
+        source = _without_scheme(source)
     text = str(source)
     if isinstance(source, str) and is_address(text):
         return None
@@ -34,10 +43,30 @@ def local_path(source: str | Path) -> Path | None:
         if text and path.exists():
             return path
     except (OSError, RuntimeError, ValueError) as error:  # a name too long, no HOME, a null character
-        raise CheckpointError(f"{text!r} is not a path: {error}") from error
+        hint = "give the whole path, or set HOME" if isinstance(error, RuntimeError) else ""
+        raise CheckpointError(f"{text!r} is not a path: {error}", hint=hint) from error
     if isinstance(source, Path) or _PATH.match(text) or Path(text).suffix in CONTAINER_SUFFIXES:
         raise CheckpointError(f"{text}: no such file or folder", hint="check the path; `vit-hub list` shows the names")
     return None
+
+
+def _without_scheme(text: str) -> str | Path:
+    """Return the path of a ``file:`` or ``local-dir:`` address; any other text as it is.
+
+    Raises:
+        CheckpointError: a file of another machine.
+    """
+    match = _LOCAL.match(text)
+    if match is None:
+        return text
+    if match[1].lower() == "local-dir:":
+        return Path(text[match.end() :])
+    parts = urlsplit(text)
+    if parts.netloc.lower() not in ("", "localhost"):
+        raise CheckpointError(
+            f"{text}: a file of the machine {parts.netloc}, not of this one", hint="write file:///path/to/file"
+        )
+    return Path(url2pathname(parts.path))
 
 
 def refuse_local(name: str) -> None:
@@ -56,8 +85,8 @@ def locate(name: str, *, revision: str | None = None) -> tuple[Entry | None, tup
 
     Args:
         name: in this order: an address (``https://...``, ``hf://owner/name@revision/file``, ``hf-hub:owner/name``,
-            ``augreg:FILE``); a name that the registry knows; a Hugging Face repository ``owner/name`` or
-            ``owner/name@revision``.
+            ``gs://bucket/file``, ``s3://bucket/file``, ``augreg:FILE``); a name that the registry knows; a Hugging Face
+            repository ``owner/name`` or ``owner/name@revision``.
         revision: branch, tag or commit of the Hugging Face repositories in place of the registry's. The pinned hashes
             belong to another commit then and are not checked; sources elsewhere are left out.
 
@@ -96,6 +125,9 @@ def _at(source: WeightSource, revision: str) -> WeightSource:
 def _named(name: str) -> tuple[Entry | None, tuple[WeightSource, ...]]:
     if name.lower().startswith(_AUGREG):
         return _augreg(name[len(_AUGREG) :])
+    google = _GOOGLE.match(name)
+    if google:
+        name = _PUBLIC_GOOGLE + quote(name[google.end() :])
     if is_address(name):
         return _known(url=name) or _on_hub(name) or (None, (WeightSource(kind="https", format="", url=name),))
     try:
