@@ -30,7 +30,7 @@ class WeightSource:
     Hash, size and revision are set only if a public source documents them.
 
     Attributes:
-        kind: ``hf`` (``repo``, ``file``, ``revision``), ``https`` (``url``) or ``bundled`` (``file``).
+        kind: ``hf`` (``repo``, ``file``, ``revision``), ``https`` (``url``; also ``s3://``) or ``bundled`` (``file``).
         format: the checkpoint format: ``vit_jax``, ``timm``, ``hf`` and so on.
         repo: Hugging Face repository.
         file: file in the repository, or in the package's own folder ``vit_hub/data``.

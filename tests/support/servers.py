@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote
 
 
@@ -92,14 +94,21 @@ class HubServer(Server):
         return Reply(self.spoiled.get(name, content), headers=headers)
 
 
+TLS = Path(__file__).parent / "tls"
+
+
 @contextlib.contextmanager
-def listening(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
-    """Run a server; yield its address."""
+def listening(handler: Callable[..., BaseHTTPRequestHandler], certificate: str | None = None) -> Iterator[str]:
+    """Run a server, with one of the certificates in ``tls/`` or in plain HTTP; yield its address."""
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(TLS / f"{certificate}.pem")
+        httpd.socket = context.wrap_socket(httpd.socket, server_side=True)
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{httpd.server_address[1]}"
+        yield f"{'https' if certificate else 'http'}://127.0.0.1:{httpd.server_address[1]}"
     finally:
         httpd.shutdown()
         httpd.server_close()
@@ -107,7 +116,7 @@ def listening(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def serving(kind: type[Server] = Server) -> Iterator[Server]:
+def serving(kind: type[Server] = Server, certificate: str | None = None) -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -132,6 +141,6 @@ def serving(kind: type[Server] = Server) -> Iterator[Server]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with listening(Handler) as url:
+    with listening(Handler, certificate) as url:
         state = kind(url)
         yield state

@@ -99,9 +99,14 @@ def _from_web(source: WeightSource, offline: bool, progress: bool) -> Path:
         )
     with file_lock(path):
         if not _is_fetched(path, source):  # another process may have fetched it meanwhile
-            from vit_hub.hub.http.download import stream_to
+            if (source.url or "").lower().startswith("s3://"):
+                from vit_hub.hub.object_store import copy_object
 
-            stream_to(path, source, progress=progress)
+                copy_object(path, source, progress=progress)
+            else:
+                from vit_hub.hub.http.download import stream_to
+
+                stream_to(path, source, progress=progress)
     return path
 
 

@@ -1,0 +1,235 @@
+"""Connections that cannot be: certificates, proxies, names. The message says which; only what may pass is awaited."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+from hub_fixtures import cache
+from hub_process import REPO, Hub
+from servers import TLS, HubServer, Reply, listening, serving
+from tiny import timm_file
+
+import vit_hub.hub.http.retry
+from vit_hub.errors import DownloadError
+from vit_hub.hub.fetch import fetch
+from vit_hub.hub.http.failures import explain
+from vit_hub.registry import WeightSource
+
+__all__ = ["cache"]  # a fixture
+
+AUTHORITY = str(TLS / "authority.pem")
+FILE = "/tiny.safetensors"
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    found: list[float] = []
+    monkeypatch.setattr(vit_hub.hub.http.retry, "pause", found.append)
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    return found
+
+
+def refusal(url: str) -> DownloadError:
+    with pytest.raises(DownloadError) as error:
+        fetch(WeightSource(kind="https", format="", url=url))
+    return error.value
+
+
+@pytest.mark.parametrize(
+    ("certificate", "variables", "message", "hint"),
+    [
+        ("valid", {}, "unable to get local issuer certificate", "set SSL_CERT_FILE to a file"),
+        ("valid", {"REQUESTS_CA_BUNDLE": AUTHORITY}, "issuer certificate", f"set SSL_CERT_FILE to {AUTHORITY}"),
+        ("valid", {"SSL_CERT_FILE": "other.pem"}, "issuer certificate", "SSL_CERT_FILE names other.pem"),
+        ("expired", {"SSL_CERT_FILE": AUTHORITY}, "certificate has expired", "clock"),
+        ("other_name", {"SSL_CERT_FILE": AUTHORITY}, "certificate is not valid for '127.0.0.1'", "check the address"),
+        ("valid", {"SSL_CERT_FILE": "missing.pem"}, "SSL_CERT_FILE names missing.pem, and there is no such file", ""),
+        ("valid", {"SSL_CERT_DIR": "missing"}, "SSL_CERT_DIR names missing, and there is no such folder", ""),
+        ("valid", {"SSL_CERT_FILE": "empty.pem"}, "SSL_CERT_FILE names empty.pem, which is unusable", ""),
+    ],
+)
+def test_a_certificate_that_is_not_accepted_ends_at_once(
+    certificate: str,
+    variables: dict[str, str],
+    message: str,
+    hint: str,
+    waits: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path("empty.pem").touch()
+    # An authority that has not signed any of them.
+    Path("other.pem").write_text(ssl.DER_cert_to_PEM_cert(ssl.PEM_cert_to_DER_cert(_certificate("expired"))))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with serving(certificate=certificate) as server:
+        error = refusal(server.add(FILE, Reply(timm_file())))
+    assert message in error.message
+    assert "certificate" in error.message + error.hint
+    assert hint in error.hint
+    assert "SSL_CERT" in str(error)
+    assert waits == []
+
+
+def _certificate(name: str) -> str:
+    text = (TLS / f"{name}.pem").read_text()
+    return text[text.index("-----BEGIN CERTIFICATE") :]
+
+
+def test_a_trusted_certificate_is_accepted(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", AUTHORITY)
+    with serving(certificate="valid") as server:
+        url = server.add(FILE, Reply(timm_file()))
+        assert fetch(WeightSource(kind="https", format="", url=url)).read_bytes() == timm_file()
+
+
+def test_plain_http_where_tls_is_expected(waits: list[float]) -> None:
+    with serving() as server:
+        error = refusal(server.url.replace("http:", "https:") + FILE)
+    assert "no secure connection" in error.message
+    assert "http://" in error.hint
+    assert waits == []
+
+
+def proxy(status: int) -> contextlib.AbstractContextManager[str]:
+    """Run a proxy that answers every request with this status."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_CONNECT(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_CONNECT
+        do_HEAD = do_CONNECT
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    return listening(Handler)
+
+
+@contextlib.contextmanager
+def nothing() -> Iterator[str]:
+    """Yield an address where nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize(
+    ("status", "attempts", "words"), [(407, 1, "requires a login"), (None, 4, "PROXY (http://127")]
+)
+def test_what_a_proxy_does_names_the_proxy(
+    scheme: str, status: int | None, attempts: int, words: str, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with nothing() if status is None else proxy(status) as address:
+        for name in ("HTTPS_PROXY", "HTTP_PROXY"):
+            monkeypatch.setenv(name, address.replace("http://", "http://me:secret@"))
+        error = refusal(f"{scheme}://models.example.org{FILE}")
+    assert words in error.hint
+    assert "secret" not in str(error)
+    assert len(waits) == attempts - 1
+
+
+@pytest.mark.parametrize(("status", "attempts"), [(403, 1), (502, 4)])
+def test_a_tunnel_that_a_proxy_refuses(
+    status: int, attempts: int, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with proxy(status) as address:
+        monkeypatch.setenv("HTTPS_PROXY", address)
+        error = refusal(f"https://models.example.org{FILE}")
+    assert f"the proxy refuses: {status}" in error.message
+    assert f"HTTPS_PROXY ({address})" in error.hint
+    assert len(waits) == attempts - 1
+
+
+@pytest.mark.parametrize(("number", "attempts"), [(socket.EAI_NONAME, 1), (socket.EAI_AGAIN, 4)])
+def test_a_name_that_cannot_be_resolved(
+    number: int, attempts: int, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise socket.gaierror(number, "no such name")
+
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    error = refusal(f"https://models.example.org{FILE}")
+    assert "the name of models.example.org cannot be resolved: no such name" in error.message
+    assert "HTTPS_PROXY" in error.hint
+    assert len(waits) == attempts - 1
+
+
+def test_an_address_where_nothing_listens(waits: list[float]) -> None:
+    with nothing() as address:
+        assert "nothing listens there" in refusal(address + FILE).hint
+    assert len(waits) == 3
+
+
+def test_the_cause_is_found_however_a_client_wraps_it() -> None:
+    cause = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    cause.verify_code, cause.verify_message = 18, "self-signed certificate"
+    reasoned = RuntimeError("retries exceeded")
+    reasoned.reason = cause  # type: ignore[attr-defined]
+    for error in (cause, RuntimeError(cause), reasoned, OSError(RuntimeError("x", cause))):
+        found = explain(error, "https://example.org/x")
+        assert found.final
+        assert "self-signed certificate" in found.message
+
+
+@pytest.mark.parametrize(
+    ("certificate", "variables", "words"),
+    [
+        ("valid", {}, "set SSL_CERT_FILE"),
+        ("valid", {"SSL_CERT_FILE": "missing.pem"}, "SSL_CERT_FILE names missing.pem"),
+        ("expired", {"SSL_CERT_FILE": AUTHORITY}, "has expired"),
+        ("other_name", {"SSL_CERT_FILE": AUTHORITY}, "HF_ENDPOINT"),
+    ],
+)
+@pytest.mark.parametrize("address", [REPO, f"hf://{REPO}/model.safetensors"])
+def test_a_repository_behind_such_a_certificate(
+    certificate: str, variables: dict[str, str], words: str, address: str, tmp_path: Path
+) -> None:
+    with serving(HubServer, certificate) as server:
+        assert isinstance(server, HubServer)
+        machine = Hub(server, tmp_path, {"SSL_CERT_FILE": "", **variables})
+        machine.publish()
+        start = time.monotonic()
+        error = machine.answer("inspect", address, code=1)["error"]
+        took = time.monotonic() - start
+    assert words in error["message"] + error["hint"]
+    assert "certificate" in error["message"] + error["hint"]
+    assert took < 15, "the client retries for 23 seconds"
+
+
+def test_a_repository_behind_a_trusted_certificate(tmp_path: Path) -> None:
+    with serving(HubServer, "valid") as server:
+        assert isinstance(server, HubServer)
+        machine = Hub(server, tmp_path, {"SSL_CERT_FILE": AUTHORITY})
+        machine.publish()
+        assert machine.answer("inspect", REPO)["format"] == "timm"
+
+
+@pytest.mark.parametrize("address", [REPO, f"hf://{REPO}/model.safetensors"])
+def test_a_repository_behind_a_proxy_that_requires_a_login(address: str, tmp_path: Path) -> None:
+    with proxy(407) as place:
+        machine = Hub(HubServer("https://models.example.org"), tmp_path, {"HTTPS_PROXY": place})
+        error = machine.answer("inspect", address, code=1)["error"]
+    assert "http://USER:PASSWORD@HOST:PORT" in error["hint"]
+
+
+def test_a_hub_that_is_not_there(tmp_path: Path) -> None:
+    with nothing() as place:
+        error = Hub(HubServer(place), tmp_path).answer("inspect", REPO, code=1)["error"]
+    assert f"HF_ENDPOINT ({place})" in error["hint"]

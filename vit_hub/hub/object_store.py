@@ -1,0 +1,70 @@
+"""Files of ``s3://`` addresses, through fsspec and its credentials; an extra."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vit_hub.converters.containers import atomic_path
+from vit_hub.converters.containers.sniff import sniff
+from vit_hub.errors import CheckpointError, DownloadError, first_line
+from vit_hub.hub.cache.hashes import check, stamp
+from vit_hub.progress import byte_bar
+from vit_hub.registry import WeightSource
+
+__all__ = ["copy_object"]
+
+_CHUNK = 1 << 20  # bytes
+_SELF = "or fetch the file yourself and give its path"
+
+
+def copy_object(path: Path, source: WeightSource, *, progress: bool = False) -> None:
+    """Fetch ``source.url`` to ``path``, which appears complete and checked, or not at all.
+
+    Args:
+        path: the file.
+        source: ``url``, ``s3://bucket/key``, and what is pinned of size and sha256.
+        progress: show a bar on a terminal.
+
+    Raises:
+        DownloadError: the extra is not installed, or the store does not deliver.
+        IntegrityError: the file is not the pinned one.
+        CheckpointError: it is no checkpoint, or cannot be written.
+    """
+    url, digest, size = source.url or "", hashlib.sha256(), 0
+    try:
+        import fsspec
+
+        store, key = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise DownloadError(
+            f"{url}: {first_line(error)}", hint=f"s3:// needs `pip install 'vit-hub[s3]'`; {_SELF}"
+        ) from error
+    with atomic_path(path) as temporary:
+        with temporary.open("wb") as copy, byte_bar(path.name, source.size, show=progress) as advance:
+            for chunk in _chunks(url, store, key):
+                copy.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+                advance(len(chunk))
+        check(source, url, size=size, sha256=digest.hexdigest(), hint="nothing was kept")
+        try:
+            sniff(temporary)
+        except CheckpointError as error:
+            raise type(error)(error.message.replace(str(temporary), url), hint=error.hint) from error
+    stamp(path, digest.hexdigest())
+
+
+def _chunks(url: str, store: Any, key: str) -> Iterator[bytes]:
+    try:
+        with store.open(key, "rb") as remote:
+            while chunk := remote.read(_CHUNK):
+                yield chunk
+    # Each store has errors of its own.
+    except Exception as error:
+        raise DownloadError(
+            f"{url}: {first_line(error)}",
+            hint=f"check the address and the credentials (FSSPEC_S3_ANON=true for a public bucket); {_SELF}",
+        ) from error
