@@ -53,6 +53,10 @@ class _AbsentError(DownloadError):
     """The repository has no such file."""
 
 
+class _UnreachableError(DownloadError):
+    """There is no connection to the hub."""
+
+
 class _NotCachedError(DownloadError):
     """The file is not in the cache, and offline mode is on."""
 
@@ -76,15 +80,13 @@ def fetch_from_hub(source: WeightSource, *, offline: bool, progress: bool = Fals
     """
     hugging_face_cache()
     with hub_bars(progress):
-        best = str(PurePosixPath(source.file or "") / CUSTOMARY_WEIGHTS[0])
-        if source.file and _names_a_file(source):
-            name = source.file
-            if not (offline or _is_kept(source, name)):
-                _reach(source, name)
-        elif not offline and _is_kept(source, best):
-            name = best
-        else:
-            name = _chosen(source, _cached_names(source) if offline else _listing(source), offline)
+        try:
+            name = _name(source, offline)
+        except _UnreachableError as error:
+            if cached_weights(source) is None:
+                raise
+            warnings.warn(f"{error.message}: taken from Hugging Face's cache", stacklevel=2)
+            offline, name = True, _name(source, True)
         path = _file(source, name, offline)
         verify(path, source, hint=_remedy(path))
         if not is_one_file(source, path) or is_customary(PurePosixPath(name).name):
@@ -112,6 +114,22 @@ def cached_weights(source: WeightSource) -> Path | None:
 def page_of(source: WeightSource) -> str:
     """Return the address of the repository's page."""
     return f"{without_credentials(os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').rstrip('/')}/{source.repo}"
+
+
+def _name(source: WeightSource, offline: bool) -> str:
+    """Return the name in the repository of the weight file, or of the index of sharded ones.
+
+    Raises:
+        DownloadError, CheckpointError: as :func:`_chosen`, or the hub cannot be reached.
+    """
+    if source.file and _names_a_file(source):
+        if not (offline or _is_kept(source, source.file)):
+            _reach(source, source.file)
+        return source.file
+    best = str(PurePosixPath(source.file or "") / CUSTOMARY_WEIGHTS[0])
+    if not offline and _is_kept(source, best):
+        return best
+    return _chosen(source, _cached_names(source) if offline else _listing(source), offline)
 
 
 def _names_a_file(source: WeightSource) -> bool:
@@ -303,25 +321,31 @@ def _patiently(source: WeightSource, what: str, call: Callable[[], T]) -> T:
     """Make a request that the client does not retry itself, again after failures of the connection.
 
     Raises:
-        DownloadError: the connection fails again and again, or in a way that does not pass.
+        _UnreachableError: the connection fails again and again, or in a way that does not pass.
         Exception: what the call raises otherwise.
     """
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    check_certificates()
-    policy = RetryPolicy(f"{_described(source)}: {what} cannot be fetched")
+    where = f"{_described(source)}: {what}"
+    policy = RetryPolicy(f"{where} cannot be fetched")
+    try:
+        check_certificates()
+    except DownloadError as error:
+        raise _UnreachableError(error.message, hint=error.hint) from error
     while True:
         try:
             return call()
         except (httpx2.TransportError, OSError) as error:
-            if isinstance(error, OfflineModeIsEnabled) or _status(error) is not None:
+            is_of_disk = isinstance(error, OSError) and error.filename is not None
+            if is_of_disk or isinstance(error, OfflineModeIsEnabled) or _status(error) is not None:
                 raise
             failure = explain(error, page_of(source))
             if failure.final:
-                raise DownloadError(
-                    f"{_described(source)}: {what} cannot be fetched: {failure.message}", hint=failure.hint
-                ) from error
-            policy.wait_after(TransientError(failure.message, hint=failure.hint), gained=False)
+                raise _UnreachableError(f"{where} cannot be fetched: {failure.message}", hint=failure.hint) from error
+            try:
+                policy.wait_after(TransientError(failure.message, hint=failure.hint), gained=False)
+            except DownloadError as given_up:
+                raise _UnreachableError(given_up.message, hint=given_up.hint) from error
 
 
 def _status(error: BaseException) -> int | None:

@@ -229,6 +229,19 @@ def test_a_repository_behind_a_proxy_that_requires_a_login(address: str, tmp_pat
     assert "http://USER:PASSWORD@HOST:PORT" in error["hint"]
 
 
+@pytest.mark.parametrize("address", [REPO, f"hf://{REPO}/model.safetensors"])
+def test_what_the_cache_has_is_taken_while_the_hub_is_away(address: str, tmp_path: Path) -> None:
+    with serving(HubServer) as server:
+        assert isinstance(server, HubServer)
+        machine = Hub(server, tmp_path)
+        machine.publish()
+        path = machine.run("download", address)
+    process = machine.command("download", address)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (0, path)
+    assert "taken from Hugging Face's cache" in err
+
+
 def test_a_hub_that_is_not_there(tmp_path: Path) -> None:
     with nothing() as place:
         error = Hub(HubServer(place), tmp_path).answer("inspect", REPO, code=1)["error"]
