@@ -36,8 +36,19 @@ def build(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "float32",
     mmap: bool = True,
+    drop_rates: Mapping[str, float] | None = None,
 ) -> VisionTransformer:
-    """Return the model of an opened checkpoint; arguments as for :func:`vit_hub.load`."""
+    """Return the model of an opened checkpoint.
+
+    Args:
+        ckpt: the checkpoint.
+        num_classes: as for :func:`vit_hub.load`, like the arguments that follow.
+        in_chans: likewise.
+        device: likewise.
+        dtype: likewise.
+        mmap: likewise.
+        drop_rates: ``drop_rate``, ``attn_drop_rate``, ``drop_path_rate`` of the model.
+    """
     if device is not None and str(device) != "meta":  # nothing can be computed on it
         device = usable_device(device)
     target = None if dtype == "auto" else dtype if isinstance(dtype, torch.dtype) else torch_dtype(dtype)
@@ -53,7 +64,7 @@ def build(
         first = next(name for name in _FIRST_KERNELS if name in tensors)
         tensors[first] = _adapt_channels(tensors[first], in_chans)
     with torch.device("meta"):
-        model = VisionTransformer(config)
+        model = VisionTransformer(config, **drop_rates or {})
     model.load_state_dict(tensors, strict=True, assign=True)
     model.passport, model.carried = passport, carried
     return model.eval()

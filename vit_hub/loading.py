@@ -39,6 +39,9 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "float32",
     mmap: bool | None = None,
+    drop_rate: float = 0.0,
+    attn_drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
     format: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     prefix: str | None = None,
@@ -70,6 +73,12 @@ def load(
             by renaming, as all writers here do; a file that is cut short in place ends the process. False reads
             everything. None: map only files of vit-hub's cache, Hugging Face's cache and the package, which nothing
             changes in place.
+        drop_rate: dropout in training (``model.train()``) where the paper has it: after the position table, the
+            attention's projection and both linear layers of the feed-forward network. Like the next two, it is no part
+            of what is saved.
+        attn_drop_rate: dropout of the attention's weights in training.
+        drop_path_rate: stochastic depth in training: the share of images that the last block leaves out; it grows
+            linearly over the blocks, from 0.
         format: insist on a checkpoint format instead of recognising it.
         overrides: config fields that the file does not determine, such as ``{"num_heads": 3}``.
         prefix: what the names of the model to read begin with, such as ``student``, where a file holds several.
@@ -81,7 +90,7 @@ def load(
         ModelNotFoundError: there is no such name.
         DownloadError, IntegrityError: the weights cannot be fetched, or are not the pinned ones.
         CheckpointError, ConfigError: the file cannot be read as a Vision Transformer.
-        ConfigError: the device cannot be used.
+        ConfigError: the device cannot be used, or a rate is not in [0, 1).
     """
     options: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix, "revision": revision}
     ckpt = open_checkpoint(source, **options, offline=offline, progress=progress)
@@ -91,7 +100,16 @@ def load(
         for message in ckpt.warnings:
             warnings.warn(f"{ckpt.path}: {message}", stacklevel=2)
         ckpt = resized_checkpoint(ckpt, image_size, patch_size, resize=resize, pad=pad)
-        model = build(ckpt, num_classes=num_classes, in_chans=in_chans, device=device, dtype=dtype, mmap=mmap)
+        rates = {"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate, "drop_path_rate": drop_path_rate}
+        model = build(
+            ckpt,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            device=device,
+            dtype=dtype,
+            mmap=mmap,
+            drop_rates=rates,
+        )
     model.dynamic, model.pad, model.resize = dynamic or model.dynamic, pad, resize
     if pad and image_size is not None:
         model.input_size = size_pair("image_size", image_size)

@@ -13,7 +13,10 @@ from vit_hub.model.config import ViTConfig
 from vit_hub.model.rope import rotate
 from vit_hub.model.stems import ConvStem, ResNetStem
 
-__all__ = ["Attention", "AttentionPool", "Block", "LayerScale", "Mlp", "PackedSwiGLU", "PatchEmbed", "SwiGLU"]
+__all__ = [
+    "Attention", "AttentionPool", "Block", "DropPath", "LayerScale", "Mlp", "PackedSwiGLU", "PatchEmbed", "SwiGLU",
+    "dropout",
+]  # fmt: skip
 
 
 def _activate(name: str, x: Tensor, *, inplace: bool) -> Tensor:
@@ -57,6 +60,11 @@ def _may_overwrite(layer: nn.Module) -> bool:
     The hidden activations are the largest tensors of a model. Pages of a second one cost more time than the activation.
     """
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing()) and is_plain(layer, nn.Linear)
+
+
+def dropout(rate: float) -> nn.Module:
+    """Return dropout in training, or nothing at all for a rate of zero."""
+    return nn.Dropout(rate) if rate else nn.Identity()
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
@@ -125,7 +133,7 @@ class MaskedLinear(nn.Linear):
 class Attention(nn.Module):
     """Multi-head self-attention, eq. 2 of arXiv 2010.11929 and section 3.2 of arXiv 1706.03762."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: ViTConfig, drop_rate: float = 0.0, attn_drop_rate: float = 0.0) -> None:
         super().__init__()
         dim = config.embed_dim
         self.num_heads = config.num_heads
@@ -147,8 +155,10 @@ class Attention(nn.Module):
         if config.rel_pos == "block":
             self.relative_position_bias_table = nn.Parameter(torch.zeros(config.num_relative_rows, config.num_heads))
         self.pairs = config.rope.pairs if config.rope else ""
+        self.attn_drop = nn.Dropout(attn_drop_rate)  # never called: the attention kernel takes its rate
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.attn_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
+        self.proj_drop = dropout(drop_rate)
 
     def _separate_bias(self) -> Tensor | None:
         """The bias of queries and values that stands beside ``qkv`` (BEiT, EVA), with zeros for the keys, [3D]."""
@@ -204,59 +214,66 @@ class Attention(nn.Module):
         """
         q, k, v = self.qkv_heads(x, leading, rope)
         bias = None if bias is None else bias[:, :, :leading]
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return self.proj(self.norm(_join_heads(x)))  # type: ignore[no-any-return]
+        rate = self.attn_drop.p if self.attn_drop.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=rate)
+        return self.proj_drop(self.proj(self.norm(_join_heads(x))))  # type: ignore[no-any-return]
 
 
 class Mlp(nn.Module):
     """Two linear layers with an activation between them, eq. 3 of arXiv 2010.11929."""
 
-    def __init__(self, dim: int, hidden: int, act: str, norm_eps: float | None = None) -> None:
+    def __init__(self, dim: int, hidden: int, act: str, norm_eps: float | None = None, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.act = act
         self.fc1 = nn.Linear(dim, hidden)
+        self.drop1 = dropout(drop_rate)
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(hidden, eps=norm_eps)
         self.fc2 = nn.Linear(hidden, dim)
+        self.drop2 = dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         hidden = _activate(self.act, self.fc1(x), inplace=_may_overwrite(self.fc1))
-        return self.fc2(self.norm(hidden))  # type: ignore[no-any-return]
+        return self.drop2(self.fc2(self.norm(self.drop1(hidden))))  # type: ignore[no-any-return]
 
 
 class SwiGLU(nn.Module):
     """Gated feed-forward (act(x W) * x V) W2, arXiv 2002.05202, eq. 6; gate and value are two tensors."""
 
-    def __init__(self, dim: int, hidden: int, act: str, norm_eps: float | None = None) -> None:
+    def __init__(self, dim: int, hidden: int, act: str, norm_eps: float | None = None, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.act = act
         self.fc1_g = nn.Linear(dim, hidden)
         self.fc1_x = nn.Linear(dim, hidden)
+        self.drop1 = dropout(drop_rate)
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(hidden, eps=norm_eps)
         self.fc2 = nn.Linear(hidden, dim)
+        self.drop2 = dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         gate = _activate(self.act, self.fc1_g(x), inplace=_may_overwrite(self.fc1_g))
         gated = gate * self.fc1_x(x)
-        return self.fc2(self.norm(gated))  # type: ignore[no-any-return]
+        return self.drop2(self.fc2(self.norm(self.drop1(gated))))  # type: ignore[no-any-return]
 
 
 class PackedSwiGLU(nn.Module):
     """The same gated feed-forward with gate and value in one tensor, gate first (DINOv2's giant)."""
 
-    def __init__(self, dim: int, hidden: int, act: str, norm_eps: float | None = None) -> None:
+    def __init__(self, dim: int, hidden: int, act: str, norm_eps: float | None = None, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.act = act
         self.fc1 = nn.Linear(dim, 2 * hidden)
+        self.drop1 = dropout(drop_rate)
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(hidden, eps=norm_eps)
         self.fc2 = nn.Linear(hidden, dim)
+        self.drop2 = dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         gate, value = self.fc1(x).chunk(2, dim=-1)
         gate = _activate(self.act, gate, inplace=_may_overwrite(self.fc1))
-        return self.fc2(self.norm(gate * value))  # type: ignore[no-any-return]
+        return self.drop2(self.fc2(self.norm(self.drop1(gate * value))))  # type: ignore[no-any-return]
 
 
 _FEED_FORWARD: dict[str, type[Mlp] | type[SwiGLU] | type[PackedSwiGLU]] = {
@@ -278,18 +295,45 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): in training a residual branch is left out for some images of a batch.
+
+    What is kept is divided by the share of images that keep it, so that the expectation stays the same.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, ...] -> [B, ...]."""
+        if not self.training:
+            return x
+        kept = 1 - self.rate
+        return x * x.new_empty(len(x), *[1] * (x.dim() - 1)).bernoulli_(kept).div_(kept)
+
+    def extra_repr(self) -> str:
+        """Return the rate."""
+        return str(self.rate)
+
+
 class Block(nn.Module):
     """One pre-norm encoder block, eq. 2 and 3 of arXiv 2010.11929."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(
+        self, config: ViTConfig, drop_rate: float = 0.0, attn_drop_rate: float = 0.0, drop_path_rate: float = 0.0
+    ) -> None:
         super().__init__()
         dim, eps = config.embed_dim, config.norm_eps
         self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = Attention(config)
+        self.attn = Attention(config, drop_rate, attn_drop_rate)
         self.ls1 = LayerScale(dim) if config.layer_scale else nn.Identity()
+        self.drop_path1 = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = _FEED_FORWARD[config.ffn](dim, config.mlp_dim, config.act, eps if config.mlp_norm else None)
+        norm_eps = eps if config.mlp_norm else None
+        self.mlp = _FEED_FORWARD[config.ffn](dim, config.mlp_dim, config.act, norm_eps, drop_rate)
         self.ls2 = LayerScale(dim) if config.layer_scale else nn.Identity()
+        self.drop_path2 = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
 
     def forward(
         self,
@@ -300,8 +344,8 @@ class Block(nn.Module):
     ) -> Tensor:
         """[B, T, D] -> [B, T, D], or [B, leading, D]: the first tokens only, at their share of the cost."""
         attended = self.attn(self.norm1(x), leading, rope, bias)
-        x = x[:, :leading] + self.ls1(attended)
-        return x + self.ls2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+        x = x[:, :leading] + self.drop_path1(self.ls1(attended))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))  # type: ignore[no-any-return]
 
 
 class AttentionPool(nn.Module):

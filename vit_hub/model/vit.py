@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import ViTConfig, size_pair
-from vit_hub.model.layers import AttentionPool, Block, PatchEmbed, is_tracing
+from vit_hub.model.layers import AttentionPool, Block, PatchEmbed, dropout, is_tracing
 from vit_hub.model.positions import Geometry, Resized, computed_tables, relative_bias
 from vit_hub.model.resize import resize_tensor, resized_config, table_method
 from vit_hub.model.rope import expand_angles, mixed_angles
@@ -35,6 +35,18 @@ _LEADING_TOKENS = {"cls": 1, "cls_dist": 2}
 
 class VisionTransformer(nn.Module):
     """A Vision Transformer as its config says; the parameters are those of :func:`vit_hub.model.shapes.tensor_shapes`.
+
+    Args:
+        config: what the model is.
+        drop_rate: dropout in training after the position table, the attention's projection and both linear layers of
+            the feed-forward network (arXiv 2010.11929, appendix B.1). timm calls it ``pos_drop_rate`` and
+            ``proj_drop_rate``; its own ``drop_rate`` is dropout before the head.
+        attn_drop_rate: dropout of the attention's weights in training.
+        drop_path_rate: share of images for which a residual branch of the last block is left out in training
+            (stochastic depth, arXiv 1603.09382); it grows linearly over the blocks, from 0.
+
+    Raises:
+        ConfigError: a rate is not in [0, 1).
 
     Attributes:
         config: what the model is.
@@ -54,8 +66,14 @@ class VisionTransformer(nn.Module):
     rope_sin: Tensor | None
     rel_pos_index: Tensor | None
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(
+        self, config: ViTConfig, *, drop_rate: float = 0.0, attn_drop_rate: float = 0.0, drop_path_rate: float = 0.0
+    ) -> None:
         super().__init__()
+        rates = {"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate, "drop_path_rate": drop_path_rate}
+        for name, rate in rates.items():
+            if not 0 <= rate < 1:
+                raise ConfigError(f"{name} must be at least 0 and less than 1, not {rate!r}")
         self.config = config
         self.input_size = config.image_size
         # Where nothing learned depends on the grid (RoPE alone, sincos tables), any size is as native as another.
@@ -97,9 +115,13 @@ class VisionTransformer(nn.Module):
         self.pos_table = self.rope_cos = self.rope_sin = self.rel_pos_index = None
         # Eq. 1: the patch embedding.
         self.patch_embed = PatchEmbed(config)
+        self.pos_drop = dropout(drop_rate)
         self.norm_pre = norm(config.pre_norm)
         # Eq. 2 and 3.
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        steps = max(config.depth - 1, 1)
+        self.blocks = nn.ModuleList(
+            Block(config, drop_rate, attn_drop_rate, drop_path_rate * i / steps) for i in range(config.depth)
+        )
         # Eq. 4, and the pooling of other families.
         self.norm = norm(config.final_norm == "before")
         self.cls_norm = norm(True) if config.prefix_norm else None
@@ -193,7 +215,7 @@ class VisionTransformer(nn.Module):
             if positions is not None and rows:
                 leading = torch.cat((leading[:, :rows] + positions[:, :rows], leading[:, rows:]), dim=1)
             x = torch.cat((leading.expand(x.shape[0], -1, -1), x), dim=1)
-        return self.norm_pre(x)  # type: ignore[no-any-return]
+        return self.norm_pre(self.pos_drop(x))  # type: ignore[no-any-return]
 
     def _block(self, index: int, z: Tensor, geometry: Geometry, leading: int | None = None) -> Tensor:
         """One block, eq. 2 and 3, with what its attention takes in of positions."""
