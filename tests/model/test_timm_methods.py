@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
-from small_models import configs, examples, random_images, random_model, relative_error
+from small_models import configs, examples, random_images, random_model, randomise, relative_error
+from timm.models._features import FeatureInfo
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import nn
 
 import vit_hub
@@ -114,3 +120,59 @@ def test_intermediate_layers_are_dinov2s() -> None:
     without = random_model(vit_hub.ViTConfig(**SMALL, class_token=False, pool="avg"))
     with pytest.raises(vit_hub.ConfigError, match="class token"):
         without.get_intermediate_layers(images, return_class_token=True)
+
+
+INTERMEDIATES: dict[str, tuple[type, dict[str, Any]]] = {
+    "plain": (TimmVisionTransformer, {}),
+    "registers": (TimmVisionTransformer, {"reg_tokens": 2, "pre_norm": True}),
+    "no tokens": (TimmVisionTransformer, {"class_token": False, "global_pool": "avg"}),
+    "norm after pooling": (TimmVisionTransformer, {"global_pool": "avg", "fc_norm": True}),
+    "eva": (Eva, {"use_rot_pos_emb": True, "swiglu_mlp": True, "scale_mlp": True, "qkv_fused": True}),
+    "mixed rotations": (Eva, {"use_rot_pos_emb": True, "rope_type": "mixed"}),
+}
+
+
+@pytest.mark.parametrize("name", INTERMEDIATES)
+def test_intermediates_are_timms_with_all_its_arguments(name: str) -> None:
+    cls, arguments = INTERMEDIATES[name]
+    theirs = cls(img_size=(16, 12), patch_size=4, embed_dim=16, depth=3, num_heads=2, num_classes=5, **arguments)
+    randomise(theirs.eval())
+    ours, images = vit_hub.from_module(theirs), torch.randn(2, 3, 16, 12)
+    accepted = inspect.signature(theirs.forward_intermediates).parameters
+    choices: dict[str, tuple[Any, ...]] = {
+        "indices": (None, 1, 2, [0, 2], (1,), [-2]),
+        "return_prefix_tokens": (False, ours.config.num_prefix_tokens > 0),
+        "norm": (False, True),
+        "stop_early": (False, True),
+        "output_fmt": ("NCHW", "NLC"),
+        "intermediates_only": (False, True),
+        "output_dict": (False, True) if "output_dict" in accepted else (False,),
+    }
+    for values in itertools.product(*choices.values()):
+        call = dict(zip(choices, values, strict=True))
+        called = {key: value for key, value in call.items() if key in accepted}
+        with torch.no_grad():
+            found, wanted = ours.forward_intermediates(images, **call), theirs.forward_intermediates(images, **called)
+        assert type(found) is type(wanted), call
+        if isinstance(wanted, dict):
+            assert found.keys() == wanted.keys()
+            found, wanted = [found[key] for key in wanted], list(wanted.values())
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5, msg=lambda text, call=call: f"{call}: {text}")
+
+
+def test_timms_feature_extractor_takes_the_model() -> None:
+    from timm.models._features import FeatureGetterNet
+
+    model = random_model(vit_hub.ViTConfig(**SMALL))
+    model.feature_info = FeatureInfo(
+        [{"module": f"blocks.{i}", "num_chs": 16, "reduction": 4} for i in range(3)], (0, 2)
+    )
+    images = random_images(model.config)
+    maps = FeatureGetterNet(model, out_indices=(0, 2))(images)
+    assert [tuple(each.shape) for each in maps] == [(2, 16, 4, 4)] * 2
+
+
+def test_a_format_of_outputs_that_is_none_is_refused() -> None:
+    model = random_model(vit_hub.ViTConfig(**SMALL))
+    with pytest.raises(vit_hub.ConfigError, match="output_fmt"):
+        model.forward_intermediates(random_images(model.config), output_fmt="NHWC")

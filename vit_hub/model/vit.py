@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -271,20 +271,54 @@ class VisionTransformer(nn.Module):
         return self._encode(images)
 
     def forward_intermediates(
-        self, images: Tensor, indices: int | Sequence[int] = 1, reshape: bool = True, norm: bool = False
-    ) -> list[Tensor]:
-        """Return the outputs of chosen blocks, for dense tasks; patches only.
+        self,
+        images: Tensor,
+        indices: int | Sequence[int] | None = None,
+        reshape: bool = True,
+        norm: bool = False,
+        *,
+        return_prefix_tokens: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
+        intermediates_only: bool = True,
+        output_dict: bool = False,
+    ) -> Any:
+        """Return the outputs of chosen blocks, for dense tasks, in the order of ``indices``.
+
+        The arguments are timm's, but for ``reshape`` and the default of ``intermediates_only``; timm gives the outputs
+        in the order of the blocks.
 
         Args:
             images: [B, C, h, w], already preprocessed.
-            indices: which blocks (negative: from the end), or how many of the last ones.
+            indices: which blocks (negative: from the end), or how many of the last ones; None: all.
             reshape: feature maps [B, D, rows, columns] instead of tokens [B, N, D].
             norm: with the final norm, where it is one of all tokens.
+            return_prefix_tokens: pairs of patches and the tokens before them [B, T - N, D], where there are any.
+            stop_early: compute no block after the last one chosen; the final tokens are then those of that block.
+            output_fmt: ``NLC``: as ``reshape=False``.
+            intermediates_only: without the final tokens.
+            output_dict: a dictionary with ``image_intermediates``, ``image_intermediates_prefix`` and
+                ``image_features``.
+
+        Returns:
+            The list of outputs; a pair of the final tokens [B, T, D], normed, and that list; or the dictionary.
 
         Raises:
-            ConfigError: there is no such block, or the images are not of the model's size.
+            ConfigError: there is no such block or format, or the images are not of the model's size.
         """
-        return [self._patches(tokens, images, reshape) for tokens in self._intermediates(images, indices, norm)]
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ConfigError(f"output_fmt must be one of NCHW, NLC, not {output_fmt!r}")
+        chosen = range(len(self.blocks)) if indices is None else indices
+        outputs, last = self._intermediates(images, chosen, norm, to_the_end=not (stop_early or intermediates_only))
+        prefix = self.config.num_prefix_tokens
+        patches = [self._patches(tokens, images, reshape and output_fmt == "NCHW") for tokens in outputs]
+        before = [tokens[:, :prefix] for tokens in outputs] if return_prefix_tokens and prefix else None
+        if output_dict:
+            found: dict[str, Any] = {"image_intermediates": patches}
+            found |= {} if before is None else {"image_intermediates_prefix": before}
+            return found if intermediates_only else {**found, "image_features": self._norm(last)}
+        intermediates = patches if before is None else list(zip(patches, before, strict=True))
+        return intermediates if intermediates_only else (self._norm(last), intermediates)
 
     def get_intermediate_layers(
         self,
@@ -308,7 +342,7 @@ class VisionTransformer(nn.Module):
         """
         if return_class_token and self.cls_token is None:
             raise ConfigError("return_class_token=True: the model has no class token")
-        outputs = self._intermediates(images, n, norm)
+        outputs, _ = self._intermediates(images, n, norm)
         patches = [self._patches(tokens, images, reshape) for tokens in outputs]
         return (
             tuple((part, z[:, 0]) for part, z in zip(patches, outputs, strict=True))
@@ -324,8 +358,10 @@ class VisionTransformer(nn.Module):
         rows, columns = self._geometry(images).config.grid_size
         return patches.transpose(1, 2).reshape(len(patches), self.config.embed_dim, rows, columns).contiguous()
 
-    def _intermediates(self, images: Tensor, indices: int | Sequence[int], norm: bool) -> list[Tensor]:
-        """All tokens as they leave chosen blocks, each [B, T, D]."""
+    def _intermediates(
+        self, images: Tensor, indices: int | Sequence[int], norm: bool, to_the_end: bool = False
+    ) -> tuple[list[Tensor], Tensor]:
+        """All tokens as they leave chosen blocks, each [B, T, D], and as they leave the last block that is computed."""
         depth = len(self.blocks)
         chosen = range(depth - indices, depth) if isinstance(indices, int) else indices
         wanted = [index + depth if index < 0 else index for index in chosen]
@@ -335,11 +371,11 @@ class VisionTransformer(nn.Module):
         outputs: dict[int, Tensor] = {}
         geometry = self._geometry(images)
         z = self._tokens(images, geometry)
-        for index in range(max(wanted) + 1):
+        for index in range(depth if to_the_end else max(wanted) + 1):
             z = self._block(index, z, geometry)
             if index in wanted:
                 outputs[index] = self._norm(z) if norm else z
-        return [outputs[index] for index in wanted]
+        return [outputs[index] for index in wanted], z
 
     def attention_maps(self, images: Tensor) -> list[Tensor]:
         """Return the softmax of every layer's attention, computed explicitly (slow; forward never does this).
