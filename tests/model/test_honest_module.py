@@ -93,6 +93,20 @@ def test_every_layer_is_seen_by_hooks(config: vit_hub.ViTConfig) -> None:
     assert all(torch.equal(output, kept) for found in seen.values() for output, kept in found)
 
 
+@pytest.mark.parametrize("pool", ["cls", "cls_dist"])
+@pytest.mark.parametrize("watched", ["blocks.1", "blocks.1.norm2", "blocks.1.mlp", "norm"])
+def test_who_looks_at_the_last_block_sees_all_tokens(watched: str, pool: str) -> None:
+    model = random_model(vit_hub.ViTConfig(**SMALL, pool=pool, distilled=pool == "cls_dist"), dtype=torch.float64)
+    images, seen = random_images(model.config, torch.float64), []
+    expected, tokens = model(images), model.forward_features(images)
+    handle = model.get_submodule(watched).register_forward_hook(lambda _, args, output: seen.append(output))
+    for call in (model, model.embed):
+        assert relative_error(call(images), expected if call is model else model.embed(images)) <= 1e-12
+    assert all(output.shape == tokens.shape for output in seen)
+    handle.remove()
+    assert relative_error(model(images), expected) <= 1e-12
+
+
 def test_a_global_hook_keeps_what_it_saw() -> None:
     model = random_model(vit_hub.ViTConfig(**SMALL))
     images, seen = random_images(model.config), []

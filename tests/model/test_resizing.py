@@ -320,7 +320,7 @@ class TestDynamic:
         images = images_of(model.config, (20, 10))
         with torch.inference_mode():
             wanted = model(images)
-            monkeypatch.setattr("vit_hub.model.vit.resize_tensor", None)
+            monkeypatch.setattr("vit_hub.model.vit.resize_table", None)
             assert torch.equal(model(images), wanted)
 
     def test_changed_weights_are_seen(self) -> None:

@@ -42,6 +42,9 @@ def test_features_and_head_are_the_forward_pass(config: vit_hub.ViTConfig) -> No
         heads = model.get_classifier()
         if isinstance(heads, nn.Module):
             assert relative_error(heads(before), model(images)) <= 1e-12
+    if config.pool == "cls_dist":
+        assert relative_error(before, tokens[:, :2].mean(dim=1) if config.final_norm == "before" else before) <= 1e-12
+        assert relative_error(before, model.embed(images)) <= 1e-12
     assert model.num_classes == config.num_classes
     assert model.num_features == config.embed_dim
 

@@ -5,6 +5,8 @@ Shapes: B images, T tokens, D ``embed_dim``, H heads. Parameter names are timm's
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,21 +39,54 @@ def is_tracing() -> bool:
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
+def holds(condition: Any) -> bool:
+    """Return whether a comparison of sizes holds.
+
+    torch.fx knows no sizes: its program is one for images that the model takes as it is, and asserts that they are.
+    """
+    if not isinstance(condition, torch.fx.Proxy):
+        return bool(condition)
+    message = "the images are not of the size that the model was traced for"
+    torch._assert(condition, message)  # type: ignore[no-untyped-call]
+    return True
+
+
+def surely(condition: Any) -> bool:
+    """Return whether a comparison of sizes holds in every run of the program that is being recorded, if one is.
+
+    While torch.compile and torch.export record, sizes may be symbols: asking for their values would make the program
+    one for these values.
+    """
+    if not torch.compiler.is_compiling():
+        return holds(condition)
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return bool(statically_known_true(condition))
+
+
+def is_watched(layer: nn.Module) -> bool:
+    """Return whether somebody looks on when a layer is called: by hooks on it or on all modules, or torch.fx."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    if torch.compiler.is_compiling():  # the recorder replaces the call of all modules itself
+        return any(hooks)
+    recorded = nn.Module.__call__ is not nn.Module._wrapped_call_impl
+    watched: bool = nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    return recorded or watched or any(hooks)
+
+
 def is_plain(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Return whether a layer computes exactly what its class does, and nobody else takes part or looks on.
 
     Only then may its parameters be used without calling it, or its output be overwritten. Adapters and quantized layers
     are other classes, or have other tensors as parameters; parametrizations change the class; offloading replaces
-    ``forward`` on the instance; hooks are registered on the layer or for all modules.
+    ``forward`` on the instance.
     """
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    if type(layer) not in kinds or "forward" in vars(layer) or any(hooks):
+    if type(layer) not in kinds or "forward" in vars(layer) or is_watched(layer):
         return False
     if torch.compiler.is_compiling():  # parameters are then stand-ins of other types
         return True
     tensors = [tensor for tensor in layer._parameters.values() if tensor is not None]
-    watched: bool = nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
-    return not watched and all(type(tensor) in (nn.Parameter, Tensor) for tensor in tensors)
+    return all(type(tensor) in (nn.Parameter, Tensor) for tensor in tensors)
 
 
 def _may_overwrite(layer: nn.Module) -> bool:
@@ -69,7 +104,7 @@ def dropout(rate: float) -> nn.Module:
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, T, D] -> [B, H, T, D/H]."""
-    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads).transpose(1, 2)
+    return x.reshape(x.shape[0], x.shape[1], heads, x.shape[-1] // heads).transpose(1, 2)
 
 
 def _join_heads(x: Tensor) -> Tensor:
@@ -104,7 +139,9 @@ class PatchEmbed(nn.Module):
         weight = self.proj.weight
         _, chans, p, q = weight.shape
         batch, rows, columns = images.shape[0], images.shape[-2] // p, images.shape[-1] // q
-        patches = images[..., : rows * p, : columns * q].reshape(batch, chans, rows, p, columns, q)
+        if not (surely(images.shape[-2] == rows * p) and surely(images.shape[-1] == columns * q)):
+            images = images[..., : rows * p, : columns * q]
+        patches = images.reshape(batch, chans, rows, p, columns, q)
         flat = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, chans * p * q)
         return F.linear(flat, weight.flatten(1), self.proj.bias)
 
@@ -191,7 +228,9 @@ class Attention(nn.Module):
         q, k, v = (_split_heads(part, self.num_heads) for part in self._project(x, leading))
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
-            q, k = rotate(q, *rope, self.pairs), rotate(k, *rope, self.pairs)
+            cos, sin = rope
+            q = rotate(q, cos[..., :leading, :], sin[..., :leading, :], self.pairs)
+            k = rotate(k, cos, sin, self.pairs)
         return q, k, v
 
     def forward(
@@ -306,11 +345,11 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, ...] -> [B, ...]."""
+        """[B, T, D] -> [B, T, D]."""
         if not self.training:
             return x
         kept = 1 - self.rate
-        return x * x.new_empty(len(x), *[1] * (x.dim() - 1)).bernoulli_(kept).div_(kept)
+        return x * x.new_empty(x.shape[0], 1, 1).bernoulli_(kept).div_(kept)
 
     def extra_repr(self) -> str:
         """Return the rate."""
@@ -368,6 +407,7 @@ class AttentionPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, D]."""
         q = _split_heads(self.q(self.latent), self.num_heads).expand(x.shape[0], -1, -1, -1)
-        k, v = (_split_heads(part, self.num_heads) for part in self.kv(x).chunk(2, dim=-1))
+        k, v = self.kv(x).chunk(2, dim=-1)
+        k, v = _split_heads(k, self.num_heads), _split_heads(v, self.num_heads)
         pooled = self.proj(_join_heads(F.scaled_dot_product_attention(q, k, v)))
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]  # type: ignore[no-any-return]

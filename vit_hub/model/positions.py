@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vit_hub.model.config import ViTConfig
@@ -21,14 +20,16 @@ class Geometry(NamedTuple):
     """Everything in a forward pass that depends on the image size.
 
     Attributes:
-        config: the model at that size.
+        image_size: (height, width) in pixels, padding included.
+        grid_size: (rows, columns) of patches.
         positions: table added to the tokens, [1, rows, D].
         rope: cosines and sines of axial rotary embeddings, each [T, D/heads].
         pairs: row of the relative position table that each pair of tokens reads, [T, T].
         tables: relative position tables, one a block or one for all.
     """
 
-    config: ViTConfig
+    image_size: tuple[int, int]
+    grid_size: tuple[int, int]
     positions: Tensor | None
     rope: tuple[Tensor, Tensor] | None
     pairs: Tensor | None
@@ -52,43 +53,51 @@ class Resized(NamedTuple):
         )
 
 
-def computed_tables(config: ViTConfig, weight: Tensor, periods: Tensor | None = None) -> dict[str, Tensor]:
-    """Return sincos and rotary tables and relative indices at the size of a config, by the model's buffer names.
+def computed_tables(
+    config: ViTConfig,
+    grid_size: tuple[int, int],
+    like: Tensor,
+    periods: Tensor | None = None,
+    device: torch.device | None = None,
+) -> dict[str, Tensor]:
+    """Return sincos and rotary tables and relative indices of a grid, by the model's buffer names.
 
     Args:
-        config: the model at the size wanted.
-        weight: gives device and dtype.
+        config: the model.
+        grid_size: (rows, columns) of patches.
+        like: gives device and dtype of the tables.
         periods: stored periods of the rotary embedding, if the checkpoint has them.
+        device: where they are computed, in float64; None: in host memory.
     """
     found: dict[str, Tensor] = {}
     if config.pos_embed == "sincos2d":
-        table = torch.as_tensor(sincos2d(config.grid_size, config.embed_dim))
-        found["pos_table"] = table.to(weight).unsqueeze(0)
+        found["pos_table"] = _sincos(grid_size, config.embed_dim, device=device).to(like).unsqueeze(0)
     if config.rope and not config.rope.mixed:
-        stored = None if periods is None or periods.is_meta else periods.double().cpu().numpy()
-        angles = torch.as_tensor(axis_angles(config.rope, config.grid_size, config.head_dim, stored))
+        stored = None if periods is None or periods.is_meta else periods
+        angles = axis_angles(config.rope, grid_size, config.head_dim, stored, device)
         cos, sin = expand_angles(config.rope, angles, config.num_prefix_tokens)
         # Rotations need float32 whatever the weights are in.
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        found |= {"rope_cos": cos.to(weight.device, wide), "rope_sin": sin.to(weight.device, wide)}
+        wide = torch.promote_types(like.dtype, torch.float32)
+        found |= {"rope_cos": cos.to(like.device, wide), "rope_sin": sin.to(like.device, wide)}
     if config.rel_pos != "none":
-        found["rel_pos_index"] = relative_index(config).to(weight.device)
+        found["rel_pos_index"] = relative_index(grid_size, device).to(like.device)
     return found
 
 
-def relative_index(config: ViTConfig) -> Tensor:
+def relative_index(grid_size: tuple[int, int], device: torch.device | None = None) -> Tensor:
     """Return the row of a relative position table that each pair of tokens reads, [T, T] (BEiT, arXiv 2106.08254).
 
     The last three rows are class to patch, patch to class and class to class.
     """
-    rows, columns = config.grid_size
-    y, x = (part.flatten() for part in torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"))
+    rows, columns = grid_size
+    sides = (torch.arange(size, device=device) for size in grid_size)
+    y, x = (part.flatten() for part in torch.meshgrid(*sides, indexing="ij"))
     down, right = y[:, None] - y[None] + rows - 1, x[:, None] - x[None] + columns - 1
-    last = config.num_relative_rows
-    index = F.pad(down * (2 * columns - 1) + right, (1, 0, 1, 0), value=last - 3)
-    index[1:, 0] = last - 2
-    index[0, 0] = last - 1
-    return index
+    patches = down * (2 * columns - 1) + right
+    offsets = (2 * rows - 1) * (2 * columns - 1)
+    to_class = torch.full_like(patches[:, :1], offsets + 1)
+    from_class = torch.cat((torch.full_like(to_class[:1], offsets + 2), torch.full_like(patches[:1], offsets)), dim=1)
+    return torch.cat((from_class, torch.cat((to_class, patches), dim=1)))
 
 
 def relative_bias(table: Tensor, index: Tensor) -> Tensor:
@@ -110,7 +119,14 @@ def sincos2d(grid_size: tuple[int, int], dim: int, temperature: float = 10_000.0
     Returns:
         [rows * columns, dim] float64, patches in row-major order.
     """
-    y, x = np.mgrid[: grid_size[0], : grid_size[1]]
-    omega = temperature ** -(np.arange(dim // 4) / max(dim // 4 - 1, 1))
-    x_angles, y_angles = np.outer(x.ravel(), omega), np.outer(y.ravel(), omega)
-    return np.concatenate([np.sin(x_angles), np.cos(x_angles), np.sin(y_angles), np.cos(y_angles)], axis=1)
+    return np.asarray(_sincos(grid_size, dim, temperature).numpy(), dtype=np.float64)
+
+
+def _sincos(
+    grid_size: tuple[int, int], dim: int, temperature: float = 10_000.0, device: torch.device | None = None
+) -> Tensor:
+    sides = (torch.arange(size, dtype=torch.float64, device=device) for size in grid_size)
+    y, x = torch.meshgrid(*sides, indexing="ij")
+    exponents = torch.arange(dim // 4, dtype=torch.float64, device=device) / max(dim // 4 - 1, 1)
+    x_angles, y_angles = (part.flatten()[:, None] * temperature**-exponents for part in (x, y))
+    return torch.cat((x_angles.sin(), x_angles.cos(), y_angles.sin(), y_angles.cos()), dim=1)

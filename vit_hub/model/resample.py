@@ -3,13 +3,15 @@
 Every method acts on each axis alone, so it is a matrix: ``grid' = Wy @ grid @ Wx.T``. The functions here give that
 matrix in float64; nothing calls an interpolation routine. Formulas: torch's and jax' resampling kernels (R. Keys,
 "Cubic convolution interpolation", 1981) and the sampling positions of each project; all of them are compared with
-tables that the projects themselves made.
+tables that the projects themselves made. They are arithmetic on the new length, which may be a symbol of a program that
+is being exported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,103 +19,117 @@ import numpy.typing as npt
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import RESIZE_METHODS
 
-__all__ = ["axis_matrix", "kernel_matrix"]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["axis_matrix", "axis_weights", "kernel_matrix"]
 
 Matrix = npt.NDArray[np.float64]
 
 
-def _triangle(x: Matrix) -> Matrix:
-    return np.asarray(np.maximum(1 - np.abs(x), 0), dtype=np.float64)
+def _triangle(x: Tensor) -> Tensor:
+    return (1 - x.abs()).clamp(min=0)
 
 
-def _cubic(x: Matrix, a: float) -> Matrix:
+def _cubic(x: Tensor, a: float) -> Tensor:
     """Keys' cubic convolution kernel; ``a`` is -0.75 in torch's plain bicubic and -0.5 in the antialiased one."""
-    x = np.abs(x)
+    x = x.abs()
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+    return near.where(x <= 1, far.where(x < 2, 0.0))
 
 
-def _plain_cubic(x: Matrix) -> Matrix:
+def _plain_cubic(x: Tensor) -> Tensor:
     return _cubic(x, -0.75)
 
 
-def _smooth_cubic(x: Matrix) -> Matrix:
+def _smooth_cubic(x: Tensor) -> Tensor:
     return _cubic(x, -0.5)
 
 
-def _half_pixel(old: int, new: int) -> Matrix:
-    return np.asarray((np.arange(new) + 0.5) * old / new - 0.5, dtype=np.float64)
+def _half_pixel(index: Tensor, old: int, new: int) -> Tensor:
+    return (index + 0.5) * old / new - 0.5
 
 
-def _half_pixel_offset(old: int, new: int) -> Matrix:
+def _half_pixel_offset(index: Tensor, old: int, new: int) -> Tensor:
     """DINO's and DINOv2's: the scale factor is (new + 0.1) / old, added against rounding of the size."""
-    return np.asarray((np.arange(new) + 0.5) * old / (new + 0.1) - 0.5, dtype=np.float64)
+    return (index + 0.5) * old / (new + 0.1) - 0.5
 
 
-def _corners(old: int, new: int) -> Matrix:
-    return np.asarray(np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0), dtype=np.float64)
+def _corners(index: Tensor, old: int, new: int) -> Tensor:
+    import torch
+
+    steps: int = torch.sym_max(new - 1, 1)  # type: ignore[no-untyped-call]
+    return index * ((old - 1) / steps)
 
 
-def _clamped(positions: Matrix, old: int, kernel: Callable[[Matrix], Matrix], reach: int) -> Matrix:
+def _places(old: int, like: Tensor) -> Tensor:
+    import torch
+
+    return torch.arange(old, dtype=torch.float64, device=like.device)
+
+
+def _clamped(positions: Tensor, old: int, kernel: Callable[[Tensor], Tensor], reach: int) -> Tensor:
     """Weights of a kernel that reads the border pixel wherever it reaches beyond."""
-    weights = np.zeros((len(positions), old))
-    base = np.floor(positions).astype(int)
+    base, places = positions.floor(), _places(old, positions)
+    weights = positions.new_zeros(1)
     for step in range(1 - reach, reach + 1):
-        column = np.clip(base + step, 0, old - 1)
-        np.add.at(weights, (np.arange(len(positions)), column), kernel(base + step - positions))
+        column = (base + step).clamp(0, old - 1)
+        weight = kernel(base + step - positions)
+        weights = weights + weight[:, None].where(column[:, None] == places, 0.0)
     return weights
 
 
-def _antialiased(old: int, new: int, kernel: Callable[[Matrix], Matrix]) -> Matrix:
+def _antialiased(positions: Tensor, old: int, new: int, kernel: Callable[[Tensor], Tensor]) -> Tensor:
     """Weights of a kernel as wide as the shrinking asks for, renormalised where the border cuts it off."""
-    scale = max(old / new, 1.0)
-    weights = kernel((np.arange(old)[None] - _half_pixel(old, new)[:, None]) / scale)
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float64)
+    import torch
+
+    scale = torch.sym_max(old / new, 1.0)  # type: ignore[no-untyped-call]
+    weights = kernel((_places(old, positions) - positions[:, None]) / scale)
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
-def _geometric(old: int, new: int) -> Matrix:
+def _geometric(index: Tensor, old: int, new: int) -> Tensor:
     """timm's and BEiT's rule for relative tables of 2n - 1 offsets: linear between coordinates in a geometric series.
 
     The ratio is searched so that the outermost old offset lands on the outermost new one.
     """
-    low, high, ratio = 1.01, 1.5, 1.255
-    while high - low > 1e-6:
-        ratio = (low + high) / 2
-        if (1 - ratio ** (old // 2)) / (1 - ratio) > new // 2:
-            high = ratio
-        else:
-            low = ratio
-    side = np.cumsum(ratio ** np.arange(old // 2))
-    points = np.concatenate([-side[::-1], [0.0], side])
-    wanted = np.arange(new) - float(new // 2)
-    right = np.clip(np.searchsorted(points, wanted), 0, old - 1)
-    left = np.clip(right - 1, 0, old - 1)
-    from_left, to_right = np.maximum(wanted - points[left], 0), np.maximum(points[right] - wanted, 0)
+    import torch
+
+    half, wanted = old // 2, index - new // 2
+    low, high = index.new_tensor(1.01), index.new_tensor(1.5)
+    width, ratio = 0.49, index.new_tensor(1.255)
+    while width > 1e-6:
+        ratio, width = (low + high) / 2, width / 2
+        beyond = (1 - ratio**half) / (1 - ratio) > -wanted[0]
+        low, high = low.where(beyond, ratio), ratio.where(beyond, high)
+    side = (ratio ** _places(half, index)).cumsum(0)
+    points = torch.cat((-side.flip(0), side.new_zeros(1), side))
+    right = (points < wanted[:, None]).sum(1).clamp(0, old - 1)
+    left = (right - 1).clamp(0, old - 1)
+    from_left, to_right = (wanted - points[left]).clamp(min=0), (points[right] - wanted).clamp(min=0)
     both = (from_left == 0) & (to_right == 0)
-    from_left, to_right = np.where(both, 1, from_left), np.where(both, 1, to_right)
-    weights = np.zeros((new, old))
-    rows = np.arange(new)
-    np.add.at(weights, (rows, left), to_right / (from_left + to_right))
-    np.add.at(weights, (rows, right), from_left / (from_left + to_right))
-    return weights
+    from_left, to_right = from_left.masked_fill(both, 1.0), to_right.masked_fill(both, 1.0)
+    places = _places(old, index)
+    from_side = (left[:, None] == places) * (to_right / (from_left + to_right))[:, None]
+    return from_side + (right[:, None] == places) * (from_left / (from_left + to_right))[:, None]
 
 
-_METHODS: dict[str, Callable[[int, int], Matrix]] = {
-    "bilinear-align-corners": lambda old, new: _clamped(_corners(old, new), old, _triangle, 1),
-    "bilinear-antialias": lambda old, new: _antialiased(old, new, _triangle),
-    "bilinear": lambda old, new: _clamped(_half_pixel(old, new), old, _triangle, 1),
-    "bicubic": lambda old, new: _clamped(_half_pixel(old, new), old, _plain_cubic, 2),
-    "bicubic-antialias": lambda old, new: _antialiased(old, new, _smooth_cubic),
-    "bicubic-offset": lambda old, new: _clamped(_half_pixel_offset(old, new), old, _plain_cubic, 2),
-    "bicubic-align-corners": lambda old, new: _clamped(_corners(old, new), old, _plain_cubic, 2),
+_METHODS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
+    "bilinear-align-corners": lambda i, old, new: _clamped(_corners(i, old, new), old, _triangle, 1),
+    "bilinear-antialias": lambda i, old, new: _antialiased(_half_pixel(i, old, new), old, new, _triangle),
+    "bilinear": lambda i, old, new: _clamped(_half_pixel(i, old, new), old, _triangle, 1),
+    "bicubic": lambda i, old, new: _clamped(_half_pixel(i, old, new), old, _plain_cubic, 2),
+    "bicubic-antialias": lambda i, old, new: _antialiased(_half_pixel(i, old, new), old, new, _smooth_cubic),
+    "bicubic-offset": lambda i, old, new: _clamped(_half_pixel_offset(i, old, new), old, _plain_cubic, 2),
+    "bicubic-align-corners": lambda i, old, new: _clamped(_corners(i, old, new), old, _plain_cubic, 2),
     "relpos-geometric": _geometric,
-    "relpos-bilinear": lambda old, new: _clamped(_half_pixel(old, new), old, _triangle, 1),
+    "relpos-bilinear": lambda i, old, new: _clamped(_half_pixel(i, old, new), old, _triangle, 1),
 }
 
 
-@lru_cache(maxsize=64)
-def axis_matrix(method: str, old: int, new: int) -> Matrix:
+def axis_weights(method: str, old: int, new: int, device: torch.device | None = None) -> Tensor:
     """Return the resampling of one axis as a matrix, [new, old] float64.
 
     Not always the identity where the sizes are equal: an axis that keeps its length is resampled with the other one,
@@ -124,7 +140,19 @@ def axis_matrix(method: str, old: int, new: int) -> Matrix:
     """
     if method not in _METHODS:
         raise ConfigError(f"resize {method!r} is not known", hint=f"methods: {', '.join(RESIZE_METHODS)}")
-    matrix = _METHODS[method](old, new)
+    import torch
+
+    return _METHODS[method](torch.arange(new, dtype=torch.float64, device=device), old, new)
+
+
+@lru_cache(maxsize=64)
+def axis_matrix(method: str, old: int, new: int) -> Matrix:
+    """Return :func:`axis_weights` as an array that is computed once.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    matrix: Matrix = axis_weights(method, old, new).numpy()
     matrix.setflags(write=False)
     return matrix
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import RESIZE_METHODS, ViTConfig, size_pair
-from vit_hub.model.resample import axis_matrix, kernel_matrix
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SIZED", "TABLES", "resize_tensor", "resized_config", "table_method"]
+__all__ = ["SIZED", "TABLES", "resize_table", "resize_tensor", "resized_config", "table_method", "whole_patches"]
+
+Size = tuple[int, int]
 
 # The ends of the names of stored tensors that depend on the image size, and with them of those on the patch size.
 TABLES = ("pos_embed", "relative_position_bias_table")
@@ -60,21 +61,37 @@ def resized_config(
     if patch == config.patch_size and image_size is None:
         return config
     steps = zip(config.pixels_per_patch, config.patch_size, patch, strict=True)
-    unit = tuple(step // before * after for step, before, after in steps)
-    grown = tuple(count * step for count, step in zip(config.grid_size, unit, strict=True))
+    unit_h, unit_w = (step // before * after for step, before, after in steps)
+    grown = tuple(count * step for count, step in zip(config.grid_size, (unit_h, unit_w), strict=True))
     wanted = size_pair("image_size", grown if image_size is None else image_size)
     # A model may have been made for a size that leaves pixels over: SigLIP so400m has patches of 14 pixels at 384.
     if patch == config.patch_size and wanted == config.image_size:
         return config
-    up = tuple(-(-size // step) * step for size, step in zip(wanted, unit, strict=True))
-    if up != wanted and not pad:
-        down = tuple(max(size // step, 1) * step for size, step in zip(wanted, unit, strict=True))
+    up = whole_patches(wanted, (unit_h, unit_w), pad)
+    return config.replace(image_size=up, patch_size=patch)
+
+
+def whole_patches(size: tuple[int, int], unit: tuple[int, int], pad: bool) -> tuple[int, int]:
+    """Return an image size in pixels as it is computed with, a whole number of patches.
+
+    Args:
+        size: (height, width) of the images.
+        unit: (height, width) in pixels from one patch to the next.
+        pad: round the size up instead of refusing it.
+
+    Raises:
+        ConfigError: the image is not a whole number of patches; names the nearest sizes that are.
+    """
+    # Rounded up without a negative number: ONNX divides towards zero.
+    up = ((size[0] + unit[0] - 1) // unit[0] * unit[0], (size[1] + unit[1] - 1) // unit[1] * unit[1])
+    if not pad and (size[0] % unit[0] or size[1] % unit[1]):
+        down = tuple(max(side // step, 1) * step for side, step in zip(size, unit, strict=True))
         nearest = " and ".join(dict.fromkeys((str(down), str(up))))
         raise ConfigError(
-            f"image_size={wanted} is not a whole number of patches of {unit} pixels",
+            f"image_size={tuple(size)} is not a whole number of patches of {unit} pixels",
             hint=f"nearest sizes that are: {nearest}; or pad=True in vit_hub.load",
         )
-    return config.replace(image_size=up, patch_size=patch)
+    return up if pad else size
 
 
 def resize_tensor(name: str, tensor: Tensor, old: ViTConfig, new: ViTConfig, resize: str = "source") -> Tensor:
@@ -90,55 +107,74 @@ def resize_tensor(name: str, tensor: Tensor, old: ViTConfig, new: ViTConfig, res
     Raises:
         ConfigError: there is no such method.
     """
-    if name == "pos_embed":
-        by_count = resize == "source" and old.resize_by_count
-        return _resize_table(tensor, old, new, table_method(old, resize), by_count)
     if name == "patch_embed.proj.weight":
         return _resize_kernel(tensor, old, new)
-    if name.endswith("relative_position_bias_table"):
-        return _resize_relative(tensor, old, new, table_method(old, resize))
-    return tensor
+    is_table = name == "pos_embed" or name.endswith("relative_position_bias_table")
+    return resize_table(name, tensor, old, new.grid_size, resize) if is_table else tensor
 
 
-def _matrix(method: str, old: int, new: int, like: Tensor) -> Tensor:
+def resize_table(
+    name: str, table: Tensor, config: ViTConfig, grid: Size, resize: str = "source", *, symbolic: bool = False
+) -> Tensor:
+    """Return a table of positions for another grid; the same object where nothing changes.
+
+    Args:
+        name: canonical name.
+        table: as stored for ``config``.
+        config: the config it fits.
+        grid: (rows, columns) wanted.
+        resize: ``source`` or a method's name.
+        symbolic: the grid may be symbols of a program that is being recorded, so nothing is decided by its values.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
     import torch
 
-    return torch.tensor(axis_matrix(method, old, new), device=like.device)
-
-
-def _resample(grid: Tensor, size: tuple[int, int], method: str) -> Tensor:
-    """[rows, columns, ...] at another size: a product of matrices in float64."""
-    import torch
-
-    wy, wx = (_matrix(method, int(grid.shape[axis]), size[axis], grid) for axis in (0, 1))
-    return torch.einsum("xw,yw...->yx...", wx, torch.einsum("yh,hw...->yw...", wy, grid.double()))
-
-
-def _resize_table(table: Tensor, old: ViTConfig, new: ViTConfig, method: str, by_count: bool) -> Tensor:
-    import torch
-
-    if old.grid_size == new.grid_size or (by_count and old.num_patches == new.num_patches):
+    method, old = table_method(config, resize), config.grid_size
+    by_count = name == "pos_embed" and resize == "source" and config.resize_by_count
+    if not symbolic and (old == grid or (by_count and old[0] * old[1] == grid[0] * grid[1])):
         return table
-    rows = old.num_prefix_rows
-    grid = table[0, rows:].reshape(*old.grid_size, -1)
-    resized = _resample(grid, new.grid_size, _BESIDE_RELATIVE.get(method, method)).flatten(0, 1)
-    return torch.cat((table[:, :rows], resized.to(table.dtype).unsqueeze(0)), dim=1)
+    if name == "pos_embed":
+        prefix = config.num_prefix_rows
+        resized = _resample(table[0, prefix:], old, grid, _BESIDE_RELATIVE.get(method, method), symbolic)
+        resized = torch.cat((table[0, :prefix], resized))[None]
+    else:  # offsets of 2n - 1 rows and columns; the three rows of the class token stay
+        before, after = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (old, grid))
+        resized = torch.cat((_resample(table[:-3], before, after, method, symbolic), table[-3:]))
+    return _unless_same(table, resized, old, grid, by_count) if symbolic else resized
 
 
-def _resize_relative(table: Tensor, old: ViTConfig, new: ViTConfig, method: str) -> Tensor:
-    """Offsets of 2n - 1 rows and columns; the three rows of the class token stay."""
+def _resample(rows: Tensor, old: Size, new: Size, method: str, symbolic: bool) -> Tensor:
+    """Rows of a grid's places, [N, C], at another size: a product of matrices in float64."""
     import torch
 
-    if old.grid_size == new.grid_size:
-        return table
-    before, after = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (old.grid_size, new.grid_size))
-    resized = _resample(table[:-3].reshape(*before, -1), after, method).flatten(0, 1)
-    return torch.cat((resized.to(table.dtype), table[-3:]))
+    from vit_hub.model.resample import axis_matrix, axis_weights
+
+    wy, wx = (
+        axis_weights(method, *sides, rows.device) if symbolic else torch.tensor(axis_matrix(method, *sides))
+        for sides in zip(old, new, strict=True)
+    )
+    grid = torch.einsum("yh,hwc->ywc", wy.to(rows.device), rows.reshape(*old, -1).double())
+    return torch.einsum("xw,ywc->yxc", wx.to(rows.device), grid).flatten(0, 1).to(rows.dtype)
+
+
+def _unless_same(table: Tensor, resized: Tensor, old: Size, grid: Size, by_count: bool) -> Tensor:
+    """The resized table, or with its shape the table as it is where the running program finds its own grid."""
+    import torch
+
+    rows, columns = (torch.full((), size, device=table.device) for size in grid)
+    same = (rows * columns == old[0] * old[1]) if by_count else (rows == old[0]) & (columns == old[1])
+    axis = table.dim() - 2
+    places = torch.arange(resized.shape[axis], device=table.device).clamp(max=table.shape[axis] - 1)
+    return torch.where(same, table.index_select(axis, places), resized)
 
 
 def _resize_kernel(kernel: Tensor, old: ViTConfig, new: ViTConfig) -> Tensor:
     """[D, C, p, q] by FlexiViT's pseudo-inverse (arXiv 2212.08013, section 3.4), one axis after the other."""
     import torch
+
+    from vit_hub.model.resample import kernel_matrix
 
     if old.patch_size == new.patch_size:
         return kernel

@@ -7,8 +7,9 @@ Shapes: N patches, P prefix tokens, T = P + N, E channels of one head.
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,44 +18,54 @@ from vit_hub.model.config import Rope
 __all__ = ["axis_angles", "expand_angles", "grid_coordinates", "mixed_angles", "rotate"]
 
 
-def grid_coordinates(rope: Rope, grid_size: tuple[int, int]) -> npt.NDArray[np.float64]:
-    """Return coordinates of every patch, [N, 2], the axis that comes first in the channels in column 0.
+def grid_coordinates(rope: Rope, grid_size: tuple[int, int], device: torch.device | None = None) -> Tensor:
+    """Return coordinates of every patch, [N, 2] float64, the axis that comes first in the channels in column 0.
 
     ``index``: whole numbers plus the offset, scaled to the reference grid (timm, EVA-02, PE).
     ``centered``: patch centres mapped to [-1, 1], each axis by its own length or both by the longer or shorter
     (DINOv3, arXiv 2508.10104, section 3.2).
     """
-    axes: list[npt.NDArray[np.floating]] = []
-    lengths = {"separate": grid_size, "max": (max(grid_size),) * 2, "min": (min(grid_size),) * 2}[rope.normalize]
+    axes: list[Tensor] = []
+    both: Callable[..., int] | None = {"max": torch.sym_max, "min": torch.sym_min}.get(rope.normalize)
     for axis, size in enumerate(grid_size):
+        index = torch.arange(size, dtype=torch.float64, device=device)
         if rope.coordinates == "centered":
-            axes.append((np.arange(size) + 0.5 + rope.offset) / lengths[axis] * 2 - 1)
+            axes.append((index + 0.5 + rope.offset) / (both(*grid_size) if both else size) * 2 - 1)
         else:
             scale = rope.reference_grid[axis] / size if rope.reference_grid else 1.0
-            axes.append((np.arange(size) + rope.offset) * scale)
-    y, x = np.meshgrid(*axes, indexing="ij")
+            axes.append((index + rope.offset) * scale)
+    y, x = torch.meshgrid(*axes, indexing="ij")
     order = (x, y) if rope.order == "xy" else (y, x)
-    return np.stack([part.ravel() for part in order], axis=1)
+    return torch.stack([part.flatten() for part in order], dim=1)
 
 
 def axis_angles(
-    rope: Rope, grid_size: tuple[int, int], head_dim: int, periods: npt.NDArray[np.float64] | None = None
-) -> npt.NDArray[np.float64]:
-    """Return angles of axial RoPE, [N, E/2] in radians; ``periods`` are the stored ones of DINOv3, if any."""
-    coordinates = grid_coordinates(rope, grid_size)
-    exponents = np.arange(head_dim // 4) / (head_dim // 4)
+    rope: Rope,
+    grid_size: tuple[int, int],
+    head_dim: int,
+    periods: Tensor | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Return angles of axial RoPE, [N, E/2] float64 in radians.
+
+    Args:
+        rope: which variant.
+        grid_size: (rows, columns) of patches.
+        head_dim: E.
+        periods: the stored ones of DINOv3, if any, [E/4].
+        device: where they are computed.
+    """
+    coordinates = grid_coordinates(rope, grid_size, device)
     if periods is None:
-        periods = rope.theta**exponents
-    turns = 2 * np.pi if rope.coordinates == "centered" else 1.0
-    angles = coordinates[:, :, None] * (turns / periods)
-    return np.asarray(angles.reshape(len(coordinates), -1), dtype=np.float64)
+        periods = rope.theta ** (torch.arange(head_dim // 4, dtype=torch.float64, device=device) / (head_dim // 4))
+    turns = 2 * math.pi if rope.coordinates == "centered" else 1.0
+    return (coordinates[:, :, None] * (turns / periods.to(coordinates))).flatten(1)
 
 
 def mixed_angles(rope: Rope, grid_size: tuple[int, int], freqs: Tensor) -> Tensor:
     """Return angles of RoPE-Mixed (arXiv 2403.13298, eq. 12): learned frequencies [2, L, H, E/2] -> [L, H, N, E/2]."""
-    coordinates = torch.as_tensor(grid_coordinates(rope, grid_size), device=freqs.device)
     wide = freqs.to(torch.promote_types(freqs.dtype, torch.float32))
-    first, second = coordinates.to(wide.dtype).unbind(1)
+    first, second = grid_coordinates(rope, grid_size, freqs.device).to(wide.dtype).unbind(1)
     return first[:, None] * wide[0].unsqueeze(-2) + second[:, None] * wide[1].unsqueeze(-2)
 
 
@@ -69,8 +80,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, pairs: str) -> Tensor:
     """Rotate channel pairs: (k, k + E/2) for ``half``, (2k, 2k + 1) for ``interleaved``.
 
     Args:
-        x: [B, H, T', E], the first T' tokens.
-        cos: [..., T, E] with T >= T', at least float32.
+        x: [B, H, T, E].
+        cos: [..., T, E], at least float32.
         sin: likewise.
         pairs: which channels turn together.
     """
@@ -79,5 +90,4 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, pairs: str) -> Tensor:
         turned = torch.cat((-second, first), dim=-1)
     else:
         turned = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
-    tokens = x.shape[-2]
-    return (x * cos[..., :tokens, :] + turned * sin[..., :tokens, :]).to(x.dtype)
+    return (x * cos + turned * sin).to(x.dtype)

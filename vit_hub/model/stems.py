@@ -22,7 +22,7 @@ def _same_padding(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Te
     """TensorFlow's SAME: the output has ceil(size / stride) pixels, an odd remainder goes to the right and bottom."""
     pads: list[int] = []
     for size in (x.shape[-1], x.shape[-2]):
-        total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+        total = torch.sym_max(((size + stride - 1) // stride - 1) * stride + kernel - size, 0)  # type: ignore[no-untyped-call]
         pads += [total // 2, total - total // 2]
     return F.pad(x, pads, value=value) if any(pads) else x
 

@@ -20,9 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import ViTConfig, size_pair
-from vit_hub.model.layers import AttentionPool, Block, PatchEmbed, dropout, is_tracing
+from vit_hub.model.layers import AttentionPool, Block, PatchEmbed, dropout, holds, is_tracing, is_watched, surely
 from vit_hub.model.positions import Geometry, Resized, computed_tables, relative_bias
-from vit_hub.model.resize import resize_tensor, resized_config, table_method
+from vit_hub.model.resize import resize_table, resize_tensor, resized_config, table_method, whole_patches
 from vit_hub.model.rope import expand_angles, mixed_angles
 
 __all__ = ["VisionTransformer"]
@@ -184,8 +184,10 @@ class VisionTransformer(nn.Module):
             images: [B, C, h, w].
             leading: only so many of the first tokens are wanted, [B, leading, D]. Every token attends to all others in
                 all blocks but the last; of that one, reading the class token alone takes one query and one row of the
-                feed-forward layer, and nothing else is computed.
+                feed-forward layer, and nothing else is computed, unless somebody looks on.
         """
+        if leading is not None and any(map(is_watched, (*self.blocks[-1].modules(), self.norm))):
+            return self._encode(images)[:, :leading]
         # Whatever depends on the image size: position table, rotations and biases, all at the size of these images.
         geometry = self._geometry(images)
         z = self._tokens(images, geometry)  # z_0, eq. 1
@@ -200,14 +202,14 @@ class VisionTransformer(nn.Module):
 
     def _tokens(self, images: Tensor, geometry: Geometry) -> Tensor:
         """Input of the first block: z_0 of eq. 1, [B, T, D]."""
-        height, width = geometry.config.image_size
-        if (height, width) != tuple(images.shape[-2:]):
+        height, width = geometry.image_size
+        if not (surely(height == images.shape[-2]) and surely(width == images.shape[-1])):
             images = F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
         x = self.patch_embed(images)
         prefix: list[Tensor] = [
             token for token in (self.cls_token, self.dist_token, self.reg_token) if token is not None
         ]
-        positions, rows = geometry.positions, geometry.config.num_prefix_rows
+        positions, rows = geometry.positions, self.config.num_prefix_rows
         if positions is not None:
             x = x + positions[:, rows:]
         if prefix:
@@ -235,6 +237,8 @@ class VisionTransformer(nn.Module):
             z = self.attn_pool(z if self.config.pool_prefix else z[:, prefix:])
         elif pool == "avg":
             z = z[:, 0 if self.config.pool_prefix else prefix :].mean(dim=1)
+        elif pool == "cls_dist":
+            z = z[:, :2]
         elif pool in ("cls", "first"):
             z = z[:, 0 if pool == "cls" else prefix]
         return self.norm(z) if self.config.pool_renorm else self.fc_norm(z)  # type: ignore[no-any-return]
@@ -355,7 +359,7 @@ class VisionTransformer(nn.Module):
         patches = tokens[:, self.config.num_prefix_tokens :]
         if not reshape:
             return patches
-        rows, columns = self._geometry(images).config.grid_size
+        rows, columns = self._geometry(images).grid_size
         return patches.transpose(1, 2).reshape(len(patches), self.config.embed_dim, rows, columns).contiguous()
 
     def _intermediates(
@@ -491,14 +495,16 @@ class VisionTransformer(nn.Module):
     def reset_tables(self) -> None:
         """Compute the tables that are not parameters, on the device and in the dtype of the parameters."""
         self._resized.clear()
-        for name, table in self._computed_tables(self.config, self.patch_embed.proj.weight).items():
+        for name, table in self._computed_tables(self.config.grid_size, self.patch_embed.proj.weight).items():
             if getattr(self, name) is None:
                 delattr(self, name)
             self.register_buffer(name, table, persistent=False)
 
-    def _computed_tables(self, config: ViTConfig, like: Tensor) -> dict[str, Tensor]:
+    def _computed_tables(
+        self, grid: tuple[int, int], like: Tensor, device: torch.device | None = None
+    ) -> dict[str, Tensor]:
         periods = None if self.rope_embed is None else self.rope_embed.periods
-        return computed_tables(config, like, periods)  # type: ignore[arg-type]
+        return computed_tables(self.config, grid, like, periods, device)  # type: ignore[arg-type]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VisionTransformer:
         """Move or cast the model; rotations stay as exact as when it is loaded in that dtype."""
@@ -523,53 +529,72 @@ class VisionTransformer(nn.Module):
         size = (images.shape[-2], images.shape[-1])
         if is_tracing():
             size = (int(size[0]), int(size[1]))
-        fits = images.dim() == 4 and images.shape[1] == self.config.in_chans
-        if not fits or (size != self.input_size and not self.dynamic):
+        fits = holds(images.dim() == 4) and holds(images.shape[1] == self.config.in_chans)
+        native = surely(size[0] == self.input_size[0]) and surely(size[1] == self.input_size[1])
+        if not native and not self.dynamic:
+            native = fits = fits and size == self.input_size
+        if not fits:
             expected = (self.config.in_chans, *self.input_size)
             raise ConfigError(
                 f"images have shape {tuple(images.shape)}, the model takes [batch, {', '.join(map(str, expected))}]",
                 hint="resize the images (vit_hub.preprocess), or load the model with image_size= or dynamic=True",
             )
-        if size == self.input_size:
-            positions = self.pos_table if self.pos_embed is None else self.pos_embed
+        if native:
             rope = None if self.rope_cos is None or self.rope_sin is None else (self.rope_cos, self.rope_sin)
-            return Geometry(self.config, positions, rope, self.rel_pos_index, list(self._relative_tables().values()))
-        geometry: Geometry = self._geometry_at(size, images)
-        return geometry
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _geometry_at(self, size: tuple[int, int], images: Tensor) -> Geometry:
-        """The tables at another size: resized from the learned ones, or kept from an earlier batch of the size."""
+            return Geometry(
+                self.config.image_size,
+                self.config.grid_size,
+                self.pos_table if self.pos_embed is None else self.pos_embed,
+                rope,
+                self.rel_pos_index,
+                list(self._relative_tables().values()),
+            )
         learned = {**self._relative_tables(), **({} if self.pos_embed is None else {"pos_embed": self.pos_embed})}
+        if torch.compiler.is_compiling():
+            return self._geometry_at(size, images, learned)
+        return self._kept_geometry(size, images, learned)
+
+    def _kept_geometry(self, size: tuple[int, int], images: Tensor, learned: dict[str, Tensor]) -> Geometry:
+        """The tables at another size, made now or kept from an earlier batch of the size."""
         # A table that gradients flow through belongs to one pass, one made in inference mode to others such.
         recorded = torch.is_grad_enabled() and any(table.requires_grad for table in learned.values())
+        if recorded or is_tracing() or any(table.is_meta for table in learned.values()):
+            return self._geometry_at(size, images, learned)
         key = (size, images.device, images.dtype, self.resize, self.pad, torch.is_inference_mode_enabled())
-        keep = not (recorded or is_tracing() or any(table.is_meta for table in learned.values()))
-        if keep and key in self._resized and self._resized[key].is_current(learned):
-            return self._resized[key].geometry
-        config = resized_config(self.config, size, pad=self.pad)
-        resized = {
-            name: resize_tensor(name, table, self.config, config, self.resize) for name, table in learned.items()
-        }
-        computed = self._computed_tables(config, images)
-        rope = (computed["rope_cos"], computed["rope_sin"]) if "rope_cos" in computed else None
-        positions = resized.pop("pos_embed", computed.get("pos_table"))
-        geometry = Geometry(config, positions, rope, computed.get("rel_pos_index"), list(resized.values()))
-        if keep:
+        if key not in self._resized or not self._resized[key].is_current(learned):
             while len(self._resized) >= _KEPT_SIZES:
                 del self._resized[next(iter(self._resized))]
-            self._resized[key] = Resized(geometry, {name: table.clone() for name, table in learned.items()})
-        return geometry
+            sources = {name: table.clone() for name, table in learned.items()}
+            self._resized[key] = Resized(self._geometry_at(size, images, learned), sources)
+        return self._resized[key].geometry
+
+    def _geometry_at(self, size: tuple[int, int], images: Tensor, learned: dict[str, Tensor]) -> Geometry:
+        """The tables at another size, resized from the learned ones or computed.
+
+        While a program is recorded that is to run at any size, all of this is part of it.
+        """
+        symbolic = torch.compiler.is_compiling() or is_tracing()
+        unit = self.config.pixels_per_patch
+        image_size = whole_patches(size, unit, self.pad)
+        grid = (image_size[0] // unit[0], image_size[1] // unit[1])
+        resized = {
+            name: resize_table(name, table, self.config, grid, self.resize, symbolic=symbolic)
+            for name, table in learned.items()
+        }
+        computed = self._computed_tables(grid, images, images.device if symbolic else None)
+        rope = (computed["rope_cos"], computed["rope_sin"]) if "rope_cos" in computed else None
+        positions = resized.pop("pos_embed", computed.get("pos_table"))
+        return Geometry(image_size, grid, positions, rope, computed.get("rel_pos_index"), list(resized.values()))
 
     def _attention_positions(
         self, index: int, geometry: Geometry
     ) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
         """Rotations of queries and keys, and a bias of the logits, for one block; each if there is one."""
         rope, bias = geometry.rope, None
-        if self.rope is not None and geometry.config.rope is not None:
+        if self.rope is not None and self.config.rope is not None:
             freqs: Tensor = self.rope.freqs  # type: ignore[assignment]
-            angles = mixed_angles(geometry.config.rope, geometry.config.grid_size, freqs[:, index])
-            rope = expand_angles(geometry.config.rope, angles, geometry.config.num_prefix_tokens)
+            angles = mixed_angles(self.config.rope, geometry.grid_size, freqs[:, index])
+            rope = expand_angles(self.config.rope, angles, self.config.num_prefix_tokens)
         if geometry.pairs is not None:
             bias = relative_bias(geometry.tables[index if len(geometry.tables) > 1 else 0], geometry.pairs)
         return rope, bias
