@@ -15,6 +15,8 @@ from vit_hub.errors import ConfigError
 from vit_hub.model.shapes import tensor_shapes
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vit_hub.model.config import ViTConfig
     from vit_hub.model.vit import VisionTransformer
 
@@ -26,11 +28,13 @@ _SHOWN = 3
 def snapshot(model: VisionTransformer) -> Checkpoint:
     """Return a model as an opened checkpoint, from which files are written, with passport and carried tensors.
 
+    Tensors that are sharded over processes are gathered, so all of these have to call it.
+
     Raises:
-        ConfigError: layers were replaced by others that no config describes.
+        ConfigError: layers were replaced by others that no config describes, or values are not there.
     """
     config, state = current_config(model), model.state_dict()
-    tensors = {name: from_tensor(state[name]) for name in tensor_shapes(config)}
+    tensors = {name: from_tensor(_gathered(name, state[name])) for name in tensor_shapes(config)}
     tensors |= {name: from_tensor(tensor) for name, tensor in model.carried.items()}
     passport = model.passport or Passport(format="canonical")
     passport = dataclasses.replace(passport, carried=sorted(model.carried))
@@ -46,6 +50,21 @@ def snapshot(model: VisionTransformer) -> Checkpoint:
         source=RawCheckpoint(path, "safetensors", tensors, {}, {}, ()),
         origin={name: (name,) for name in tensors},
     )
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    """Return whether a tensor is a ``DTensor``, without the import of them, which takes long."""
+    return hasattr(tensor, "full_tensor")
+
+
+def _gathered(name: str, tensor: Tensor) -> Tensor:
+    """The whole of a tensor that is sharded over processes; one that is not, as it is."""
+    if tensor.is_meta:
+        raise ConfigError(
+            f"{name} has no values: it is offloaded, or on the meta device",
+            hint="if accelerate offloaded it: accelerate.hooks.remove_hook_from_submodules(model)",
+        )
+    return tensor.full_tensor() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def current_config(model: VisionTransformer) -> ViTConfig:
@@ -87,15 +106,29 @@ def current_config(model: VisionTransformer) -> ViTConfig:
 def save(model: VisionTransformer, path: str | Path) -> Path:
     """Write a canonical safetensors file with config and passport, and return its path.
 
+    A model that is sharded over processes (FSDP2, tensor parallelism) has to be saved by all of them: its tensors are
+    gathered, and the process of rank 0 writes.
+
     Args:
         model: any model of this library, fine-tuned or not.
         path: the file, or a folder (no suffix) in which to write ``model.safetensors``.
 
     Raises:
-        ConfigError: layers were replaced by others that no config describes.
+        ConfigError: layers were replaced by others that no config describes, or values are not there.
         VitHubError: the file cannot be written.
     """
     target = Path(path)
     file = target if target.suffix == ".safetensors" else target / "model.safetensors"
-    write_canonical(file, snapshot(model))
+    sharded = any(map(_is_sharded, model.parameters()))
+    ckpt = snapshot(model)
+    if not sharded:
+        write_canonical(file, ckpt)
+        return file
+    from torch import distributed
+
+    try:
+        if distributed.get_rank() == 0:
+            write_canonical(file, ckpt)
+    finally:
+        distributed.barrier()
     return file

@@ -602,7 +602,10 @@ class VisionTransformer(nn.Module):
     def save(self, path: str | Path) -> Path:
         """Write a canonical safetensors file with config and passport, so that converting back still works.
 
+        If the model is sharded over processes (FSDP2), all of them have to call this; that of rank 0 writes.
+
         Raises:
+            ConfigError: layers were replaced by others that no config describes, or values are not there.
             VitHubError: the file cannot be written.
         """
         from vit_hub.converters.save import save

@@ -1,0 +1,35 @@
+"""One small model of every kind: each has parameters that others have not, or uses them in another way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import vit_hub
+from vit_hub.model.config import Rope
+
+__all__ = ["KINDS"]
+
+_SMALL: dict[str, Any] = {
+    "image_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_dim": 64, "num_classes": 5,
+}  # fmt: skip
+_NO_TABLE: dict[str, Any] = {"pos_embed": "none", "pos_embed_prefix": False}
+_FIELDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "registers": {"num_registers": 2, "layer_scale": True, "pre_norm": True},
+    "distilled": {"distilled": True, "pool": "cls_dist"},
+    "qv": {"qkv_bias": "qv", "attn_norm": True, "mlp_norm": True},
+    "masked": {"qkv_bias": "masked", "qk_norm": True},
+    "swiglu": {"ffn": "swiglu", "act": "silu"},
+    "swiglu packed": {"ffn": "swiglu_packed", "act": "silu"},
+    "map": {"pool": "map", "class_token": False},
+    "average": {"pool": "avg", "final_norm": "after", "representation_dim": 16},
+    "hybrid": {"stem": "resnet", "stem_stages": (1, 1), "stem_width": 32, "patch_size": 1},
+    "conv": {"stem": "conv", "stem_convs": ((8, 3, 2),), "patch_size": 4},
+    "rope": {**_NO_TABLE, "rope": Rope()},
+    "stored periods": {**_NO_TABLE, "rope": Rope(coordinates="centered", stored_periods=True)},
+    "learned rotations": {**_NO_TABLE, "rope": Rope(mixed=True)},
+    "relative": {**_NO_TABLE, "rel_pos": "block", "qkv_bias": "qv"},
+    "relative shared": {**_NO_TABLE, "rel_pos": "shared"},
+    "sincos": {"pos_embed": "sincos2d", "pos_embed_prefix": False},
+}
+KINDS = {name: vit_hub.ViTConfig(**_SMALL | fields) for name, fields in _FIELDS.items()}
