@@ -16,8 +16,6 @@ from torch.nn.utils import parameters_to_vector, parametrize, vector_to_paramete
 
 import vit_hub
 
-# Modules that only hold a tensor and are never called.
-HOLDERS = ("rope", "rope_embed", "rel_pos_bias")
 SMALL = {
     "image_size": 16,
     "patch_size": 4,
@@ -34,7 +32,7 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if name and name not in HOLDERS and next(module.parameters(recurse=False), None) is not None
+        if name and next(module.parameters(recurse=False), None) is not None
     }
 
 

@@ -5,6 +5,7 @@ Shapes: B images, T tokens, D ``embed_dim``, H heads. Parameter names are timm's
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,10 @@ __all__ = [
     "Attention", "AttentionPool", "Block", "DropPath", "LayerScale", "Mlp", "PackedSwiGLU", "PatchEmbed", "SwiGLU",
     "dropout",
 ]  # fmt: skip
+
+
+# A bias of attention's logits, or what makes it of the layer's own table.
+Bias = Tensor | Callable[[Tensor], Tensor]
 
 
 def _activate(name: str, x: Tensor, *, inplace: bool) -> Tensor:
@@ -238,7 +243,8 @@ class Attention(nn.Module):
         x: Tensor,
         leading: int | None = None,
         rope: tuple[Tensor, Tensor] | None = None,
-        bias: Tensor | None = None,
+        bias: Bias | None = None,
+        maps: list[Tensor] | None = None,
     ) -> Tensor:
         """Attend to all tokens.
 
@@ -246,13 +252,19 @@ class Attention(nn.Module):
             x: [B, T, D].
             leading: only the outputs of so many first tokens are wanted.
             rope: cosines and sines, each [..., T, D/H].
-            bias: added to the logits, [1, H, T, T].
+            bias: added to the logits, [1, H, T, T]; a function makes it of this layer's own table.
+            maps: the weights of the attention are added to this list, [B, H, T or leading, T], computed explicitly.
 
         Returns:
             [B, T, D] or [B, leading, D].
         """
         q, k, v = self.qkv_heads(x, leading, rope)
-        bias = None if bias is None else bias[:, :, :leading]
+        if self.relative_position_bias_table is not None and bias is not None:
+            bias = bias(self.relative_position_bias_table)  # type: ignore[operator]
+        bias = None if bias is None else bias[:, :, :leading]  # type: ignore[index]
+        if maps is not None:
+            logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+            maps.append(F.softmax(logits if bias is None else logits + bias, dim=-1))
         rate = self.attn_drop.p if self.attn_drop.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=rate)
         return self.proj_drop(self.proj(self.norm(_join_heads(x))))  # type: ignore[no-any-return]
@@ -379,10 +391,11 @@ class Block(nn.Module):
         x: Tensor,
         leading: int | None = None,
         rope: tuple[Tensor, Tensor] | None = None,
-        bias: Tensor | None = None,
+        bias: Bias | None = None,
+        maps: list[Tensor] | None = None,
     ) -> Tensor:
         """[B, T, D] -> [B, T, D], or [B, leading, D]: the first tokens only, at their share of the cost."""
-        attended = self.attn(self.norm1(x), leading, rope, bias)
+        attended = self.attn(self.norm1(x), leading, rope, bias, maps)
         x = x[:, :leading] + self.drop_path1(self.ls1(attended))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))  # type: ignore[no-any-return]
 

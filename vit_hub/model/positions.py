@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.rope import axis_angles, expand_angles
 
-__all__ = ["Geometry", "Resized", "computed_tables", "relative_bias", "relative_index", "sincos2d"]
+__all__ = ["Geometry", "Holder", "Resized", "computed_tables", "relative_bias", "relative_index", "sincos2d"]
 
 
 class Geometry(NamedTuple):
@@ -22,10 +21,10 @@ class Geometry(NamedTuple):
     Attributes:
         image_size: (height, width) in pixels, padding included.
         grid_size: (rows, columns) of patches.
-        positions: table added to the tokens, [1, rows, D].
+        positions: computed table that is added to the tokens, [1, N, D].
         rope: cosines and sines of axial rotary embeddings, each [T, D/heads].
         pairs: row of the relative position table that each pair of tokens reads, [T, T].
-        tables: relative position tables, one a block or one for all.
+        resized: learned tables at this size by name; None at the model's own, where they are as they are.
     """
 
     image_size: tuple[int, int]
@@ -33,24 +32,41 @@ class Geometry(NamedTuple):
     positions: Tensor | None
     rope: tuple[Tensor, Tensor] | None
     pairs: Tensor | None
-    tables: list[Tensor]
+    resized: dict[str, Resized] | None
 
 
 class Resized(NamedTuple):
-    """A geometry at another size than the model's, and the values of the tables that it was made from."""
+    """A learned table at another size than the model's, and the values that it was made from."""
 
-    geometry: Geometry
-    sources: dict[str, Tensor]
+    table: Tensor
+    source: Tensor
 
-    def is_current(self, tables: Mapping[str, Tensor]) -> bool:
-        """Return whether the tables still have those values.
+    def is_current(self, table: Tensor) -> bool:
+        """Return whether a table still has those values.
 
         Nothing but the values tells: writes through ``.data`` or numpy change neither object nor version.
         """
-        return all(
-            (table.device, table.dtype) == (source.device, source.dtype) and torch.equal(table, source)
-            for table, source in ((tables[name], source) for name, source in self.sources.items())
-        )
+        same_kind = (table.device, table.dtype) == (self.source.device, self.source.dtype)
+        return same_kind and torch.equal(table, self.source)
+
+
+class Holder(nn.Module):
+    """A tensor that several layers read, under a name of its own; called like a layer, so that it is there when read.
+
+    Offloading and sharding bring the parameters of a module for the time of its call only.
+    """
+
+    def __init__(self, name: str, value: Tensor) -> None:
+        super().__init__()
+        self.name = name
+        if isinstance(value, nn.Parameter):
+            self.register_parameter(name, value)
+        else:
+            self.register_buffer(name, value)
+
+    def forward(self) -> Tensor:
+        """Return the tensor."""
+        return getattr(self, self.name)  # type: ignore[no-any-return]
 
 
 def computed_tables(

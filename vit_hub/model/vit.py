@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import ViTConfig, size_pair
-from vit_hub.model.layers import AttentionPool, Block, PatchEmbed, dropout, holds, is_tracing, is_watched, surely
-from vit_hub.model.positions import Geometry, Resized, computed_tables, relative_bias
+from vit_hub.model.layers import AttentionPool, Bias, Block, PatchEmbed, dropout, holds, is_tracing, is_watched, surely
+from vit_hub.model.positions import Geometry, Holder, Resized, computed_tables, relative_bias
 from vit_hub.model.resize import resize_table, resize_tensor, resized_config, table_method, whole_patches
 from vit_hub.model.rope import expand_angles, mixed_angles
 
@@ -31,6 +31,7 @@ __all__ = ["VisionTransformer"]
 _KEPT_SIZES = 8
 # The pools that read only the first tokens, and how many.
 _LEADING_TOKENS = {"cls": 1, "cls_dist": 2}
+_RELATIVE_TABLE = "relative_position_bias_table"
 
 
 class VisionTransformer(nn.Module):
@@ -81,7 +82,7 @@ class VisionTransformer(nn.Module):
         self.pad = False
         self.resize = "source"
         self.grad_checkpointing = False
-        self._resized: dict[tuple[object, ...], Resized] = {}
+        self._resized: dict[tuple[object, ...], Geometry] = {}
         self.passport: Any = None
         self.carried: dict[str, Tensor] = {}
 
@@ -99,18 +100,16 @@ class VisionTransformer(nn.Module):
         # Positions that the attention of eq. 2 takes in instead: rotations, and biases of the logits.
         self.rope_embed: nn.Module | None = None
         if config.rope and config.rope.stored_periods:
-            self.rope_embed = nn.Module()
             exponents = torch.arange(config.head_dim // 4) / (config.head_dim // 4)
-            self.rope_embed.register_buffer("periods", config.rope.theta**exponents)
+            self.rope_embed = Holder("periods", config.rope.theta**exponents)
         self.rope: nn.Module | None = None
         if config.rope and config.rope.mixed:
-            self.rope = nn.Module()
-            self.rope.freqs = nn.Parameter(torch.zeros(2, config.depth, config.num_heads, config.head_dim // 2))
+            freqs = torch.zeros(2, config.depth, config.num_heads, config.head_dim // 2)
+            self.rope = Holder("freqs", nn.Parameter(freqs))
         self.rel_pos_bias: nn.Module | None = None
         if config.rel_pos == "shared":
-            self.rel_pos_bias = nn.Module()
             table = torch.zeros(config.num_relative_rows, config.num_heads)
-            self.rel_pos_bias.relative_position_bias_table = nn.Parameter(table)
+            self.rel_pos_bias = Holder(_RELATIVE_TABLE, nn.Parameter(table))
         # What of all this is computed, not learned; `reset_tables` fills it in.
         self.pos_table = self.rope_cos = self.rope_sin = self.rel_pos_index = None
         # Eq. 1: the patch embedding.
@@ -201,7 +200,16 @@ class VisionTransformer(nn.Module):
         return self._norm(z)  # the norm of eq. 4
 
     def _tokens(self, images: Tensor, geometry: Geometry) -> Tensor:
-        """Input of the first block: z_0 of eq. 1, [B, T, D]."""
+        """Input of the first block: z_0 of eq. 1, [B, T, D].
+
+        Raises:
+            ConfigError: the parameters of the model are offloaded.
+        """
+        if any(token is not None and token.is_meta for token in self._parameters.values()) and not images.is_meta:
+            raise ConfigError(
+                "the parameters of the model are offloaded, and only model(images) brings them back",
+                hint="call the model itself, or remove the hooks: accelerate.hooks.remove_hook_from_submodules(model)",
+            )
         height, width = geometry.image_size
         if not (surely(height == images.shape[-2]) and surely(width == images.shape[-1])):
             images = F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
@@ -210,6 +218,8 @@ class VisionTransformer(nn.Module):
             token for token in (self.cls_token, self.dist_token, self.reg_token) if token is not None
         ]
         positions, rows = geometry.positions, self.config.num_prefix_rows
+        if self.pos_embed is not None:
+            positions = self._table("pos_embed", geometry, self.pos_embed)
         if positions is not None:
             x = x + positions[:, rows:]
         if prefix:
@@ -219,9 +229,17 @@ class VisionTransformer(nn.Module):
             x = torch.cat((leading.expand(x.shape[0], -1, -1), x), dim=1)
         return self.norm_pre(self.pos_drop(x))  # type: ignore[no-any-return]
 
-    def _block(self, index: int, z: Tensor, geometry: Geometry, leading: int | None = None) -> Tensor:
+    def _block(
+        self,
+        index: int,
+        z: Tensor,
+        geometry: Geometry,
+        leading: int | None = None,
+        maps: list[Tensor] | None = None,
+    ) -> Tensor:
         """One block, eq. 2 and 3, with what its attention takes in of positions."""
-        return self.blocks[index](z, leading, *self._attention_positions(index, geometry))  # type: ignore[no-any-return]
+        rope, bias = self._attention_positions(index, geometry)
+        return self.blocks[index](z, leading, rope, bias, maps)  # type: ignore[no-any-return]
 
     def _norm(self, z: Tensor) -> Tensor:
         """The final norm, of all tokens or of the first ones."""
@@ -396,12 +414,8 @@ class VisionTransformer(nn.Module):
         maps: list[Tensor] = []
         geometry = self._geometry(images)
         z = self._tokens(images, geometry)
-        for index, block in enumerate(self.blocks):
-            rope, bias = self._attention_positions(index, geometry)
-            q, k, _ = block.attn.qkv_heads(block.norm1(z), None, rope)  # type: ignore[union-attr, operator]
-            logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-            maps.append(F.softmax(logits if bias is None else logits + bias, dim=-1))
-            z = self._block(index, z, geometry)
+        for index in range(len(self.blocks)):
+            z = self._block(index, z, geometry, maps=maps)
         return maps
 
     @property
@@ -503,8 +517,8 @@ class VisionTransformer(nn.Module):
     def _computed_tables(
         self, grid: tuple[int, int], like: Tensor, device: torch.device | None = None
     ) -> dict[str, Tensor]:
-        periods = None if self.rope_embed is None else self.rope_embed.periods
-        return computed_tables(self.config, grid, like, periods, device)  # type: ignore[arg-type]
+        periods = None if self.rope_embed is None else self.rope_embed()
+        return computed_tables(self.config, grid, like, periods, device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VisionTransformer:
         """Move or cast the model; rotations stay as exact as when it is loaded in that dtype."""
@@ -514,15 +528,6 @@ class VisionTransformer(nn.Module):
             self.rope_embed.periods = periods.to(self.rope_embed.periods.device)  # type: ignore[arg-type]
         self.reset_tables()
         return self
-
-    def _relative_tables(self) -> dict[str, Tensor]:
-        """By name: one that all blocks share, or one a block, in their order."""
-        table = "relative_position_bias_table"
-        if self.rel_pos_bias is not None:
-            return {f"rel_pos_bias.{table}": getattr(self.rel_pos_bias, table)}
-        if self.config.rel_pos == "none":
-            return {}
-        return {f"blocks.{i}.attn.{table}": getattr(block.attn, table) for i, block in enumerate(self.blocks)}
 
     def _geometry(self, images: Tensor) -> Geometry:
         """The tables for a batch of images: the model's own, or those of another size if it is dynamic."""
@@ -541,62 +546,60 @@ class VisionTransformer(nn.Module):
             )
         if native:
             rope = None if self.rope_cos is None or self.rope_sin is None else (self.rope_cos, self.rope_sin)
-            return Geometry(
-                self.config.image_size,
-                self.config.grid_size,
-                self.pos_table if self.pos_embed is None else self.pos_embed,
-                rope,
-                self.rel_pos_index,
-                list(self._relative_tables().values()),
-            )
-        learned = {**self._relative_tables(), **({} if self.pos_embed is None else {"pos_embed": self.pos_embed})}
-        if torch.compiler.is_compiling():
-            return self._geometry_at(size, images, learned)
-        return self._kept_geometry(size, images, learned)
-
-    def _kept_geometry(self, size: tuple[int, int], images: Tensor, learned: dict[str, Tensor]) -> Geometry:
-        """The tables at another size, made now or kept from an earlier batch of the size."""
-        # A table that gradients flow through belongs to one pass, one made in inference mode to others such.
-        recorded = torch.is_grad_enabled() and any(table.requires_grad for table in learned.values())
-        if recorded or is_tracing() or any(table.is_meta for table in learned.values()):
-            return self._geometry_at(size, images, learned)
+            size, grid, table = self.config.image_size, self.config.grid_size, self.pos_table
+            return Geometry(size, grid, table, rope, self.rel_pos_index, None)
+        if self._is_recorded():
+            return self._geometry_at(size, images)
         key = (size, images.device, images.dtype, self.resize, self.pad, torch.is_inference_mode_enabled())
-        if key not in self._resized or not self._resized[key].is_current(learned):
+        if key not in self._resized:
             while len(self._resized) >= _KEPT_SIZES:
                 del self._resized[next(iter(self._resized))]
-            sources = {name: table.clone() for name, table in learned.items()}
-            self._resized[key] = Resized(self._geometry_at(size, images, learned), sources)
-        return self._resized[key].geometry
+            self._resized[key] = self._geometry_at(size, images)
+        return self._resized[key]
 
-    def _geometry_at(self, size: tuple[int, int], images: Tensor, learned: dict[str, Tensor]) -> Geometry:
-        """The tables at another size, resized from the learned ones or computed.
-
-        While a program is recorded that is to run at any size, all of this is part of it.
-        """
-        symbolic = torch.compiler.is_compiling() or is_tracing()
+    def _geometry_at(self, size: tuple[int, int], images: Tensor) -> Geometry:
+        """What is computed for another size. While a program is recorded for any size, this is a part of it."""
         unit = self.config.pixels_per_patch
         image_size = whole_patches(size, unit, self.pad)
         grid = (image_size[0] // unit[0], image_size[1] // unit[1])
-        resized = {
-            name: resize_table(name, table, self.config, grid, self.resize, symbolic=symbolic)
-            for name, table in learned.items()
-        }
-        computed = self._computed_tables(grid, images, images.device if symbolic else None)
+        computed = self._computed_tables(grid, images, images.device if self._is_recorded() else None)
         rope = (computed["rope_cos"], computed["rope_sin"]) if "rope_cos" in computed else None
-        positions = resized.pop("pos_embed", computed.get("pos_table"))
-        return Geometry(image_size, grid, positions, rope, computed.get("rel_pos_index"), list(resized.values()))
+        return Geometry(image_size, grid, computed.get("pos_table"), rope, computed.get("rel_pos_index"), {})
 
-    def _attention_positions(
-        self, index: int, geometry: Geometry
-    ) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
-        """Rotations of queries and keys, and a bias of the logits, for one block; each if there is one."""
-        rope, bias = geometry.rope, None
+    def _table(self, name: str, geometry: Geometry, table: Tensor) -> Tensor:
+        """A learned table at the size of a geometry: resized now, or kept from an earlier batch of the size."""
+        if geometry.resized is None:
+            return table
+        recorded = self._is_recorded()
+        # What gradients flow through belongs to one pass.
+        keep = not (recorded or table.is_meta or (torch.is_grad_enabled() and table.requires_grad))
+        if keep and name in geometry.resized and geometry.resized[name].is_current(table):
+            return geometry.resized[name].table
+        resized = resize_table(name, table, self.config, geometry.grid_size, self.resize, symbolic=recorded)
+        if keep:
+            geometry.resized[name] = Resized(resized, table.clone())
+        return resized
+
+    @staticmethod
+    def _is_recorded() -> bool:
+        """Whether what runs becomes a program that nothing may be left out of."""
+        return torch.compiler.is_compiling() or is_tracing()
+
+    def _attention_positions(self, index: int, geometry: Geometry) -> tuple[tuple[Tensor, Tensor] | None, Bias | None]:
+        """Rotations of queries and keys, and a bias of the logits, for one block; each if there is one.
+
+        Tables are read where the module that has them is called.
+        """
+        rope, bias, pairs = geometry.rope, None, geometry.pairs
         if self.rope is not None and self.config.rope is not None:
-            freqs: Tensor = self.rope.freqs  # type: ignore[assignment]
-            angles = mixed_angles(self.config.rope, geometry.grid_size, freqs[:, index])
+            angles = mixed_angles(self.config.rope, geometry.grid_size, self.rope()[:, index])
             rope = expand_angles(self.config.rope, angles, self.config.num_prefix_tokens)
-        if geometry.pairs is not None:
-            bias = relative_bias(geometry.tables[index if len(geometry.tables) > 1 else 0], geometry.pairs)
+        if self.rel_pos_bias is not None and pairs is not None:
+            table = self._table(f"rel_pos_bias.{_RELATIVE_TABLE}", geometry, self.rel_pos_bias())
+            bias = relative_bias(table, pairs)
+        elif pairs is not None:
+            name = f"blocks.{index}.attn.{_RELATIVE_TABLE}"
+            return rope, lambda table: relative_bias(self._table(name, geometry, table), pairs)
         return rope, bias
 
     def save(self, path: str | Path) -> Path:
