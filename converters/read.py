@@ -15,7 +15,8 @@ from vit_hub.converters.containers import RawCheckpoint, open_raw
 from vit_hub.converters.formats import all_formats
 from vit_hub.converters.infer_config import infer_config
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.recognize import Match, recognize, unexplained
+from vit_hub.converters.recognize import Match, beyond, recognize, unexplained
+from vit_hub.converters.rules.extras import beside
 from vit_hub.converters.rules.table import Reading
 from vit_hub.converters.tensors import DTYPES, LazyTensor
 from vit_hub.errors import CheckpointError, ConfigError
@@ -114,7 +115,12 @@ def read_raw(
         if refusal := fmt.refuses(raw):
             raise ConfigError(f"{raw.path}: {refusal}")
     raw, stored = _without_wrappers_inside(raw)
-    match = recognize(raw, format, prefix)
+    try:
+        match = recognize(raw, format, prefix)
+    except CheckpointError as error:
+        raise _without_values(raw) or error from error
+    if failure := _without_values(raw, match):
+        raise failure
     sizes = {**match.format.axes(raw, match.tensors), **_axis_sizes(given)}
     try:
         match, reading, classifier = _read(raw, match, sizes, given)
@@ -184,6 +190,26 @@ def read_raw(
         source=dataclasses.replace(raw, tensors={stored.get(name, name): item for name, item in raw.tensors.items()}),
         origin=origin,
     )
+
+
+def _without_values(raw: RawCheckpoint, match: Match | None = None) -> CheckpointError | None:
+    """Return the error for weights that the file holds in another form than plain values; None if there are none.
+
+    Args:
+        match: the encoder, where it was recognised; else all weights count.
+    """
+    prefix = match.prefix if match else ""
+    for name, found in raw.unreadable.items():
+        if name.startswith(prefix) and not beside(beyond(prefix, name)):
+            return CheckpointError(f"{raw.path}: tensor {name!r} {found.what}", hint=found.remedy)
+    empty = [name for name, tensor in raw.tensors.items() if 0 in tensor.shape and name.startswith(prefix)]
+    if 2 * len(empty) > len(raw.tensors):
+        return CheckpointError(
+            f"{raw.path}: {len(empty)} of {len(raw.tensors)} tensors are empty, such as {empty[0]!r}: "
+            "DeepSpeed's ZeRO stage 3 leaves placeholders, the values are in files of the single processes",
+            hint="run its zero_to_fp32.py in the checkpoint's folder, and give the file that it writes",
+        )
+    return None
 
 
 def _read(

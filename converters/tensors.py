@@ -56,6 +56,9 @@ DTYPES = {
     "F32": Dtype(np.dtype("<f4"), "float32", "FloatStorage", floating=True),
     "F16": Dtype(np.dtype("<f2"), "float16", "HalfStorage", floating=True),
     "BF16": Dtype(np.dtype("<u2"), "bfloat16", "BFloat16Storage", floating=True),
+    # Quantized weights, which are no weights until they are multiplied by their scales.
+    "F8_E4M3": Dtype(np.dtype("u1"), "float8_e4m3fn", "UntypedStorage"),
+    "F8_E5M2": Dtype(np.dtype("u1"), "float8_e5m2", "UntypedStorage"),
     "I64": Dtype(np.dtype("<i8"), "int64", "LongStorage"),
     "I32": Dtype(np.dtype("<i4"), "int32", "IntStorage"),
     "I16": Dtype(np.dtype("<i2"), "int16", "ShortStorage"),
@@ -65,8 +68,8 @@ DTYPES = {
 }
 DTYPES_HINT = f"supported dtypes: {', '.join(DTYPES)}"
 TORCH_DTYPES = {dtype.torch: name for name, dtype in DTYPES.items()}
-# numpy has no bfloat16: the carrier of BF16 names nothing.
-CARRIERS = {dtype.carrier: name for name, dtype in DTYPES.items() if name != "BF16"}
+# numpy has no bfloat16 and no 8-bit floats: their carriers name nothing.
+CARRIERS = {dtype.carrier: name for name, dtype in DTYPES.items() if dtype.torch == dtype.carrier.name}
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vit_hub.converters.containers.ahead import ahead
 from vit_hub.converters.containers.atomic import atomic_path, steady_sync
 from vit_hub.converters.containers.folder import find_weights, is_customary, read_index, read_sidecars
 from vit_hub.converters.containers.mapped import chunks
 from vit_hub.converters.containers.npz import read_npz, write_npz
+from vit_hub.converters.containers.pickles import Unreadable
 from vit_hub.converters.containers.safetensors_file import read_safetensors, write_safetensors
 from vit_hub.converters.containers.sniff import sniff
 from vit_hub.converters.containers.torch_file import read_torch, write_torch
@@ -44,6 +45,7 @@ class RawCheckpoint:
         metadata: that of a safetensors file; empty for the others.
         sidecars: JSON files beside the weights, file name -> contents.
         files: the files that hold the weights.
+        unreadable: names of tensors that have no plain values, with what they are; beside at least one plain tensor.
     """
 
     path: Path
@@ -52,6 +54,7 @@ class RawCheckpoint:
     metadata: dict[str, str]
     sidecars: dict[str, dict[str, Any]]
     files: tuple[Path, ...]
+    unreadable: dict[str, Unreadable] = field(default_factory=dict)
 
 
 def open_raw(path: str | Path, *, with_sidecars: bool = False) -> RawCheckpoint:
@@ -76,45 +79,66 @@ def open_raw(path: str | Path, *, with_sidecars: bool = False) -> RawCheckpoint:
         else:
             what = "not a regular file" if path.exists() else "no such file or folder"
             raise CheckpointError(f"{path}: {what}", hint="check the path")
-        container = sniff(weights)
-        if container == "index":
-            container, tensors, metadata, files = _read_shards(weights)
-        else:
-            (tensors, metadata), files = _read(weights, container), (weights,)
-        sidecars = read_sidecars(weights) if with_sidecars or path != weights or is_customary(path.name) else {}
-        return RawCheckpoint(path, container, tensors, metadata, sidecars, files)
+        contents = _read_shards(weights) if sniff(weights) == "index" else _read(weights)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}", hint="check the file and its permissions") from error
+    if contents.unreadable and not contents.tensors:
+        name, found = next(iter(contents.unreadable.items()))
+        raise CheckpointError(f"{path}: tensor {name!r} {found.what}", hint=found.remedy)
+    return RawCheckpoint(
+        path,
+        contents.container,
+        contents.tensors,
+        contents.metadata,
+        read_sidecars(weights) if with_sidecars or path != weights or is_customary(path.name) else {},
+        contents.files,
+        contents.unreadable,
+    )
 
 
-def _read(path: Path, container: str) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+class _Contents(NamedTuple):
+    container: str
+    tensors: dict[str, LazyTensor]
+    unreadable: dict[str, Unreadable]
+    metadata: dict[str, str]
+    files: tuple[Path, ...]
+
+
+def _read(path: Path) -> _Contents:
+    container = sniff(path)
     if container == "safetensors":
-        return read_safetensors(path)
-    return (read_npz if container == "npz" else read_torch)(path), {}
+        tensors, unreadable, metadata = read_safetensors(path)
+        return _Contents(container, tensors, unreadable, metadata, (path,))
+    if container == "npz":
+        return _Contents(container, read_npz(path), {}, {}, (path,))
+    return _Contents("torch", *read_torch(path), {}, (path,))
 
 
-def _read_shards(index: Path) -> tuple[str, dict[str, LazyTensor], dict[str, str], tuple[Path, ...]]:
+def _read_shards(index: Path) -> _Contents:
     shards = read_index(index)
-    containers = {shard: sniff(shard) for shard in shards}
-    kinds = set(containers.values())
+    kinds = {sniff(shard) for shard in shards}
     if len(kinds) > 1 or "index" in kinds:
         raise CheckpointError(f"{index}: its files are of different containers: {', '.join(sorted(kinds))}")
-    tensors: dict[str, LazyTensor] = {}
-    metadata: dict[str, str] = {}
+    whole = _Contents("", {}, {}, {}, ())
     for shard, names in shards.items():
-        held, about = _read(shard, containers[shard])
-        missing = [name for name in names if name not in held]
+        found = _read(shard)
+        missing = [name for name in names if name not in found.tensors and name not in found.unreadable]
         if missing:
             raise CheckpointError(
                 f"{shard}: tensor {missing[0]!r} is not in this file, as {index.name} says",
                 hint="the files are of different versions: download all of them again",
             )
-        twice = tensors.keys() & held.keys()
+        twice = whole.tensors.keys() & found.tensors.keys()
         if twice:
             raise CheckpointError(f"{shard}: tensor {min(twice)!r} is also in another file of {index.name}")
-        tensors |= held
-        metadata |= about
-    return kinds.pop(), tensors, metadata, tuple(shards)
+        whole = _Contents(
+            found.container,
+            whole.tensors | found.tensors,
+            whole.unreadable | found.unreadable,
+            whole.metadata | found.metadata,
+            (*whole.files, shard),
+        )
+    return whole
 
 
 def write_tensors(

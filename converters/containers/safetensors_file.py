@@ -17,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from vit_hub.converters.containers.mapped import MappedFile, Pieces
+from vit_hub.converters.containers.pickles import Unreadable
 from vit_hub.converters.tensors import DTYPES, DTYPES_HINT, Array, LazyTensor
 from vit_hub.errors import CheckpointError
 
@@ -29,11 +30,11 @@ _ALIGNMENT = 64
 _AGAIN = "the file is damaged or incomplete: download it again"
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
-    """Return the tensors, as views of the mapped file in the header's order, and the metadata.
+def read_safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, Unreadable], dict[str, str]]:
+    """Return the tensors, as views of the mapped file in the header's order, those of other dtypes, and the metadata.
 
     Raises:
-        CheckpointError: truncated or malformed file, duplicated names, or an unsupported dtype.
+        CheckpointError: truncated or malformed file, or duplicated names.
     """
     file = MappedFile(path)
     header, start = _read_header(file)
@@ -48,7 +49,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]
             ) from error
         raise CheckpointError(f"{path}: not a valid safetensors file: {error}", hint=_AGAIN) from error
     metadata = header.pop(_METADATA, None) or {}
-    return {name: _tensor(file, name, entry, start) for name, entry in header.items()}, metadata
+    tensors = {name: _tensor(file, entry, start) for name, entry in header.items() if entry["dtype"] in DTYPES}
+    others = {name: entry["dtype"] for name, entry in header.items() if name not in tensors}
+    return tensors, {name: Unreadable(f"has dtype {dtype}", DTYPES_HINT) for name, dtype in others.items()}, metadata
 
 
 def _read_header(file: MappedFile) -> tuple[dict[str, Any], int]:
@@ -88,10 +91,8 @@ def _data_end(header: dict[str, Any]) -> int | None:
         return None
 
 
-def _tensor(file: MappedFile, name: str, entry: dict[str, Any], start: int) -> LazyTensor:
+def _tensor(file: MappedFile, entry: dict[str, Any], start: int) -> LazyTensor:
     dtype, shape = entry["dtype"], tuple(entry["shape"])
-    if dtype not in DTYPES:
-        raise CheckpointError(f"{file.path}: tensor {name!r} has dtype {dtype}", hint=DTYPES_HINT)
     offset = start + entry["data_offsets"][0]
     return LazyTensor(dtype, shape, partial(_read, file, offset, DTYPES[dtype].carrier, shape))
 

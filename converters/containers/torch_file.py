@@ -2,49 +2,56 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import math
 import pickle
-import pickletools
-import re
-import warnings
+import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from vit_hub.converters.containers.archive import Member, check_expansion, read_member, read_members, stored_zip
-from vit_hub.converters.containers.mapped import MappedFile, Pieces, Renewed
+from vit_hub.converters.containers.archive import Member, check_expansion, read_members, stored_zip
+from vit_hub.converters.containers.mapped import MappedFile, Pieces
+from vit_hub.converters.containers.pickles import (
+    Inert,
+    Pickle,
+    Refused,
+    Storage,
+    StoredTensor,
+    Unreadable,
+    storage_dtype,
+    storage_itemsize,
+)
 from vit_hub.converters.containers.torchscript import is_torchscript, read_torchscript
-from vit_hub.converters.tensors import DTYPES, DTYPES_HINT, TORCH_DTYPES, Array, LazyTensor
+from vit_hub.converters.containers.zipped_values import ZippedValues
+from vit_hub.converters.tensors import DTYPES, Array, LazyTensor
 from vit_hub.errors import CheckpointError, UnsafeCheckpointError
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = ["read_torch", "write_torch"]
+__all__ = ["flatten", "read_torch", "write_torch"]
 
 _RESAVE = "on a machine you trust, save the weights as safetensors"
+_DAMAGED = f"the file is damaged: download it again, or {_RESAVE}"
 # Checkpoints nest three or four levels; these bounds end the walk through an object that contains itself.
 _MAX_DEPTH = 32
 _MAX_OBJECTS = 1_000_000
-# Files older than the zip format begin with pickles of: magic number, protocol, system, object, keys.
-_OLD_PICKLES = 5
-_HARMLESS = re.compile(
-    r"torch\.|collections\.|argparse\.Namespace$|_codecs\.encode$|builtins\.(set|bytearray|complex)$"
-)
+# What a file older than the zip format begins with.
+_MAGIC = 0x1950A86A20F9469CFC6C
 
 
-def read_torch(path: Path) -> dict[str, LazyTensor]:
+def read_torch(path: Path) -> tuple[dict[str, LazyTensor], dict[str, Unreadable]]:
     """Return the tensors of a ``torch.save`` file, names of nested dicts and lists joined by ``/``, or of TorchScript.
 
-    In the zip format they are views of the mapped file; older and compressed files are read as a whole.
+    They are views of the mapped file, but for compressed archives. What else the file holds beside them is read as
+    plain data and left out.
+
+    Returns:
+        The tensors, and those without plain values (quantized, sparse), each with what it is.
 
     Raises:
         CheckpointError: the file is damaged or holds no named tensors.
@@ -58,162 +65,147 @@ def read_torch(path: Path) -> dict[str, LazyTensor]:
             return read_torchscript(file, members)
     elif file.bytes(257, 5) == b"ustar":
         raise UnsafeCheckpointError(f"{path}: PyTorch's tar format of before 2017 cannot be read safely", hint=_RESAVE)
-    # torch.load maps only files that it opens by path, and takes any with this suffix for safetensors.
-    mapped = bool(members) and not any(m.compressed for m in members.values()) and path.suffix != ".safetensors"
-    stamp = _stamp(path)
-
-    def load() -> dict[str, torch.Tensor]:
-        if _stamp(path) != stamp:
-            raise CheckpointError(f"{path}: the file was changed while it was read", hint="open it again")
-        return _flatten(path, _load(file, members, mapped))
-
-    state = load()
-    largest = sum(member.size for member in members.values()) or file.size
-    tensors: dict[str, LazyTensor] = {}
-    renewed = Renewed(load, file.size)
-
-    def take(nbytes: int) -> dict[str, torch.Tensor]:
-        if not mapped:
-            return state
-        file.check_unchanged()
-        return renewed.take(nbytes)
-
-    for name, tensor in state.items():
-        tensors[name] = _describe(path, name, tensor, largest, take)
-    return tensors
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    status = path.stat()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _load(file: MappedFile, members: Mapping[str, Member], mapped: bool) -> object:
-    import torch
-
     try:
-        # Training checkpoints hold the arguments of their command line: plain attributes, without behaviour.
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")
-            if mapped:
-                return torch.load(file.path, map_location="cpu", mmap=True, weights_only=True)
-            with file.path.open("rb") as stream:
-                return torch.load(stream, map_location="cpu", mmap=False, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _refusal(file, members, str(error)) from error
+        root = _zipped(file, members) if members else _before_zip(file)
+    except Refused as error:
+        raise UnsafeCheckpointError(f"{path}: refused: reading it would run {error}", hint=_RESAVE) from error
+    except CheckpointError:
+        raise
     # A damaged pickle can raise anything.
     except Exception as error:
         reason = (str(error) or repr(error)).splitlines()[0]
-        raise CheckpointError(
-            f"{file.path}: not a readable PyTorch file: {reason}", hint="the file is damaged: download it again"
-        ) from error
+        raise CheckpointError(f"{path}: not a readable PyTorch file: {reason}", hint=_DAMAGED) from error
+    return flatten(path, root, sum(member.size for member in members.values()) or file.size)
 
 
-def _refusal(file: MappedFile, members: Mapping[str, Member], message: str) -> CheckpointError:
-    """Return the error for a pickle that torch's safe unpickler refused."""
-    pickled = next((member for name, member in members.items() if name.rpartition("/")[2] == "data.pkl"), None)
-    if pickled:
-        scanned = _globals(io.BytesIO(read_member(file, pickled)), 1)
-    else:
-        with file.path.open("rb") as stream:
-            scanned = _globals(stream, _OLD_PICKLES)
-    refused = re.findall(r"GLOBAL ([\w.]+\w)", message) + [name for name in scanned if not _HARMLESS.match(name)]
-    if refused:
-        return UnsafeCheckpointError(
-            f"{file.path}: refused: reading it would run {', '.join(dict.fromkeys(refused))}", hint=_RESAVE
-        )
-    reason = re.search(r"WeightsUnpickler error: (.*)", message)
-    return CheckpointError(
-        f"{file.path}: its pickle is damaged or not supported by the safe reader: "
-        f"{reason[1] if reason else message.splitlines()[0]}",
-        hint=f"download the file again, or {_RESAVE}",
-    )
+def _zipped(file: MappedFile, members: Mapping[str, Member]) -> object:
+    values = ZippedValues(file, members)
+    return Pickle(values.storage).load(io.BytesIO(values.pickled()))
 
 
-def _globals(stream: BinaryIO, pickles: int) -> list[str]:
-    """Return the names of the Python objects that pickles import, without executing them."""
-    found: list[str] = []
-    try:
-        for _ in range(pickles):
-            strings: list[str] = []
-            memo: dict[int, str] = {}
-            for opcode, argument, _position in pickletools.genops(stream):
-                if opcode.name in ("GLOBAL", "INST"):
-                    found.append(str(argument).replace(" ", "."))
-                elif opcode.name == "STACK_GLOBAL":
-                    found.append(".".join(strings[-2:]))
-                elif opcode.name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
-                    memo[len(memo) if argument is None else argument] = strings[-1] if strings else ""
-                elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
-                    strings.append(memo.get(int(argument or 0), ""))
-                elif isinstance(argument, str):
-                    strings.append(argument)
-    # The scan only improves an error message: the file is refused anyway.
-    except Exception:
-        pass
-    return found
+def _before_zip(file: MappedFile) -> object:
+    """Return the contents of a file of before the zip format.
+
+    It holds pickles of magic number, protocol, system, object and keys of the storages, then each storage: its number
+    of values in 8 bytes, and the values.
+
+    Raises:
+        Refused: a pickle would run code.
+        CheckpointError: another byte order.
+        Exception: of any kind, if it is damaged.
+    """
+    storages: dict[str, Storage] = {}
+
+    def storage(identity: Any) -> object:
+        if identity[0] == "module":
+            return identity[1]
+        kind, class_, key, _, size, view = identity
+        dtype = storage_dtype(class_)
+        if kind != "storage" or type(size) is not int or size < 0 or not isinstance(key, (str, int)):
+            raise ValueError("a reference to no values")
+        whole = storages.setdefault(str(key), Storage(dtype, size * storage_itemsize(dtype), _unplaced))
+        if view is None:
+            return whole
+        _, offset, length = view
+        start, nbytes = offset * storage_itemsize(dtype), length * storage_itemsize(dtype)
+        if min(start, nbytes) < 0 or start + nbytes > whole.nbytes:
+            raise ValueError("a part of values that reaches beyond them")
+        return Storage(dtype, nbytes, lambda at, form, count: whole.read(start + at, form, count))
+
+    with file.path.open("rb") as stream:
+        first = Pickle().load(stream)
+        if first != _MAGIC:
+            raise ValueError("a plain pickle")
+        Pickle().load(stream)
+        system = Pickle().load(stream)
+        if isinstance(system, dict) and not system.get("little_endian", True):
+            raise CheckpointError(
+                f"{file.path}: its values are not little-endian", hint="save the file again on another machine"
+            )
+        root = Pickle(storage).load(stream)
+        keys: Any = Pickle().load(stream)
+        offset = stream.tell()
+    for key in keys:
+        found = storages[str(key)]
+        (count,) = struct.unpack("<q", file.bytes(offset, 8))
+        nbytes = count * storage_itemsize(found.dtype)
+        if count < 0 or nbytes < found.nbytes or offset + 8 + nbytes > file.size:
+            raise ValueError(f"the values {key!r} are cut short")
+        found.read = partial(_from_file, file, offset + 8)
+        offset += 8 + nbytes
+    if any(storage.read is _unplaced for storage in storages.values()):
+        raise ValueError("values are missing")
+    return root
 
 
-def _flatten(path: Path, root: object) -> dict[str, torch.Tensor]:
-    import torch
+def _unplaced(offset: int, dtype: np.dtype[np.generic], count: int) -> Array:
+    raise ValueError("values are missing")
 
-    if not isinstance(root, dict):
-        raise CheckpointError(
-            f"{path}: holds a bare {type(root).__name__}, not named tensors", hint="save a state_dict()"
-        )
-    flat: dict[str, torch.Tensor] = {}
+
+def _from_file(file: MappedFile, start: int, offset: int, dtype: np.dtype[np.generic], count: int) -> Array:
+    return file.array(start + offset, dtype, (count,))
+
+
+def flatten(path: Path, root: object, stored: int) -> tuple[dict[str, LazyTensor], dict[str, Unreadable]]:
+    """Return the tensors below a dict, names of nested dicts and lists joined by ``/``.
+
+    Args:
+        stored: bytes that the file has for values.
+
+    Raises:
+        CheckpointError: no dict, none in it, two of one name, or nested without end.
+        UnsafeCheckpointError: there are only whole modules.
+    """
+    if isinstance(root, Inert) and not root.mapping:
+        raise _whole_module(path, root)
+    if not isinstance(root, (dict, Inert)):
+        kind = "Tensor" if isinstance(root, (StoredTensor, Unreadable)) else type(root).__name__
+        raise CheckpointError(f"{path}: holds a bare {kind}, not named tensors", hint="save a state_dict()")
+    tensors: dict[str, LazyTensor] = {}
+    unreadable: dict[str, Unreadable] = {}
+    modules: list[Inert] = []
     for count, (names, value) in enumerate(_walk(root, ())):
         if len(names) > _MAX_DEPTH or count > _MAX_OBJECTS:
             raise CheckpointError(
                 f"{path}: nested deeper than {_MAX_DEPTH} levels, or more than {_MAX_OBJECTS:,} objects",
                 hint=_RESAVE,
             )
-        if isinstance(value, torch.Tensor):
-            name = "/".join(names)
-            if name in flat:
-                raise CheckpointError(f"{path}: two tensors are named {name!r}", hint="rename one and save again")
-            flat[name] = value
-    if not flat:
+        name = "/".join(names)
+        if isinstance(value, (StoredTensor, Unreadable)) and (name in tensors or name in unreadable):
+            raise CheckpointError(f"{path}: two tensors are named {name!r}", hint="rename one and save again")
+        if isinstance(value, Unreadable):
+            unreadable[name] = value
+        elif isinstance(value, StoredTensor):
+            tensors[name] = value.lazy()
+            check_expansion(path, f"tensor {name!r}", tensors[name].nbytes, stored)
+        elif isinstance(value, Inert) and isinstance(value.state, dict) and "_modules" in value.state:
+            modules.append(value)
+    if not tensors and modules:
+        raise _whole_module(path, modules[0])
+    if not tensors and not unreadable:
         raise CheckpointError(f"{path}: holds no tensors", hint="save a state_dict()")
-    return flat
+    return tensors, unreadable
+
+
+def _whole_module(path: Path, found: Inert) -> UnsafeCheckpointError:
+    return UnsafeCheckpointError(
+        f"{path}: refused: holds a whole object, and making it would run {found.kind}",
+        hint="on a machine you trust, save its state_dict(), as safetensors or with torch.save",
+    )
 
 
 def _walk(value: object, names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], object]]:
     """Yield everything below ``value``, containers included, so that the caller can count and stop."""
     yield names, value
     items: Iterable[tuple[object, object]] = ()
-    if isinstance(value, dict):
+    if isinstance(value, Inert):
+        items = value.mapping.items()
+    elif isinstance(value, dict):
         items = value.items()
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, (list, tuple)) and not isinstance(value, Unreadable):
         items = enumerate(value)
     for key, item in items:
         yield from _walk(item, (*names, str(key)))
-
-
-def _describe(
-    path: Path, name: str, tensor: torch.Tensor, largest: int, take: Callable[[int], dict[str, torch.Tensor]]
-) -> LazyTensor:
-    import torch
-
-    where = f"{path}: tensor {name!r}"
-    if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu":
-        raise CheckpointError(f"{where} is sparse, nested or without values", hint="only plain tensors are supported")
-    dtype = TORCH_DTYPES.get(str(tensor.dtype).removeprefix("torch."))
-    if dtype is None:
-        raise CheckpointError(f"{where} has dtype {tensor.dtype}", hint=DTYPES_HINT)
-    if tensor.untyped_storage().nbytes() > largest:
-        raise CheckpointError(f"{where} is larger than the file", hint="the file is damaged: download it again")
-    check_expansion(path, f"tensor {name!r}", tensor.nbytes, largest)
-    return LazyTensor(dtype, tuple(tensor.shape), partial(_read, take, name, dtype, tensor.nbytes))
-
-
-def _read(take: Callable[[int], dict[str, torch.Tensor]], name: str, dtype: str, nbytes: int) -> Array:
-    import torch
-
-    tensor = take(nbytes)[name]
-    # numpy has no bfloat16.
-    array: Array = (tensor.view(torch.int16) if dtype == "BF16" else tensor).numpy(force=True)
-    return array.view(np.uint16) if dtype == "BF16" else array
 
 
 class _Storage:
@@ -230,15 +222,20 @@ class _Tensor:
 
     def __init__(self, key: int, tensor: LazyTensor) -> None:
         self.storage = _Storage(key, tensor)
+        self.dtype = tensor.dtype
         self.shape = tensor.shape
         self.strides = tuple(
             math.prod(max(1, size) for size in tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape))
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from torch._utils import _rebuild_tensor_v2
+        import torch
+        from torch._utils import _rebuild_tensor_v2, _rebuild_tensor_v3
 
-        return _rebuild_tensor_v2, (self.storage, 0, self.shape, self.strides, False, OrderedDict())
+        arguments: tuple[Any, ...] = (self.storage, 0, self.shape, self.strides, False, OrderedDict())
+        if self.storage.class_name == "UntypedStorage":
+            return _rebuild_tensor_v3, (*arguments, getattr(torch, DTYPES[self.dtype].torch))
+        return _rebuild_tensor_v2, arguments
 
 
 class _Pickler(pickle.Pickler):

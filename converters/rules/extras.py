@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from vit_hub.converters.rules.table import Drop
 from vit_hub.converters.tensors import DTYPES, LazyTensor
 
-__all__ = ["CLASSIFIER", "PREFERENCES", "Preference", "beside_reason", "no_weight", "other_module", "remedy"]
+__all__ = ["CLASSIFIER", "PREFERENCES", "Preference", "beside", "beside_reason", "no_weight", "other_module", "remedy"]
 
 # Never weights of an encoder, wherever they stand.
 _NO_WEIGHTS = (
@@ -131,6 +131,11 @@ def no_weight(name: str, tensor: LazyTensor) -> str:
     if not found and alone and (tensor.shape == () or (tensor.shape == (1,) and not DTYPES[tensor.dtype].floating)):
         found = "a lone number, not part of the image encoder"
     return found
+
+
+def beside(name: str) -> bool:
+    """Return whether a name at the level of an encoder is no weight of it, whatever it holds."""
+    return bool(_reason((*_NO_WEIGHTS, *_OTHER_MODULES), name))
 
 
 def other_module(name: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from vit_hub.converters.containers import CONTAINER_SUFFIXES, open_raw, write_tensors
@@ -49,6 +49,9 @@ def test_any_tensors_come_back_in_order_with_equal_bytes(
     tmp_path: Path, container: str, model: dict[str, LazyTensor], metadata: dict[str, str]
 ) -> None:
     path = tmp_path / "file"
+    if container == "npz":  # numpy has no 8-bit floats
+        model = {name: item for name, item in model.items() if not item.dtype.startswith("F8")}
+        assume(model)
     write_tensors(path, container, model, metadata)
     source = open_raw(path)
     assert source.container == container
@@ -73,7 +76,7 @@ def mixed() -> dict[str, LazyTensor]:
 
 def as_torch(item: LazyTensor) -> torch.Tensor:
     found = torch.from_numpy(item.read().copy())
-    return found.view(torch.bfloat16) if item.dtype == "BF16" else found
+    return found.view(getattr(torch, DTYPES[item.dtype].torch))
 
 
 def same(found: torch.Tensor, item: LazyTensor) -> bool:

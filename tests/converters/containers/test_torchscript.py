@@ -282,8 +282,10 @@ def test_damage_gives_no_other_error(tmp_path: Path, data: st.DataObject) -> Non
 
 
 def test_compressed_and_big_endian_archives(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="compressed"):
-        open_raw(rewritten(tmp_path / "x.pt", {}, zipfile.ZIP_DEFLATED))
+    whole = open_raw(rewritten(tmp_path / "x.pt", {})).tensors
+    compressed = open_raw(rewritten(tmp_path / "y.pt", {}, zipfile.ZIP_DEFLATED)).tensors
+    assert [item.shape for item in compressed.values()] == [item.shape for item in whole.values()]
+    assert all(item.read().size for item in compressed.values())
     with pytest.raises(CheckpointError, match="little-endian"):
         open_raw(rewritten(tmp_path / "x.pt", {"byteorder": b"big"}))
 
@@ -299,5 +301,5 @@ def test_unknown_values_are_named(tmp_path: Path) -> None:
     model = nn.Module()
     model.register_buffer("turn", torch.zeros(2, dtype=torch.complex64))
     torch.jit.script(model).save(str(tmp_path / "x.pt"))
-    with pytest.raises(CheckpointError, match="ComplexFloatStorage"):
+    with pytest.raises(CheckpointError, match="complex64"):
         open_raw(tmp_path / "x.pt")

@@ -1,0 +1,64 @@
+"""The pickle and the values in the zip archives of ``torch.save`` and TorchScript."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from vit_hub.converters.containers.archive import Member, read_member
+from vit_hub.converters.containers.mapped import MappedFile
+from vit_hub.converters.containers.pickles import Storage, storage_dtype, storage_itemsize
+from vit_hub.converters.tensors import Array
+from vit_hub.errors import CheckpointError
+
+__all__ = ["ZippedValues"]
+
+
+class ZippedValues:
+    """The members ``ROOT/data.pkl`` and ``ROOT/data/KEY`` of an archive.
+
+    Raises:
+        CheckpointError: the values have another byte order.
+    """
+
+    def __init__(self, file: MappedFile, members: Mapping[str, Member]) -> None:
+        self._file, self._members = file, members
+        self._root = next(name for name in members if name.rpartition("/")[2] == "data.pkl").rpartition("/")[0]
+        order = members.get(f"{self._root}/byteorder")
+        if order is not None and bytes(read_member(file, order, 16)) != b"little":
+            raise CheckpointError(
+                f"{file.path}: its values are not little-endian", hint="save the file again on another machine"
+            )
+
+    def pickled(self) -> bytes:
+        """Return the pickle."""
+        return bytes(read_member(self._file, self._members[f"{self._root}/data.pkl" if self._root else "data.pkl"]))
+
+    def storage(self, identity: Any) -> Storage:
+        """Return the values that a persistent id of the pickle stands for.
+
+        Raises:
+            ValueError: there are none, or fewer than it says.
+        """
+        kind, class_, key, _, size = identity
+        dtype = storage_dtype(class_)
+        if kind != "storage" or type(size) is not int or not isinstance(key, (str, int)):
+            raise ValueError("a reference to no values")
+        name = f"{self._root}/data/{key}"
+        member = self._members.get(name)
+        if member is None:
+            raise ValueError(f"no values {name!r} in the archive")
+        nbytes = size * storage_itemsize(dtype)
+        if size < 0 or nbytes > member.size:
+            raise ValueError(f"{name!r} holds {member.size:,} bytes, too few for {size:,} values of {dtype}")
+        return Storage(dtype, nbytes, partial(_read, self._file, member))
+
+
+def _read(file: MappedFile, member: Member, offset: int, dtype: np.dtype[np.generic], count: int) -> Array:
+    if not member.compressed:
+        return file.array(member.offset + offset, dtype, (count,))
+    values: Array = np.frombuffer(read_member(file, member), dtype, count, offset)
+    return values
