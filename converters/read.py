@@ -148,7 +148,7 @@ def read_raw(
         )
     except ConfigError as error:
         raise ConfigError(f"{raw.path}: {error.message}", hint=error.hint) from error
-    warnings = [*match.warnings, *stated.warnings, *classifier.warnings, *guesses]
+    warnings = [*raw.warnings, *match.warnings, *stated.warnings, *classifier.warnings, *guesses]
     if match.prefix not in match.format.prefixes:
         inferred["prefix"] = f"{match.prefix!r} stands before the names of {match.label}"
     if match.ambiguous:
@@ -288,7 +288,7 @@ def _read_canonical(raw: RawCheckpoint, overrides: Mapping[str, Any]) -> Checkpo
         tensors=_ordered(raw, config, raw.tensors, passport.carried, "canonical", {}),
         passport=passport,
         inferred={name: "metadata of the file" for name in stored if name not in overrides},
-        warnings=tuple(unusable),
+        warnings=(*raw.warnings, *unusable),
         source=raw,
         origin={name: (name,) for name in raw.tensors},
     )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from vit_hub.converters.containers.ahead import ahead
 from vit_hub.converters.containers.atomic import atomic_path, steady_sync
+from vit_hub.converters.containers.dcp import METADATA, read_dcp
 from vit_hub.converters.containers.folder import find_weights, is_customary, read_index, read_sidecars
 from vit_hub.converters.containers.mapped import chunks
 from vit_hub.converters.containers.npz import read_npz, write_npz
@@ -17,6 +18,7 @@ from vit_hub.converters.containers.pickles import Unreadable
 from vit_hub.converters.containers.safetensors_file import read_safetensors, write_safetensors
 from vit_hub.converters.containers.sniff import sniff
 from vit_hub.converters.containers.torch_file import read_torch, write_torch
+from vit_hub.converters.containers.training_folder import enter
 from vit_hub.converters.tensors import DTYPES, LazyTensor
 from vit_hub.errors import CheckpointError
 
@@ -32,6 +34,9 @@ CONTAINER_SUFFIXES: dict[str, str] = {
     ".tar": "torch",
 }
 
+# From a run's folder to its weights.
+_MOST_LEVELS = 6
+
 
 @dataclass(frozen=True)
 class RawCheckpoint:
@@ -46,6 +51,7 @@ class RawCheckpoint:
         sidecars: JSON files beside the weights, file name -> contents.
         files: the files that hold the weights.
         unreadable: names of tensors that have no plain values, with what they are; beside at least one plain tensor.
+        warnings: messages for the user, such as which subfolder was chosen.
     """
 
     path: Path
@@ -55,6 +61,7 @@ class RawCheckpoint:
     sidecars: dict[str, dict[str, Any]]
     files: tuple[Path, ...]
     unreadable: dict[str, Unreadable] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 def open_raw(path: str | Path, *, with_sidecars: bool = False) -> RawCheckpoint:
@@ -71,9 +78,12 @@ def open_raw(path: str | Path, *, with_sidecars: bool = False) -> RawCheckpoint:
         UnsafeCheckpointError: reading it could run code.
     """
     path = Path(path)
+    warnings: list[str] = []
     try:
         if path.is_dir():
-            weights = find_weights(path)
+            weights = _enter(path, warnings)
+        elif path.suffix == ".distcp" and path.with_name(METADATA).is_file():
+            weights = path.with_name(METADATA)
         elif path.is_file():
             weights = path
         else:
@@ -93,7 +103,22 @@ def open_raw(path: str | Path, *, with_sidecars: bool = False) -> RawCheckpoint:
         read_sidecars(weights) if with_sidecars or path != weights or is_customary(path.name) else {},
         contents.files,
         contents.unreadable,
+        tuple(warnings),
     )
+
+
+def _enter(folder: Path, warnings: list[str]) -> Path:
+    """Return the file of the weights of a folder, in the subfolder that a training tool puts them in."""
+    for _ in range(_MOST_LEVELS):
+        found = enter(folder)
+        if found is None:
+            return find_weights(folder)
+        folder, reason = found
+        if reason:
+            warnings.append(reason)
+        if not folder.is_dir():
+            return folder
+    raise CheckpointError(f"{folder}: nested deeper than {_MOST_LEVELS} levels", hint="give the folder of the weights")
 
 
 class _Contents(NamedTuple):
@@ -109,9 +134,16 @@ def _read(path: Path) -> _Contents:
     if container == "safetensors":
         tensors, unreadable, metadata = read_safetensors(path)
         return _Contents(container, tensors, unreadable, metadata, (path,))
+    if path.name == METADATA:
+        return _Contents("torch", *_of_dcp(path.parent))
     if container == "npz":
         return _Contents(container, read_npz(path), {}, {}, (path,))
     return _Contents("torch", *read_torch(path), {}, (path,))
+
+
+def _of_dcp(folder: Path) -> tuple[dict[str, LazyTensor], dict[str, Unreadable], dict[str, str], tuple[Path, ...]]:
+    tensors, unreadable, files = read_dcp(folder)
+    return tensors, unreadable, {}, files
 
 
 def _read_shards(index: Path) -> _Contents:

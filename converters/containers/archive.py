@@ -59,14 +59,18 @@ def check_expansion(path: Path, what: str, size: int, stored: int) -> None:
         )
 
 
-def read_directory(path: Path) -> tuple[list[zipfile.ZipInfo], int]:
+def read_directory(path: Path, stream: BinaryIO | None = None) -> tuple[list[zipfile.ZipInfo], int]:
     """Return the entries of an archive's directory, and where it begins.
+
+    Args:
+        path: the file, which is named in errors.
+        stream: the archive, where it is not the whole file.
 
     Raises:
         CheckpointError: damaged or truncated archive.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(stream or path) as archive:
             return archive.infolist(), archive.start_dir
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error) as error:
         raise CheckpointError(
@@ -83,7 +87,7 @@ def read_members(file: MappedFile) -> dict[str, Member]:
             overlapping members, or a decompression bomb.
     """
     path = file.path
-    infos, end = read_directory(path)
+    infos, end = read_directory(path, file.stream())
     members: dict[str, Member] = {}
     for info in infos:
         if info.filename in members:

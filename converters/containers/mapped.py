@@ -7,8 +7,11 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
+from functools import partial
+from io import BufferedReader, RawIOBase
 from pathlib import Path
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, BinaryIO, Generic, TypeAlias, TypeVar
 from weakref import finalize
 
 import numpy as np
@@ -67,13 +70,15 @@ class MappedFile:
         self.path = path
         self._file = path.open("rb")
         finalize(self, self._file.close)
+        self._whole: MappedFile | None = None
+        self._start = 0
         self.size = self._file.seek(0, 2)
         self._stamp = self._state()
-        self._mapping = Renewed(self._map, self.size)
+        self._mapping = Renewed(partial(self._map, self.size), self.size)
 
-    def _map(self) -> mmap.mmap:
+    def _map(self, size: int) -> mmap.mmap:
         try:
-            return mmap.mmap(self._file.fileno(), self.size, access=mmap.ACCESS_COPY)
+            return mmap.mmap(self._file.fileno(), size, access=mmap.ACCESS_COPY)
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{self.path}: cannot be mapped into memory: {error}", hint="check that the file is not being changed"
@@ -92,10 +97,22 @@ class MappedFile:
         if self._state() != self._stamp:
             raise CheckpointError(f"{self.path}: the file was changed while it was read", hint="open it again")
 
+    def part(self, start: int, size: int) -> MappedFile:
+        """Return a part of the file as if it were a file of its own."""
+        part = copy(self)
+        # The file is closed with the whole.
+        part._whole, part._start, part.size = self, self._start + start, size
+        return part
+
+    def stream(self) -> BinaryIO:
+        """Return a new stream of the contents."""
+        return BufferedReader(_Stream(self))
+
     def bytes(self, offset: int, size: int) -> bytes:
         """Return a copy of ``size`` bytes from ``offset``, fewer at the end of the file."""
         self.check_unchanged()
-        return self._mapping.take(size)[offset : offset + size]
+        end = self._start + min(offset + size, self.size)
+        return self._mapping.take(size)[self._start + offset : end]
 
     def array(
         self, offset: int, dtype: np.dtype[np.generic], shape: tuple[int, ...], *, fortran: bool = False
@@ -103,8 +120,32 @@ class MappedFile:
         """Return the values at ``offset``, which need not be aligned (``ndarray.flags.aligned``)."""
         self.check_unchanged()
         mapping = self._mapping.take(math.prod(shape) * dtype.itemsize)
-        array: Array = np.ndarray(shape, dtype, buffer=mapping, offset=offset, order="F" if fortran else "C")
+        start = self._start + offset
+        array: Array = np.ndarray(shape, dtype, buffer=mapping, offset=start, order="F" if fortran else "C")
         return array
+
+
+class _Stream(RawIOBase):
+    """The contents of a mapped file as a stream."""
+
+    def __init__(self, file: MappedFile) -> None:
+        self._mapped, self._position = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._position = max(0, offset + (0, self._position, self._mapped.size)[whence])
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._mapped.bytes(self._position, len(buffer))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
 
 
 def chunks(array: Array) -> Iterator[memoryview]:
