@@ -31,6 +31,7 @@ __all__ = [
     "Unreadable",
     "storage_dtype",
     "storage_itemsize",
+    "strided_tensor",
 ]
 
 # What Python's own library may be asked for: records of plain data.
@@ -415,7 +416,7 @@ def _is_key(value: object) -> bool:
 # torch's functions that build tensors
 
 
-def _tensor(storage: object, offset: Any, shape: Any, strides: Any, *_: object, dtype: str = "") -> object:
+def strided_tensor(storage: object, offset: Any, shape: Any, strides: Any, *_: object, dtype: str = "") -> object:
     """Stand for ``torch._utils._rebuild_tensor_v2``: a strided view of a storage.
 
     Raises:
@@ -440,7 +441,7 @@ def _tensor_of_dtype(
     storage: object, offset: Any, shape: Any, strides: Any, gradient: object, hooks: object, dtype: Any, *_: object
 ) -> object:
     """Stand for ``torch._utils._rebuild_tensor_v3``, where the storage has no dtype."""
-    return _tensor(storage, offset, shape, strides, dtype=dtype.name)
+    return strided_tensor(storage, offset, shape, strides, dtype=dtype.name)
 
 
 def _first(value: object, *_: object) -> object:
@@ -462,7 +463,7 @@ def _without_values(*_: object) -> object:
 def _of_subclass(function: Any, kind: Any, arguments: Any, *_: object) -> object:
     """Stand for ``torch._tensor._rebuild_from_type_v2``: a tensor of a subclass."""
     build = _TENSOR_BUILDERS.get(str(_known(function)))
-    if build in (_tensor, _tensor_of_dtype, _first):
+    if build in (strided_tensor, _tensor_of_dtype, _first):
         return build(*_tuple(arguments))
     return _wrapper(kind)
 
@@ -481,8 +482,8 @@ def _wrapper(kind: Any, *_: object) -> object:
 
 
 _TENSOR_BUILDERS: dict[str, Callable[..., object]] = {
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor": strided_tensor,
+    "torch._utils._rebuild_tensor_v2": strided_tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
     "torch._utils._rebuild_parameter": _first,
     "torch._utils._rebuild_parameter_with_state": _first,

@@ -14,6 +14,8 @@ HEAD_BYTES = 1024
 HTML_PAGE = "an HTML page (a login or error page saved in place of the file?)"
 LFS_POINTER = "a git-LFS pointer"
 _READ = "supported are safetensors, npz and PyTorch files, and folders of them"
+# Members of torch.save, TorchScript and torch.export.
+_TORCH = ("data.pkl", "serialized_state_dict.pt")
 _MAGIC = (
     (b"GGUF", "a GGUF file"),
     (b"\x89HDF", "an HDF5 file (Keras weights?)"),
@@ -70,7 +72,7 @@ def _sniff_zip(path: Path) -> str:
     names = [info.filename for info in read_directory(path)[0]]
     if any(name.endswith(".npy") for name in names):
         return "npz"
-    if any(name.rpartition("/")[2] == "data.pkl" for name in names):
+    if any(name.rpartition("/")[2] in _TORCH or name.endswith("_weights_config.json") for name in names):
         return "torch"
     raise UnknownFormatError(
         f"{path}: a zip archive of neither numpy nor PyTorch, with {', '.join(names[:3]) or 'nothing'}", hint=_READ

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from vit_hub.converters.containers.archive import Member, check_expansion, read_members, stored_zip
+from vit_hub.converters.containers.exported import is_exported, read_exported
 from vit_hub.converters.containers.mapped import MappedFile, Pieces
 from vit_hub.converters.containers.pickles import (
     Inert,
@@ -45,7 +46,9 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 
 
 def read_torch(path: Path) -> tuple[dict[str, LazyTensor], dict[str, Unreadable]]:
-    """Return the tensors of a ``torch.save`` file, names of nested dicts and lists joined by ``/``, or of TorchScript.
+    """Return the tensors of a ``torch.save`` file, of TorchScript or of an exported program.
+
+    Names of nested dicts and lists are joined by ``/``.
 
     They are views of the mapped file, but for compressed archives. What else the file holds beside them is read as
     plain data and left out.
@@ -61,6 +64,8 @@ def read_torch(path: Path) -> tuple[dict[str, LazyTensor], dict[str, Unreadable]
     members: dict[str, Member] = {}
     if file.bytes(0, 2) == b"PK":
         members = read_members(file)
+        if is_exported(members):
+            return flatten(path, read_exported(file, members), file.size)
         if is_torchscript(members):
             return read_torchscript(file, members)
     elif file.bytes(257, 5) == b"ustar":

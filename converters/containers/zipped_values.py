@@ -14,7 +14,7 @@ from vit_hub.converters.containers.pickles import Storage, storage_dtype, storag
 from vit_hub.converters.tensors import Array
 from vit_hub.errors import CheckpointError
 
-__all__ = ["ZippedValues"]
+__all__ = ["ZippedValues", "read_values"]
 
 
 class ZippedValues:
@@ -54,10 +54,11 @@ class ZippedValues:
         nbytes = size * storage_itemsize(dtype)
         if size < 0 or nbytes > member.size:
             raise ValueError(f"{name!r} holds {member.size:,} bytes, too few for {size:,} values of {dtype}")
-        return Storage(dtype, nbytes, partial(_read, self._file, member))
+        return Storage(dtype, nbytes, partial(read_values, self._file, member))
 
 
-def _read(file: MappedFile, member: Member, offset: int, dtype: np.dtype[np.generic], count: int) -> Array:
+def read_values(file: MappedFile, member: Member, offset: int, dtype: np.dtype[np.generic], count: int) -> Array:
+    """Return values of a member, from an offset in bytes; a view of the mapped file unless it is compressed."""
     if not member.compressed:
         return file.array(member.offset + offset, dtype, (count,))
     values: Array = np.frombuffer(read_member(file, member), dtype, count, offset)
