@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vit_hub.converters.containers import CONTAINER_SUFFIXES, RawCheckpoint, open_raw, write_tensors
+from vit_hub.converters.containers import CONTAINER_SUFFIXES, EMBEDDED, RawCheckpoint, open_raw, write_tensors
 from vit_hub.converters.containers.ahead import meanwhile
 from vit_hub.converters.containers.atomic import atomic_path
 from vit_hub.converters.containers.hashing import file_sha256
@@ -138,7 +138,7 @@ def convert_checkpoint(
     else:
         rest = _read_rest(ckpt) if keep_rest else {}
         planned = ckpt if container or rest else _alone(ckpt)
-        plan = _plan(_with_preprocessing(planned), to, with_sidecars=container is None, lossy=lossy)
+        plan = _plan(_with_preprocessing(planned), to, container=container, lossy=lossy)
         sidecars = dict(plan.sidecars)
         if rest and plan.native:
             # The model is complete again, as the config files of the source describe it.
@@ -168,7 +168,7 @@ def foreign_tensors(ckpt: Checkpoint, to: str) -> tuple[dict[str, LazyTensor], S
     Raises:
         UnknownFormatError, UnsupportedByFormatError: as for :func:`convert_checkpoint`.
     """
-    plan = _plan(_with_preprocessing(_alone(ckpt)), to, with_sidecars=True, lossy=False)
+    plan = _plan(_with_preprocessing(_alone(ckpt)), to, container=None, lossy=False)
     return plan.tensors, plan.sidecars, [*_folded(plan), *label_losses(ckpt.passport, ckpt.config, plan.sidecars, to)]
 
 
@@ -180,7 +180,7 @@ def prospects(ckpt: Checkpoint, to: str) -> tuple[dict[str, str], list[str]]:
     """
     if to == "canonical":
         return {}, []
-    plan = _plan(ckpt, to, with_sidecars=True, lossy=True)
+    plan = _plan(ckpt, to, container=None, lossy=True)
     return dict(plan.problems), _folded(plan)
 
 
@@ -192,45 +192,46 @@ def _alone(ckpt: Checkpoint) -> Checkpoint:
     return dataclasses.replace(ckpt, passport=dataclasses.replace(passport, prefix="", names={}))
 
 
-def _plan(ckpt: Checkpoint, to: str, *, with_sidecars: bool, lossy: bool) -> _Plan:
+def _plan(ckpt: Checkpoint, to: str, *, container: str | None, lossy: bool) -> _Plan:
+    """Plan to write a file in a container, or a folder of the format's customary files (``container=None``)."""
     named = formats_named(to)
     if not named:
         raise UnknownFormatError(f"there is no format {to!r}", hint=f"formats: {', '.join(format_names())}")
     writable = [(fmt, dialects) for fmt, dialects in named if not fmt.returned_only or _own(ckpt, fmt, dialects, to)]
-    plans = [_plan_for(ckpt, fmt, dialects, to, with_sidecars) for fmt, dialects in writable or named]
+    plans = [_plan_for(ckpt, fmt, dialects, to, container) for fmt, dialects in writable or named]
     best = min(plans, key=lambda plan: (len(plan.problems), plan.cost, not plan.native, plan.distance, plan.lost))
     if best.problems and not lossy:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in best.problems)
-        able = [name for name in _able(ckpt, with_sidecars) if name != to]
+        able = [name for name in _able(ckpt, container) if name != to]
         hint = f"formats that can: {', '.join(able)}; or write it nevertheless with lossy=True (--lossy)"
-        if not with_sidecars and not _plan(ckpt, to, with_sidecars=True, lossy=True).problems:
+        if container is not None and not _plan(ckpt, to, container=None, lossy=True).problems:
             hint = f"a folder, with {to}'s config file, can: give a destination without a suffix; {hint}"
         raise UnsupportedByFormatError(f"{to} cannot express this model: {reasons}", hint=hint)
     return best
 
 
-def _able(ckpt: Checkpoint, with_sidecars: bool) -> list[str]:
+def _able(ckpt: Checkpoint, container: str | None) -> list[str]:
     """Return the formats that can express a model."""
     able = ["canonical"]
     for fmt in all_formats():
         if (
             fmt.name not in able
             and not fmt.returned_only
-            and not _plan_for(ckpt, fmt, fmt.dialects, fmt.name, with_sidecars).problems
+            and not _plan_for(ckpt, fmt, fmt.dialects, fmt.name, container).problems
         ):
             able.append(fmt.name)
     return able
 
 
-def _plan_for(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], label: str, with_sidecars: bool) -> _Plan:
+def _plan_for(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], label: str, container: str | None) -> _Plan:
     """Plan to write in one format, with the folds that it needs."""
-    plan = _plain_plan(ckpt, fmt, dialects, label, with_sidecars)
+    plan = _plain_plan(ckpt, fmt, dialects, label, container)
     for fold in FOLDS:
         wanted = plan.fields & {*fold.fields}
         folded = fold.apply(plan.ckpt.config, plan.ckpt.tensors) if wanted else None
         if folded is not None:
             changed = dataclasses.replace(plan.ckpt, config=folded[0], tensors=folded[1])
-            candidate = _plain_plan(changed, fmt, dialects, label, with_sidecars)
+            candidate = _plain_plan(changed, fmt, dialects, label, container)
             if not wanted & candidate.fields:
                 plan = dataclasses.replace(candidate, folds=(*plan.folds, fold))
     return plan
@@ -246,7 +247,7 @@ def _own(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], label: str)
     return [d for d in dialects if fmt.label(d) == read == label and dict(d.variables) == variables]
 
 
-def _plain_plan(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], label: str, with_sidecars: bool) -> _Plan:
+def _plain_plan(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], label: str, container: str | None) -> _Plan:
     """Plan to write in one format without folds, with everything that it cannot express."""
     config, passport = ckpt.config, ckpt.passport
     own = _own(ckpt, fmt, dialects, label)
@@ -272,7 +273,9 @@ def _plain_plan(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], labe
         tensors = {passport.names.get(name, name): tensor for name, tensor in tensors.items()}
         shapes = passport.shapes
         tensors = {name: tensor.reshape(shapes[name]) if name in shapes else tensor for name, tensor in tensors.items()}
-    sidecars = fmt.sidecars(config, passport) if with_sidecars else {}
+    sidecars = fmt.sidecars(config, passport)
+    if container is not None:
+        sidecars = {name: content for name, content in sidecars.items() if container == "torch" and name in EMBEDDED}
     if not problems:
         problems += _read_back(ckpt, fmt, dialect, tensors, sidecars, native)
     distance = (int(fmt.label(dialect) != passport.format), *_distance(fmt, config, passport, sidecars))
@@ -353,10 +356,13 @@ def _write(
 ) -> Report:
     tensors = {**plan.tensors, **rest}
     file = target if container else target / plan.format.filename
-    write_tensors(
-        file, container or plan.format.container, _cast_all(tensors, dtype), plan.format.metadata, progress=progress
-    )
+    embedded = {name: content for name, content in plan.sidecars.items() if name in EMBEDDED}
+    container = container or plan.format.container
+    cast = _cast_all(tensors, dtype)
+    write_tensors(file, container, cast, plan.format.metadata, embedded=embedded, progress=progress)
     for name, content in plan.sidecars.items():
+        if name in embedded:
+            continue
         with atomic_path(target / name) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     dropped = dict(ckpt.dropped)

@@ -17,12 +17,12 @@ from vit_hub.converters.containers.npz import read_npz, write_npz
 from vit_hub.converters.containers.pickles import Unreadable
 from vit_hub.converters.containers.safetensors_file import read_safetensors, write_safetensors
 from vit_hub.converters.containers.sniff import sniff
-from vit_hub.converters.containers.torch_file import read_torch, write_torch
+from vit_hub.converters.containers.torch_file import EMBEDDED, read_torch, write_torch
 from vit_hub.converters.containers.training_folder import enter
 from vit_hub.converters.tensors import DTYPES, LazyTensor
 from vit_hub.errors import CheckpointError
 
-__all__ = ["CONTAINER_SUFFIXES", "RawCheckpoint", "atomic_path", "open_raw", "write_tensors"]
+__all__ = ["CONTAINER_SUFFIXES", "EMBEDDED", "RawCheckpoint", "atomic_path", "open_raw", "write_tensors"]
 
 # Suffixes decide only what is written; reading goes by content.
 CONTAINER_SUFFIXES: dict[str, str] = {
@@ -48,7 +48,7 @@ class RawCheckpoint:
         tensors: name -> tensor in the file's order, names of nested dicts joined by ``/``. Arrays can be written to
             without changing the file; those of an npz are often not aligned to their item size.
         metadata: that of a safetensors file; empty for the others.
-        sidecars: JSON files beside the weights, file name -> contents.
+        sidecars: JSON files beside the weights, file name -> contents; also what a PyTorch file keeps under ``meta``.
         files: the files that hold the weights.
         unreadable: names of tensors that have no plain values, with what they are; beside at least one plain tensor.
         warnings: messages for the user, such as which subfolder was chosen.
@@ -95,12 +95,13 @@ def open_raw(path: str | Path, *, with_sidecars: bool = False) -> RawCheckpoint:
     if contents.unreadable and not contents.tensors:
         name, found = next(iter(contents.unreadable.items()))
         raise CheckpointError(f"{path}: tensor {name!r} {found.what}", hint=found.remedy)
+    beside = with_sidecars or path != weights or is_customary(path.name)
     return RawCheckpoint(
         path,
         contents.container,
         contents.tensors,
         contents.metadata,
-        read_sidecars(weights) if with_sidecars or path != weights or is_customary(path.name) else {},
+        {**(read_sidecars(weights) if beside else {}), **contents.embedded},
         contents.files,
         contents.unreadable,
         tuple(warnings),
@@ -127,23 +128,21 @@ class _Contents(NamedTuple):
     unreadable: dict[str, Unreadable]
     metadata: dict[str, str]
     files: tuple[Path, ...]
+    embedded: dict[str, dict[str, Any]]
 
 
 def _read(path: Path) -> _Contents:
     container = sniff(path)
     if container == "safetensors":
         tensors, unreadable, metadata = read_safetensors(path)
-        return _Contents(container, tensors, unreadable, metadata, (path,))
+        return _Contents(container, tensors, unreadable, metadata, (path,), {})
     if path.name == METADATA:
-        return _Contents("torch", *_of_dcp(path.parent))
+        tensors, unreadable, files = read_dcp(path.parent)
+        return _Contents("torch", tensors, unreadable, {}, files, {})
     if container == "npz":
-        return _Contents(container, read_npz(path), {}, {}, (path,))
-    return _Contents("torch", *read_torch(path), {}, (path,))
-
-
-def _of_dcp(folder: Path) -> tuple[dict[str, LazyTensor], dict[str, Unreadable], dict[str, str], tuple[Path, ...]]:
-    tensors, unreadable, files = read_dcp(folder)
-    return tensors, unreadable, {}, files
+        return _Contents(container, read_npz(path), {}, {}, (path,), {})
+    tensors, unreadable, embedded = read_torch(path)
+    return _Contents("torch", tensors, unreadable, {}, (path,), embedded)
 
 
 def _read_shards(index: Path) -> _Contents:
@@ -151,7 +150,7 @@ def _read_shards(index: Path) -> _Contents:
     kinds = {sniff(shard) for shard in shards}
     if len(kinds) > 1 or "index" in kinds:
         raise CheckpointError(f"{index}: its files are of different containers: {', '.join(sorted(kinds))}")
-    whole = _Contents("", {}, {}, {}, ())
+    whole = _Contents("", {}, {}, {}, (), {})
     for shard, names in shards.items():
         found = _read(shard)
         missing = [name for name in names if name not in found.tensors and name not in found.unreadable]
@@ -169,6 +168,7 @@ def _read_shards(index: Path) -> _Contents:
             whole.unreadable | found.unreadable,
             whole.metadata | found.metadata,
             (*whole.files, shard),
+            {},
         )
     return whole
 
@@ -179,6 +179,7 @@ def write_tensors(
     tensors: Mapping[str, LazyTensor],
     metadata: Mapping[str, str] | None = None,
     *,
+    embedded: Mapping[str, Mapping[str, Any]] | None = None,
     finish: Callable[[], Mapping[str, str]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> None:
@@ -191,6 +192,7 @@ def write_tensors(
         container: ``safetensors``, ``npz``, or ``torch``, where a ``/`` in a name opens a nested dict.
         tensors: name -> tensor, in the order to write.
         metadata: for the header of a safetensors file; other containers cannot store any.
+        embedded: plain data for a torch file to keep beside the tensors, by key; other containers cannot store any.
         finish: returns the final metadata when all values are written, each text as long as in ``metadata``.
         progress: called with the number of bytes of values written since the last call.
 
@@ -207,7 +209,7 @@ def write_tensors(
         elif container == "npz":
             write_npz(temporary, tensors, pieces)
         else:
-            write_torch(temporary, tensors, pieces)
+            write_torch(temporary, tensors, pieces, embedded or {})
 
 
 def _pieces(

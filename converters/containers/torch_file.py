@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import pickle
 import struct
@@ -34,18 +35,21 @@ from vit_hub.converters.containers.zipped_values import ZippedValues
 from vit_hub.converters.tensors import DTYPES, Array, LazyTensor
 from vit_hub.errors import CheckpointError, UnsafeCheckpointError
 
-__all__ = ["flatten", "read_torch", "write_torch"]
+__all__ = ["EMBEDDED", "flatten", "read_torch", "write_torch"]
 
 _RESAVE = "on a machine you trust, save the weights as safetensors"
 _DAMAGED = f"the file is damaged: download it again, or {_RESAVE}"
 # Checkpoints nest three or four levels; these bounds end the walk through an object that contains itself.
 _MAX_DEPTH = 32
 _MAX_OBJECTS = 1_000_000
+EMBEDDED = ("meta",)
+"""Keys under which files keep plain data about themselves: mmengine's."""
+_MAX_EMBEDDED = 4_000_000
 # What a file older than the zip format begins with.
 _MAGIC = 0x1950A86A20F9469CFC6C
 
 
-def read_torch(path: Path) -> tuple[dict[str, LazyTensor], dict[str, Unreadable]]:
+def read_torch(path: Path) -> tuple[dict[str, LazyTensor], dict[str, Unreadable], dict[str, dict[str, Any]]]:
     """Return the tensors of a ``torch.save`` file, of TorchScript or of an exported program.
 
     Names of nested dicts and lists are joined by ``/``.
@@ -54,7 +58,8 @@ def read_torch(path: Path) -> tuple[dict[str, LazyTensor], dict[str, Unreadable]
     plain data and left out.
 
     Returns:
-        The tensors, and those without plain values (quantized, sparse), each with what it is.
+        The tensors, those without plain values (quantized, sparse), each with what it is, and the plain data that the
+        file keeps about itself: that of :data:`EMBEDDED`, by key.
 
     Raises:
         CheckpointError: the file is damaged or holds no named tensors.
@@ -65,9 +70,9 @@ def read_torch(path: Path) -> tuple[dict[str, LazyTensor], dict[str, Unreadable]
     if file.bytes(0, 2) == b"PK":
         members = read_members(file)
         if is_exported(members):
-            return flatten(path, read_exported(file, members), file.size)
+            return (*flatten(path, read_exported(file, members), file.size), {})
         if is_torchscript(members):
-            return read_torchscript(file, members)
+            return (*read_torchscript(file, members), {})
     elif file.bytes(257, 5) == b"ustar":
         raise UnsafeCheckpointError(f"{path}: PyTorch's tar format of before 2017 cannot be read safely", hint=_RESAVE)
     try:
@@ -80,7 +85,30 @@ def read_torch(path: Path) -> tuple[dict[str, LazyTensor], dict[str, Unreadable]
     except Exception as error:
         reason = (str(error) or repr(error)).splitlines()[0]
         raise CheckpointError(f"{path}: not a readable PyTorch file: {reason}", hint=_DAMAGED) from error
-    return flatten(path, root, sum(member.size for member in members.values()) or file.size)
+    flat = flatten(path, root, sum(member.size for member in members.values()) or file.size)
+    return (*flat, _embedded(root))
+
+
+def _embedded(root: object) -> dict[str, dict[str, Any]]:
+    """Return the plain data that a file keeps about itself, as JSON would give it back, without what is none."""
+    found: dict[str, dict[str, Any]] = {}
+    room = _MAX_EMBEDDED
+    for key in EMBEDDED:
+        about = root.get(key) if isinstance(root, dict) else None
+        for name, value in about.items() if isinstance(about, dict) else ():
+            pieces: list[str] = []
+            try:
+                # Piece by piece: a small pickle can name the same long list many times.
+                for piece in json.JSONEncoder(allow_nan=False).iterencode(value):
+                    pieces.append(piece)
+                    room -= len(piece)
+                    if room < 0:
+                        return found
+            # Dates, tensors, or a dict that contains itself.
+            except (TypeError, ValueError, RecursionError):
+                continue
+            found.setdefault(key, {})[str(name)] = json.loads("".join(pieces))
+    return found
 
 
 def _zipped(file: MappedFile, members: Mapping[str, Member]) -> object:
@@ -252,16 +280,18 @@ class _Pickler(pickle.Pickler):
         return "storage", getattr(torch, obj.class_name), obj.key, "cpu", obj.size
 
 
-def write_torch(path: Path, tensors: Mapping[str, LazyTensor], pieces: Pieces) -> None:
+def write_torch(
+    path: Path, tensors: Mapping[str, LazyTensor], pieces: Pieces, embedded: Mapping[str, Mapping[str, Any]]
+) -> None:
     """Write the file that ``torch.save`` writes for plain tensors; a ``/`` in a name opens a nested dict.
 
-    ``torch.save`` itself needs all tensors in memory at once.
+    ``torch.save`` itself needs all tensors in memory at once. ``embedded`` is plain data to keep beside them, by key.
 
     Raises:
         CheckpointError: one name is both a tensor and a dict of tensors.
         OSError: it cannot be written.
     """
-    root: dict[str, Any] = {}
+    root: dict[str, Any] = dict(embedded)
     for key, (name, tensor) in enumerate(tensors.items()):
         *parents, last = name.split("/")
         level = root
