@@ -24,6 +24,7 @@ __all__ = [
     "Dtype",
     "LazyTensor",
     "concat",
+    "copied",
     "from_array",
     "split",
     "stack",
@@ -120,6 +121,11 @@ def from_array(array: Array, dtype: str | None = None) -> LazyTensor:
 def zeros(dtype: str, shape: tuple[int, ...]) -> LazyTensor:
     """Return a lazy tensor of zeros."""
     return LazyTensor(dtype, shape, lambda: np.zeros(shape, DTYPES[dtype].carrier))
+
+
+def copied(tensor: LazyTensor) -> LazyTensor:
+    """Return a tensor whose values are a copy, so that nothing done to them in place changes another's."""
+    return LazyTensor(tensor.dtype, tensor.shape, lambda: tensor.read().copy())
 
 
 def concat(parts: Sequence[LazyTensor]) -> LazyTensor:

@@ -7,7 +7,7 @@ functions, so that its inverse needs no second table.
   a leading axis. Other letters are other indices; ``{s+1}`` counts from one where the other side counts from zero. An
   index that only the foreign side has (a chunk number) is recorded, so that it is written again.
 * Several foreign names are joined along the first axis (q, k, v into qkv); several canonical names cut it, in the
-  proportion ``weights``.
+  proportion ``weights``, or are each a copy of the whole (``copies``).
 * ``layout`` maps each foreign tensor to the canonical axes (see :mod:`vit_hub.converters.rules.layouts`); ``h`` heads,
   ``m`` heads of map pooling, ``p`` x ``q`` patch and ``c`` channels of the patch embedding are known from the config,
   other axes from the shape. Alternatives after the first are accepted when read; the shape found is recorded so that
@@ -27,8 +27,8 @@ from itertools import takewhile
 from typing import Any
 
 from vit_hub.converters.rules.layouts import rearrange
-from vit_hub.converters.tensors import LazyTensor, concat, split, stack, unstack
-from vit_hub.errors import CheckpointError
+from vit_hub.converters.tensors import Array, LazyTensor, concat, copied, split, stack, unstack
+from vit_hub.errors import CheckpointError, UnsupportedByFormatError
 
 __all__ = ["Drop", "Reading", "Rule", "Table", "rule", "weight_and_bias"]
 
@@ -44,6 +44,7 @@ class Rule:
     Attributes:
         layouts: how each foreign tensor maps to canonical axes; the first is written.
         weights: proportions of the canonical tensors along the first axis.
+        copies: the canonical tensors are equal, each the whole foreign tensor.
         carried: the model does not use the tensor; it is kept to be written back.
         unless: a foreign tensor whose presence disables the rule.
     """
@@ -52,6 +53,7 @@ class Rule:
     foreign: tuple[str, ...]
     layouts: tuple[str, ...] = ("",)
     weights: tuple[int, ...] = (1,)
+    copies: bool = False
     carried: bool = False
     unless: str = ""
 
@@ -66,13 +68,14 @@ def rule(
     foreign: str | tuple[str, ...],
     *layouts: str,
     weights: tuple[int, ...] = (),
+    copies: bool = False,
     carried: bool = False,
     unless: str = "",
 ) -> Rule:
     """Return a rule from single names or tuples of them."""
     names = (canonical,) if isinstance(canonical, str) else canonical
     others = (foreign,) if isinstance(foreign, str) else foreign
-    return Rule(names, others, layouts or ("",), weights or (1,) * len(names), carried, unless)
+    return Rule(names, others, layouts or ("",), weights or (1,) * len(names), copies, carried, unless)
 
 
 def weight_and_bias(canonical: str, foreign: str = "", joint: str = ".", **options: Any) -> tuple[Rule, Rule]:
@@ -234,7 +237,8 @@ class Table:
         for layer, parts in enumerate(columns):
             try:
                 laid_out = [_apply_layouts(part, r.layouts, sizes) for part in parts]
-                pieces = split(concat([tensor for tensor, _ in laid_out]), r.weights)
+                whole = concat([tensor for tensor, _ in laid_out])
+                pieces = [copied(whole) for _ in r.canonical] if r.copies else split(whole, r.weights)
             except ValueError as error:
                 raise CheckpointError(f"tensor {', '.join(names)}: {error}") from error
             for name, (_, first) in zip(names, laid_out, strict=True):
@@ -277,7 +281,7 @@ class Table:
                 columns = [
                     [
                         rearrange(piece, r.layouts[0], sizes, inverse=True)
-                        for piece in split(concat([tensors[part] for part in parts]), (1,) * len(r.foreign))
+                        for piece in split(_joined(r, parts, tensors), (1,) * len(r.foreign))
                     ]
                     for parts in names
                 ]
@@ -287,6 +291,25 @@ class Table:
                     order[written] = (runs[position], indices.get("i", 0), position)
         ordered = {name: foreign[name] for name in sorted(foreign, key=lambda name: order[name])}
         return ordered, [name for name in tensors if name not in claimed]
+
+
+def _joined(r: Rule, names: Sequence[str], tensors: Mapping[str, LazyTensor]) -> LazyTensor:
+    """Return what the canonical tensors of a rule are together."""
+    parts = [tensors[name] for name in names]
+    return _equal(parts, names) if r.copies else concat(parts)
+
+
+def _equal(parts: Sequence[LazyTensor], names: Sequence[str]) -> LazyTensor:
+    """Return the one tensor that all parts are; reading it raises UnsupportedByFormatError if they differ."""
+    first = parts[0]
+
+    def read() -> Array:
+        values = first.read()
+        if any(part.dtype != first.dtype or part.read().tobytes() != values.tobytes() for part in parts[1:]):
+            raise UnsupportedByFormatError(f"the format has one tensor for {' and '.join(names)}, which differ")
+        return values
+
+    return LazyTensor(first.dtype, first.shape, read)
 
 
 def _runs(rules: Sequence[Rule]) -> list[int]:

@@ -48,7 +48,9 @@ class Rope:
         offset: added to index coordinates.
         reference_grid: index coordinates are scaled to this grid (EVA-02); None: not scaled.
         order: whether the row or the column comes first in the channels.
-        pairs: ``half`` rotates channels k and k + E/2 together, ``interleaved`` 2k and 2k + 1.
+        pairs: ``half`` rotates channels k and k + E/2 together, ``interleaved`` 2k and 2k + 1; ``tiled`` has the
+            latter's pairs, but channel k of an axis turns by the angle of frequency k modulo E/4, so that the two of a
+            pair turn by different ones (mmpretrain's EVA-02).
         mixed: the frequencies are learned per block and head (arXiv 2403.13298).
         stored_periods: the periods are in the checkpoint and used as stored (DINOv3).
     """
@@ -59,7 +61,7 @@ class Rope:
     offset: float = 0.0
     reference_grid: tuple[int, int] | None = None
     order: Literal["yx", "xy"] = "yx"
-    pairs: Literal["half", "interleaved"] = "interleaved"
+    pairs: Literal["half", "interleaved", "tiled"] = "interleaved"
     mixed: bool = False
     stored_periods: bool = False
 

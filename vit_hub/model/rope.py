@@ -72,12 +72,18 @@ def mixed_angles(rope: Rope, grid_size: tuple[int, int], freqs: Tensor) -> Tenso
 def expand_angles(rope: Rope, angles: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
     """Return cosines and sines per channel, [..., T, E]; prefix tokens have angle zero: they are not rotated."""
     angles = torch.nn.functional.pad(angles, (0, 0, prefix, 0))
-    full = torch.cat((angles, angles), dim=-1) if rope.pairs == "half" else angles.repeat_interleave(2, dim=-1)
+    if rope.pairs == "half":
+        full = torch.cat((angles, angles), dim=-1)
+    elif rope.pairs == "tiled":
+        first, second = angles.chunk(2, dim=-1)
+        full = torch.cat((first, first, second, second), dim=-1)
+    else:
+        full = angles.repeat_interleave(2, dim=-1)
     return full.cos(), full.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, pairs: str) -> Tensor:
-    """Rotate channel pairs: (k, k + E/2) for ``half``, (2k, 2k + 1) for ``interleaved``.
+    """Rotate channel pairs: (k, k + E/2) for ``half``, (2k, 2k + 1) for the others.
 
     Args:
         x: [B, H, T, E].
