@@ -37,7 +37,7 @@ def label_losses(passport: Passport, config: ViTConfig, written: Sidecars, to: s
     lost = []
     if stated_descriptions(passport.sidecars) != stated_descriptions(written):
         lost.append(f"class names: {to} has no place for the longer descriptions of the classes")
-    numbers = written["config.json"].get("label2id")
+    numbers = written.get("config.json", {}).get("label2id")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice and isinstance(numbers, Mapping) and numbers != passport.sidecars.get("config.json", {}).get("label2id"):
         shown = ", ".join(twice[:_SHOWN]) + ", ..." * (len(twice) > _SHOWN)

@@ -67,9 +67,20 @@ MODELS = {
     "fb_dinov2_reg4": "DINOv2 with registers",
     "fb_dinov2_giant_swiglu": "DINOv2 giant",
     "fb_dinov3_vits_style": "DINOv3",
+    "mmpre_vit_mae_ft_avg": "MAE, fine-tuned",
+    "mmpre_deit3": "DeiT3",
+    "mmpre_beit": "BEiT",
+    "mmpre_eva02_nosub": "EVA-02",
 }
 # Prefix of the recorded models -> format.
-SOURCES = {"vitjax": "vit_jax", "bv": "big_vision", "fb": "facebook", "openai": "openai_clip", "openclip": "open_clip"}
+SOURCES = {
+    "vitjax": "vit_jax",
+    "bv": "big_vision",
+    "fb": "facebook",
+    "openai": "openai_clip",
+    "openclip": "open_clip",
+    "mmpre": "mmpretrain",
+}
 # Projects whose files do not state the number of heads, or the image size of a model without a table.
 UNSTATED = ("timm", "fb", "torchvision", "openclip", "openai")
 

@@ -80,6 +80,11 @@ PREFERENCES = (
     Preference("model", "model_ema", "moving average of the weights: the weights themselves are read"),
     Preference("visual_encoder", "visual_encoder_m", "momentum copy: the encoder itself is read"),
     Preference("vision_model", "vision_model_m", "momentum copy: the encoder itself is read"),
+    Preference(
+        "state_dict", "ema_state_dict", "weights in training: mmengine writes their moving average into state_dict"
+    ),
+    Preference("backbone", "target_generator", "the encoder that gives the targets of the pre-training"),
+    Preference("backbone", "momentum_encoder", "momentum encoder: the backbone itself is read"),
     Preference("image_tower", "video_tower", "the encoder of videos: that of images is read"),
 )
 
@@ -114,6 +119,11 @@ _REMEDIES = (
         r".*\._packed_params(\..*|/.*)?|.*\.(scale|zero_point)",
         "quantized by PyTorch's dynamic or static quantization",
         "give the checkpoint that was quantized",
+    ),
+    (
+        r".*\.attn\.rel_pos_[hw]",
+        "an image encoder of SAM, with windows and decomposed relative positions: not supported",
+        "give the checkpoint of a plain Vision Transformer",
     ),
     (
         r".*\.parametrizations\..*",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_hub.errors import ConfigError
+from vit_hub.preprocessing.mmengine import META
 
 __all__ = [
     "LABEL_FILES",
@@ -33,8 +34,8 @@ LABEL_FILES = {
 _DATA = Path(__file__).parent.parent / "data"
 _CONFIG = "config.json"
 # Keys of config.json with class names, most telling first: transformers', timm's, timm's of former times. timm has its
-# keys at the top or in pretrained_cfg.
-_KEYS = ("id2label", "label_names", "labels", "label_descriptions", "label2id")
+# keys at the top or in pretrained_cfg. The last two are mmengine's, in what a checkpoint keeps under meta.
+_KEYS = ("id2label", "label_names", "labels", "label_descriptions", "label2id", "classes", "CLASSES")
 _DESCRIPTIONS = "label_descriptions"
 
 
@@ -85,38 +86,44 @@ def stated_labels(sidecars: Mapping[str, Mapping[str, Any]], count: int) -> tupl
     get placeholders; names that are numbers become text. Both are warned of, as is what cannot be used at all.
     """
     warnings = []
-    for place in _places(sidecars) if count else ():
+    for file, place in _places(sidecars) if count else ():
         for key in _KEYS:
             if not place.get(key):
                 continue
             try:
                 names, said = _in_order(place[key], count)
             except ConfigError as error:
-                warnings.append(f"{_CONFIG}: the class names in {key} are ignored: {error.message}")
+                warnings.append(f"{file}: the class names in {key} are ignored: {error.message}")
             else:
-                return (None if names == placeholders(count) else names), [f"{_CONFIG}: {key} {text}" for text in said]
+                return (None if names == placeholders(count) else names), [f"{file}: {key} {text}" for text in said]
     return None, warnings
 
 
 def stated_descriptions(sidecars: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Return timm's longer descriptions of classes by name; empty if there are none."""
-    found = [place[_DESCRIPTIONS] for place in _places(sidecars) if isinstance(place.get(_DESCRIPTIONS), Mapping)]
+    found = [place[_DESCRIPTIONS] for _, place in _places(sidecars) if isinstance(place.get(_DESCRIPTIONS), Mapping)]
     return dict(found[0]) if found else {}
 
 
 def without_labels(sidecars: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the config files without class names, for a model with another head."""
     found = {name: dict(content) for name, content in sidecars.items()}
-    for place in _places(found):
+    for _, place in _places(found):
         for key in (*_KEYS, "num_labels"):
             place.pop(key, None)
     return found
 
 
-def _places(sidecars: Mapping[str, Mapping[str, Any]]) -> list[Any]:
-    """Return the mappings of config.json that may hold class names."""
-    config = sidecars.get(_CONFIG, {})
-    return [place for place in (config, config.get("pretrained_cfg")) if isinstance(place, Mapping)]
+def _places(sidecars: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Any]]:
+    """Return the mappings that may hold class names, each with the file it is from."""
+    config, meta = sidecars.get(_CONFIG, {}), sidecars.get(META, {})
+    places = (
+        (_CONFIG, config),
+        (_CONFIG, config.get("pretrained_cfg")),
+        (META, meta.get("dataset_meta")),
+        (META, meta),
+    )
+    return [(file, place) for file, place in places if isinstance(place, Mapping)]
 
 
 def _in_order(value: Any, count: int) -> tuple[list[str], list[str]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import size_pair
+from vit_hub.preprocessing.mmengine import META, from_mmengine, stated_config
 from vit_hub.preprocessing.spec import INTERPOLATIONS, CropMode, Preprocessing, channel_values, is_number
 
 __all__ = [
@@ -64,6 +65,7 @@ _CONVENTIONS: dict[str, dict[str, Any]] = {
     "deit3": {**_IMAGENET, "interpolation": "bicubic"},
     "mocov3": {**_IMAGENET, "interpolation": "bilinear", "crop_pct": 0.875},
     "dinov3": {**_IMAGENET, "interpolation": "bilinear", "crop_mode": "squash"},
+    "mmpretrain": {**_IMAGENET, "interpolation": "bicubic", "crop_pct": 0.875},
     "openai_clip": {**_CLIP, "interpolation": "bicubic"},
     "open_clip": {**_CLIP, "interpolation": "bicubic"},
 }
@@ -226,7 +228,7 @@ def stated_preprocessing(
         format: that of the weights; where open_clip's files lie beside others, its weights take its own.
     """
     config, open_clip = sidecars.get("config.json", {}), sidecars.get("open_clip_config.json", {})
-    found: dict[str, tuple[Callable[[Mapping[str, Any]], Preprocessing], Any]] = {}
+    found: dict[str, tuple[Callable[[Mapping[str, Any]], Preprocessing | None], Any]] = {}
     if "preprocessor_config.json" in sidecars:
         found["preprocessor_config.json"] = (from_hf, sidecars["preprocessor_config.json"])
     if "architecture" in config or "pretrained_cfg" in config:
@@ -234,6 +236,8 @@ def stated_preprocessing(
         found["config.json"] = (from_timm, config.get("pretrained_cfg", config))
     if "preprocess_cfg" in open_clip:
         found["open_clip_config.json"] = (from_open_clip, open_clip["preprocess_cfg"])
+    if META in sidecars:
+        found[META] = (from_mmengine, stated_config(sidecars))
     warnings: list[str] = []
     for name in sorted(found, key=lambda name: name.startswith("open_clip") != format.startswith("open_clip")):
         read, content = found[name]
