@@ -114,7 +114,7 @@ def read_raw(
     for fmt in all_formats():
         if refusal := fmt.refuses(raw):
             raise ConfigError(f"{raw.path}: {refusal}")
-    raw, stored = _without_wrappers_inside(raw)
+    raw, stored = _with_plain_names(raw)
     try:
         match = recognize(raw, format, prefix)
     except CheckpointError as error:
@@ -237,22 +237,30 @@ def _read(
 # What torch puts between the names of modules that it compiles, shards or checkpoints.
 _INFIX = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _WRAPPERS = re.compile(r"(.*/)?((module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|model)\.)*")
+# Keras 2 stores a variable under its layer, the model and the layer again.
+_KERAS_2 = re.compile(r"([^/]+)/[^/]+/(\1/.+:\d+)")
 
 
-def _without_wrappers_inside(raw: RawCheckpoint) -> tuple[RawCheckpoint, dict[str, str]]:
-    """Return the contents without torch's wrappers between modules, and the stored names of those that had one."""
-    stored: dict[str, str] = {}
-    for name in raw.tensors:
-        start = cast("re.Match[str]", _WRAPPERS.match(name)).end()
-        plain = name[:start] + _INFIX.sub("", name[start:])
-        if plain != name:
-            stored[plain] = name
+def _plain_name(raw: RawCheckpoint, name: str) -> str:
+    """Return a name without what torch and Keras put into names of the same model."""
+    if raw.container == "hdf5":
+        repeated = _KERAS_2.fullmatch(name)
+        return repeated[2] if repeated else name
+    if raw.metadata.get("format") == "flax":  # its safetensors files have dots between nested dicts
+        return name.replace(".", "/")
+    start = cast("re.Match[str]", _WRAPPERS.match(name)).end()
+    return name[:start] + _INFIX.sub("", name[start:])
+
+
+def _with_plain_names(raw: RawCheckpoint) -> tuple[RawCheckpoint, dict[str, str]]:
+    """Return the contents with plain names, and the stored names of those that had another."""
+    plain_names = {name: _plain_name(raw, name) for name in raw.tensors}
+    stored = {plain: name for name, plain in plain_names.items() if plain != name}
     if not stored:
         return raw, stored
-    plain_names = {name: plain for plain, name in stored.items()}
-    tensors = {plain_names.get(name, name): tensor for name, tensor in raw.tensors.items()}
+    tensors = {plain_names[name]: tensor for name, tensor in raw.tensors.items()}
     if len(tensors) != len(raw.tensors):
-        raise CheckpointError(f"{raw.path}: holds tensors twice, with and without torch's wrappers in their names")
+        raise CheckpointError(f"{raw.path}: holds tensors twice, with and without wrappers in their names")
     return dataclasses.replace(raw, tensors=tensors), stored
 
 

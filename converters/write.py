@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -304,7 +305,7 @@ def _reread(
     fmt: Format, dialect: Dialect, tensors: Mapping[str, LazyTensor], sidecars: Sidecars, overrides: Mapping[str, Any]
 ) -> ViTConfig:
     """Return the config that a planned file would be read with."""
-    raw = RawCheckpoint(Path("planned"), fmt.container, dict(tensors), {}, sidecars, ())
+    raw = RawCheckpoint(Path("planned"), fmt.container, dict(tensors), dict(fmt.metadata), sidecars, ())
     return read_raw(raw, format=fmt.label(dialect), overrides=overrides).config
 
 
@@ -354,15 +355,19 @@ def _write(
     rest: Mapping[str, LazyTensor],
     progress: Callable[[int], None] | None,
 ) -> Report:
-    tensors = {**plan.tensors, **rest}
-    file = target if container else target / plan.format.filename
-    embedded = {name: content for name, content in plan.sidecars.items() if name in EMBEDDED}
-    container = container or plan.format.container
-    cast = _cast_all(tensors, dtype)
-    write_tensors(file, container, cast, plan.format.metadata, embedded=embedded, progress=progress)
-    for name, content in plan.sidecars.items():
-        if name in embedded:
-            continue
+    fmt, passport, sidecars = plan.format, ckpt.passport, dict(plan.sidecars)
+    embedded = {name: sidecars.pop(name) for name in EMBEDDED if name in sidecars}
+    file, tensors = target, {**plan.tensors, **rest}
+    if container is None:
+        own = passport.container if plan.native and passport.container in fmt.others else fmt.container
+        sharded = plan.native and bool(fmt.shard) and own == fmt.container and len(passport.source) > 1
+        container, file = own, target / (fmt.shard if sharded else fmt.others.get(own, fmt.filename))
+        if sharded:
+            sidecars |= _index(file.name, tensors)
+    if file.name != fmt.shard:
+        tensors = {fmt.stored(name, container, plan.sidecars): tensor for name, tensor in tensors.items()}
+    write_tensors(file, container, _cast_all(tensors, dtype), fmt.metadata, embedded=embedded, progress=progress)
+    for name, content in sidecars.items():
         with atomic_path(target / name) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     dropped = dict(ckpt.dropped)
@@ -374,6 +379,13 @@ def _write(
     notes += [f"lossy: {name}: {reason}" for name, reason in plan.problems]
     label = plan.format.label(plan.dialect)
     return Report(target, label, plan.ckpt.config, dropped, dict(ckpt.inferred), notes, lossy=bool(plan.problems))
+
+
+def _index(shard: str, tensors: Mapping[str, LazyTensor]) -> Sidecars:
+    """Return the index of the only file of a sharded checkpoint."""
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    name = re.sub(r"-\d+-of-\d+", "", shard)
+    return {f"{name}.index.json": {"metadata": {"total_size": total}, "weight_map": dict.fromkeys(tensors, shard)}}
 
 
 def _with_preprocessing(ckpt: Checkpoint) -> Checkpoint:

@@ -1,4 +1,7 @@
-"""Files of tensors: safetensors, npz and PyTorch, opened by content, read lazily and written one tensor at a time."""
+"""Files of tensors: safetensors, npz, PyTorch, msgpack and HDF5.
+
+They are opened by content, read lazily and written one tensor at a time.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from vit_hub.converters.containers.ahead import ahead
 from vit_hub.converters.containers.atomic import atomic_path, steady_sync
 from vit_hub.converters.containers.dcp import METADATA, read_dcp
 from vit_hub.converters.containers.folder import find_weights, is_customary, read_index, read_sidecars
-from vit_hub.converters.containers.mapped import chunks
+from vit_hub.converters.containers.hdf5 import read_hdf5, write_hdf5
+from vit_hub.converters.containers.mapped import Pieces, chunks
+from vit_hub.converters.containers.msgpack_file import read_msgpack, write_msgpack
 from vit_hub.converters.containers.npz import read_npz, write_npz
 from vit_hub.converters.containers.pickles import Unreadable
 from vit_hub.converters.containers.safetensors_file import read_safetensors, write_safetensors
@@ -32,6 +37,21 @@ CONTAINER_SUFFIXES: dict[str, str] = {
     ".pt": "torch",
     ".bin": "torch",
     ".tar": "torch",
+    ".msgpack": "msgpack",
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+}
+
+
+_READERS: dict[str, Callable[[Path], dict[str, LazyTensor]]] = {
+    "npz": read_npz,
+    "msgpack": read_msgpack,
+    "hdf5": read_hdf5,
+}
+_WRITERS: dict[str, Callable[[Path, Mapping[str, LazyTensor], Pieces], None]] = {
+    "npz": write_npz,
+    "msgpack": write_msgpack,
+    "hdf5": write_hdf5,
 }
 
 # From a run's folder to its weights.
@@ -44,7 +64,7 @@ class RawCheckpoint:
 
     Attributes:
         path: as given, a file or a folder.
-        container: ``safetensors``, ``npz`` or ``torch``.
+        container: ``safetensors``, ``npz``, ``torch``, ``msgpack`` or ``hdf5``.
         tensors: name -> tensor in the file's order, names of nested dicts joined by ``/``. Arrays can be written to
             without changing the file; those of an npz are often not aligned to their item size.
         metadata: that of a safetensors file; empty for the others.
@@ -139,8 +159,8 @@ def _read(path: Path) -> _Contents:
     if path.name == METADATA:
         tensors, unreadable, files = read_dcp(path.parent)
         return _Contents("torch", tensors, unreadable, {}, files, {})
-    if container == "npz":
-        return _Contents(container, read_npz(path), {}, {}, (path,), {})
+    if container in _READERS:
+        return _Contents(container, _READERS[container](path), {}, {}, (path,), {})
     tensors, unreadable, embedded = read_torch(path)
     return _Contents("torch", tensors, unreadable, {}, (path,), embedded)
 
@@ -153,7 +173,9 @@ def _read_shards(index: Path) -> _Contents:
     whole = _Contents("", {}, {}, {}, (), {})
     for shard, names in shards.items():
         found = _read(shard)
-        missing = [name for name in names if name not in found.tensors and name not in found.unreadable]
+        held = found.tensors.keys() | found.unreadable.keys()
+        # TensorFlow's index has the model's name before those that the files have.
+        missing = [name for name in names if name not in held and name.partition("/")[2] not in held]
         if missing:
             raise CheckpointError(
                 f"{shard}: tensor {missing[0]!r} is not in this file, as {index.name} says",
@@ -189,7 +211,8 @@ def write_tensors(
 
     Args:
         path: the file; its folder is created if missing.
-        container: ``safetensors``, ``npz``, or ``torch``, where a ``/`` in a name opens a nested dict.
+        container: ``safetensors``, ``npz``, or ``torch``, ``msgpack`` and ``hdf5``, where a ``/`` in a name opens a
+            nested dict or a group.
         tensors: name -> tensor, in the order to write.
         metadata: for the header of a safetensors file; other containers cannot store any.
         embedded: plain data for a torch file to keep beside the tensors, by key; other containers cannot store any.
@@ -206,10 +229,10 @@ def write_tensors(
         pieces = partial(_pieces, tensors, progress, written)
         if container == "safetensors":
             write_safetensors(temporary, tensors, metadata or {}, pieces, finish)
-        elif container == "npz":
-            write_npz(temporary, tensors, pieces)
-        else:
+        elif container == "torch":
             write_torch(temporary, tensors, pieces, embedded or {})
+        else:
+            _WRITERS[container](temporary, tensors, pieces)
 
 
 def _pieces(

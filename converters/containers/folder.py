@@ -36,7 +36,11 @@ _WEIGHTS = (
     ("pytorch_model.bin.index.json",),
     ("open_clip_*.bin",),
     ("*.bin.index.json", "*.bin.index.*.json"),
-    ("*.bin", "*.pth", "*.pt", "*.pth.tar", "*.ckpt", "*.npz"),
+    ("flax_model.msgpack",),
+    ("flax_model.msgpack.index.json",),
+    ("tf_model.h5",),
+    ("tf_model.h5.index.json",),
+    ("*.bin", "*.pth", "*.pt", "*.pth.tar", "*.ckpt", "*.npz", "*.msgpack", "*.h5"),
 )
 # What training leaves beside the weights.
 _OTHERS = ("optimizer*", "scheduler*", "scaler*", "rng_state*", "random_states*", "training_args*", ".*")
@@ -52,6 +56,10 @@ _CUSTOMARY = (
     "pytorch_model.bin.index*.json",
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
+    "flax_model.msgpack",
+    "flax_model.msgpack.index.json",
+    "tf_model.h5",
+    "tf_model.h5.index.json",
 )
 CUSTOMARY_WEIGHTS = tuple(name for group in _WEIGHTS for name in group if "*" not in name)
 """Names of weights, in order of preference."""

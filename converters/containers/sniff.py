@@ -6,6 +6,8 @@ import codecs
 from pathlib import Path
 
 from vit_hub.converters.containers.archive import read_directory
+from vit_hub.converters.containers.hdf5 import MAGIC
+from vit_hub.converters.containers.msgpack_file import starts_msgpack
 from vit_hub.errors import CheckpointError, UnknownFormatError
 
 __all__ = ["HEAD_BYTES", "HTML_PAGE", "LFS_POINTER", "describe", "sniff"]
@@ -13,12 +15,11 @@ __all__ = ["HEAD_BYTES", "HTML_PAGE", "LFS_POINTER", "describe", "sniff"]
 HEAD_BYTES = 1024
 HTML_PAGE = "an HTML page (a login or error page saved in place of the file?)"
 LFS_POINTER = "a git-LFS pointer"
-_READ = "supported are safetensors, npz and PyTorch files, and folders of them"
+_READ = "supported are safetensors, npz, PyTorch, msgpack and HDF5 files, and folders of them"
 # Members of torch.save, TorchScript and torch.export.
 _TORCH = ("data.pkl", "serialized_state_dict.pt")
 _MAGIC = (
     (b"GGUF", "a GGUF file"),
-    (b"\x89HDF", "an HDF5 file (Keras weights?)"),
     (b"\x93NUMPY", "a single npy array, not an npz archive"),
     (b"\x1f\x8b", "gzip-compressed"),
     (b"BZh", "bzip2-compressed"),
@@ -33,7 +34,7 @@ _MAGIC = (
 
 
 def sniff(path: Path) -> str:
-    """Return ``safetensors``, ``npz``, ``torch``, or ``index`` for the JSON index of a sharded checkpoint.
+    """Return the container of a file, or ``index`` for the JSON index of a sharded checkpoint.
 
     Raises:
         CheckpointError: an empty file or a git-LFS pointer.
@@ -53,6 +54,10 @@ def sniff(path: Path) -> str:
     text = _is_text(head)
     if not text and head[8:9] == b"{":
         return "safetensors"
+    if head.startswith(MAGIC):
+        return "hdf5"
+    if not text and starts_msgpack(head):
+        return "msgpack"
     if not text and (head[:1] == b"\x80" or head[257:262] == b"ustar"):
         return "torch"
     if text and head.lstrip().startswith(b"{") and b'"weight_map"' in path.read_bytes():

@@ -66,6 +66,7 @@ def _dialects(family: str, spelling: str) -> tuple[Dialect, ...]:
 _DEFAULTS = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "num_attention_heads": 12, "image_size": 224}
 _BEIT = hf.ModelType("beit", "Beit", _DEFAULTS, square=True)
 _DATA2VEC = hf.ModelType("data2vec-vision", "Data2VecVision", _DEFAULTS, square=True)
+TYPES = (_BEIT, _DATA2VEC)
 
 
 def _evidence(kind: hf.ModelType, raw: RawCheckpoint, prefix: str) -> int:

@@ -38,6 +38,7 @@ RULES = (
 _DINOV2 = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "num_attention_heads": 12}
 _PLAIN = hf.ModelType("dinov2", "Dinov2", _DINOV2, square=True)
 _REGISTERS = hf.ModelType("dinov2_with_registers", "Dinov2WithRegisters", _DINOV2, square=True)
+TYPES = (_PLAIN, _REGISTERS)
 
 # The feed-forward layers' names; transformers 5 cuts the packed gate and value in two.
 _FEED_FORWARD = {

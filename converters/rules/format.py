@@ -87,11 +87,16 @@ class Format:
             ``(config, dialect)``; where the source has none they are written as zeros.
         sidecars: config files to write beside the weights.
         dialect_for: selects the dialect that fits a config.
+        stored: the name in a file, from ``(name with prefix, container, sidecars)``, where files have more in their
+            names than the table; a name that has it already stays. ``sidecars`` is empty for a file alone.
         returned_only: it is written only for models that were read in it.
         lacks: what the original project's own files have beside an image tower, and how to load one without: a warning
             wherever the format is written without it.
         container: the container that the original project uses.
         filename: customary name of the weight file in a folder.
+        others: other containers of the project's own files -> customary name; a source in one is written back in it.
+        shard: customary name of the only one of several files, whose names are not ``stored`` ones; a source in several
+            files is written back in it, with an index. Empty if it is written as one file.
         metadata: safetensors metadata that the project's loaders expect.
     """
 
@@ -111,10 +116,13 @@ class Format:
     zeros: Callable[[ViTConfig, Dialect], Mapping[str, tuple[int, ...]]] = lambda config, dialect: {}
     sidecars: Callable[[ViTConfig, Passport | None], Sidecars] = lambda config, passport: {}
     dialect_for: Callable[[ViTConfig, Sequence[Dialect]], Dialect] = lambda config, dialects: dialects[0]
+    stored: Callable[[str, str, Sidecars], str] = lambda name, container, sidecars: name
     returned_only: bool = False
     lacks: str = ""
     container: str = "safetensors"
     filename: str = "model.safetensors"
+    others: Mapping[str, str] = field(default_factory=dict)
+    shard: str = ""
     metadata: Mapping[str, str] = field(default_factory=lambda: {"format": "pt"})
 
     def possible_values(self) -> dict[str, tuple[object, ...]]:

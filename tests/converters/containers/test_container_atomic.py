@@ -17,7 +17,7 @@ from vit_hub.converters.containers import atomic_path, open_raw, write_tensors
 from vit_hub.converters.tensors import LazyTensor, from_array
 from vit_hub.errors import CheckpointError
 
-CONTAINERS = ("safetensors", "npz", "torch")
+CONTAINERS = ("safetensors", "npz", "torch", "msgpack", "hdf5")
 GOOD = {"w": from_array(np.ones(3, np.float32))}
 
 

@@ -51,7 +51,6 @@ def refused(path: Path, message: str, kind: type[CheckpointError] = CheckpointEr
         (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "XML"),
         (b'{"model_type": "vit"}', "JSON"),
         (b"GGUF\x03\x00\x00\x00", "GGUF"),
-        (b"\x89HDF\r\n\x1a\n\x00\x00", "HDF5"),
         (b"\x93NUMPY\x01\x00v\x00", "npy"),
         (b"\x1f\x8b\x08\x00\x00\x00", "gzip"),
         (b"\x00\x01\x02\x03\x04", "unknown binary"),
