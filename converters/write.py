@@ -16,6 +16,7 @@ from typing import Any
 from vit_hub.converters.containers import CONTAINER_SUFFIXES, EMBEDDED, RawCheckpoint, open_raw, write_tensors
 from vit_hub.converters.containers.ahead import meanwhile
 from vit_hub.converters.containers.atomic import atomic_path
+from vit_hub.converters.containers.folder import PART
 from vit_hub.converters.containers.hashing import file_sha256
 from vit_hub.converters.folding import FOLDS, Fold
 from vit_hub.converters.formats import all_formats, format_names, formats_named
@@ -33,6 +34,8 @@ __all__ = ["Report", "convert_checkpoint", "foreign_tensors", "prospects", "writ
 
 # Bare files never state these, and their loaders get them as options: a reason to warn, none to refuse.
 _OPTIONS = ("num_heads", "image_size")
+# Tensors that the model does not use, and that fit no other image size, are named so.
+_SIZED = "sized."
 # The resize method does not change outputs at the stored size.
 _NOT_NUMERIC = ("resize", "resize_by_count")
 
@@ -256,11 +259,17 @@ def _plain_plan(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], labe
     dialect = own[0] if native else fmt.dialect_for(config, dialects)
     # The original class could do what a source of its format held, but perhaps not at another size.
     problems = [need for need in fmt.obstacles(config) if not native or need[0] in passport.resized_from]
-    foreign, left = fmt.table(dialect).write(ckpt.tensors, _axis_sizes(config))
-    if not native:
+    sized = {name for name in ckpt.tensors if name.startswith(_SIZED)} if passport.resized_from else set[str]()
+    kept = {name: tensor for name, tensor in ckpt.tensors.items() if name not in sized}
+    foreign, left = fmt.table(dialect).write(kept, _axis_sizes(config))
+    if not native or sized:
         dtype = next(iter(ckpt.tensors.values())).dtype
         filled = fmt.zeros(config, dialect).items()
-        foreign |= {name: zeros(dtype, shape) for name, shape in filled if name not in foreign}
+        foreign |= {
+            name: item if isinstance(item, LazyTensor) else zeros(dtype, item)
+            for name, item in filled
+            if name not in foreign
+        }
     if native:
         # A classifier beside a model whose class has none.
         foreign |= {name: ckpt.tensors[name] for name in left if passport.prefix + name in passport.names}
@@ -366,7 +375,9 @@ def _write(
             sidecars |= _index(file.name, tensors)
     if file.name != fmt.shard:
         tensors = {fmt.stored(name, container, plan.sidecars): tensor for name, tensor in tensors.items()}
-    write_tensors(file, container, _cast_all(tensors, dtype), fmt.metadata, embedded=embedded, progress=progress)
+    for path, part in _files(file, tensors).items():
+        cast = _cast_all(part, dtype)
+        write_tensors(path, container, cast, fmt.metadata, embedded=embedded, progress=progress)
     for name, content in sidecars.items():
         with atomic_path(target / name) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -379,6 +390,16 @@ def _write(
     notes += [f"lossy: {name}: {reason}" for name, reason in plan.problems]
     label = plan.format.label(plan.dialect)
     return Report(target, label, plan.ckpt.config, dropped, dict(ckpt.inferred), notes, lossy=bool(plan.problems))
+
+
+def _files(file: Path, tensors: Mapping[str, LazyTensor]) -> dict[Path, dict[str, LazyTensor]]:
+    """Return the files to write: that one, or those that stand before the names of their tensors."""
+    found: dict[Path, dict[str, LazyTensor]] = {}
+    for full, tensor in tensors.items():
+        named = PART.fullmatch(full)
+        path, name = (file.with_name(named[1]), named[2]) if named else (file, full)
+        found.setdefault(path, {})[name] = tensor
+    return found
 
 
 def _index(shard: str, tensors: Mapping[str, LazyTensor]) -> Sidecars:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from vit_hub.converters.containers.ahead import ahead
 from vit_hub.converters.containers.atomic import atomic_path, steady_sync
 from vit_hub.converters.containers.dcp import METADATA, read_dcp
-from vit_hub.converters.containers.folder import find_weights, is_customary, read_index, read_sidecars
+from vit_hub.converters.containers.folder import find_weights, is_customary, parts_of, read_index, read_sidecars
 from vit_hub.converters.containers.hdf5 import read_hdf5, write_hdf5
 from vit_hub.converters.containers.mapped import Pieces, chunks
 from vit_hub.converters.containers.msgpack_file import read_msgpack, write_msgpack
@@ -109,7 +109,7 @@ def open_raw(path: str | Path, *, with_sidecars: bool = False) -> RawCheckpoint:
         else:
             what = "not a regular file" if path.exists() else "no such file or folder"
             raise CheckpointError(f"{path}: {what}", hint="check the path")
-        contents = _read_shards(weights) if sniff(weights) == "index" else _read(weights)
+        contents = _read_shards(weights) if sniff(weights) == "index" else _read_parts(parts_of(path, weights))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}", hint="check the file and its permissions") from error
     if contents.unreadable and not contents.tensors:
@@ -163,6 +163,15 @@ def _read(path: Path) -> _Contents:
         return _Contents(container, _READERS[container](path), {}, {}, (path,), {})
     tensors, unreadable, embedded = read_torch(path)
     return _Contents("torch", tensors, unreadable, {}, (path,), embedded)
+
+
+def _read_parts(files: tuple[Path, ...]) -> _Contents:
+    """Read a file, or the files that hold a checkpoint together, whose tensors are named by their files."""
+    found = {file.name: _read(file) for file in files}
+    if len(files) == 1:
+        return next(iter(found.values()))
+    tensors = {f"{file}:{name}": item for file, part in found.items() for name, item in part.tensors.items()}
+    return _Contents(found[files[0].name].container, tensors, {}, {}, files, {})
 
 
 def _read_shards(index: Path) -> _Contents:

@@ -6,6 +6,7 @@ The folder may be one on disk or one of a repository: the rules are about names.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,11 +16,13 @@ from vit_hub.errors import CheckpointError
 
 __all__ = [
     "CUSTOMARY_WEIGHTS",
+    "PART",
     "SIDECARS",
     "find_weights",
     "is_customary",
     "listed",
     "looks_like_weights",
+    "parts_of",
     "read_index",
     "read_sidecars",
     "weight_files",
@@ -36,6 +39,7 @@ _WEIGHTS = (
     ("pytorch_model.bin.index.json",),
     ("open_clip_*.bin",),
     ("*.bin.index.json", "*.bin.index.*.json"),
+    ("model.weights.h5",),
     ("flax_model.msgpack",),
     ("flax_model.msgpack.index.json",),
     ("tf_model.h5",),
@@ -44,8 +48,20 @@ _WEIGHTS = (
 )
 # What training leaves beside the weights.
 _OTHERS = ("optimizer*", "scheduler*", "scaler*", "rng_state*", "random_states*", "training_args*", ".*")
-SIDECARS = ("config.json", "preprocessor_config.json", "open_clip_config.json")
+SIDECARS = (
+    "config.json",
+    "preprocessor_config.json",
+    "open_clip_config.json",
+    "task.json",
+    "preprocessor.json",
+    "image_converter.json",
+    "metadata.json",
+)
 """The JSON files that may say more about the weights beside them."""
+# Files with the rest of a checkpoint, by the name of its first one.
+_PARTS = {"model.weights.h5": ("task.weights.h5",)}
+# The name of a tensor of a checkpoint of several such files: file and name in it.
+PART = re.compile(r"([\w.-]+\.h5):(.+)")
 # Files of other names may lie in folders of unrelated things. ``model.fp16.safetensors`` is a variant of its folder's.
 _CUSTOMARY = (
     "model.safetensors",
@@ -60,6 +76,7 @@ _CUSTOMARY = (
     "flax_model.msgpack.index.json",
     "tf_model.h5",
     "tf_model.h5.index.json",
+    "model.weights.h5",
 )
 CUSTOMARY_WEIGHTS = tuple(name for group in _WEIGHTS for name in group if "*" not in name)
 """Names of weights, in order of preference."""
@@ -119,6 +136,12 @@ def find_weights(folder: Path) -> Path:
             f"{folder}: no weights in this folder", hint=f"looked for {looked_for}; it has {listed(names)}"
         )
     return folder / found[0]
+
+
+def parts_of(path: Path, weights: Path) -> tuple[Path, ...]:
+    """Return the files of a checkpoint in a folder: the weights found there, and others that hold the rest."""
+    others = (weights.with_name(name) for name in _PARTS.get(weights.name, ()))
+    return (weights, *(file for file in others if path != weights and file.is_file()))
 
 
 def read_index(path: Path) -> dict[Path, list[str]]:

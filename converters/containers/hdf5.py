@@ -155,7 +155,8 @@ def write_hdf5(path: Path, tensors: Mapping[str, LazyTensor], pieces: Pieces) ->
             raise CheckpointError(f"{path}: {name!r} cannot be the name of a dataset in an HDF5 file")
     try:
         with h5py.File(path, "w", locking=False) as file:
-            places = {name: _place(h5py, file, name, tensor) for name, tensor in tensors.items()}
+            # Sorted, so that the same tensors give the same bytes in whatever order they come.
+            places = {name: _place(h5py, file, name, tensor) for name, tensor in sorted(tensors.items())}
             if all(name.endswith(":0") and "/" in name for name in tensors):
                 _add_layers(file, list(tensors))
     except (ValueError, RuntimeError, TypeError, KeyError) as error:

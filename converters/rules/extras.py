@@ -16,7 +16,7 @@ __all__ = ["CLASSIFIER", "PREFERENCES", "Preference", "beside", "beside_reason",
 # Never weights of an encoder, wherever they stand.
 _NO_WEIGHTS = (
     Drop(
-        r"(.*/)?(optimizers?|optimizer_states|optim|opt|opt_state|lr_schedulers?|schedulers?|(\w+_)?scaler|amp)"
+        r"(.*[/:])?(optimizers?|optimizer_states|optim|opt|opt_state|lr_schedulers?|schedulers?|(\w+_)?scaler|amp)"
         r"(?!/target/)([./].*)?",
         "optimiser, scheduler or scaler state",
     ),
@@ -24,7 +24,7 @@ _NO_WEIGHTS = (
     Drop(r"(callbacks|loops|hyper_parameters|hparams)/.*", "state of the training loop"),
     Drop(r"(.*[./])?(n_averaged|num_updates)", "number of steps averaged over: a counter"),
     Drop(
-        r"(.*/)?(\w+\.)?logit_(scale|bias)|(.*/)?[tb]",
+        r"(.*/)?(\w+\.)?logit_(scale|bias)(:0)?|(.*/)?[tb]|(.*/)?(clip|sig_lip)_head/vars/[01]",
         "temperature or bias of the text-image loss",
     ),
     Drop(r"(.*[./])?(criterion|loss|losses|loss_fn|\w+_loss|class_weights?)([./].*)?", "part of a training loss"),

@@ -12,7 +12,7 @@ from typing import Any
 
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules.table import Drop, Rule, Table
+from vit_hub.converters.rules.table import Drop, Reading, Rule, Table
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 
@@ -82,9 +82,11 @@ class Format:
             missing head, neighbouring files; negative is evidence against it.
         refuses: why the model that config files describe cannot be computed, whatever tensors there are, from ``raw``;
             empty if they describe none such.
+        adjust: changes what the table read where values of tensors decide what others mean.
         state: reads config files and original shapes, ``(raw, tensors without prefix, dialect)``.
         zeros: names and shapes of tensors that the original class always has though no output depends on them, from
-            ``(config, dialect)``; where the source has none they are written as zeros.
+            ``(config, dialect)``; where the source has none they are written as zeros. A tensor in place of a shape is
+            written as it is.
         sidecars: config files to write beside the weights.
         dialect_for: selects the dialect that fits a config.
         stored: the name in a file, from ``(name with prefix, container, sidecars)``, where files have more in their
@@ -112,8 +114,9 @@ class Format:
     axes: Callable[[RawCheckpoint, Mapping[str, LazyTensor]], Mapping[str, int]] = lambda raw, tensors: {}
     evidence: Callable[[RawCheckpoint, str], int] = lambda raw, prefix: 0
     refuses: Callable[[RawCheckpoint], str] = lambda raw: ""
+    adjust: Callable[[Reading], None] = lambda reading: None
     state: Callable[[RawCheckpoint, Mapping[str, LazyTensor], Dialect], Stated] = lambda raw, tensors, dialect: Stated()
-    zeros: Callable[[ViTConfig, Dialect], Mapping[str, tuple[int, ...]]] = lambda config, dialect: {}
+    zeros: Callable[[ViTConfig, Dialect], Mapping[str, tuple[int, ...] | LazyTensor]] = lambda config, dialect: {}
     sidecars: Callable[[ViTConfig, Passport | None], Sidecars] = lambda config, passport: {}
     dialect_for: Callable[[ViTConfig, Sequence[Dialect]], Dialect] = lambda config, dialects: dialects[0]
     stored: Callable[[str, str, Sidecars], str] = lambda name, container, sidecars: name

@@ -6,6 +6,7 @@ functions, so that its inverse needs no second table.
 * ``{i}`` in a name is a layer index. Where only the canonical side has it, the foreign tensor stacks all layers along
   a leading axis. Other letters are other indices; ``{s+1}`` counts from one where the other side counts from zero. An
   index that only the foreign side has (a chunk number) is recorded, so that it is written again.
+* ``{_i}`` is an index after an underscore, left out where it is zero, as Keras numbers its layers.
 * Several foreign names are joined along the first axis (q, k, v into qkv); several canonical names cut it, in the
   proportion ``weights``, or are each a copy of the whole (``copies``).
 * ``layout`` maps each foreign tensor to the canonical axes (see :mod:`vit_hub.converters.rules.layouts`); ``h`` heads,
@@ -33,8 +34,8 @@ from vit_hub.errors import CheckpointError, UnsupportedByFormatError
 __all__ = ["Drop", "Reading", "Rule", "Table", "rule", "weight_and_bias"]
 
 _LAYER = "{i}"
-_INDEX = re.compile(r"\{(\w)(\+1)?\}")
-_DIGITS = re.compile(r"\d+")
+_INDEX = re.compile(r"\{(_?)([^\W_])(\+1)?\}")
+_DIGITS = re.compile(r"_?\d+")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Rule:
     @property
     def stacked(self) -> bool:
         """One foreign tensor holds all layers."""
-        return _LAYER in self.canonical[0] and _LAYER not in self.foreign[0]
+        return _LAYER in self.canonical[0] and not _layered(self.foreign[0])
 
 
 def rule(
@@ -158,7 +159,7 @@ class Table:
     def roots(self) -> tuple[str, ...]:
         """What the names of an encoder's parts begin with, classifiers aside: unknown names there are parts of it."""
         parts = [name for r in self._rules for name in r.foreign if name not in self.heads]
-        blocks = [name for name in parts if "{i}" in name] or parts
+        blocks = [name for name in parts if _layered(name)] or parts
         shared = takewhile(lambda letters: len(set(letters)) == 1, zip(*blocks, self.patch_kernel, strict=False))
         root = _module("".join(letters[0] for letters in shared))
         others = [_module(name) for name in parts if not name.startswith(root)]
@@ -321,6 +322,11 @@ def _runs(rules: Sequence[Rule]) -> list[int]:
     return starts
 
 
+def _layered(name: str) -> bool:
+    """Return whether a template has the index of the layer."""
+    return any(match.group(2) == "i" for match in _INDEX.finditer(name))
+
+
 def _module(name: str) -> str:
     """Return a name without its last part."""
     return re.sub(r"[^./]*$", "", name)
@@ -328,8 +334,8 @@ def _module(name: str) -> str:
 
 @cache
 def _outline(name: str) -> str:
-    """Return a name or template with 0 for every number and index."""
-    return _DIGITS.sub("0", _INDEX.sub("0", name))
+    """Return a name or template without its numbers and indices."""
+    return _DIGITS.sub("", _INDEX.sub("0", name))
 
 
 def _grouped(names: Iterable[str]) -> dict[str, list[str]]:
@@ -363,7 +369,10 @@ def _expand(name: str, values: Mapping[str, str]) -> list[str]:
 @cache
 def _compile(name: str) -> re.Pattern[str]:
     literals = _INDEX.sub("\0", name).split("\0")
-    groups = [rf"(?P<{match.group(1)}>\d+)" for match in _INDEX.finditer(name)]
+    groups = [
+        rf"(?:_(?P<{match.group(2)}>[1-9]\d*))?" if match.group(1) else rf"(?P<{match.group(2)}>\d+)"
+        for match in _INDEX.finditer(name)
+    ]
     return re.compile("".join(re.escape(text) + group for text, group in zip(literals, [*groups, ""], strict=True)))
 
 
@@ -372,13 +381,18 @@ def _match(template: str, name: str) -> dict[str, int] | None:
     match = _compile(template).fullmatch(name)
     if match is None:
         return None
-    first = {item.group(1): 1 if item.group(2) else 0 for item in _INDEX.finditer(template)}
-    return {index: int(value) - first[index] for index, value in match.groupdict().items()}
+    first = {item.group(2): 1 if item.group(3) else 0 for item in _INDEX.finditer(template)}
+    return {index: int(value or 0) - first[index] for index, value in match.groupdict().items()}
 
 
 def _format(template: str, indices: Mapping[str, int]) -> str:
     """Return a name with its indices; an unknown one (a chunk number) gets its first value."""
-    return _INDEX.sub(lambda item: str(indices.get(item.group(1), 0) + (1 if item.group(2) else 0)), template)
+
+    def text(item: re.Match[str]) -> str:
+        number = indices.get(item.group(2), 0) + (1 if item.group(3) else 0)
+        return (f"_{number}" if number else "") if item.group(1) else str(number)
+
+    return _INDEX.sub(text, template)
 
 
 def _apply_layouts(tensor: LazyTensor, layouts: Sequence[str], sizes: Mapping[str, int]) -> tuple[LazyTensor, bool]:

@@ -14,9 +14,11 @@ from vit_hub.preprocessing.spec import INTERPOLATIONS, CropMode, Preprocessing, 
 __all__ = [
     "CONVENTIONS",
     "from_hf",
+    "from_keras_hub",
     "from_open_clip",
     "from_timm",
     "hf_processor",
+    "keras_converter",
     "open_clip_preprocess",
     "resized_sidecars",
     "stated_preprocessing",
@@ -59,6 +61,7 @@ _CONVENTIONS: dict[str, dict[str, Any]] = {
     "big_vision": {**_HALF, **_TF, "quantize": "floor"},
     "timm": {**_HALF, "interpolation": "bicubic", "crop_pct": 0.9},
     "hf": {**_HALF, "interpolation": "bilinear", "crop_mode": "squash", "crop_offset": "floor"},
+    "keras_hub": {**_HALF, "interpolation": "bilinear", "antialias": False, "quantize": "none"},
     "siglip": {**_HALF, "interpolation": "bicubic", "crop_mode": "squash", "crop_offset": "floor"},
     "torchvision": {**_IMAGENET, "interpolation": "bilinear", "crop_pct": 0.875},
     "facebook": {**_IMAGENET, "interpolation": "bicubic", "crop_pct": 0.875},
@@ -69,6 +72,7 @@ _CONVENTIONS: dict[str, dict[str, Any]] = {
     "openai_clip": {**_CLIP, "interpolation": "bicubic"},
     "open_clip": {**_CLIP, "interpolation": "bicubic"},
 }
+_CONVENTIONS |= {"hf_flax": _CONVENTIONS["hf"], "hf_tf": _CONVENTIONS["hf"]}
 CONVENTIONS: Mapping[str, Preprocessing] = {
     name: Preprocessing(image_size=(224, 224), **fields) for name, fields in _CONVENTIONS.items()
 }
@@ -234,6 +238,9 @@ def stated_preprocessing(
     if "architecture" in config or "pretrained_cfg" in config:
         # timm's files had everything at the top once.
         found["config.json"] = (from_timm, config.get("pretrained_cfg", config))
+    keras = sidecars.get("image_converter.json") or _nested(sidecars, "preprocessor.json", "config", "image_converter")
+    if "config" in keras:
+        found["image_converter.json"] = (from_keras_hub, keras["config"])
     if "preprocess_cfg" in open_clip:
         found["open_clip_config.json"] = (from_open_clip, open_clip["preprocess_cfg"])
     if META in sidecars:
@@ -248,6 +255,60 @@ def stated_preprocessing(
         except ConfigError as error:
             warnings.append(f"the preprocessing in {name} is ignored: {error.message}")
     return None, warnings
+
+
+def _nested(sidecars: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """Return an object inside of nested ones; empty if there is none."""
+    found: Any = sidecars
+    for key in keys:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def from_keras_hub(config: Mapping[str, Any]) -> Preprocessing:
+    """Read the config of keras-hub's ImageConverter: pixels from 0 to 255 are multiplied by ``scale``, then shifted.
+
+    Raises:
+        ConfigError: an entry has no meaning here, as borders, which are black there, or images of any size.
+    """
+    given = {key: value for key, value in config.items() if value is not None}
+    if "image_size" not in given:
+        raise ConfigError("it names no image_size, so that images keep theirs")
+    if given.get("pad_to_aspect_ratio"):
+        raise ConfigError("pad_to_aspect_ratio fills borders with black, which has no equivalent here")
+    scale, offset = (
+        channel_values(name, [value] * 3 if is_number(value) else value)
+        for name, value in (("scale", given.get("scale", 1.0)), ("offset", given.get("offset", 0.0)))
+    )
+    if len(scale) != len(offset) or min(scale) <= 0:
+        raise ConfigError(f"scale {scale} and offset {offset} are no normalisation")
+    return Preprocessing(
+        image_size=size_pair("image_size", given["image_size"]),
+        mean=tuple(round(-shift / factor / 255, 12) + 0.0 for factor, shift in zip(scale, offset, strict=True)),
+        std=tuple(round(1 / factor / 255, 12) for factor in scale),
+        interpolation=given.get("interpolation", "bilinear"),
+        crop_mode="center" if given.get("crop_to_aspect_ratio", True) else "squash",
+        antialias=given.get("antialias", False),
+        quantize="none",
+    )
+
+
+def keras_converter(preprocess: Preprocessing) -> dict[str, Any]:
+    """Make the config of keras-hub's ImageConverter that does the same, or nearly.
+
+    It crops only what exceeds the aspect ratio, rounds no pixels, and has no borders but black ones.
+    """
+    known = preprocess.interpolation if preprocess.interpolation in ("nearest", "bilinear", "bicubic") else "bicubic"
+    return {
+        "image_size": list(preprocess.image_size),
+        "scale": [1 / (255 * std) for std in preprocess.std],
+        "offset": [-mean / std for mean, std in zip(preprocess.mean, preprocess.std, strict=True)],
+        "interpolation": known,
+        "antialias": preprocess.antialias,
+        "crop_to_aspect_ratio": preprocess.crop_mode != "squash",
+        "pad_to_aspect_ratio": False,
+        "bounding_box_format": "yxyx",
+    }
 
 
 def hf_processor(preprocess: Preprocessing) -> dict[str, Any]:
