@@ -142,13 +142,14 @@ def read_raw(
         config, inferred, guesses = infer_config(
             {name: tensor.shape for name, tensor in reading.tensors.items()},
             overrides=given,
-            stated={**(hints or {}), **stated.fields},
+            stated={**(hints or {}), **stated.fields, **raw.told},
             stated_by=stated.by or "the registry",
             conventions=match.format.conventions,
             convention_of=match.format.project,
         )
     except ConfigError as error:
         raise ConfigError(f"{raw.path}: {error.message}", hint=error.hint) from error
+    inferred |= dict.fromkeys(raw.told.keys() & inferred.keys(), "the program beside the weights")
     warnings = [*raw.warnings, *match.warnings, *stated.warnings, *classifier.warnings, *guesses]
     if match.prefix not in match.format.prefixes:
         inferred["prefix"] = f"{match.prefix!r} stands before the names of {match.label}"

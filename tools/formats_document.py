@@ -108,7 +108,8 @@ architectures. `canonical` is vit-hub's own format: safetensors with timm's name
 metadata; it expresses every model.
 
 For every format, these containers are read: npz, safetensors, PyTorch files (also nested dicts), sharded checkpoints
-with an index, folders with their config files.
+with an index, folders with their config files; and ONNX files with the names of a format, also where the exporter
+transposed and renamed weights: the graph tells what they are, or the file is refused.
 
 ## What files do not state
 

@@ -1,6 +1,6 @@
 """Files of tensors: safetensors, npz, PyTorch, msgpack and HDF5.
 
-They are opened by content, read lazily and written one tensor at a time.
+They are opened by content, read lazily and written one tensor at a time; ONNX files are only read.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from vit_hub.converters.containers.ahead import ahead
@@ -19,6 +20,7 @@ from vit_hub.converters.containers.hdf5 import read_hdf5, write_hdf5
 from vit_hub.converters.containers.mapped import Pieces, chunks
 from vit_hub.converters.containers.msgpack_file import read_msgpack, write_msgpack
 from vit_hub.converters.containers.npz import read_npz, write_npz
+from vit_hub.converters.containers.onnx_names import read_onnx
 from vit_hub.converters.containers.pickles import Unreadable
 from vit_hub.converters.containers.safetensors_file import read_safetensors, write_safetensors
 from vit_hub.converters.containers.sniff import sniff
@@ -64,7 +66,7 @@ class RawCheckpoint:
 
     Attributes:
         path: as given, a file or a folder.
-        container: ``safetensors``, ``npz``, ``torch``, ``msgpack`` or ``hdf5``.
+        container: ``safetensors``, ``npz``, ``torch``, ``msgpack``, ``hdf5`` or ``onnx``.
         tensors: name -> tensor in the file's order, names of nested dicts joined by ``/``. Arrays can be written to
             without changing the file; those of an npz are often not aligned to their item size.
         metadata: that of a safetensors file; empty for the others.
@@ -72,6 +74,7 @@ class RawCheckpoint:
         files: the files that hold the weights.
         unreadable: names of tensors that have no plain values, with what they are; beside at least one plain tensor.
         warnings: messages for the user, such as which subfolder was chosen.
+        told: config fields that the program tells which the file holds beside the weights.
     """
 
     path: Path
@@ -82,6 +85,7 @@ class RawCheckpoint:
     files: tuple[Path, ...]
     unreadable: dict[str, Unreadable] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 def open_raw(path: str | Path, *, with_sidecars: bool = False) -> RawCheckpoint:
@@ -125,6 +129,7 @@ def open_raw(path: str | Path, *, with_sidecars: bool = False) -> RawCheckpoint:
         contents.files,
         contents.unreadable,
         tuple(warnings),
+        contents.told,
     )
 
 
@@ -149,6 +154,7 @@ class _Contents(NamedTuple):
     metadata: dict[str, str]
     files: tuple[Path, ...]
     embedded: dict[str, dict[str, Any]]
+    told: Mapping[str, Any] = MappingProxyType({})
 
 
 def _read(path: Path) -> _Contents:
@@ -159,6 +165,9 @@ def _read(path: Path) -> _Contents:
     if path.name == METADATA:
         tensors, unreadable, files = read_dcp(path.parent)
         return _Contents("torch", tensors, unreadable, {}, files, {})
+    if container == "onnx":
+        tensors, told, files = read_onnx(path)
+        return _Contents(container, tensors, {}, {}, files, {}, told)
     if container in _READERS:
         return _Contents(container, _READERS[container](path), {}, {}, (path,), {})
     tensors, unreadable, embedded = read_torch(path)
@@ -177,7 +186,7 @@ def _read_parts(files: tuple[Path, ...]) -> _Contents:
 def _read_shards(index: Path) -> _Contents:
     shards = read_index(index)
     kinds = {sniff(shard) for shard in shards}
-    if len(kinds) > 1 or "index" in kinds:
+    if len(kinds) > 1 or kinds & {"index", "onnx"}:
         raise CheckpointError(f"{index}: its files are of different containers: {', '.join(sorted(kinds))}")
     whole = _Contents("", {}, {}, {}, (), {})
     for shard, names in shards.items():

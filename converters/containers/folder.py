@@ -45,6 +45,7 @@ _WEIGHTS = (
     ("tf_model.h5",),
     ("tf_model.h5.index.json",),
     ("*.bin", "*.pth", "*.pt", "*.pth.tar", "*.ckpt", "*.npz", "*.msgpack", "*.h5"),
+    ("*.onnx",),
 )
 # What training leaves beside the weights.
 _OTHERS = ("optimizer*", "scheduler*", "scaler*", "rng_state*", "random_states*", "training_args*", ".*")

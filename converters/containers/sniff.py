@@ -8,6 +8,7 @@ from pathlib import Path
 from vit_hub.converters.containers.archive import read_directory
 from vit_hub.converters.containers.hdf5 import MAGIC
 from vit_hub.converters.containers.msgpack_file import starts_msgpack
+from vit_hub.converters.containers.onnx_file import looks_like_onnx
 from vit_hub.errors import CheckpointError, UnknownFormatError
 
 __all__ = ["HEAD_BYTES", "HTML_PAGE", "LFS_POINTER", "describe", "sniff"]
@@ -15,7 +16,7 @@ __all__ = ["HEAD_BYTES", "HTML_PAGE", "LFS_POINTER", "describe", "sniff"]
 HEAD_BYTES = 1024
 HTML_PAGE = "an HTML page (a login or error page saved in place of the file?)"
 LFS_POINTER = "a git-LFS pointer"
-_READ = "supported are safetensors, npz, PyTorch, msgpack and HDF5 files, and folders of them"
+_READ = "supported are safetensors, npz, PyTorch, msgpack, HDF5 and ONNX files, and folders of them"
 # Members of torch.save, TorchScript and torch.export.
 _TORCH = ("data.pkl", "serialized_state_dict.pt")
 _MAGIC = (
@@ -60,6 +61,8 @@ def sniff(path: Path) -> str:
         return "msgpack"
     if not text and (head[:1] == b"\x80" or head[257:262] == b"ustar"):
         return "torch"
+    if looks_like_onnx(head):
+        return "onnx"
     if text and head.lstrip().startswith(b"{") and b'"weight_map"' in path.read_bytes():
         return "index"
     raise UnknownFormatError(f"{path}: looks like {content}, not a checkpoint", hint=_READ)

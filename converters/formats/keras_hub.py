@@ -161,7 +161,7 @@ def _classifier_state(kind: _Kind, raw: RawCheckpoint, tensors: Mapping[str, Laz
             )
         if task.get("activation") not in (None, "linear"):
             warnings.append(
-                f"{_TASK}: keras-hub's classifier returns {task['activation']} of the logits, here the logits themselves"
+                f"{_TASK}: keras-hub's classifier returns {task['activation']} of the logits, here the logits"
             )
     return Stated(fields, f"{_CONFIG}, {_TASK} and shapes of the original tensors", tuple(warnings))
 
