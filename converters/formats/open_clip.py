@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from vit_hub.converters.containers import RawCheckpoint
-from vit_hub.converters.formats.openai_clip import LIMITS, PROJECTION, attention, clip_rules, mlp, norm1, norm2
+from vit_hub.converters.formats.openai_clip import LIMITS, PROJECTION, TOWERS, attention, clip_rules, mlp, norm1, norm2
 from vit_hub.converters.formats.timm import mlp_ratio
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Format, Sidecars, Stated
@@ -27,7 +27,7 @@ __all__ = ["CONFIG", "LACKS", "PREFIXES", "is_named", "model_config"]
 CONFIG = "open_clip_config.json"
 PREFIXES = ("", "state_dict/module.", "state_dict/", "module.")
 
-_LAYER = "visual.transformer.resblocks.{i}"
+_LAYER = "${visual}transformer.resblocks.{i}"
 _BLOCK = (
     *norm1,
     *attention,
@@ -118,7 +118,7 @@ def _format(name: str, last_norm: str) -> Format:
         name="open_clip",
         project="open_clip",
         rules=clip_rules(_BLOCK, last_norm),
-        dialects=(Dialect(name),),
+        dialects=tuple(Dialect(name, tower) for tower in TOWERS),
         prefixes=PREFIXES,
         conventions={"act": "gelu", "norm_eps": 1e-5, "resize": "bicubic-antialias", "resize_by_count": True},
         limits={**LIMITS, "pool": ("cls", "avg")},

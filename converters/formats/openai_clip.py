@@ -12,9 +12,11 @@ from vit_hub.converters.rules.format import SQUARE_IMAGES, SQUARE_PATCHES, Diale
 from vit_hub.converters.rules.table import Rule, rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 
-__all__ = ["LIMITS", "PROJECTION", "attention", "clip_rules", "mlp", "norm1", "norm2"]
+__all__ = ["LIMITS", "PROJECTION", "TOWERS", "attention", "clip_rules", "mlp", "norm1", "norm2"]
 
-_LAYER = "visual.transformer.resblocks.{i}"
+# Files of the image tower alone have its names without "visual.".
+TOWERS: tuple[Mapping[str, str], ...] = ({"visual": "visual."}, {"visual": ""})
+_LAYER = "${visual}transformer.resblocks.{i}"
 
 
 attention = (
@@ -34,14 +36,14 @@ norm1, norm2 = (
 def clip_rules(block: tuple[Rule, ...], last_norm: str) -> tuple[Rule, ...]:
     """Return the table of an image tower; ``block`` has the order in which the project declares the layers."""
     return (
-        rule("cls_token", "visual.class_embedding", "d -> 1 1 d"),
-        rule("pos_embed", "visual.positional_embedding", "n d -> 1 n d"),
+        rule("cls_token", "${visual}class_embedding", "d -> 1 1 d"),
+        rule("pos_embed", "${visual}positional_embedding", "n d -> 1 n d"),
         # Used as x @ proj, not as in a linear layer.
-        rule("projection.weight", "visual.proj", "d o -> o d"),
-        rule("patch_embed.proj.weight", "visual.conv1.weight"),
-        *weight_and_bias("norm_pre", "visual.ln_pre"),
+        rule("projection.weight", "${visual}proj", "d o -> o d"),
+        rule("patch_embed.proj.weight", "${visual}conv1.weight"),
+        *weight_and_bias("norm_pre", "${visual}ln_pre"),
         *block,
-        *weight_and_bias(last_norm, "visual.ln_post"),
+        *weight_and_bias(last_norm, "${visual}ln_post"),
     )
 
 
@@ -64,7 +66,7 @@ def _evidence(raw: RawCheckpoint, prefix: str) -> int:
     """
     if "open_clip_config.json" in raw.sidecars:
         return -1
-    layer = f"{prefix}{_LAYER}".replace("{i}", "0")
+    layer = f"{prefix}visual.transformer.resblocks.0"
     first, norm = f"{layer}.attn.in_proj_weight", f"{layer}.ln_1.weight"
     if first not in raw.tensors or norm not in raw.tensors:
         return 0
@@ -75,7 +77,8 @@ def _evidence(raw: RawCheckpoint, prefix: str) -> int:
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Return what OpenAI's code fixes: one head per 64 channels (build_model), pooling of the class token (forward)."""
-    width = tensors["visual.class_embedding"].shape[-1] if "visual.class_embedding" in tensors else 0
+    token = tensors.get(f"{dialect.variables['visual']}class_embedding")
+    width = token.shape[-1] if token and token.shape else 0
     heads = {"num_heads": width // 64} if width and width % 64 == 0 else {}
     return Stated({"pool": "cls", **heads}, "OpenAI's build_model")
 
@@ -85,6 +88,7 @@ FORMATS = (
         name="openai_clip",
         project="openai/CLIP",
         rules=clip_rules((*attention, *norm1, *mlp, *norm2), "fc_norm"),
+        dialects=tuple(Dialect("", tower) for tower in TOWERS),
         conventions={"act": "quick_gelu", "norm_eps": 1e-5, "resize": "bicubic"},
         limits={**LIMITS, "pre_norm": True},
         requires=(
