@@ -18,7 +18,7 @@ from vit_hub.model.stems import ConvStem, ResNetStem
 
 __all__ = [
     "Attention", "AttentionPool", "Block", "DropPath", "LayerScale", "Mlp", "PackedSwiGLU", "PatchEmbed", "SwiGLU",
-    "dropout",
+    "dropout", "dropped",
 ]  # fmt: skip
 
 
@@ -69,14 +69,26 @@ def surely(condition: Any) -> bool:
     return bool(statically_known_true(condition))
 
 
-def is_watched(layer: nn.Module) -> bool:
-    """Return whether somebody looks on when a layer is called: by hooks on it or on all modules, or torch.fx."""
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+def _has_hooks(layer: nn.Module) -> bool:
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return bool(hooks)
+
+
+def _is_everything_watched() -> bool:
+    """Return whether somebody looks on whenever a layer is called: by hooks on all modules, or torch.fx."""
     if torch.compiler.is_compiling():  # the recorder replaces the call of all modules itself
-        return any(hooks)
-    recorded = nn.Module.__call__ is not nn.Module._wrapped_call_impl
+        return False
     watched: bool = nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
-    return recorded or watched or any(hooks)
+    return watched or nn.Module.__call__ is not nn.Module._wrapped_call_impl
+
+
+def is_watched(*modules: nn.Module) -> bool:
+    """Return whether somebody looks on when modules, or layers within them, are called."""
+
+    def within(module: nn.Module) -> bool:
+        return _has_hooks(module) or any(within(layer) for layer in module._modules.values() if layer is not None)
+
+    return _is_everything_watched() or any(map(within, modules))
 
 
 def is_plain(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
@@ -86,7 +98,7 @@ def is_plain(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
     are other classes, or have other tensors as parameters; parametrizations change the class; offloading replaces
     ``forward`` on the instance.
     """
-    if type(layer) not in kinds or "forward" in vars(layer) or is_watched(layer):
+    if type(layer) not in kinds or "forward" in vars(layer) or _has_hooks(layer) or _is_everything_watched():
         return False
     if torch.compiler.is_compiling():  # parameters are then stand-ins of other types
         return True
@@ -102,9 +114,14 @@ def _may_overwrite(layer: nn.Module) -> bool:
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing()) and is_plain(layer, nn.Linear)
 
 
-def dropout(rate: float) -> nn.Module:
-    """Return dropout in training, or nothing at all for a rate of zero."""
-    return nn.Dropout(rate) if rate else nn.Identity()
+def dropout(rate: float) -> nn.Module | None:
+    """Return dropout in training; None for a rate of zero, since calling what does nothing takes time."""
+    return nn.Dropout(rate) if rate else None
+
+
+def dropped(layer: nn.Module | None, x: Tensor) -> Tensor:
+    """Return what dropout leaves, where there is any."""
+    return x if layer is None else layer(x)
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
@@ -267,7 +284,7 @@ class Attention(nn.Module):
             maps.append(F.softmax(logits if bias is None else logits + bias, dim=-1))
         rate = self.attn_drop.p if self.attn_drop.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=rate)
-        return self.proj_drop(self.proj(self.norm(_join_heads(x))))  # type: ignore[no-any-return]
+        return dropped(self.proj_drop, self.proj(self.norm(_join_heads(x))))
 
 
 class Mlp(nn.Module):
@@ -285,7 +302,7 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         hidden = _activate(self.act, self.fc1(x), inplace=_may_overwrite(self.fc1))
-        return self.drop2(self.fc2(self.norm(self.drop1(hidden))))  # type: ignore[no-any-return]
+        return dropped(self.drop2, self.fc2(self.norm(dropped(self.drop1, hidden))))
 
 
 class SwiGLU(nn.Module):
@@ -305,7 +322,7 @@ class SwiGLU(nn.Module):
         """[B, T, D] -> [B, T, D]."""
         gate = _activate(self.act, self.fc1_g(x), inplace=_may_overwrite(self.fc1_g))
         gated = gate * self.fc1_x(x)
-        return self.drop2(self.fc2(self.norm(self.drop1(gated))))  # type: ignore[no-any-return]
+        return dropped(self.drop2, self.fc2(self.norm(dropped(self.drop1, gated))))
 
 
 class PackedSwiGLU(nn.Module):
@@ -324,7 +341,7 @@ class PackedSwiGLU(nn.Module):
         """[B, T, D] -> [B, T, D]."""
         gate, value = self.fc1(x).chunk(2, dim=-1)
         gate = _activate(self.act, gate, inplace=_may_overwrite(self.fc1))
-        return self.drop2(self.fc2(self.norm(self.drop1(gate * value))))  # type: ignore[no-any-return]
+        return dropped(self.drop2, self.fc2(self.norm(dropped(self.drop1, gate * value))))
 
 
 _FEED_FORWARD: dict[str, type[Mlp] | type[SwiGLU] | type[PackedSwiGLU]] = {
@@ -379,12 +396,12 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(config, drop_rate, attn_drop_rate)
         self.ls1 = LayerScale(dim) if config.layer_scale else nn.Identity()
-        self.drop_path1 = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
+        self.drop_path1 = DropPath(drop_path_rate) if drop_path_rate else None
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         norm_eps = eps if config.mlp_norm else None
         self.mlp = _FEED_FORWARD[config.ffn](dim, config.mlp_dim, config.act, norm_eps, drop_rate)
         self.ls2 = LayerScale(dim) if config.layer_scale else nn.Identity()
-        self.drop_path2 = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
+        self.drop_path2 = DropPath(drop_path_rate) if drop_path_rate else None
 
     def forward(
         self,
@@ -396,8 +413,8 @@ class Block(nn.Module):
     ) -> Tensor:
         """[B, T, D] -> [B, T, D], or [B, leading, D]: the first tokens only, at their share of the cost."""
         attended = self.attn(self.norm1(x), leading, rope, bias, maps)
-        x = x[:, :leading] + self.drop_path1(self.ls1(attended))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))  # type: ignore[no-any-return]
+        x = x[:, :leading] + dropped(self.drop_path1, self.ls1(attended))
+        return x + dropped(self.drop_path2, self.ls2(self.mlp(self.norm2(x))))
 
 
 class AttentionPool(nn.Module):

@@ -20,7 +20,18 @@ from torch.utils.checkpoint import checkpoint
 
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import ViTConfig, size_pair
-from vit_hub.model.layers import AttentionPool, Bias, Block, PatchEmbed, dropout, holds, is_tracing, is_watched, surely
+from vit_hub.model.layers import (
+    AttentionPool,
+    Bias,
+    Block,
+    PatchEmbed,
+    dropout,
+    dropped,
+    holds,
+    is_tracing,
+    is_watched,
+    surely,
+)
 from vit_hub.model.positions import Geometry, Holder, Resized, computed_tables, relative_bias
 from vit_hub.model.resize import resize_table, resize_tensor, resized_config, table_method, whole_patches
 from vit_hub.model.rope import expand_angles, mixed_angles
@@ -185,7 +196,7 @@ class VisionTransformer(nn.Module):
                 all blocks but the last; of that one, reading the class token alone takes one query and one row of the
                 feed-forward layer, and nothing else is computed, unless somebody looks on.
         """
-        if leading is not None and any(map(is_watched, (*self.blocks[-1].modules(), self.norm))):
+        if leading is not None and is_watched(self.blocks[-1], self.norm):
             return self._encode(images)[:, :leading]
         # Whatever depends on the image size: position table, rotations and biases, all at the size of these images.
         geometry = self._geometry(images)
@@ -227,7 +238,7 @@ class VisionTransformer(nn.Module):
             if positions is not None and rows:
                 leading = torch.cat((leading[:, :rows] + positions[:, :rows], leading[:, rows:]), dim=1)
             x = torch.cat((leading.expand(x.shape[0], -1, -1), x), dim=1)
-        return self.norm_pre(self.pos_drop(x))  # type: ignore[no-any-return]
+        return self.norm_pre(dropped(self.pos_drop, x))  # type: ignore[no-any-return]
 
     def _block(
         self,
