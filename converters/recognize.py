@@ -95,11 +95,9 @@ def recognize(raw: RawCheckpoint, label: str | None = None, prefix: str | None =
         for start, kernel in _starts(names, fmt.table(dialect).patch_kernel, prefix)
     ]
     models = _models(raw, found)
-    if not models:
-        raise _unknown(raw, label, prefix, None)
+    if not models or len(models[0].unknown) > models[0].ruled or not models[0].ruled:
+        raise _unknown(raw, label, prefix, models[0] if models else None)
     best = _choose(raw, models)
-    if not best.ruled or 2 * len(best.unknown) > best.ruled + len(best.unknown):
-        raise _unknown(raw, label, prefix, best)
     equal = [m for m in found if m.kernel == best.kernel and _rank(raw, m)[:-1] == _rank(raw, best)[:-1]]
     possible = [match for match in equal if match.format.evidence(raw, match.prefix) >= 0]
     conventions = best.format.conventions

@@ -243,6 +243,12 @@ def write_tensors(
     """
     if container not in CONTAINER_SUFFIXES.values():
         raise ValueError(f"there is no container {container!r}")
+    small = next((name for name, tensor in tensors.items() if tensor.dtype.startswith("F8")), None)
+    if small is not None and container in ("npz", "hdf5"):
+        raise CheckpointError(
+            f"{path}: tensor {small!r} is of 8-bit floats, which this container cannot hold",
+            hint="write safetensors, or change the dtype",
+        )
     with atomic_path(path) as temporary, steady_sync(temporary) as written:
         pieces = partial(_pieces, tensors, progress, written)
         if container == "safetensors":

@@ -57,7 +57,8 @@ def is_named(raw: RawCheckpoint) -> bool:
 def _evidence(raw: RawCheckpoint, prefix: str, after: bool) -> int:
     """Return the evidence of customary file names, and of a config with the norm in the place of this format."""
     config = model_config(raw).get("vision_cfg")
-    if f"{prefix}input_resolution" in raw.tensors:  # a number that only OpenAI's files hold
+    # A number that only OpenAI's files hold.
+    if any(name.rpartition(".")[2] == "input_resolution" for name in raw.tensors):
         return -1
     if config is None:
         return 4 * is_named(raw) if after else -1

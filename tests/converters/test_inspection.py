@@ -143,5 +143,5 @@ def test_a_file_of_which_little_is_known_says_how_little(tmp_path: Path) -> None
 
 
 def test_a_file_of_something_else_shows_a_name(tmp_path: Path) -> None:
-    with pytest.raises(UnknownFormatError, match=r"none of its 2 tensors is known, the first is 'conv1\.weight'"):
-        vit_hub.open_checkpoint(saved({"conv1.weight": torch.zeros(3), "fc.bias": torch.zeros(2)}, tmp_path))
+    with pytest.raises(UnknownFormatError, match=r"none of its 2 tensors is known, the first is 'layer1\.weight'"):
+        vit_hub.open_checkpoint(saved({"layer1.weight": torch.zeros(3), "fc.bias": torch.zeros(2)}, tmp_path))

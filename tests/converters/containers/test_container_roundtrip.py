@@ -49,7 +49,7 @@ def test_any_tensors_come_back_in_order_with_equal_bytes(
     tmp_path: Path, container: str, model: dict[str, LazyTensor], metadata: dict[str, str]
 ) -> None:
     path = tmp_path / "file"
-    if container == "npz":  # numpy has no 8-bit floats
+    if container in ("npz", "hdf5"):  # neither has 8-bit floats
         model = {name: item for name, item in model.items() if not item.dtype.startswith("F8")}
         assume(model)
     write_tensors(path, container, model, metadata)
