@@ -102,10 +102,11 @@ def test_safetensors_own_readers_load_the_file(tmp_path: Path) -> None:
 
 def test_numpy_loads_the_npz(tmp_path: Path) -> None:
     path = tmp_path / "model.npz"
-    write_tensors(path, "npz", mixed())
+    model = {name: item for name, item in mixed().items() if not item.dtype.startswith("F8")}
+    write_tensors(path, "npz", model)
     with np.load(path, allow_pickle=False) as loaded:
-        assert loaded.files == list(mixed())
-        for name, item in mixed().items():
+        assert loaded.files == list(model)
+        for name, item in model.items():
             expected = np.dtype("V2") if item.dtype == "BF16" else DTYPES[item.dtype].carrier
             assert loaded[name].dtype == expected
             assert loaded[name].shape == item.shape
