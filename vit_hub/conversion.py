@@ -22,6 +22,7 @@ def open_checkpoint(
     format: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     prefix: str | None = None,
+    base: str | Path | Checkpoint | None = None,
     revision: str | None = None,
     offline: bool = False,
     progress: bool = False,
@@ -34,6 +35,7 @@ def open_checkpoint(
         format: insist on a format instead of recognising it.
         overrides: config fields that the file does not determine.
         prefix: what the names of the model to read begin with, such as ``student``, where a file holds several.
+        base: of an adapter of peft: the model to merge it into, instead of the one that it names.
         revision: branch, tag or commit of the Hugging Face repository, as for :func:`vit_hub.load`.
         offline: open no connection.
         progress: show progress bars on a terminal.
@@ -45,7 +47,7 @@ def open_checkpoint(
         VitHubError: as for :func:`vit_hub.load`.
     """
     if isinstance(source, Checkpoint):
-        given = {"format": format, "overrides": overrides, "prefix": prefix, "revision": revision}
+        given = {"format": format, "overrides": overrides, "prefix": prefix, "base": base, "revision": revision}
         late = [name for name, value in given.items() if value]
         if late:
             raise ConfigError(
@@ -54,7 +56,8 @@ def open_checkpoint(
             )
         return source
     resolved = resolve(source, revision=revision, offline=offline, progress=progress)
-    return open_resolved(resolved, format=format, overrides=overrides, prefix=prefix)
+    options: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix, "base": base}
+    return open_resolved(resolved, **options, offline=offline, progress=progress)
 
 
 def convert(
@@ -65,6 +68,7 @@ def convert(
     format: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     prefix: str | None = None,
+    base: str | Path | Checkpoint | None = None,
     image_size: int | tuple[int, int] | None = None,
     patch_size: int | tuple[int, int] | None = None,
     resize: str = "source",
@@ -86,6 +90,7 @@ def convert(
         format: insist on a source format instead of recognising it.
         overrides: config fields that the source does not determine.
         prefix: what the names of the model to read begin with, where the source holds several.
+        base: of an adapter of peft: the model to merge it into, instead of the one that it names.
         image_size: write the model for another (height, width) in pixels: position tables are resized.
         patch_size: another (height, width) of a patch, as for :func:`vit_hub.load`.
         resize: ``source``: resize position tables as the source's own project does; or the name of a method.
@@ -104,8 +109,8 @@ def convert(
             ``strict_metadata`` is given and something would be lost.
         VitHubError: the source cannot be read or the destination cannot be written.
     """
-    options: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix, "revision": revision}
-    ckpt = open_checkpoint(source, **options, offline=offline, progress=progress is not None)
+    options: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix, "base": base}
+    ckpt = open_checkpoint(source, **options, revision=revision, offline=offline, progress=progress is not None)
     ckpt = resized_checkpoint(ckpt, image_size, patch_size, resize=resize)
     return convert_checkpoint(
         ckpt,

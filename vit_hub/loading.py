@@ -45,6 +45,7 @@ def load(
     format: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     prefix: str | None = None,
+    base: str | Path | Checkpoint | None = None,
     revision: str | None = None,
     offline: bool = False,
     progress: bool = False,
@@ -82,6 +83,7 @@ def load(
         format: insist on a checkpoint format instead of recognising it.
         overrides: config fields that the file does not determine, such as ``{"num_heads": 3}``.
         prefix: what the names of the model to read begin with, such as ``student``, where a file holds several.
+        base: of an adapter of peft: the model to merge it into, instead of the one that it names.
         revision: branch, tag or commit of the Hugging Face repository, instead of the one that the registry pins.
         offline: open no connection; what is not in the cache is an error.
         progress: show progress bars on a terminal.
@@ -92,8 +94,8 @@ def load(
         CheckpointError, ConfigError: the file cannot be read as a Vision Transformer.
         ConfigError: the device cannot be used, or a rate is not in [0, 1).
     """
-    options: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix, "revision": revision}
-    ckpt = open_checkpoint(source, **options, offline=offline, progress=progress)
+    options: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix, "base": base}
+    ckpt = open_checkpoint(source, **options, revision=revision, offline=offline, progress=progress)
     if mmap is None:
         mmap = all(is_cached(file) for file in ckpt.source.files)
     with _no_collection():

@@ -166,6 +166,12 @@ source_options = _together(
         metavar="PREFIX",
         help="Read the model whose tensor names begin with PREFIX, such as student, where a file holds several.",
     ),
+    base=click.option(
+        "--base",
+        metavar="SOURCE",
+        shell_complete=complete_source,
+        help="Merge an adapter of peft into this model, instead of the one that it names.",
+    ),
     revision=revision_option,
     offline=offline_option,
 )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit_hub.errors import CheckpointError, ConfigError, DownloadError
+from vit_hub.errors import CheckpointError, ConfigError, DownloadError, VitHubError
 from vit_hub.hub.fetch import fetch
 from vit_hub.hub.names.address import address
 from vit_hub.hub.names.hugging_face import is_one_file
@@ -18,6 +18,7 @@ from vit_hub.registry import Entry, WeightSource, preferring
 from vit_hub.version import __version__
 
 if TYPE_CHECKING:
+    from vit_hub.converters.adapters import Adapter
     from vit_hub.converters.read import Checkpoint
 
 __all__ = ["Resolved", "fetch_any", "open_resolved", "resolve"]
@@ -115,24 +116,42 @@ def open_resolved(
     format: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     prefix: str | None = None,
+    base: str | Path | Checkpoint | None = None,
+    offline: bool = False,
+    progress: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint with the facts that the registry has, and fill in its passport.
+
+    An adapter of peft is merged into its base model.
 
     Args:
         resolved: result of :func:`resolve`.
         format: require this format instead of recognizing it.
         overrides: config fields that the file does not tell, or tells wrongly.
         prefix: what the names of the model to read begin with, where a file holds several.
+        base: of an adapter: the model to merge it into, instead of the one that it names.
+        offline: open no connection to fetch that.
+        progress: show progress bars on a terminal.
 
     Raises:
         CheckpointError: it is another model than the registry's, or as for
             :func:`vit_hub.converters.open_checkpoint`.
         ConfigError: likewise.
     """
+    from vit_hub.converters.adapters import find_adapter, merged
     from vit_hub.converters.containers import open_raw
     from vit_hub.converters.read import read_raw
     from vit_hub.preprocessing.spec import Preprocessing
 
+    options: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix}
+    adapter = find_adapter(resolved.path)
+    if adapter is not None:
+        found = _base_of(adapter, base, {**options, "offline": offline, "progress": progress})
+        return merged(found, adapter, overrides)
+    if base is not None:
+        raise ConfigError(
+            f"{resolved.path}: base= (--base) is for an adapter of peft, and this is none", hint="leave it out"
+        )
     source = resolved.weight_source
     raw = open_raw(resolved.path, with_sidecars=source is not None and not is_one_file(source, resolved.path))
     ckpt = read_raw(raw, format=format, overrides=overrides, hints=resolved.hints, prefix=prefix)
@@ -149,6 +168,36 @@ def open_resolved(
             labels=(entry.labels if ckpt.config.num_classes == entry.config.num_classes else None) or passport.labels,
         )
     return dataclasses.replace(ckpt, passport=passport)
+
+
+def _base_of(adapter: Adapter, base: str | Path | Checkpoint | None, options: Mapping[str, Any]) -> Checkpoint:
+    """Open the base model of an adapter.
+
+    Raises:
+        CheckpointError: it is not found, or cannot be read.
+    """
+    from vit_hub.converters.read import Checkpoint
+
+    if isinstance(base, Checkpoint):
+        return base
+    source, revision = base, None
+    if source is None and adapter.base:
+        # A relative path is meant from the adapter's folder.
+        folder = adapter.path if adapter.path.is_dir() else adapter.path.parent
+        beside = "\0" not in adapter.base and (folder / adapter.base).exists()
+        source, revision = (folder / adapter.base, None) if beside else (adapter.base, adapter.revision)
+    hint = "give its base model: base=..., on the command line --base; or merge it with peft (model.merge_and_unload())"
+    if source is None:
+        raise CheckpointError(f"{adapter.path}: a LoRA adapter of peft that does not name its base model", hint=hint)
+    fetching = {"offline": options["offline"], "progress": options["progress"]}
+    try:
+        resolved = resolve(source, revision=revision, **fetching)
+    except VitHubError as error:
+        raise CheckpointError(
+            f"{adapter.path}: a LoRA adapter of peft, whose base model {str(source)!r} is not found: {error.message}",
+            hint=hint,
+        ) from error
+    return open_resolved(resolved, **options)
 
 
 def _refuse_another_model(
