@@ -21,6 +21,8 @@ _FLOATING = {name: dtype.torch for name, dtype in DTYPES.items() if dtype.floati
 
 def floats(tensor: LazyTensor) -> npt.NDArray[Any]:
     """Read a tensor as numbers: float64 where it is stored so, else float32."""
+    if tensor.dtype.startswith("F8"):
+        return to_torch(tensor).float().numpy()
     values = tensor.read()
     if tensor.dtype == "BF16":  # the upper half of a float32
         return (values.astype(np.uint32) << 16).view(np.float32)
@@ -49,7 +51,8 @@ def to_torch(tensor: LazyTensor, *, own: bool = False) -> torch.Tensor:
     found = torch.from_numpy(values)
     if own and not is_own(values):
         found = found.clone()
-    return found.view(torch.bfloat16) if tensor.dtype == "BF16" else found
+    dtype = DTYPES[tensor.dtype]
+    return found if dtype.torch == dtype.carrier.name else found.view(getattr(torch, dtype.torch))
 
 
 def cast(tensor: LazyTensor, dtype: str) -> LazyTensor:
@@ -78,8 +81,11 @@ def from_tensor(tensor: torch.Tensor) -> LazyTensor:
     """Return a lazy tensor over a torch tensor, which may stay on any device until it is read."""
     import torch
 
-    def read() -> object:
-        values = tensor.detach().cpu().contiguous()
-        return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
+    name = TORCH_DTYPES[str(tensor.dtype).removeprefix("torch.")]
+    carrier = DTYPES[name].carrier.name
 
-    return LazyTensor(TORCH_DTYPES[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape), read)  # type: ignore[arg-type]
+    def read() -> Array:
+        values: Array = tensor.detach().cpu().contiguous().view(getattr(torch, carrier)).numpy()
+        return values
+
+    return LazyTensor(name, tuple(tensor.shape), read)

@@ -12,11 +12,12 @@ from typing import Any, cast
 
 from vit_hub.converters.classifier import Classifier, find_classifier
 from vit_hub.converters.containers import RawCheckpoint, open_raw
+from vit_hub.converters.dequantize import dequantized
 from vit_hub.converters.formats import all_formats
 from vit_hub.converters.infer_config import infer_config
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.recognize import Match, beyond, recognize, unexplained
-from vit_hub.converters.rules.extras import beside
+from vit_hub.converters.rules.extras import DEQUANTIZE, beside
 from vit_hub.converters.rules.table import Reading
 from vit_hub.converters.tensors import DTYPES, LazyTensor
 from vit_hub.errors import CheckpointError, ConfigError
@@ -73,6 +74,7 @@ def open_checkpoint(
     overrides: Mapping[str, Any] | None = None,
     hints: Mapping[str, Any] | None = None,
     prefix: str | None = None,
+    dequantize: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint of any known format without reading its tensors.
 
@@ -82,6 +84,7 @@ def open_checkpoint(
         overrides: config fields that the file does not state or states wrongly.
         hints: config fields known from elsewhere (a registry), used where the file does not state them.
         prefix: what the names of the model to read begin with, where a file holds several.
+        dequantize: compute floating-point weights of quantized ones, where their arithmetic is public.
 
     Raises:
         UnknownFormatError: not a checkpoint, or of no known format.
@@ -89,7 +92,10 @@ def open_checkpoint(
         CheckpointError: damaged, or tensors are missing, unknown or of unexpected shape.
         ConfigError: a config field cannot be determined, or an override does not fit.
     """
-    return read_raw(open_raw(path), format=format, overrides=overrides, hints=hints, prefix=prefix)
+    raw = open_raw(path)
+    if dequantize:
+        raw = dequantized(raw)
+    return read_raw(raw, format=format, overrides=overrides, hints=hints, prefix=prefix)
 
 
 def read_raw(
@@ -332,8 +338,9 @@ def _ordered(
             )
         if not DTYPES[found.dtype].floating and not name.endswith("num_batches_tracked"):
             raise CheckpointError(
-                f"{raw.path}: tensor {name} has dtype {found.dtype}; weights must be floating point",
-                hint="a quantised or damaged checkpoint: use one in float32, float16 or bfloat16",
+                f"{raw.path}: tensor {name} has dtype {found.dtype}; weights must be floating point: it is quantized, "
+                "or the file is damaged",
+                hint=DEQUANTIZE,
             )
     return {**{name: tensors[name] for name in expected}, **{name: tensors[name] for name in carried}}
 

@@ -107,9 +107,26 @@ open_clip are written only from files of the same kind, because the weights do n
 architectures. `canonical` is vit-hub's own format: safetensors with timm's names, config and provenance in the
 metadata; it expresses every model.
 
-For every format, these containers are read: npz, safetensors, PyTorch files (also nested dicts), sharded checkpoints
-with an index, folders with their config files; and ONNX files with the names of a format, also where the exporter
-transposed and renamed weights: the graph tells what they are, or the file is refused.
+For every format, these containers are read: npz, safetensors, PyTorch files (also nested dicts), TorchScript, archives
+of `torch.export` (`.pt2`), sharded checkpoints with an index, folders with their config files, msgpack and HDF5
+files, and ONNX files with the names of a format, also where the exporter transposed and renamed weights: the graph
+tells what they are, or the file is refused. Objects that are pickled
+beside the weights are read as plain data, whatever their class; nothing is imported or run, and a file that asks for a
+function is refused by its name.
+
+Folders of training tools are read, too, with a warning that names what was chosen:
+
+| tool | what is read |
+|---|---|
+| torch.distributed.checkpoint, FSDP | `.metadata` and `*.distcp`, also of several processes, one chunk at a time |
+| Trainer of transformers | the weights in the folder, else the best `checkpoint-N` by `trainer_state.json`, or the last |
+| accelerate | `save_model`, `save_state`; the last of `checkpoints/checkpoint_N` |
+| DeepSpeed | the step that `latest` names; for ZeRO stage 3 run its `zero_to_fp32.py` first |
+| Lightning | `.ckpt`; the only one of the last version in `lightning_logs` |
+| peft | LoRA, rsLoRA and DoRA adapters, merged into the base model that they name, or `base=` (`--base`) |
+
+`dequantize=True` (`--dequantize`) computes floating-point weights from bitsandbytes' 8 and 4 bits, and from 8-bit
+floats and integers with scales; without it, and for other kinds, quantized weights are refused as such.
 
 ## What files do not state
 

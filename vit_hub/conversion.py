@@ -23,6 +23,7 @@ def open_checkpoint(
     overrides: Mapping[str, Any] | None = None,
     prefix: str | None = None,
     base: str | Path | Checkpoint | None = None,
+    dequantize: bool = False,
     revision: str | None = None,
     offline: bool = False,
     progress: bool = False,
@@ -36,6 +37,7 @@ def open_checkpoint(
         overrides: config fields that the file does not determine.
         prefix: what the names of the model to read begin with, such as ``student``, where a file holds several.
         base: of an adapter of peft: the model to merge it into, instead of the one that it names.
+        dequantize: compute floating-point weights of quantized ones: bitsandbytes' 8 and 4 bits, 8-bit floats.
         revision: branch, tag or commit of the Hugging Face repository, as for :func:`vit_hub.load`.
         offline: open no connection.
         progress: show progress bars on a terminal.
@@ -47,7 +49,8 @@ def open_checkpoint(
         VitHubError: as for :func:`vit_hub.load`.
     """
     if isinstance(source, Checkpoint):
-        given = {"format": format, "overrides": overrides, "prefix": prefix, "base": base, "revision": revision}
+        given: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix, "base": base}
+        given |= {"dequantize": dequantize, "revision": revision}
         late = [name for name, value in given.items() if value]
         if late:
             raise ConfigError(
@@ -57,6 +60,7 @@ def open_checkpoint(
         return source
     resolved = resolve(source, revision=revision, offline=offline, progress=progress)
     options: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix, "base": base}
+    options["dequantize"] = dequantize
     return open_resolved(resolved, **options, offline=offline, progress=progress)
 
 
@@ -69,6 +73,7 @@ def convert(
     overrides: Mapping[str, Any] | None = None,
     prefix: str | None = None,
     base: str | Path | Checkpoint | None = None,
+    dequantize: bool = False,
     image_size: int | tuple[int, int] | None = None,
     patch_size: int | tuple[int, int] | None = None,
     resize: str = "source",
@@ -91,6 +96,7 @@ def convert(
         overrides: config fields that the source does not determine.
         prefix: what the names of the model to read begin with, where the source holds several.
         base: of an adapter of peft: the model to merge it into, instead of the one that it names.
+        dequantize: compute floating-point weights of quantized ones: bitsandbytes' 8 and 4 bits, 8-bit floats.
         image_size: write the model for another (height, width) in pixels: position tables are resized.
         patch_size: another (height, width) of a patch, as for :func:`vit_hub.load`.
         resize: ``source``: resize position tables as the source's own project does; or the name of a method.
@@ -110,6 +116,7 @@ def convert(
         VitHubError: the source cannot be read or the destination cannot be written.
     """
     options: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix, "base": base}
+    options["dequantize"] = dequantize
     ckpt = open_checkpoint(source, **options, revision=revision, offline=offline, progress=progress is not None)
     ckpt = resized_checkpoint(ckpt, image_size, patch_size, resize=resize)
     return convert_checkpoint(

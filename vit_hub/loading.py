@@ -46,6 +46,7 @@ def load(
     overrides: Mapping[str, Any] | None = None,
     prefix: str | None = None,
     base: str | Path | Checkpoint | None = None,
+    dequantize: bool = False,
     revision: str | None = None,
     offline: bool = False,
     progress: bool = False,
@@ -84,6 +85,7 @@ def load(
         overrides: config fields that the file does not determine, such as ``{"num_heads": 3}``.
         prefix: what the names of the model to read begin with, such as ``student``, where a file holds several.
         base: of an adapter of peft: the model to merge it into, instead of the one that it names.
+        dequantize: compute floating-point weights of quantized ones: bitsandbytes' 8 and 4 bits, 8-bit floats.
         revision: branch, tag or commit of the Hugging Face repository, instead of the one that the registry pins.
         offline: open no connection; what is not in the cache is an error.
         progress: show progress bars on a terminal.
@@ -95,6 +97,7 @@ def load(
         ConfigError: the device cannot be used, or a rate is not in [0, 1).
     """
     options: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix, "base": base}
+    options["dequantize"] = dequantize
     ckpt = open_checkpoint(source, **options, revision=revision, offline=offline, progress=progress)
     if mmap is None:
         mmap = all(is_cached(file) for file in ckpt.source.files)

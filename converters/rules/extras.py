@@ -11,7 +11,17 @@ from dataclasses import dataclass
 from vit_hub.converters.rules.table import Drop
 from vit_hub.converters.tensors import DTYPES, LazyTensor
 
-__all__ = ["CLASSIFIER", "PREFERENCES", "Preference", "beside", "beside_reason", "no_weight", "other_module", "remedy"]
+__all__ = [
+    "CLASSIFIER",
+    "DEQUANTIZE",
+    "PREFERENCES",
+    "Preference",
+    "beside",
+    "beside_reason",
+    "no_weight",
+    "other_module",
+    "remedy",
+]
 
 # Never weights of an encoder, wherever they stand.
 _NO_WEIGHTS = (
@@ -88,6 +98,10 @@ PREFERENCES = (
     Preference("image_tower", "video_tower", "the encoder of videos: that of images is read"),
 )
 
+DEQUANTIZE = (
+    "dequantize=True, on the command line --dequantize, computes floating-point weights; "
+    "or give the checkpoint that was quantized"
+)
 # Names that show what was done to a model, and how to undo it.
 _REMEDIES = (
     (
@@ -103,7 +117,7 @@ _REMEDIES = (
     (
         r".*\.(absmax|quant_map|nested_\w+|quant_state\..*|SCB|weight_format)",
         "quantized by bitsandbytes",
-        "load it in transformers, dequantize it (model.dequantize()) and save it again",
+        DEQUANTIZE,
     ),
     (
         r".*\.(qweight|qzeros|scales|g_idx)",
@@ -113,7 +127,7 @@ _REMEDIES = (
     (
         r".*\.(weight_scale\w*|input_scale|weight_scale_inv)",
         "quantized to 8-bit floats or integers with separate scales",
-        "give the checkpoint that was quantized",
+        DEQUANTIZE,
     ),
     (
         r".*\._packed_params(\..*|/.*)?|.*\.(scale|zero_point)",

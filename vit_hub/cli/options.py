@@ -172,6 +172,11 @@ source_options = _together(
         shell_complete=complete_source,
         help="Merge an adapter of peft into this model, instead of the one that it names.",
     ),
+    dequantize=click.option(
+        "--dequantize",
+        is_flag=True,
+        help="Compute floating-point weights of quantized ones: bitsandbytes' 8 and 4 bits, 8-bit floats.",
+    ),
     revision=revision_option,
     offline=offline_option,
 )

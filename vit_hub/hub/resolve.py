@@ -116,6 +116,7 @@ def open_resolved(
     format: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     prefix: str | None = None,
+    dequantize: bool = False,
     base: str | Path | Checkpoint | None = None,
     offline: bool = False,
     progress: bool = False,
@@ -129,6 +130,7 @@ def open_resolved(
         format: require this format instead of recognizing it.
         overrides: config fields that the file does not tell, or tells wrongly.
         prefix: what the names of the model to read begin with, where a file holds several.
+        dequantize: compute floating-point weights of quantized ones.
         base: of an adapter: the model to merge it into, instead of the one that it names.
         offline: open no connection to fetch that.
         progress: show progress bars on a terminal.
@@ -143,7 +145,7 @@ def open_resolved(
     from vit_hub.converters.read import read_raw
     from vit_hub.preprocessing.spec import Preprocessing
 
-    options: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix}
+    options: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix, "dequantize": dequantize}
     adapter = find_adapter(resolved.path)
     if adapter is not None:
         found = _base_of(adapter, base, {**options, "offline": offline, "progress": progress})
