@@ -119,7 +119,7 @@ Folders of training tools are read, too, with a warning that names what was chos
 | tool | what is read |
 |---|---|
 | torch.distributed.checkpoint, FSDP | `.metadata` and `*.distcp`, also of several processes, one chunk at a time |
-| Trainer of transformers | the weights in the folder, else the best `checkpoint-N` by `trainer_state.json`, or the last |
+| Trainer of transformers | the folder's weights, else the best `checkpoint-N` by `trainer_state.json`, or the last |
 | accelerate | `save_model`, `save_state`; the last of `checkpoints/checkpoint_N` |
 | DeepSpeed | the step that `latest` names; for ZeRO stage 3 run its `zero_to_fp32.py` first |
 | Lightning | `.ckpt`; the only one of the last version in `lightning_logs` |
