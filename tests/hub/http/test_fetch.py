@@ -212,7 +212,7 @@ def test_html_in_place_of_weights_is_refused(server: Server, cache: Path, reply:
     assert kept(cache) == []
 
 
-@pytest.mark.parametrize("body", [b"", b'{"error": "quota exceeded"}', b"\x89HDF\r\n\x1a\n" + bytes(99), WEIGHTS[:6]])
+@pytest.mark.parametrize("body", [b"", b'{"error": "quota exceeded"}', b"\x1f\x8b\x08" + bytes(99), WEIGHTS[:6]])
 def test_what_is_no_checkpoint_is_not_kept(server: Server, cache: Path, body: bytes) -> None:
     url = server.add(FILE, Reply(body))
     with pytest.raises(CheckpointError, match=url) as error:
