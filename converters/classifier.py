@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vit_hub.converters.recognize import Match, beyond
-from vit_hub.converters.rules.extras import CLASSIFIER, beside_reason
+from vit_hub.converters.rules.extras import beside_reason
 from vit_hub.converters.tensors import LazyTensor
 
 __all__ = ["Classifier", "find_classifier"]
@@ -14,7 +14,7 @@ __all__ = ["Classifier", "find_classifier"]
 
 @dataclass(frozen=True)
 class Classifier:
-    """What became of the tensors that may be a classifier.
+    """The fate of the tensors that may be a classifier.
 
     Attributes:
         moved: name in the table, without the prefix -> full name found.
@@ -37,10 +37,8 @@ def find_classifier(match: Match, tensors: Mapping[str, LazyTensor], width: int,
         has_head: the table itself found a classifier.
     """
     layers: dict[str, dict[str, str]] = {}
-    for name in match.classifier:
-        found = CLASSIFIER.fullmatch(beyond(match.prefix, name))
-        if found:
-            layers.setdefault(found["layer"], {})[found["part"]] = name
+    for name, (layer, part) in match.classifier.items():
+        layers.setdefault(layer, {})[part] = name
     weights = [tensors[parts["weight"]].shape for parts in layers.values() if "weight" in parts]
     if not any(len(shape) == 2 for shape in weights):
         return Classifier(dropped={name: beside_reason(beyond(match.prefix, name)) for name in match.classifier})
@@ -53,13 +51,12 @@ def find_classifier(match: Match, tensors: Mapping[str, LazyTensor], width: int,
             same = layer.partition(".")[0] == home.partition(".")[0]
             told = f"{layer} is taken for the classifier, over the model's pooled output"
             return Classifier(moved, warnings=() if same else (told,))
-    reason = (
-        "a classifier that is no single linear layer over the pooled output" if not has_head else "another classifier"
-    )
-    told = (
-        f"the classifier ({listed}) is no single linear layer: it is left out, and the model has num_classes=0; "
-        "keep_rest=True (--keep-rest) keeps its tensors"
-    )
     if has_head:
-        told = f"{listed}, beside the model's own classifier, is left out"
+        reason, told = "another classifier", f"{listed}, beside the model's own classifier, is left out"
+    else:
+        reason = "a classifier that is no single linear layer over the pooled output"
+        told = (
+            f"the classifier ({listed}) is no single linear layer: it is left out, and the model has num_classes=0; "
+            "keep_rest=True (--keep-rest) keeps its tensors"
+        )
     return Classifier(dropped=dict.fromkeys(match.classifier, reason), warnings=(told,))

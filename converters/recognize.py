@@ -10,6 +10,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import all_formats, format_names, formats_named
@@ -38,7 +39,8 @@ class Match:
         ruled: number of them that a rule explains.
         unknown: full names inside of the encoder that nothing explains.
         dropped: full name -> reason for leaving it out.
-        classifier: full names of tensors that may be a classifier in another place than the table's.
+        classifier: full name of a tensor that may be a classifier in another place than the table's -> the layer, and
+            the part of it.
         warnings: messages for the user.
         ambiguous: other formats, of other conventions, that explain the tensors just as well.
     """
@@ -51,7 +53,7 @@ class Match:
     ruled: int
     unknown: tuple[str, ...] = ()
     dropped: Mapping[str, str] = field(default_factory=dict)
-    classifier: tuple[str, ...] = ()
+    classifier: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     ambiguous: tuple[str, ...] = ()
 
@@ -88,17 +90,20 @@ def recognize(raw: RawCheckpoint, label: str | None = None, prefix: str | None =
             raise UnknownFormatError(f"there is no format {label!r}", hint=f"formats: {', '.join(format_names())}")
     extras = {name: reason for name, tensor in raw.tensors.items() if (reason := no_weight(name, tensor))}
     names = [name for name in raw.tensors if name not in extras]
+    tables = [(fmt, dialect, fmt.table(dialect).patch_kernel) for fmt, dialects in candidates for dialect in dialects]
+    # Many tables share the name of the patch embedding, and so the names as they are seen from what stands before it.
+    starts = {kernel: _starts(names, kernel, prefix) for kernel in {kernel for _, _, kernel in tables}}
+    views = {start: _view(names, start) for found in starts.values() for start, _ in found}
     found = [
-        _match(raw, names, extras, fmt, dialect, start, kernel)
-        for fmt, dialects in candidates
-        for dialect in dialects
-        for start, kernel in _starts(names, fmt.table(dialect).patch_kernel, prefix)
+        _match(raw, views[start], extras, fmt, dialect, start, name)
+        for fmt, dialect, kernel in tables
+        for start, name in starts[kernel]
     ]
     models = _models(raw, found)
     if not models or len(models[0].unknown) > models[0].ruled or not models[0].ruled:
         raise _unknown(raw, label, prefix, models[0] if models else None)
     best = _choose(raw, models)
-    equal = [m for m in found if m.kernel == best.kernel and _rank(raw, m)[:-1] == _rank(raw, best)[:-1]]
+    equal = [match for match in found if match.kernel == best.kernel and _explained(match) == _explained(best)]
     possible = [match for match in equal if match.format.evidence(raw, match.prefix) >= 0]
     conventions = best.format.conventions
     others = (m.label for m in possible if m.format.conventions != conventions and m.label != best.label)
@@ -119,9 +124,41 @@ def _begins(name: str, prefix: str) -> bool:
     return name.startswith(prefix) and (prefix[-1:] in ("", ".", "/") or name[len(prefix)] in "./")
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A name as it is seen from a prefix.
+
+    Attributes:
+        full: as stored.
+        inside: what follows the prefix; None if it does not begin with it.
+        level: without the levels that it shares with the prefix.
+    """
+
+    full: str
+    inside: str | None
+    level: str
+
+    @cached_property
+    def classifier(self) -> tuple[str, str] | None:
+        """The layer and the part of it, if this may be a classifier in another place than a table's."""
+        found = CLASSIFIER.fullmatch(self.level)
+        return (found["layer"], found["part"]) if found else None
+
+    @cached_property
+    def other(self) -> str:
+        """The reason why this is another module at the level of the encoder; empty if it may be none."""
+        return other_module(self.level)
+
+
+def _view(names: Iterable[str], prefix: str) -> list[_Seen]:
+    return [
+        _Seen(name, name[len(prefix) :] if name.startswith(prefix) else None, beyond(prefix, name)) for name in names
+    ]
+
+
 def _match(
     raw: RawCheckpoint,
-    names: Sequence[str],
+    names: Sequence[_Seen],
     extras: Mapping[str, str],
     fmt: Format,
     dialect: Dialect,
@@ -131,25 +168,25 @@ def _match(
     table = fmt.table(dialect)
     roots = tuple(prefix + root for root in table.roots)
     inside: dict[str, LazyTensor] = {}
-    unknown, classifier, dropped, ruled = [], [], dict(extras), 0
+    unknown, classifier, dropped, ruled = [], {}, dict(extras), 0
     for name in names:
-        verdict = table.explain(name[len(prefix) :]) if name.startswith(prefix) else ""
-        if verdict:
-            inside[name[len(prefix) :]] = raw.tensors[name]
+        verdict = "" if name.inside is None else table.explain(name.inside)
+        if name.inside is not None and verdict:
+            inside[name.inside] = raw.tensors[name.full]
             ruled += verdict == "rule"
-        elif CLASSIFIER.fullmatch(beyond(prefix, name)):
-            classifier.append(name)
-        elif not name.startswith(roots):
-            dropped[name] = beside_reason(beyond(prefix, name))
-        elif reason := other_module(beyond(prefix, name)):
-            dropped[name] = reason
+        elif name.classifier:
+            classifier[name.full] = name.classifier
+        elif not name.full.startswith(roots):
+            dropped[name.full] = beside_reason(name.level)
+        elif name.other:
+            dropped[name.full] = name.other
         else:
-            unknown.append(name)
+            unknown.append(name.full)
     heads = {_LEVEL.split(name)[0] for name in table.heads if name in inside}
     # Layers beside those that the table knows: the model's classifier is not what the table says.
-    unknown += [name for name in classifier if _LEVEL.split(beyond(prefix, name))[0] in heads]
-    classifier = [name for name in classifier if _LEVEL.split(beyond(prefix, name))[0] not in heads]
-    return Match(fmt, dialect, prefix, kernel, inside, ruled, tuple(unknown), dropped, tuple(classifier))
+    surplus = [name for name, (layer, _) in classifier.items() if _LEVEL.split(layer)[0] in heads]
+    classifier = {name: found for name, found in classifier.items() if name not in surplus}
+    return Match(fmt, dialect, prefix, kernel, inside, ruled, (*unknown, *surplus), dropped, classifier)
 
 
 def beyond(prefix: str, name: str) -> str:
@@ -162,10 +199,12 @@ def beyond(prefix: str, name: str) -> str:
     return name[start:]
 
 
-def _rank(raw: RawCheckpoint, match: Match) -> tuple[bool, int, int, int, int]:
-    complete = match.ruled > 0 and not match.unknown
-    evidence = match.format.evidence(raw, match.prefix)
-    return complete, len(match.tensors), match.ruled, -len(match.unknown), evidence
+def _explained(match: Match) -> tuple[bool, int, int, int]:
+    return match.ruled > 0 and not match.unknown, len(match.tensors), match.ruled, -len(match.unknown)
+
+
+def _rank(raw: RawCheckpoint, match: Match) -> tuple[tuple[bool, int, int, int], int]:
+    return _explained(match), match.format.evidence(raw, match.prefix)
 
 
 def _models(raw: RawCheckpoint, matches: Sequence[Match]) -> list[Match]:
