@@ -92,10 +92,8 @@ def open_checkpoint(
         CheckpointError: damaged, or tensors are missing, unknown or of unexpected shape.
         ConfigError: a config field cannot be determined, or an override does not fit.
     """
-    raw = open_raw(path)
-    if dequantize:
-        raw = dequantized(raw)
-    return read_raw(raw, format=format, overrides=overrides, hints=hints, prefix=prefix)
+    options: dict[str, Any] = {"overrides": overrides, "hints": hints, "prefix": prefix, "dequantize": dequantize}
+    return read_raw(open_raw(path), format=format, **options)
 
 
 def read_raw(
@@ -105,9 +103,12 @@ def read_raw(
     overrides: Mapping[str, Any] | None = None,
     hints: Mapping[str, Any] | None = None,
     prefix: str | None = None,
+    dequantize: bool = False,
 ) -> Checkpoint:
     """Read contents that are open already, or never were a file; see :func:`open_checkpoint`."""
     given = dict(overrides or {})
+    if dequantize:
+        raw = dequantized(raw)
     if not raw.tensors:
         raise CheckpointError(f"{raw.path}: the file holds no tensors")
     if CONFIG_KEY in raw.metadata and format in (None, "canonical"):

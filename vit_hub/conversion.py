@@ -49,8 +49,14 @@ def open_checkpoint(
         VitHubError: as for :func:`vit_hub.load`.
     """
     if isinstance(source, Checkpoint):
-        given: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix, "base": base}
-        given |= {"dequantize": dequantize, "revision": revision}
+        given = {
+            "format": format,
+            "overrides": overrides,
+            "prefix": prefix,
+            "base": base,
+            "dequantize": dequantize,
+            "revision": revision,
+        }
         late = [name for name, value in given.items() if value]
         if late:
             raise ConfigError(
@@ -59,9 +65,16 @@ def open_checkpoint(
             )
         return source
     resolved = resolve(source, revision=revision, offline=offline, progress=progress)
-    options: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix, "base": base}
-    options["dequantize"] = dequantize
-    return open_resolved(resolved, **options, offline=offline, progress=progress)
+    return open_resolved(
+        resolved,
+        format=format,
+        overrides=overrides,
+        prefix=prefix,
+        dequantize=dequantize,
+        base=base,
+        offline=offline,
+        progress=progress,
+    )
 
 
 def convert(
@@ -115,9 +128,17 @@ def convert(
             ``strict_metadata`` is given and something would be lost.
         VitHubError: the source cannot be read or the destination cannot be written.
     """
-    options: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix, "base": base}
-    options["dequantize"] = dequantize
-    ckpt = open_checkpoint(source, **options, revision=revision, offline=offline, progress=progress is not None)
+    ckpt = open_checkpoint(
+        source,
+        format=format,
+        overrides=overrides,
+        prefix=prefix,
+        base=base,
+        dequantize=dequantize,
+        revision=revision,
+        offline=offline,
+        progress=progress is not None,
+    )
     ckpt = resized_checkpoint(ckpt, image_size, patch_size, resize=resize)
     return convert_checkpoint(
         ckpt,

@@ -96,9 +96,17 @@ def load(
         CheckpointError, ConfigError: the file cannot be read as a Vision Transformer.
         ConfigError: the device cannot be used, or a rate is not in [0, 1).
     """
-    options: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix, "base": base}
-    options["dequantize"] = dequantize
-    ckpt = open_checkpoint(source, **options, revision=revision, offline=offline, progress=progress)
+    ckpt = open_checkpoint(
+        source,
+        format=format,
+        overrides=overrides,
+        prefix=prefix,
+        base=base,
+        dequantize=dequantize,
+        revision=revision,
+        offline=offline,
+        progress=progress,
+    )
     if mmap is None:
         mmap = all(is_cached(file) for file in ckpt.source.files)
     with _no_collection():

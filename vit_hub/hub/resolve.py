@@ -142,7 +142,6 @@ def open_resolved(
     """
     from vit_hub.converters.adapters import find_adapter, merged
     from vit_hub.converters.containers import open_raw
-    from vit_hub.converters.dequantize import dequantized
     from vit_hub.converters.read import read_raw
     from vit_hub.preprocessing.spec import Preprocessing
 
@@ -157,9 +156,7 @@ def open_resolved(
         )
     source = resolved.weight_source
     raw = open_raw(resolved.path, with_sidecars=source is not None and not is_one_file(source, resolved.path))
-    if dequantize:
-        raw = dequantized(raw)
-    ckpt = read_raw(raw, format=format, overrides=overrides, hints=resolved.hints, prefix=prefix)
+    ckpt = read_raw(raw, hints=resolved.hints, **options)
     passport = dataclasses.replace(ckpt.passport, converter=ckpt.passport.converter or __version__)
     entry = resolved.entry
     if entry is not None:
