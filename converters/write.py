@@ -283,9 +283,9 @@ def _plain_plan(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], labe
         tensors = {passport.names.get(name, name): tensor for name, tensor in tensors.items()}
         shapes = passport.shapes
         tensors = {name: tensor.reshape(shapes[name]) if name in shapes else tensor for name, tensor in tensors.items()}
-    sidecars = fmt.sidecars(config, passport)
-    if container is not None:
-        sidecars = {name: content for name, content in sidecars.items() if container == "torch" and name in EMBEDDED}
+    sidecars = fmt.sidecars(config, passport) if container in (None, "torch") else {}
+    if container == "torch":
+        sidecars = {name: content for name, content in sidecars.items() if name in EMBEDDED}
     if not problems:
         problems += _read_back(ckpt, fmt, dialect, tensors, sidecars, native)
     distance = (int(fmt.label(dialect) != passport.format), *_distance(fmt, config, passport, sidecars))

@@ -113,7 +113,8 @@ def open_raw(path: str | Path, *, with_sidecars: bool = False) -> RawCheckpoint:
         else:
             what = "not a regular file" if path.exists() else "no such file or folder"
             raise CheckpointError(f"{path}: {what}", hint="check the path")
-        contents = _read_shards(weights) if sniff(weights) == "index" else _read_parts(parts_of(path, weights))
+        container = sniff(weights)
+        contents = _read_shards(weights) if container == "index" else _read_parts(container, parts_of(path, weights))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}", hint="check the file and its permissions") from error
     if contents.unreadable and not contents.tensors:
@@ -157,8 +158,7 @@ class _Contents(NamedTuple):
     told: Mapping[str, Any] = MappingProxyType({})
 
 
-def _read(path: Path) -> _Contents:
-    container = sniff(path)
+def _read(path: Path, container: str) -> _Contents:
     if container == "safetensors":
         tensors, unreadable, metadata = read_safetensors(path)
         return _Contents(container, tensors, unreadable, metadata, (path,), {})
@@ -174,23 +174,31 @@ def _read(path: Path) -> _Contents:
     return _Contents("torch", tensors, unreadable, {}, (path,), embedded)
 
 
-def _read_parts(files: tuple[Path, ...]) -> _Contents:
-    """Read a file, or the files that hold a checkpoint together, whose tensors are named by their files."""
-    found = {file.name: _read(file) for file in files}
-    if len(files) == 1:
-        return next(iter(found.values()))
-    tensors = {f"{file}:{name}": item for file, part in found.items() for name, item in part.tensors.items()}
-    return _Contents(found[files[0].name].container, tensors, {}, {}, files, {})
+def _read_parts(container: str, files: tuple[Path, ...]) -> _Contents:
+    """Read a file, or the files that hold a checkpoint together, whose tensors are named by their files.
+
+    Args:
+        container: that of the first file.
+        files: one or more.
+    """
+    first, *others = files
+    contents = _read(first, container)
+    if not others:
+        return contents
+    parts = {first.name: contents, **{file.name: _read(file, sniff(file)) for file in others}}
+    tensors = {f"{file}:{name}": item for file, part in parts.items() for name, item in part.tensors.items()}
+    return _Contents(contents.container, tensors, {}, {}, files, {})
 
 
 def _read_shards(index: Path) -> _Contents:
     shards = read_index(index)
-    kinds = {sniff(shard) for shard in shards}
+    containers = {shard: sniff(shard) for shard in shards}
+    kinds = set(containers.values())
     if len(kinds) > 1 or kinds & {"index", "onnx"}:
         raise CheckpointError(f"{index}: its files are of different containers: {', '.join(sorted(kinds))}")
     whole = _Contents("", {}, {}, {}, (), {})
     for shard, names in shards.items():
-        found = _read(shard)
+        found = _read(shard, containers[shard])
         held = found.tensors.keys() | found.unreadable.keys()
         # TensorFlow's index has the model's name before those that the files have.
         missing = [name for name in names if name not in held and name.partition("/")[2] not in held]
