@@ -65,7 +65,7 @@ _OF_HEADS = ("num_classes", "pool", "representation_dim", "head_input", "head_no
 
 @dataclass(frozen=True)
 class _Change:
-    """What an adapter does to one module."""
+    """The change that an adapter makes to one module."""
 
     scaling: float
     parts: Mapping[str, LazyTensor]

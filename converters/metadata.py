@@ -1,4 +1,4 @@
-"""What travels with the weights, class names and preprocessing: what of it a planned file does not give back."""
+"""Losses of what travels with the weights: class names and preprocessing that a planned file does not give back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the weights of an ONNX graph are called in the model it was exported from, and what the graph tells of it.
+"""Names of an ONNX graph's weights in the model it was exported from, and config fields that the graph tells.
 
 Exporters store the weight of a linear layer transposed under a name of their own. The bias that is added next keeps its
 name and tells the layer; without a bias, the module of the node does. A class token that is repeated for a fixed number

@@ -24,7 +24,7 @@ __all__ = ["POOLER", "TOWER", "Framework", "spelled"]
 
 @dataclass(frozen=True)
 class Framework:
-    """How a framework spells PyTorch's names.
+    """A framework's spelling of PyTorch's names.
 
     Attributes:
         name: of the formats.

@@ -1,4 +1,4 @@
-"""What files hold beside the weights of an image encoder, by name: data for all formats.
+"""Names of tensors beside the weights of an image encoder, in files of all formats, as data.
 
 Patterns match whole names as stored, where ``/`` separates nested dicts and ``.`` modules.
 """
@@ -70,7 +70,7 @@ CLASSIFIER = re.compile(
 
 @dataclass(frozen=True)
 class Preference:
-    """Which of two copies of a model a project itself evaluates, by a component of their prefixes."""
+    """One of two copies of a model: the one that its project evaluates, told by components of their prefixes."""
 
     read: str
     other: str

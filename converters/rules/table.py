@@ -157,7 +157,7 @@ class Table:
 
     @cached_property
     def roots(self) -> tuple[str, ...]:
-        """What the names of an encoder's parts begin with, classifiers aside: unknown names there are parts of it."""
+        """The beginnings of the names of an encoder's parts, classifiers aside: unknown names there are parts of it."""
         parts = [name for r in self._rules for name in r.foreign if name not in self.heads]
         blocks = [name for name in parts if _layered(name)] or parts
         shared = takewhile(lambda letters: len(set(letters)) == 1, zip(*blocks, self.patch_kernel, strict=False))

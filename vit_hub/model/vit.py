@@ -569,7 +569,7 @@ class VisionTransformer(nn.Module):
         return self._resized[key]
 
     def _geometry_at(self, size: tuple[int, int], images: Tensor) -> Geometry:
-        """What is computed for another size. While a program is recorded for any size, this is a part of it."""
+        """Tables computed for another size. While a program is recorded for any size, this is a part of it."""
         unit = self.config.pixels_per_patch
         image_size = whole_patches(size, unit, self.pad)
         grid = (image_size[0] // unit[0], image_size[1] // unit[1])
@@ -593,7 +593,7 @@ class VisionTransformer(nn.Module):
 
     @staticmethod
     def _is_recorded() -> bool:
-        """Whether what runs becomes a program that nothing may be left out of."""
+        """Return whether what runs becomes a program that nothing may be left out of."""
         return torch.compiler.is_compiling() or is_tracing()
 
     def _attention_positions(self, index: int, geometry: Geometry) -> tuple[tuple[Tensor, Tensor] | None, Bias | None]:

@@ -1,4 +1,4 @@
-"""What mmengine keeps in a checkpoint under ``meta``: its config, as the text of a Python file, and class names.
+"""Facts that mmengine keeps in a checkpoint under ``meta``: its config, as the text of a Python file, and class names.
 
 The text is parsed, never run: only literals and calls of ``dict`` mean something.
 """

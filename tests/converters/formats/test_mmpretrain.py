@@ -43,7 +43,7 @@ def saved(folder: Path, **parts: Any) -> Path:
 
 
 def written(folder: Path, **fields: Any) -> dict[str, Any]:
-    """What is written of a random model."""
+    """The file and the model of a random config."""
     model = random_model(vit_hub.ViTConfig(**{**SMALL, **fields}))
     model.save(folder / "model.safetensors")
     vit_hub.convert(folder / "model.safetensors", folder / "mm.pth", to="mmpretrain")
