@@ -201,6 +201,13 @@ class TestClassNames:
         assert "5 classes (tabby cat, dog, puppy, émigré, ...)" in said
         assert said in report.metadata_lost
 
+    def test_an_opened_checkpoint_keeps_its_names_when_a_model_gets_another_head(self, tmp_path: Path) -> None:
+        opened = vit_hub.open_checkpoint(timm_folder(tmp_path / "timm", {}, label_names=NAMES))
+        before = json.dumps(opened.passport.to_dict())
+        assert vit_hub.class_names(vit_hub.load(opened, num_classes=3)) is None
+        assert json.dumps(opened.passport.to_dict()) == before
+        assert list(vit_hub.class_names(vit_hub.load(opened)) or ()) == NAMES
+
     def test_another_head_has_no_names(self, tmp_path: Path) -> None:
         source = hf_folder(tmp_path / "source")
         three = vit_hub.load(source, num_classes=3)

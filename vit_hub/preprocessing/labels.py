@@ -5,6 +5,7 @@ The data files are in ``vit_hub/data``.
 
 from __future__ import annotations
 
+import copy
 import functools
 import gzip
 from collections import Counter
@@ -107,7 +108,7 @@ def stated_descriptions(sidecars: Mapping[str, Mapping[str, Any]]) -> dict[str, 
 
 def without_labels(sidecars: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the config files without class names, for a model with another head."""
-    found = {name: dict(content) for name, content in sidecars.items()}
+    found = copy.deepcopy({name: dict(content) for name, content in sidecars.items()})
     for _, place in _places(found):
         for key in (*_KEYS, "num_labels"):
             place.pop(key, None)
