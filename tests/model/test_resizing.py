@@ -21,7 +21,7 @@ from vit_hub.converters.passport import Passport
 from vit_hub.converters.resize import TableDifference, table_differences
 from vit_hub.errors import ConfigError, UnsupportedByFormatError
 from vit_hub.model.config import RESIZE_METHODS, Rope, ViTConfig
-from vit_hub.model.resample import kernel_matrix
+from vit_hub.model.resample import axis_matrix, kernel_matrix
 from vit_hub.model.resize import resize_tensor, resized_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*default .* is used", "ignore:.*have the same tensor names")
@@ -558,6 +558,17 @@ class TestDifferences:
         config = ViTConfig(**SMALL | VARIETIES["sincos"])
         ckpt = vit_hub.open_checkpoint(random_model(config).save(tmp_path / "model.safetensors"))
         assert table_differences(ckpt, resized_config(config, (20, 10))) == {}
+
+
+@pytest.mark.parametrize("variety", [{}, VARIETIES["sincos"]], ids=["learned", "sincos"])
+def test_the_default_device_of_torch_is_not_asked_for_host_memory(variety: dict[str, Any], tmp_path: Path) -> None:
+    file = random_model(ViTConfig(**SMALL | variety)).save(tmp_path / "model.safetensors")
+    images = torch.ones(1, 3, 20, 10)
+    wanted = vit_hub.load(file, image_size=(20, 10))(images)
+    axis_matrix.cache_clear()
+    with torch.device("meta"):
+        found = vit_hub.load(file, image_size=(20, 10))
+    assert torch.equal(found(images), wanted)
 
 
 def test_tensors_that_do_not_depend_on_the_size_are_the_same_objects() -> None:

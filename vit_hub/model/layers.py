@@ -44,6 +44,11 @@ def is_tracing() -> bool:
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
+def is_recorded() -> bool:
+    """Return whether what runs becomes a program that nothing may be left out of."""
+    return torch.compiler.is_compiling() or is_tracing()
+
+
 def holds(condition: Any) -> bool:
     """Return whether a comparison of sizes holds.
 
@@ -111,7 +116,7 @@ def _may_overwrite(layer: nn.Module) -> bool:
 
     The hidden activations are the largest tensors of a model. Pages of a second one cost more time than the activation.
     """
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing()) and is_plain(layer, nn.Linear)
+    return not (torch.is_grad_enabled() or is_recorded()) and is_plain(layer, nn.Linear)
 
 
 def dropout(rate: float) -> nn.Module | None:

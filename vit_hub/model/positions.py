@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.rope import axis_angles, expand_angles
 
-__all__ = ["Geometry", "Holder", "Resized", "computed_tables", "relative_bias", "relative_index", "sincos2d"]
+__all__ = ["HOST", "Geometry", "Holder", "Resized", "computed_tables", "relative_bias", "relative_index", "sincos2d"]
+
+HOST = torch.device("cpu")
+"""Where tables are computed, wherever torch makes tensors by default."""
 
 
 class Geometry(NamedTuple):
@@ -74,7 +77,7 @@ def computed_tables(
     grid_size: tuple[int, int],
     like: Tensor,
     periods: Tensor | None = None,
-    device: torch.device | None = None,
+    device: torch.device = HOST,
 ) -> dict[str, Tensor]:
     """Return sincos and rotary tables and relative indices of a grid, by the model's buffer names.
 
@@ -83,7 +86,7 @@ def computed_tables(
         grid_size: (rows, columns) of patches.
         like: gives device and dtype of the tables.
         periods: stored periods of the rotary embedding, if the checkpoint has them.
-        device: where they are computed, in float64; None: in host memory.
+        device: where they are computed, in float64.
     """
     found: dict[str, Tensor] = {}
     if config.pos_embed == "sincos2d":
@@ -100,7 +103,7 @@ def computed_tables(
     return found
 
 
-def relative_index(grid_size: tuple[int, int], device: torch.device | None = None) -> Tensor:
+def relative_index(grid_size: tuple[int, int], device: torch.device = HOST) -> Tensor:
     """Return the row of a relative position table that each pair of tokens reads, [T, T] (BEiT, arXiv 2106.08254).
 
     The last three rows are class to patch, patch to class and class to class.
@@ -135,12 +138,10 @@ def sincos2d(grid_size: tuple[int, int], dim: int, temperature: float = 10_000.0
     Returns:
         [rows * columns, dim] float64, patches in row-major order.
     """
-    return np.asarray(_sincos(grid_size, dim, temperature).numpy(), dtype=np.float64)
+    return np.asarray(_sincos(grid_size, dim, temperature, HOST).numpy(), dtype=np.float64)
 
 
-def _sincos(
-    grid_size: tuple[int, int], dim: int, temperature: float = 10_000.0, device: torch.device | None = None
-) -> Tensor:
+def _sincos(grid_size: tuple[int, int], dim: int, temperature: float = 10_000.0, device: torch.device = HOST) -> Tensor:
     sides = (torch.arange(size, dtype=torch.float64, device=device) for size in grid_size)
     y, x = torch.meshgrid(*sides, indexing="ij")
     exponents = torch.arange(dim // 4, dtype=torch.float64, device=device) / max(dim // 4 - 1, 1)

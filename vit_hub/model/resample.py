@@ -129,7 +129,7 @@ _METHODS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
 }
 
 
-def axis_weights(method: str, old: int, new: int, device: torch.device | None = None) -> Tensor:
+def axis_weights(method: str, old: int, new: int, device: torch.device) -> Tensor:
     """Return the resampling of one axis as a matrix, [new, old] float64.
 
     Not always the identity where the sizes are equal: an axis that keeps its length is resampled with the other one,
@@ -152,7 +152,10 @@ def axis_matrix(method: str, old: int, new: int) -> Matrix:
     Raises:
         ConfigError: there is no such method.
     """
-    matrix: Matrix = axis_weights(method, old, new).numpy()
+    import torch
+
+    # Not where torch makes tensors by default: numpy reads host memory only.
+    matrix: Matrix = axis_weights(method, old, new, torch.device("cpu")).numpy()
     matrix.setflags(write=False)
     return matrix
 

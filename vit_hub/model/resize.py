@@ -109,8 +109,7 @@ def resize_tensor(name: str, tensor: Tensor, old: ViTConfig, new: ViTConfig, res
     """
     if name == "patch_embed.proj.weight":
         return _resize_kernel(tensor, old, new)
-    is_table = name == "pos_embed" or name.endswith("relative_position_bias_table")
-    return resize_table(name, tensor, old, new.grid_size, resize) if is_table else tensor
+    return resize_table(name, tensor, old, new.grid_size, resize) if name.endswith(TABLES) else tensor
 
 
 def resize_table(
@@ -152,11 +151,13 @@ def _resample(rows: Tensor, old: Size, new: Size, method: str, symbolic: bool) -
     from vit_hub.model.resample import axis_matrix, axis_weights
 
     wy, wx = (
-        axis_weights(method, *sides, rows.device) if symbolic else torch.tensor(axis_matrix(method, *sides))
+        axis_weights(method, *sides, rows.device)
+        if symbolic
+        else torch.tensor(axis_matrix(method, *sides), device=rows.device)
         for sides in zip(old, new, strict=True)
     )
-    grid = torch.einsum("yh,hwc->ywc", wy.to(rows.device), rows.reshape(*old, -1).double())
-    return torch.einsum("xw,ywc->yxc", wx.to(rows.device), grid).flatten(0, 1).to(rows.dtype)
+    grid = torch.einsum("yh,hwc->ywc", wy, rows.reshape(*old, -1).double())
+    return torch.einsum("xw,ywc->yxc", wx, grid).flatten(0, 1).to(rows.dtype)
 
 
 def _unless_same(table: Tensor, resized: Tensor, old: Size, grid: Size, by_count: bool) -> Tensor:

@@ -18,7 +18,7 @@ from vit_hub.model.config import Rope
 __all__ = ["axis_angles", "expand_angles", "grid_coordinates", "mixed_angles", "rotate"]
 
 
-def grid_coordinates(rope: Rope, grid_size: tuple[int, int], device: torch.device | None = None) -> Tensor:
+def grid_coordinates(rope: Rope, grid_size: tuple[int, int], device: torch.device) -> Tensor:
     """Return coordinates of every patch, [N, 2] float64, the axis that comes first in the channels in column 0.
 
     ``index``: whole numbers plus the offset, scaled to the reference grid (timm, EVA-02, PE).
@@ -43,8 +43,8 @@ def axis_angles(
     rope: Rope,
     grid_size: tuple[int, int],
     head_dim: int,
-    periods: Tensor | None = None,
-    device: torch.device | None = None,
+    periods: Tensor | None,
+    device: torch.device,
 ) -> Tensor:
     """Return angles of axial RoPE, [N, E/2] float64 in radians.
 

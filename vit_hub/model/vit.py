@@ -28,11 +28,12 @@ from vit_hub.model.layers import (
     dropout,
     dropped,
     holds,
+    is_recorded,
     is_tracing,
     is_watched,
     surely,
 )
-from vit_hub.model.positions import Geometry, Holder, Resized, computed_tables, relative_bias
+from vit_hub.model.positions import HOST, Geometry, Holder, Resized, computed_tables, relative_bias
 from vit_hub.model.resize import resize_table, resize_tensor, resized_config, table_method, whole_patches
 from vit_hub.model.rope import expand_angles, mixed_angles
 
@@ -342,9 +343,11 @@ class VisionTransformer(nn.Module):
         if output_fmt not in ("NCHW", "NLC"):
             raise ConfigError(f"output_fmt must be one of NCHW, NLC, not {output_fmt!r}")
         chosen = range(len(self.blocks)) if indices is None else indices
-        outputs, last = self._intermediates(images, chosen, norm, to_the_end=not (stop_early or intermediates_only))
+        outputs, last, grid = self._intermediates(
+            images, chosen, norm, to_the_end=not (stop_early or intermediates_only)
+        )
         prefix = self.config.num_prefix_tokens
-        patches = [self._patches(tokens, images, reshape and output_fmt == "NCHW") for tokens in outputs]
+        patches = [self._patches(tokens, grid, reshape and output_fmt == "NCHW") for tokens in outputs]
         before = [tokens[:, :prefix] for tokens in outputs] if return_prefix_tokens and prefix else None
         if output_dict:
             found: dict[str, Any] = {"image_intermediates": patches}
@@ -375,26 +378,26 @@ class VisionTransformer(nn.Module):
         """
         if return_class_token and self.cls_token is None:
             raise ConfigError("return_class_token=True: the model has no class token")
-        outputs, _ = self._intermediates(images, n, norm)
-        patches = [self._patches(tokens, images, reshape) for tokens in outputs]
+        outputs, _, grid = self._intermediates(images, n, norm)
+        patches = [self._patches(tokens, grid, reshape) for tokens in outputs]
         return (
             tuple((part, z[:, 0]) for part, z in zip(patches, outputs, strict=True))
             if return_class_token
             else tuple(patches)
         )
 
-    def _patches(self, tokens: Tensor, images: Tensor, reshape: bool) -> Tensor:
-        """The patches among tokens [B, T, D]: [B, N, D], or feature maps [B, D, rows, columns]."""
+    def _patches(self, tokens: Tensor, grid: tuple[int, int], reshape: bool) -> Tensor:
+        """The patches of a grid among tokens [B, T, D]: [B, N, D], or feature maps [B, D, rows, columns]."""
         patches = tokens[:, self.config.num_prefix_tokens :]
         if not reshape:
             return patches
-        rows, columns = self._geometry(images).grid_size
+        rows, columns = grid
         return patches.transpose(1, 2).reshape(len(patches), self.config.embed_dim, rows, columns).contiguous()
 
     def _intermediates(
         self, images: Tensor, indices: int | Sequence[int], norm: bool, to_the_end: bool = False
-    ) -> tuple[list[Tensor], Tensor]:
-        """All tokens as they leave chosen blocks, each [B, T, D], and as they leave the last block that is computed."""
+    ) -> tuple[list[Tensor], Tensor, tuple[int, int]]:
+        """All tokens as they leave chosen blocks and the last one that is computed, each [B, T, D], and their grid."""
         depth = len(self.blocks)
         chosen = range(depth - indices, depth) if isinstance(indices, int) else indices
         wanted = [index + depth if index < 0 else index for index in chosen]
@@ -408,7 +411,7 @@ class VisionTransformer(nn.Module):
             z = self._block(index, z, geometry)
             if index in wanted:
                 outputs[index] = self._norm(z) if norm else z
-        return [outputs[index] for index in wanted], z
+        return [outputs[index] for index in wanted], z, geometry.grid_size
 
     def attention_maps(self, images: Tensor) -> list[Tensor]:
         """Return the softmax of every layer's attention, computed explicitly (slow; forward never does this).
@@ -470,7 +473,7 @@ class VisionTransformer(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that are customarily trained without weight decay."""
         names = ("cls_token", "dist_token", "reg_token", "pos_embed", "rope.freqs", "attn_pool.latent")
-        tables = (name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table"))
+        tables = (name for name, _ in self.named_parameters() if name.endswith(_RELATIVE_TABLE))
         return {*names, *tables} & {name for name, _ in self.named_parameters()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -525,9 +528,7 @@ class VisionTransformer(nn.Module):
                 delattr(self, name)
             self.register_buffer(name, table, persistent=False)
 
-    def _computed_tables(
-        self, grid: tuple[int, int], like: Tensor, device: torch.device | None = None
-    ) -> dict[str, Tensor]:
+    def _computed_tables(self, grid: tuple[int, int], like: Tensor, device: torch.device = HOST) -> dict[str, Tensor]:
         periods = None if self.rope_embed is None else self.rope_embed()
         return computed_tables(self.config, grid, like, periods, device)
 
@@ -559,7 +560,7 @@ class VisionTransformer(nn.Module):
             rope = None if self.rope_cos is None or self.rope_sin is None else (self.rope_cos, self.rope_sin)
             size, grid, table = self.config.image_size, self.config.grid_size, self.pos_table
             return Geometry(size, grid, table, rope, self.rel_pos_index, None)
-        if self._is_recorded():
+        if is_recorded():
             return self._geometry_at(size, images)
         key = (size, images.device, images.dtype, self.resize, self.pad, torch.is_inference_mode_enabled())
         if key not in self._resized:
@@ -573,7 +574,7 @@ class VisionTransformer(nn.Module):
         unit = self.config.pixels_per_patch
         image_size = whole_patches(size, unit, self.pad)
         grid = (image_size[0] // unit[0], image_size[1] // unit[1])
-        computed = self._computed_tables(grid, images, images.device if self._is_recorded() else None)
+        computed = self._computed_tables(grid, images, images.device if is_recorded() else HOST)
         rope = (computed["rope_cos"], computed["rope_sin"]) if "rope_cos" in computed else None
         return Geometry(image_size, grid, computed.get("pos_table"), rope, computed.get("rel_pos_index"), {})
 
@@ -581,7 +582,7 @@ class VisionTransformer(nn.Module):
         """A learned table at the size of a geometry: resized now, or kept from an earlier batch of the size."""
         if geometry.resized is None:
             return table
-        recorded = self._is_recorded()
+        recorded = is_recorded()
         # What gradients flow through belongs to one pass.
         keep = not (recorded or table.is_meta or (torch.is_grad_enabled() and table.requires_grad))
         if keep and name in geometry.resized and geometry.resized[name].is_current(table):
@@ -590,11 +591,6 @@ class VisionTransformer(nn.Module):
         if keep:
             geometry.resized[name] = Resized(resized, table.clone())
         return resized
-
-    @staticmethod
-    def _is_recorded() -> bool:
-        """Return whether what runs becomes a program that nothing may be left out of."""
-        return torch.compiler.is_compiling() or is_tracing()
 
     def _attention_positions(self, index: int, geometry: Geometry) -> tuple[tuple[Tensor, Tensor] | None, Bias | None]:
         """Rotations of queries and keys, and a bias of the logits, for one block; each if there is one.
