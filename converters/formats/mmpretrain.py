@@ -22,7 +22,7 @@ from vit_hub.errors import ConfigError
 from vit_hub.model.config import Rope, ViTConfig
 from vit_hub.preprocessing.labels import names_of
 from vit_hub.preprocessing.mmengine import META, from_mmengine, mmengine_preprocess, parse_config, stated_config
-from vit_hub.preprocessing.spec import Preprocessing
+from vit_hub.preprocessing.spec import Preprocessing, nested
 
 _HEADS = ("head.layers.head", "head.fc")
 _PLAIN = {"fc1": "layers.0.0", "fc2": "layers.1"}
@@ -143,14 +143,9 @@ _VIT_DEFAULTS = (1e-6, "cls_token")
 _CLASSES = ("VisionTransformer", "DistilledVisionTransformer", "DeiT3", "BEiTViT", "ViTEVA02")
 
 
-def _model(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = config.get("model")
-    return found if isinstance(found, Mapping) else {}
-
-
 def _backbone(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the image encoder of a config; empty if it names none."""
-    model = _model(config)
+    model = nested(config, "model")
     found: Mapping[str, Any] = next((model[place] for place in _PLACES if isinstance(model.get(place), Mapping)), {})
     return found if isinstance(found.get("type"), str) else {}
 
@@ -401,7 +396,7 @@ def _says(earlier: Mapping[str, Any], written: Mapping[str, Any], preprocess: Pr
 
 
 def _described(config: Mapping[str, Any]) -> tuple[object, ...]:
-    head = _model(config).get("head")
+    head = nested(config, "model").get("head")
     size = head.get("num_classes") if isinstance(head, Mapping) else None
     return _class_of(_backbone(config)), size, {"resize": "bicubic", **_from_config(config)}
 

@@ -20,7 +20,7 @@ from vit_hub.converters.rules.table import rule
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 from vit_hub.preprocessing.project_files import open_clip_preprocess, stated_preprocessing
-from vit_hub.preprocessing.spec import Preprocessing
+from vit_hub.preprocessing.spec import Preprocessing, nested
 
 __all__ = ["CONFIG", "LACKS", "PREFIXES", "is_named", "model_config"]
 
@@ -45,8 +45,7 @@ LACKS = (
 
 def model_config(raw: RawCheckpoint) -> Mapping[str, Any]:
     """Return ``model_cfg`` of the config beside the weights; empty if there is none."""
-    found = raw.sidecars.get(CONFIG, {}).get("model_cfg", {})
-    return found if isinstance(found, Mapping) else {}
+    return nested(raw.sidecars, CONFIG, "model_cfg")
 
 
 def is_named(raw: RawCheckpoint) -> bool:

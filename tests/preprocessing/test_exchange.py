@@ -17,6 +17,7 @@ from timm.data import create_transform, resolve_data_config
 
 from vit_hub.errors import ConfigError
 from vit_hub.preprocessing.differences import differences, shifts_some_crops
+from vit_hub.preprocessing.mmengine import from_mmengine, mmengine_preprocess
 from vit_hub.preprocessing.project_files import (
     from_hf,
     from_open_clip,
@@ -224,3 +225,20 @@ def test_no_difference_without_one(spec: Preprocessing, height: int, width: int)
     ):
         if differences(spec, read) and spec.interpolation != "nearest":
             assert not same(read(image), spec(image))
+
+
+@settings(max_examples=200, deadline=None)
+@given(wanted=any_preprocessing())
+def test_what_is_written_for_mmengine_is_read_with_the_same_sizes(wanted: Preprocessing) -> None:
+    found = from_mmengine(mmengine_preprocess(wanted))
+    assert found is not None
+    assert found.image_size == wanted.image_size
+    assert found.resize_to == wanted.resize_to
+
+
+@pytest.mark.parametrize("image_size", [(224, 160), (384, 288)])
+def test_mmengine_crops_of_other_shapes_are_read_back(image_size: tuple[int, int]) -> None:
+    wanted = Preprocessing(image_size=image_size, interpolation="bicubic", crop_pct=0.9, crop_mode="squash", **STATS)
+    found = from_mmengine(mmengine_preprocess(wanted))
+    assert found is not None
+    assert (found.image_size, found.resize_to) == (image_size, wanted.resize_to)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import size_pair
-from vit_hub.preprocessing.spec import Preprocessing, channel_values
+from vit_hub.preprocessing.spec import Preprocessing, channel_values, crop_share, nested
 
 __all__ = ["META", "from_mmengine", "mmengine_preprocess", "parse_config", "stated_config"]
 
@@ -29,7 +29,7 @@ def stated_config(sidecars: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any
     return parse_config(text)
 
 
-@cache
+@lru_cache(maxsize=16)
 def parse_config(text: str) -> Mapping[str, Any]:
     """Return what the text of a Python file assigns to names at its top; values that are not plain data are None."""
     found: dict[str, Any] = {}
@@ -66,10 +66,8 @@ def from_mmengine(config: Mapping[str, Any]) -> Preprocessing | None:
     Raises:
         ConfigError: a value or a transform has no meaning here.
     """
-    model = config.get("model")
-    normalize = model.get("data_preprocessor") if isinstance(model, Mapping) else None
-    normalize = normalize or config.get("data_preprocessor")
-    pipeline = config.get("test_pipeline") or _pipeline(config.get("test_dataloader"))
+    normalize = nested(config, "model").get("data_preprocessor") or config.get("data_preprocessor")
+    pipeline = config.get("test_pipeline") or nested(config, "test_dataloader", "dataset").get("pipeline")
     if not isinstance(normalize, Mapping) or not isinstance(pipeline, list) or "mean" not in normalize:
         return None
     steps = {str(step.get("type")): step for step in pipeline if isinstance(step, Mapping)}
@@ -79,32 +77,20 @@ def from_mmengine(config: Mapping[str, Any]) -> Preprocessing | None:
     resize = steps.get("ResizeEdge") or steps.get("Resize")
     if resize is None or resize.get("edge", "short") != "short" or "scale" not in resize:
         raise ConfigError("its pipeline does not resize to a size")
-    resized = size_pair("scale", _pair(resize["scale"]))
-    crop = size_pair("crop_size", _pair(steps["CenterCrop"].get("crop_size"))) if "CenterCrop" in steps else resized
+    resized = size_pair("scale", resize["scale"])
+    crop = size_pair("crop_size", steps["CenterCrop"].get("crop_size")) if "CenterCrop" in steps else resized
     if "ResizeEdge" in steps and "CenterCrop" not in steps:
         raise ConfigError("its pipeline gives images of any size")
-    ratios = {side / whole for side, whole in zip(crop, resized, strict=True)}
-    if len(ratios) > 1 or max(ratios) > 1:
-        raise ConfigError(f"it crops {crop} of images resized to {resized}")
     pillow = resize.get("backend") == "pillow"
     return Preprocessing(
         image_size=crop,
         mean=tuple(value / 255 for value in channel_values("mean", normalize["mean"])),
         std=tuple(value / 255 for value in channel_values("std", normalize.get("std"))),
         interpolation=resize.get("interpolation", "bilinear"),
-        crop_pct=ratios.pop(),
+        crop_pct=crop_share(crop, resized),
         crop_mode="center" if "ResizeEdge" in steps else "squash",
         antialias=pillow,
     )
-
-
-def _pipeline(loader: Any) -> Any:
-    dataset = loader.get("dataset") if isinstance(loader, Mapping) else None
-    return dataset.get("pipeline") if isinstance(dataset, Mapping) else None
-
-
-def _pair(size: Any) -> Any:
-    return tuple(size) if isinstance(size, list) else size
 
 
 def mmengine_preprocess(preprocess: Preprocessing) -> dict[str, Any]:
@@ -118,7 +104,9 @@ def mmengine_preprocess(preprocess: Preprocessing) -> dict[str, Any]:
         "backend": "pillow" if preprocess.antialias or preprocess.interpolation != "bilinear" else "cv2",
     }
     center = preprocess.crop_mode != "squash" and height == width
-    resize = {"type": "ResizeEdge", "scale": rows, "edge": "short"} if center else {"type": "Resize"}
+    resize: dict[str, Any] = {"type": "Resize", "scale": (rows, columns)}
+    if center:
+        resize = {"type": "ResizeEdge", "scale": rows, "edge": "short"}
     crop = {"type": "CenterCrop", "crop_size": height if height == width else (height, width)}
     return {
         "data_preprocessor": {
@@ -128,7 +116,7 @@ def mmengine_preprocess(preprocess: Preprocessing) -> dict[str, Any]:
         },
         "test_pipeline": [
             {"type": "LoadImageFromFile"},
-            {**resize, **({} if center else {"scale": (rows, columns)}), **how},
+            {**resize, **how},
             *([crop] if center or (rows, columns) != (height, width) else []),
             {"type": "PackInputs"},
         ],

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import size_pair
 from vit_hub.preprocessing.mmengine import META, from_mmengine, stated_config
-from vit_hub.preprocessing.spec import INTERPOLATIONS, CropMode, Preprocessing, channel_values, is_number
+from vit_hub.preprocessing.spec import (
+    INTERPOLATIONS,
+    CropMode,
+    Preprocessing,
+    channel_values,
+    crop_share,
+    is_number,
+    nested,
+    per_channel,
+)
 
 __all__ = [
     "CONVENTIONS",
@@ -142,12 +150,8 @@ def from_hf(config: Mapping[str, Any]) -> Preprocessing:
         raise ConfigError(f"resample must be a Pillow filter number, not {merged['resample']!r}")
     return Preprocessing(
         image_size=image_size,
-        mean=tuple(
-            value / (255 * factor) for value in channel_values("image_mean", [mean] * 3 if is_number(mean) else mean)
-        ),
-        std=tuple(
-            value / (255 * factor) for value in channel_values("image_std", [std] * 3 if is_number(std) else std)
-        ),
+        mean=tuple(value / (255 * factor) for value in per_channel("image_mean", mean)),
+        std=tuple(value / (255 * factor) for value in per_channel("image_std", std)),
         interpolation=filters[merged["resample"]],
         crop_pct=crop_pct,
         crop_mode=crop_mode,
@@ -178,13 +182,7 @@ def _hf_geometry(config: Mapping[str, Any]) -> tuple[CropMode, tuple[int, int], 
     if isinstance(wanted, Mapping):
         wanted = (wanted.get("height"), wanted.get("width"))
     image_size = size_pair("crop_size", wanted)
-    # floor(image_size / crop_pct) has to give the size back for both sides, whatever the divisions round to.
-    ratio = min(1.0, *(side / whole for side, whole in zip(image_size, resized, strict=True)))
-    while any(math.floor(side / ratio) < whole for side, whole in zip(image_size, resized, strict=True)):
-        ratio = math.nextafter(ratio, 0)
-    if any(math.floor(side / ratio) != whole for side, whole in zip(image_size, resized, strict=True)):
-        raise ConfigError(f"crop_size {image_size} is larger than, or of another shape than, size {resized}")
-    return crop_mode, image_size, ratio
+    return crop_mode, image_size, crop_share(image_size, resized)
 
 
 def from_open_clip(config: Mapping[str, Any]) -> Preprocessing:
@@ -195,10 +193,7 @@ def from_open_clip(config: Mapping[str, Any]) -> Preprocessing:
     """
     given = {key: value for key, value in config.items() if value is not None}
     size = size_pair("size", given.get("size", 224))
-    stats: dict[str, tuple[float, ...]] = {}
-    for name, default in _CLIP.items():
-        value = given.get(name, default)
-        stats[name] = channel_values(name, [value] * 3 if is_number(value) else value)
+    stats = {name: per_channel(name, given.get(name, default)) for name, default in _CLIP.items()}
     mode = given.get("resize_mode", "shortest")
     if mode not in [*_OPEN_CLIP_MODES]:
         raise ConfigError(f"resize_mode must be one of {', '.join(_OPEN_CLIP_MODES)}, not {mode!r}")
@@ -238,7 +233,7 @@ def stated_preprocessing(
     if "architecture" in config or "pretrained_cfg" in config:
         # timm's files had everything at the top once.
         found["config.json"] = (from_timm, config.get("pretrained_cfg", config))
-    keras = sidecars.get("image_converter.json") or _nested(sidecars, "preprocessor.json", "config", "image_converter")
+    keras = sidecars.get("image_converter.json") or nested(sidecars, "preprocessor.json", "config", "image_converter")
     if "config" in keras:
         found["image_converter.json"] = (from_keras_hub, keras["config"])
     if "preprocess_cfg" in open_clip:
@@ -257,14 +252,6 @@ def stated_preprocessing(
     return None, warnings
 
 
-def _nested(sidecars: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
-    """Return an object inside of nested ones; empty if there is none."""
-    found: Any = sidecars
-    for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
-
-
 def from_keras_hub(config: Mapping[str, Any]) -> Preprocessing:
     """Read the config of keras-hub's ImageConverter: pixels from 0 to 255 are multiplied by ``scale``, then shifted.
 
@@ -276,10 +263,7 @@ def from_keras_hub(config: Mapping[str, Any]) -> Preprocessing:
         raise ConfigError("it names no image_size, so that images keep theirs")
     if given.get("pad_to_aspect_ratio"):
         raise ConfigError("pad_to_aspect_ratio fills borders with black, which has no equivalent here")
-    scale, offset = (
-        channel_values(name, [value] * 3 if is_number(value) else value)
-        for name, value in (("scale", given.get("scale", 1.0)), ("offset", given.get("offset", 0.0)))
-    )
+    scale, offset = per_channel("scale", given.get("scale", 1.0)), per_channel("offset", given.get("offset", 0.0))
     if len(scale) != len(offset) or min(scale) <= 0:
         raise ConfigError(f"scale {scale} and offset {offset} are no normalisation")
     return Preprocessing(

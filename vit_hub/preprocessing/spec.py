@@ -196,6 +196,39 @@ def channel_values(name: str, values: Any) -> tuple[float, ...]:
     return tuple(map(float, items))
 
 
+def per_channel(name: str, value: Any) -> tuple[float, ...]:
+    """Return numbers for the channels, or one number for all three of them.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    return channel_values(name, [value] * 3 if is_number(value) else value)
+
+
+def crop_share(image_size: tuple[int, int], resized: tuple[int, int]) -> float:
+    """Return the ``crop_pct`` with which a size before the crop is resized to.
+
+    Raises:
+        ConfigError: the crop is larger, or of another shape.
+    """
+    sides = list(zip(image_size, resized, strict=True))
+    # floor(image_size / crop_pct) has to give the size back for both sides, whatever the divisions round to.
+    ratio = min(1.0, *(side / whole for side, whole in sides))
+    while any(math.floor(side / ratio) < whole for side, whole in sides):
+        ratio = math.nextafter(ratio, 0)
+    if any(math.floor(side / ratio) != whole for side, whole in sides):
+        raise ConfigError(f"crop_size {image_size} is larger than, or of another shape than, size {resized}")
+    return ratio
+
+
+def nested(content: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """Return an object inside of nested ones; empty if there is none."""
+    found: Any = content
+    for key in keys:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
 def fitted(spec: Preprocessing, image: Image.Image, name: str) -> Pixels:
     """Resize and crop an image, without normalising it.
 
