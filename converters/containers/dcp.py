@@ -7,7 +7,6 @@ Source: torch/distributed/checkpoint/{metadata,filesystem}.py.
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from vit_hub.converters.containers.archive import read_members
+from vit_hub.converters.containers.folder import is_name
 from vit_hub.converters.containers.mapped import MappedFile
-from vit_hub.converters.containers.pickles import Inert, Name, Pickle, Refused, StoredTensor, Unreadable
-from vit_hub.converters.containers.zipped_values import ZippedValues
+from vit_hub.converters.containers.pickles import Inert, Name, Pickle, StoredTensor, Unreadable, explained
+from vit_hub.converters.containers.zipped_values import unpickled
 from vit_hub.converters.tensors import DTYPES, DTYPES_HINT, TORCH_DTYPES, Array, LazyTensor
-from vit_hub.errors import CheckpointError, UnsafeCheckpointError
+from vit_hub.errors import CheckpointError
 
 __all__ = ["METADATA", "read_dcp"]
 
@@ -54,20 +54,9 @@ def read_dcp(folder: Path) -> tuple[dict[str, LazyTensor], dict[str, Unreadable]
         UnsafeCheckpointError: the metadata ask for a function.
     """
     path = folder / METADATA
-    try:
-        with path.open("rb") as stream:
-            root = _state(Pickle().load(stream), "Metadata")
-        return _tensors(folder, root)
-    except Refused as error:
-        raise UnsafeCheckpointError(f"{path}: refused: reading it would run {error}", hint=_DAMAGED) from error
-    except (CheckpointError, OSError):
-        raise
-    # Damaged metadata can raise anything.
-    except Exception as error:
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise CheckpointError(
-            f"{path}: not the metadata of torch.distributed.checkpoint: {reason}", hint=_DAMAGED
-        ) from error
+    what = "not the metadata of torch.distributed.checkpoint"
+    with explained(path, what, refused=_DAMAGED, damaged=_DAMAGED), path.open("rb") as stream:
+        return _tensors(folder, _state(Pickle().load(stream), "Metadata"))
 
 
 def _state(value: object, kind: str) -> dict[str, Any]:
@@ -156,7 +145,7 @@ def _chunk(
     file_name, start, length = place["relative_path"], place["offset"], place["length"]
     if place.get("transform_descriptors"):
         raise CheckpointError(f"{folder}: tensor {name!r} is compressed", hint="save it without extensions")
-    if not isinstance(file_name, str) or file_name in ("", ".", "..") or set(file_name) & set("/\\\0"):
+    if not is_name(file_name):
         raise ValueError(f"{file_name!r} is no name in this folder")
     if file_name not in files:
         if not (folder / file_name).is_file():
@@ -206,8 +195,7 @@ def _values(where: str, dtype: np.dtype[np.generic], chunk: _Chunk) -> Array:
     """
     part = chunk.file.part(chunk.start, chunk.length)
     try:
-        values = ZippedValues(part, read_members(part))
-        tensor = Pickle(values.storage).load(io.BytesIO(values.pickled()))
+        tensor = unpickled(part, read_members(part))
         if not isinstance(tensor, StoredTensor) or tensor.shape != chunk.shape:
             raise ValueError("another tensor is in its place")
         array = tensor.lazy().read()

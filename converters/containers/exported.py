@@ -7,24 +7,22 @@ Source: torch/export/pt2_archive/{constants,_package}.py, torch/_export/serde/sc
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from vit_hub.converters.containers.archive import Member, read_member, read_members
 from vit_hub.converters.containers.mapped import MappedFile
 from vit_hub.converters.containers.pickles import (
-    Pickle,
-    Refused,
     Storage,
     StoredTensor,
     Unreadable,
+    explained,
     strided_tensor,
 )
-from vit_hub.converters.containers.zipped_values import ZippedValues, read_values
-from vit_hub.errors import CheckpointError, UnsafeCheckpointError
+from vit_hub.converters.containers.zipped_values import read_values, unpickled
+from vit_hub.errors import CheckpointError
 
 __all__ = ["is_exported", "read_exported"]
 
@@ -50,7 +48,7 @@ _DTYPES = {
 }
 
 
-def is_exported(names: Mapping[str, object]) -> bool:
+def is_exported(names: Iterable[str]) -> bool:
     """Return whether a zip archive with members of these names comes from ``torch.export.save``."""
     return any(name.endswith(_CONFIG) or name.rpartition("/")[2] == _OLD_STATE for name in names)
 
@@ -63,7 +61,9 @@ def read_exported(file: MappedFile, members: Mapping[str, Member]) -> dict[str, 
         UnsafeCheckpointError: a pickle in it would run code.
     """
     configs = [name for name in members if name.endswith(_CONFIG)]
-    try:
+    with explained(
+        file.path, "not a readable archive of torch.export", refused="export the model again", damaged=_DAMAGED
+    ):
         if not configs:
             return _old_state(file, members)
         if len(configs) > 1:
@@ -71,24 +71,13 @@ def read_exported(file: MappedFile, members: Mapping[str, Member]) -> dict[str, 
         config = json.loads(bytes(read_member(file, members[configs[0]])))["config"]
         folder = configs[0].rpartition("/")[0]
         return {name: _tensor(file, members, folder, entry) for name, entry in config.items()}
-    except Refused as error:
-        raise UnsafeCheckpointError(
-            f"{file.path}: refused: reading it would run {error}", hint="export the model again"
-        ) from error
-    except CheckpointError:
-        raise
-    # A damaged archive can raise anything.
-    except Exception as error:
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise CheckpointError(
-            f"{file.path}: not a readable archive of torch.export: {reason}", hint=_DAMAGED
-        ) from error
 
 
 def _tensor(file: MappedFile, members: Mapping[str, Member], folder: str, entry: Any) -> StoredTensor | Unreadable:
     member = members[f"{folder}/{entry['path_name']}"]
     if entry.get("use_pickle"):
-        found = _pickled(_inside(file, member))
+        part = _inside(file, member)
+        found = unpickled(part, read_members(part))
     else:
         about = entry["tensor_meta"]
         dtype = _DTYPES.get(about["dtype"], "other")
@@ -102,7 +91,8 @@ def _tensor(file: MappedFile, members: Mapping[str, Member], folder: str, entry:
 
 def _old_state(file: MappedFile, members: Mapping[str, Member]) -> dict[str, StoredTensor | Unreadable]:
     name = next(name for name in members if name.rpartition("/")[2] == _OLD_STATE)
-    root = _pickled(_inside(file, members[name]))
+    part = _inside(file, members[name])
+    root = unpickled(part, read_members(part))
     if not isinstance(root, dict):
         raise ValueError("a state dict is expected")
     return {str(name): found for name, found in root.items() if isinstance(found, (StoredTensor, Unreadable))}
@@ -112,9 +102,3 @@ def _inside(file: MappedFile, member: Member) -> MappedFile:
     if member.compressed:
         raise CheckpointError(f"{file.path}: member {member.name!r} is compressed", hint="export the model again")
     return file.part(member.offset, member.size)
-
-
-def _pickled(part: MappedFile) -> object:
-    """Return the contents of a ``torch.save`` file inside of the archive."""
-    values = ZippedValues(part, read_members(part))
-    return Pickle(values.storage).load(io.BytesIO(values.pickled()))

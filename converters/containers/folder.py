@@ -20,6 +20,7 @@ __all__ = [
     "SIDECARS",
     "find_weights",
     "is_customary",
+    "is_name",
     "listed",
     "looks_like_weights",
     "parts_of",
@@ -63,24 +64,17 @@ SIDECARS = (
 _PARTS = {"model.weights.h5": ("task.weights.h5",)}
 # The name of a tensor of a checkpoint of several such files: file and name in it.
 PART = re.compile(r"([\w.-]+\.h5):(.+)")
-# Files of other names may lie in folders of unrelated things. ``model.fp16.safetensors`` is a variant of its folder's.
-_CUSTOMARY = (
-    "model.safetensors",
-    "model.*.safetensors",
-    "model.safetensors.index*.json",
-    "pytorch_model.bin",
-    "pytorch_model.*.bin",
-    "pytorch_model.bin.index*.json",
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "flax_model.msgpack",
-    "flax_model.msgpack.index.json",
-    "tf_model.h5",
-    "tf_model.h5.index.json",
-    "model.weights.h5",
-)
 CUSTOMARY_WEIGHTS = tuple(name for group in _WEIGHTS for name in group if "*" not in name)
 """Names of weights, in order of preference."""
+# Files of other names may lie in folders of unrelated things. ``model.fp16.safetensors`` is a variant of its folder's.
+_CUSTOMARY = (
+    *CUSTOMARY_WEIGHTS,
+    "model.*.safetensors",
+    "model.safetensors.index*.json",
+    "pytorch_model.*.bin",
+    "pytorch_model.bin.index*.json",
+    "open_clip_pytorch_model.bin",
+)
 _MOST_LISTED = 12
 
 
@@ -139,6 +133,11 @@ def find_weights(folder: Path) -> Path:
     return folder / found[0]
 
 
+def is_name(text: object) -> bool:
+    """Return whether untrusted text is the name of a file in the same folder."""
+    return isinstance(text, str) and text not in ("", ".", "..") and not set(text) & set("/\\\0")
+
+
 def parts_of(path: Path, weights: Path) -> tuple[Path, ...]:
     """Return the files of a checkpoint in a folder: the weights found there, and others that hold the rest."""
     others = (weights.with_name(name) for name in _PARTS.get(weights.name, ()))
@@ -156,7 +155,7 @@ def read_index(path: Path) -> dict[Path, list[str]]:
         raise CheckpointError(f"{path}: this index has no 'weight_map'", hint="fetch the file again")
     shards: dict[Path, list[str]] = {}
     for tensor, name in weight_map.items():
-        if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+        if not is_name(name):
             raise CheckpointError(
                 f"{path}: the file of tensor {tensor!r} is {name!r}, which is not a name in this folder",
                 hint="the index is damaged or malicious",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vit_hub.converters.containers.folder import is_name
 from vit_hub.converters.containers.mapped import MappedFile
 from vit_hub.converters.tensors import DTYPES, LazyTensor
 from vit_hub.errors import CheckpointError
@@ -298,7 +299,7 @@ class _Reader:
     def _outside(self, tensor: _Tensor, size: int) -> tuple[MappedFile, int, int]:
         """Return the file of a tensor's external data, where it begins there, and its length."""
         path, name = self.file.path, tensor.external.get("location", "")
-        if name in ("", ".", "..") or set(name) & set("/\\\0"):
+        if not is_name(name):
             raise CheckpointError(
                 f"{path}: the values of {tensor.name!r} are in {name!r}, which is not a name in this folder",
                 hint="the file is damaged or malicious",

@@ -12,12 +12,15 @@ import re
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from vit_hub.converters.tensors import DTYPES, DTYPES_HINT, TORCH_DTYPES, Array, LazyTensor
+from vit_hub.errors import CheckpointError, UnsafeCheckpointError, first_line
 
 __all__ = [
     "DEQUANTIZE",
@@ -74,11 +77,35 @@ _LARGEST_KEY = sys.hash_info.modulus
 
 
 class Refused(Exception):
-    """A pickle that would run code: ``names`` are the functions and classes that it asks for."""
+    """A pickle that would run code; the message is the functions and classes that it asks for."""
 
     def __init__(self, names: list[str]) -> None:
         super().__init__(", ".join(names))
-        self.names = names
+
+
+@contextmanager
+def explained(path: Path, what: str, *, refused: str, damaged: str) -> Iterator[None]:
+    """Turn what reading a pickle raises into errors about its file.
+
+    Args:
+        path: of the file.
+        what: the file is, in a message about a damaged one, such as ``not a readable PyTorch file``.
+        refused: the remedy where the pickle would run code.
+        damaged: the remedy where it is damaged.
+
+    Raises:
+        UnsafeCheckpointError: the pickle would run code.
+        CheckpointError: it is damaged.
+    """
+    try:
+        yield
+    except Refused as error:
+        raise UnsafeCheckpointError(f"{path}: refused: reading it would run {error}", hint=refused) from error
+    except (CheckpointError, OSError):
+        raise
+    # A damaged pickle can raise anything.
+    except Exception as error:
+        raise CheckpointError(f"{path}: {what}: {first_line(error)}", hint=damaged) from error
 
 
 class Name(NamedTuple):
@@ -97,17 +124,13 @@ class Inert:
 
     Attributes:
         kind: its class, or the function that it comes from.
-        arguments: what it was made from.
         state: its attributes, a dict in most cases.
         mapping: its items, if it is a dict.
-        sequence: its items, if it is a list or a set.
     """
 
     kind: Name
-    arguments: tuple[object, ...] = ()
     state: Any = None
     mapping: dict[Any, Any] = field(default_factory=dict)
-    sequence: list[Any] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -247,7 +270,7 @@ class Pickle:
                 made: object = {}
                 _put(made, items)
             elif code == "FROZENSET":
-                made = Inert(Name("builtins", "frozenset"), sequence=items)
+                made = Inert(Name("builtins", "frozenset"))
             else:
                 made = tuple(items) if code == "TUPLE" else items
             stack.append(made)
@@ -256,7 +279,10 @@ class Pickle:
             _put(stack[-1], items)
         elif code in ("APPEND", "APPENDS", "ADDITEMS"):
             items = self._popped(1) if code == "APPEND" else self._marked()
-            (stack[-1] if isinstance(stack[-1], list) else _inert(stack[-1]).sequence).extend(items)
+            if isinstance(stack[-1], list):
+                stack[-1].extend(items)
+            else:
+                _inert(stack[-1])
         elif code == "GLOBAL":
             stack.append(self._name(*argument.split(" ", 1)))
         elif code == "STACK_GLOBAL":
@@ -320,14 +346,14 @@ class Pickle:
         """Return an object of a class, whose constructor is not run."""
         if isinstance(kind, Name) and str(kind) in _CONTAINERS:
             return self._call(kind, arguments)
-        return Inert(_known(kind), arguments)
+        return Inert(_known(kind))
 
     def _call(self, function: object, arguments: tuple[Any, ...]) -> object:
         """Return what a call stands for."""
         if not isinstance(function, Name):
             # What a placeholder would do when it is called is unknown.
             self._refused[str(_known(function))] = None
-            return Inert(_known(function), arguments)
+            return Inert(_known(function))
         name = str(function)
         if name == "builtins.getattr":
             if len(arguments) == 2 and isinstance(arguments[0], Name) and isinstance(arguments[1], str):
@@ -350,7 +376,7 @@ class Pickle:
             return Unreadable(f"is built by {name}", PLAIN_ONLY)
         elif name.startswith("torch.jit._pickle."):
             return arguments[0]
-        return Inert(function, arguments)
+        return Inert(function)
 
 
 # Opcodes whose argument is the object.
@@ -402,7 +428,7 @@ def _put(target: object, items: list[Any]) -> None:
     mapping = target if isinstance(target, dict) else _inert(target).mapping
     for key, value in zip(items[::2], items[1::2], strict=True):
         flat = isinstance(key, tuple) and all(_is_key(part) for part in key)
-        mapping[key if flat or _is_key(key) else Inert(_known(key), (key,))] = value
+        mapping[key if flat or _is_key(key) else Inert(_known(key))] = value
 
 
 def _is_key(value: object) -> bool:
@@ -493,7 +519,7 @@ _TENSOR_BUILDERS: dict[str, Callable[..., object]] = {
     "torch._utils._rebuild_sparse_csr_tensor": _sparse,
     "torch._utils._rebuild_meta_tensor_no_storage": _without_values,
     "torch._utils._rebuild_wrapper_subclass": _wrapper,
-    "torch._tensor._rebuild_from_type": lambda function, kind, arguments, *_: _of_subclass(function, kind, arguments),
+    "torch._tensor._rebuild_from_type": _of_subclass,
     "torch._tensor._rebuild_from_type_v2": _of_subclass,
 }
 

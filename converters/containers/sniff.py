@@ -6,6 +6,7 @@ import codecs
 from pathlib import Path
 
 from vit_hub.converters.containers.archive import read_directory
+from vit_hub.converters.containers.exported import is_exported
 from vit_hub.converters.containers.hdf5 import MAGIC
 from vit_hub.converters.containers.msgpack_file import starts_msgpack
 from vit_hub.converters.containers.onnx_file import looks_like_onnx
@@ -17,8 +18,6 @@ HEAD_BYTES = 1024
 HTML_PAGE = "an HTML page (a login or error page saved in place of the file?)"
 LFS_POINTER = "a git-LFS pointer"
 _READ = "supported are safetensors, npz, PyTorch, msgpack, HDF5 and ONNX files, and folders of them"
-# Members of torch.save, TorchScript and torch.export.
-_TORCH = ("data.pkl", "serialized_state_dict.pt")
 _MAGIC = (
     (b"GGUF", "a GGUF file"),
     (b"\x93NUMPY", "a single npy array, not an npz archive"),
@@ -80,7 +79,7 @@ def _sniff_zip(path: Path) -> str:
     names = [info.filename for info in read_directory(path)[0]]
     if any(name.endswith(".npy") for name in names):
         return "npz"
-    if any(name.rpartition("/")[2] in _TORCH or name.endswith("_weights_config.json") for name in names):
+    if is_exported(names) or any(name.rpartition("/")[2] == "data.pkl" for name in names):
         return "torch"
     raise UnknownFormatError(
         f"{path}: a zip archive of neither numpy nor PyTorch, with {', '.join(names[:3]) or 'nothing'}", hint=_READ

@@ -23,15 +23,15 @@ from vit_hub.converters.containers.mapped import MappedFile, Pieces
 from vit_hub.converters.containers.pickles import (
     Inert,
     Pickle,
-    Refused,
     Storage,
     StoredTensor,
     Unreadable,
+    explained,
     storage_dtype,
     storage_itemsize,
 )
 from vit_hub.converters.containers.torchscript import is_torchscript, read_torchscript
-from vit_hub.converters.containers.zipped_values import ZippedValues
+from vit_hub.converters.containers.zipped_values import unpickled
 from vit_hub.converters.tensors import DTYPES, Array, LazyTensor
 from vit_hub.errors import CheckpointError, UnsafeCheckpointError
 
@@ -75,16 +75,8 @@ def read_torch(path: Path) -> tuple[dict[str, LazyTensor], dict[str, Unreadable]
             return (*read_torchscript(file, members), {})
     elif file.bytes(257, 5) == b"ustar":
         raise UnsafeCheckpointError(f"{path}: PyTorch's tar format of before 2017 cannot be read safely", hint=_RESAVE)
-    try:
-        root = _zipped(file, members) if members else _before_zip(file)
-    except Refused as error:
-        raise UnsafeCheckpointError(f"{path}: refused: reading it would run {error}", hint=_RESAVE) from error
-    except CheckpointError:
-        raise
-    # A damaged pickle can raise anything.
-    except Exception as error:
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise CheckpointError(f"{path}: not a readable PyTorch file: {reason}", hint=_DAMAGED) from error
+    with explained(path, "not a readable PyTorch file", refused=_RESAVE, damaged=_DAMAGED):
+        root = unpickled(file, members) if members else _before_zip(file)
     flat = flatten(path, root, sum(member.size for member in members.values()) or file.size)
     return (*flat, _embedded(root))
 
@@ -109,11 +101,6 @@ def _embedded(root: object) -> dict[str, dict[str, Any]]:
                 continue
             found.setdefault(key, {})[str(name)] = json.loads("".join(pieces))
     return found
-
-
-def _zipped(file: MappedFile, members: Mapping[str, Member]) -> object:
-    values = ZippedValues(file, members)
-    return Pickle(values.storage).load(io.BytesIO(values.pickled()))
 
 
 def _before_zip(file: MappedFile) -> object:

@@ -7,7 +7,6 @@ other name is refused. Names are those of ``torch.jit.load(file).state_dict()``.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping
 
 from vit_hub.converters.containers.archive import Member, check_expansion
@@ -21,7 +20,7 @@ from vit_hub.converters.containers.pickles import (
     StoredTensor,
     Unreadable,
 )
-from vit_hub.converters.containers.zipped_values import ZippedValues
+from vit_hub.converters.containers.zipped_values import unpickled
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import CheckpointError, UnsafeCheckpointError
 
@@ -62,9 +61,8 @@ def read_torchscript(
         CheckpointError: the archive is damaged or without parameters.
         UnsafeCheckpointError: the pickle names something that weights do not need.
     """
-    values = ZippedValues(file, members)
     try:
-        module = _Pickle(values.storage).load(io.BytesIO(values.pickled()))
+        module = unpickled(file, members, _Pickle)
     except CheckpointError:
         raise
     except Refused as error:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from vit_hub.converters.containers.dcp import METADATA
+from vit_hub.converters.containers.folder import is_name
 from vit_hub.errors import CheckpointError
 
 __all__ = ["enter"]
@@ -58,7 +59,7 @@ def enter(folder: Path) -> tuple[Path, str] | None:
     latest = folder / "latest"
     if latest.is_file():
         name = latest.read_text(errors="replace").strip()[:200]
-        if name in ("", ".", "..") or set(name) & set("/\\\0") or not (folder / name).is_dir():
+        if not is_name(name) or not (folder / name).is_dir():
             raise CheckpointError(
                 f"{folder}: DeepSpeed's file 'latest' names {name!r}, which is no folder here",
                 hint="give the path of a global_step folder, or of a file",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -10,14 +11,14 @@ import numpy as np
 
 from vit_hub.converters.containers.archive import Member, read_member
 from vit_hub.converters.containers.mapped import MappedFile
-from vit_hub.converters.containers.pickles import Storage, storage_dtype, storage_itemsize
+from vit_hub.converters.containers.pickles import Pickle, Storage, storage_dtype, storage_itemsize
 from vit_hub.converters.tensors import Array
 from vit_hub.errors import CheckpointError
 
-__all__ = ["ZippedValues", "read_values"]
+__all__ = ["read_values", "unpickled"]
 
 
-class ZippedValues:
+class _ZippedValues:
     """The members ``ROOT/data.pkl`` and ``ROOT/data/KEY`` of an archive.
 
     Raises:
@@ -55,6 +56,18 @@ class ZippedValues:
         if size < 0 or nbytes > member.size:
             raise ValueError(f"{name!r} holds {member.size:,} bytes, too few for {size:,} values of {dtype}")
         return Storage(dtype, nbytes, partial(read_values, self._file, member))
+
+
+def unpickled(file: MappedFile, members: Mapping[str, Member], pickle: type[Pickle] = Pickle) -> object:
+    """Return what the pickle of an archive stands for, its tensors as views of the archive's values.
+
+    Raises:
+        Refused: the pickle would run code.
+        CheckpointError: the values have another byte order.
+        Exception: of any kind, if it is damaged.
+    """
+    values = _ZippedValues(file, members)
+    return pickle(values.storage).load(io.BytesIO(values.pickled()))
 
 
 def read_values(file: MappedFile, member: Member, offset: int, dtype: np.dtype[np.generic], count: int) -> Array:
