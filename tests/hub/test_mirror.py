@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from servers import Reply, Server, listening
 from tiny import timm_file, vit_jax_file
 
+import vit_hub.hub.cache.hashes
 import vit_hub.hub.mirror
 from vit_hub.cli import main
 from vit_hub.errors import DownloadError, IntegrityError, VitHubError
@@ -266,7 +267,7 @@ def test_an_interrupted_mirror_has_no_half_file(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(vit_hub.hub.mirror, "check", interrupted)
+        patch.setattr(vit_hub.hub.cache.hashes, "check", interrupted)
         with pytest.raises(KeyboardInterrupt):
             list(add_to_mirror(tmp_path / "mirror", [url]))
     assert not [path for path in (tmp_path / "mirror").rglob("*") if path.is_file()]

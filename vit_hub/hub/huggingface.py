@@ -394,7 +394,12 @@ def _fetch_companions(path: Path, name: str, source: WeightSource, offline: bool
 
 def _snapshot(path: Path) -> Path:
     """Return the folder of a commit's files in the cache, which has its name."""
-    return next(folder for folder in path.parents if folder.parents[1].name.startswith("models--"))
+    # From the outside: a repository's own folders may have any names.
+    return next(
+        folder
+        for folder in reversed(path.parents)
+        if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    )
 
 
 def describe_fetched(source: WeightSource, path: Path) -> tuple[Path, str, list[Path]]:

@@ -6,7 +6,6 @@ its address; it is tried before the original sources. :mod:`vit_hub.hub.make_mir
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -15,14 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vit_hub.converters.containers import atomic_path
 from vit_hub.errors import DownloadError
-from vit_hub.hub.cache.hashes import check, sha256_of, stamp
+from vit_hub.hub.cache.hashes import check, sha256_of, write_checked
 from vit_hub.hub.cache.paths import fetched_file, file_lock, mirrored_folder
 from vit_hub.hub.cache.records import Delivery, Pin, Record
 from vit_hub.hub.names.address import address, is_commit, source_of
 from vit_hub.hub.names.credentials import credentials_of, without_credentials
-from vit_hub.progress import byte_bar
 from vit_hub.registry import WeightSource
 
 __all__ = ["FILES", "INDEX", "VERSION", "copy_checked", "from_mirror", "has_file", "parse_index"]
@@ -134,21 +131,14 @@ def copy_checked(file: Path, path: Path, pin: Pin, *, hint: str, progress: bool 
         IntegrityError: it has another content; ``hint`` is the remedy.
         CheckpointError: the destination cannot be written.
     """
-    digest, size = hashlib.sha256(), 0
     try:
         opened = file.open("rb")
     except OSError as error:
         raise DownloadError(f"{file}: {error.strerror or error}", hint=_HINT) from error
-    with opened, atomic_path(path) as temporary:
-        with temporary.open("wb") as copy, byte_bar(path.name, pin.size, show=progress) as advance:
-            while chunk := opened.read(_CHUNK):
-                copy.write(chunk)
-                digest.update(chunk)
-                size += len(chunk)
-                advance(len(chunk))
-        wanted = WeightSource(kind="https", format="", sha256=pin.sha256, size=pin.size)
-        check(wanted, str(file), size=size, sha256=digest.hexdigest(), hint=hint)
-    stamp(path, pin.sha256)
+    wanted = WeightSource(kind="https", format="", sha256=pin.sha256, size=pin.size)
+    with opened:
+        chunks = iter(lambda: opened.read(_CHUNK), b"")
+        write_checked(path, chunks, wanted, str(file), hint=hint, progress=progress)
 
 
 def parse_index(content: bytes, place: str) -> dict[str, Any]:

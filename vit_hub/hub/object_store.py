@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vit_hub.converters.containers import atomic_path
-from vit_hub.converters.containers.sniff import sniff
-from vit_hub.errors import CheckpointError, DownloadError, first_line
-from vit_hub.hub.cache.hashes import check, stamp
-from vit_hub.progress import byte_bar
+from vit_hub.errors import DownloadError, first_line
+from vit_hub.hub.cache.hashes import write_checked
+from vit_hub.hub.http.download import refuse_no_checkpoint
 from vit_hub.registry import WeightSource
 
 __all__ = ["copy_object"]
@@ -33,7 +31,7 @@ def copy_object(path: Path, source: WeightSource, *, progress: bool = False) -> 
         IntegrityError: the file is not the pinned one.
         CheckpointError: it is no checkpoint, or cannot be written.
     """
-    url, digest, size = source.url or "", hashlib.sha256(), 0
+    url = source.url or ""
     try:
         import fsspec
 
@@ -42,19 +40,8 @@ def copy_object(path: Path, source: WeightSource, *, progress: bool = False) -> 
         raise DownloadError(
             f"{url}: {first_line(error)}", hint=f"s3:// needs `pip install 'vit-hub[s3]'`; {_SELF}"
         ) from error
-    with atomic_path(path) as temporary:
-        with temporary.open("wb") as copy, byte_bar(path.name, source.size, show=progress) as advance:
-            for chunk in _chunks(url, store, key):
-                copy.write(chunk)
-                digest.update(chunk)
-                size += len(chunk)
-                advance(len(chunk))
-        check(source, url, size=size, sha256=digest.hexdigest(), hint="nothing was kept")
-        try:
-            sniff(temporary)
-        except CheckpointError as error:
-            raise type(error)(error.message.replace(str(temporary), url), hint=error.hint) from error
-    stamp(path, digest.hexdigest())
+    chunks, inspect = _chunks(url, store, key), partial(refuse_no_checkpoint, name=url)
+    write_checked(path, chunks, source, url, hint="nothing was kept", progress=progress, inspect=inspect)
 
 
 def _chunks(url: str, store: Any, key: str) -> Iterator[bytes]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
+import httpx2
 import pytest
 from hub_fixtures import cache
 from hub_process import REPO, Hub
@@ -20,6 +21,7 @@ import vit_hub.hub.http.retry
 from vit_hub.errors import DownloadError
 from vit_hub.hub.fetch import fetch
 from vit_hub.hub.http.failures import explain
+from vit_hub.hub.http.response import Response
 from vit_hub.registry import WeightSource
 
 __all__ = ["cache"]  # a fixture
@@ -246,3 +248,24 @@ def test_a_hub_that_is_not_there(tmp_path: Path) -> None:
     with nothing() as place:
         error = Hub(HubServer(place), tmp_path).answer("inspect", REPO, code=1)["error"]
     assert f"HF_ENDPOINT ({place})" in error["hint"]
+
+
+def test_the_signature_of_an_address_is_not_shown_where_the_body_breaks() -> None:
+    class Broken(httpx2.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            damaged = ssl.SSLError(1, "[SSL: BAD_RECORD] bad record")
+            damaged.reason = "BAD_RECORD"
+            raise httpx2.ReadError("bad record") from damaged
+            yield b""
+
+    request = httpx2.Request("GET", "https://cdn.example/file.npz?Signature=secret")
+    response = Response(
+        http=httpx2.Response(200, request=request, stream=Broken()),
+        total=None,
+        validator=None,
+        is_part=False,
+        takes_ranges=False,
+    )
+    with pytest.raises(DownloadError, match=r"https://cdn\.example/file\.npz") as error:
+        list(response.chunks())
+    assert "secret" not in f"{error.value.message} {error.value.hint}"

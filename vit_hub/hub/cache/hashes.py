@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vit_hub.converters.containers import atomic_path
 from vit_hub.converters.containers.hashing import file_sha256
 from vit_hub.errors import IntegrityError, VitHubError
 from vit_hub.hub.cache.paths import cache_dir
+from vit_hub.progress import byte_bar
 from vit_hub.registry import WeightSource
 
-__all__ = ["check", "is_current", "rehash", "sha256_of", "stamp", "stamp_file", "verify"]
+__all__ = ["check", "is_current", "rehash", "sha256_of", "stamp", "stamp_file", "verify", "write_checked"]
 
 
 def check(source: WeightSource, name: str, *, size: int, sha256: str, hint: str) -> None:
@@ -36,6 +37,45 @@ def check(source: WeightSource, name: str, *, size: int, sha256: str, hint: str)
         raise IntegrityError(f"{name}: its sha256 is {sha256}, expected {source.sha256_prefix}...", hint=hint)
     if source.size is not None and size != source.size:
         raise IntegrityError(f"{name}: it has {size:,} bytes, expected {source.size:,}; sha256 {sha256}", hint=hint)
+
+
+def write_checked(
+    path: Path,
+    chunks: Iterable[bytes],
+    source: WeightSource,
+    name: str,
+    *,
+    hint: str,
+    progress: bool = False,
+    inspect: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a file as it comes; it appears complete, checked and stamped, or not at all.
+
+    Args:
+        path: the file.
+        chunks: its contents.
+        source: what is pinned of size and sha256.
+        name: the file, for messages.
+        hint: the remedy if it is not the pinned one.
+        progress: show a bar on a terminal.
+        inspect: called with the temporary file; what it raises keeps the file from appearing.
+
+    Raises:
+        IntegrityError: it is not the pinned one.
+        CheckpointError: it cannot be written.
+    """
+    digest, size = hashlib.sha256(), 0
+    with atomic_path(path) as temporary:
+        with temporary.open("wb") as copy, byte_bar(path.name, source.size, show=progress) as advance:
+            for chunk in chunks:
+                copy.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+                advance(len(chunk))
+        check(source, name, size=size, sha256=digest.hexdigest(), hint=hint)
+        if inspect:
+            inspect(temporary)
+    stamp(path, digest.hexdigest())
 
 
 def verify(path: Path, source: WeightSource, *, hint: str) -> None:

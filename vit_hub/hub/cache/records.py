@@ -69,12 +69,13 @@ class Delivery:
     @property
     def main(self) -> str:
         """The name of the weight file, or of the index of sharded ones."""
-        [*names] = self.files
+        if len(self.files) == 1:
+            return next(iter(self.files))
         file = source_of(self.address).file or ""
-        if len(names) == 1 or file in names:
-            return names[0] if len(names) == 1 else file
+        if file in self.files:
+            return file
         # The address is of a folder, for weights under a name of their own.
-        found = weight_files(name.rpartition("/")[2] for name in names)
+        found = weight_files(name.rpartition("/")[2] for name in self.files)
         return f"{file}/{found[0]}".lstrip("/") if found else ""
 
     def to_data(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from vit_hub.hub.names.credentials import credentials_of, without_credentials
 from vit_hub.progress import byte_bar
 from vit_hub.registry import WeightSource
 
-__all__ = ["stream_to"]
+__all__ = ["refuse_no_checkpoint", "stream_to"]
 
 LARGE = 64 << 20  # bytes to come, from which on a file is divided among several connections ...
 PIECE = 32 << 20  # ... that request so many bytes at a time
@@ -144,7 +144,20 @@ def _check(file: Path, source: WeightSource, sha256: str, checkpoint: bool) -> N
         )
     check(source, url, size=file.stat().st_size, sha256=sha256, hint=NOTHING_KEPT)
     if checkpoint:
-        try:
-            sniff(file)
-        except CheckpointError as error:
-            raise type(error)(error.message.replace(str(file), url), hint=error.hint) from error
+        refuse_no_checkpoint(file, url)
+
+
+def refuse_no_checkpoint(file: Path, name: str) -> None:
+    """Refuse a fetched file that is in no known container.
+
+    Args:
+        file: where it is for now.
+        name: the file, for the message.
+
+    Raises:
+        CheckpointError: it is no checkpoint.
+    """
+    try:
+        sniff(file)
+    except CheckpointError as error:
+        raise type(error)(error.message.replace(str(file), name), hint=error.hint) from error

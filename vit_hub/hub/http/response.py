@@ -61,7 +61,8 @@ class Response:
         Raises:
             TransientError: the connection broke.
         """
-        with _transport_errors(str(self.http.url)):
+        # Where a redirect led to, the query may be a signature that lets anybody fetch the file.
+        with _transport_errors(str(self.http.url.copy_with(query=None))):
             body, length = self.http.iter_raw(), _content_length(self.http)
             if length is None or "Transfer-Encoding" in self.http.headers:
                 yield from body
