@@ -48,8 +48,18 @@ _WEIGHTS = (
     ("*.bin", "*.pth", "*.pt", "*.pth.tar", "*.ckpt", "*.npz", "*.msgpack", "*.h5"),
     ("*.onnx",),
 )
-# What training leaves beside the weights.
-_OTHERS = ("optimizer*", "scheduler*", "scaler*", "rng_state*", "random_states*", "training_args*", ".*")
+# What training, or a conversion that keeps everything, leaves beside the weights.
+_OTHERS = (
+    "rest.safetensors",
+    "*.rest.safetensors",
+    "optimizer*",
+    "scheduler*",
+    "scaler*",
+    "rng_state*",
+    "random_states*",
+    "training_args*",
+    ".*",
+)
 SIDECARS = (
     "config.json",
     "preprocessor_config.json",
