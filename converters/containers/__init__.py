@@ -68,7 +68,7 @@ class RawCheckpoint:
         path: as given, a file or a folder.
         container: ``safetensors``, ``npz``, ``torch``, ``msgpack``, ``hdf5`` or ``onnx``.
         tensors: name -> tensor in the file's order, names of nested dicts joined by ``/``. Arrays can be written to
-            without changing the file; those of an npz are often not aligned to their item size.
+            without changing the file; those of an npz or msgpack file are often not aligned to their item size.
         metadata: that of a safetensors file; empty for the others.
         sidecars: JSON files beside the weights, file name -> contents; also what a PyTorch file keeps under ``meta``.
         files: the files that hold the weights.

@@ -68,10 +68,10 @@ def read_hdf5(path: Path) -> dict[str, LazyTensor]:
     h5py = _h5py(path)
     mapped = MappedFile(path)
     try:
-        # Without a cache of chunks, of which every open dataset has its own.
-        file = h5py.File(path, "r", rdcc_nbytes=0, locking=False)
-        found = list(_walk(h5py, path, file, (), set()))
-        return {name: _tensor(h5py, mapped, name, dataset) for name, dataset in found}
+        # As a stream, so that the library does not take the path for occupied.
+        with h5py.File(mapped.stream(), "r") as file:
+            found = _walk(h5py, path, file, (), set())
+            return {name: _tensor(h5py, mapped, name, dataset) for name, dataset in found}
     except _ERRORS as error:
         first = str(error).splitlines()[:1] or [type(error).__name__]
         raise CheckpointError(f"{path}: not a readable HDF5 file: {first[0]}", hint=_DAMAGED) from error
@@ -125,18 +125,19 @@ def _tensor(h5py: Any, file: MappedFile, name: str, dataset: Any) -> LazyTensor:
     if unknown:
         raise CheckpointError(f"{where} is compressed by filter {min(unknown)}", hint=_SAVE_AGAIN)
     check_expansion(file.path, f"dataset {name!r}", nbytes, stored)
-    return LazyTensor(dtype, shape, partial(_unpacked, where, dataset, carrier))
+    return LazyTensor(dtype, shape, partial(_unpacked, h5py, file, name, carrier))
 
 
 def _mapped(file: MappedFile, offset: int, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Array:
     return np.require(file.array(offset, dtype, shape), requirements="A")
 
 
-def _unpacked(where: str, dataset: Any, dtype: np.dtype[np.generic]) -> Array:
+def _unpacked(h5py: Any, file: MappedFile, name: str, dtype: np.dtype[np.generic]) -> Array:
     try:
-        array: Array = np.asarray(dataset[()]).view(dtype)
+        with h5py.File(file.stream(), "r", rdcc_nbytes=0) as opened:
+            array: Array = np.asarray(opened[name][()]).view(dtype)
     except _ERRORS as error:
-        raise CheckpointError(f"{where} cannot be read: {error}", hint=_DAMAGED) from error
+        raise CheckpointError(f"{file.path}: dataset {name!r} cannot be read: {error}", hint=_DAMAGED) from error
     return array
 
 
@@ -153,6 +154,9 @@ def write_hdf5(path: Path, tensors: Mapping[str, LazyTensor], pieces: Pieces) ->
     for name in tensors:
         if not name or "\0" in name or {"", ".", ".."} & {*name.split("/")}:
             raise CheckpointError(f"{path}: {name!r} cannot be the name of a dataset in an HDF5 file")
+    groups = {name[:end] for name in tensors for end, letter in enumerate(name) if letter == "/"}
+    if not groups.isdisjoint(tensors):
+        raise CheckpointError(f"{path}: {min(groups & tensors.keys())!r} cannot be the name of a tensor and of a group")
     try:
         with h5py.File(path, "w", locking=False) as file:
             # Sorted, so that the same tensors give the same bytes in whatever order they come.
@@ -160,18 +164,12 @@ def write_hdf5(path: Path, tensors: Mapping[str, LazyTensor], pieces: Pieces) ->
             if all(name.endswith(":0") and "/" in name for name in tensors):
                 _add_layers(file, list(tensors))
     except (ValueError, RuntimeError, TypeError, KeyError) as error:
-        reason = "one name is a tensor and a group" if _clashes(tensors) else str(error)
-        raise CheckpointError(f"{path}: cannot be written as HDF5: {reason}") from error
+        raise CheckpointError(f"{path}: cannot be written as HDF5: {error}") from error
     with path.open("r+b") as raw:
         for name, group in groupby(pieces(tensors), key=itemgetter(0)):
             raw.seek(places[name])
             for _, piece in group:
                 raw.write(piece)
-
-
-def _clashes(tensors: Mapping[str, LazyTensor]) -> bool:
-    groups = {name[:end] for name in tensors for end, letter in enumerate(name) if letter == "/"}
-    return not groups.isdisjoint(tensors)
 
 
 def _place(h5py: Any, file: Any, name: str, tensor: LazyTensor) -> int:

@@ -1,7 +1,7 @@
 """flax's msgpack files: one map of nested maps, whose leaves are arrays in extension types of flax.
 
-Sources: https://github.com/msgpack/msgpack/blob/master/spec.md and flax/serialization.py. Values are views of the
-mapped file, of which only the markers before them are parsed; numbers, texts and lists of training states are skipped.
+Sources: https://github.com/msgpack/msgpack/blob/master/spec.md and flax/serialization.py. Values are unaligned views of
+the mapped file. Only the markers before them are parsed; numbers, texts and lists of training states are skipped.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ class _Reader:
         if nbytes != math.prod(shape) * carrier.itemsize or offset + nbytes != end or max(shape, default=0) > end:
             raise self.error(f"an array of shape {shape} and dtype {kind} has another number of bytes")
         self._pass(nbytes)
-        return LazyTensor(dtype, shape, partial(_read, self.file, offset, carrier, shape))
+        return LazyTensor(dtype, shape, partial(self.file.array, offset, carrier, shape))
 
     def _chunked_array(self, count: int) -> LazyTensor:
         """Read the rest of a map that stands for an array of more than 1 GiB: its shape, and its chunks."""
@@ -256,10 +256,6 @@ class _Reader:
             if length is None or kind not in (_ARRAY, _COMPLEX, _SCALAR):
                 raise self.error(f"a value of unknown type {marker if kind is None else kind}")
             self._pass(length)
-
-
-def _read(file: MappedFile, offset: int, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Array:
-    return np.require(file.array(offset, dtype, shape), requirements="A")
 
 
 def _joined(chunks: list[LazyTensor], dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Array:

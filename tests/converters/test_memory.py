@@ -65,6 +65,10 @@ def test_peak_memory_of_conversions(tmp_path: Path) -> None:
     found = {
         "canonical -> vit_jax": peak(first, jax, "vit_jax"),
         "vit_jax -> canonical": peak(jax, canonical, "canonical"),
+        "canonical -> hf_flax": peak(first, tmp_path / "flax", "hf_flax"),
+        "hf_flax -> canonical": peak(tmp_path / "flax", canonical, "canonical"),
+        "canonical -> hf_tf": peak(first, tmp_path / "tf", "hf_tf"),
+        "hf_tf -> canonical": peak(tmp_path / "tf", canonical, "canonical"),
         "canonical -> timm in bfloat16": peak(first, tmp_path / "d", "timm", "bfloat16"),
     }
     assert max(found.values()) <= BOUND, found
