@@ -131,7 +131,7 @@ def read_raw(
     sizes = {**match.format.axes(raw, match.tensors), **_axis_sizes(given)}
     try:
         match, reading, classifier = _read(raw, match, sizes, given)
-        match.format.adjust(reading)
+        match.format.adjust(raw, reading)
     except CheckpointError as error:
         hint = "the file is damaged, or an override does not fit it"
         raise CheckpointError(f"{raw.path}: {error.message}", hint=hint) from error

@@ -7,6 +7,7 @@ Source: keras-hub 0.32, keras_hub/src/models/{vit,deit,dinov2,dinov3,clip,siglip
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -29,9 +30,10 @@ from vit_hub.converters.rules.format import (
     Stated,
 )
 from vit_hub.converters.rules.table import Reading, Rule, rule
-from vit_hub.converters.tensors import LazyTensor, from_array
+from vit_hub.converters.tensors import Array, LazyTensor, from_array
 from vit_hub.errors import CheckpointError, ConfigError
 from vit_hub.model.config import Rope, ViTConfig
+from vit_hub.model.resample import axis_matrix, narrow_cubic_matrix
 from vit_hub.preprocessing.project_files import keras_converter
 from vit_hub.preprocessing.spec import Preprocessing
 
@@ -161,7 +163,7 @@ def _classifier_state(kind: _Kind, raw: RawCheckpoint, tensors: Mapping[str, Laz
             )
         if task.get("activation") not in (None, "linear"):
             warnings.append(
-                f"{_TASK}: keras-hub's classifier returns {task['activation']} of the logits, here the logits"
+                f"{_TASK}: keras-hub's classifier returns {task['activation']} of its logits, this one the logits"
             )
     return Stated(fields, f"{_CONFIG}, {_TASK} and shapes of the original tensors", tuple(warnings))
 
@@ -297,7 +299,14 @@ def _numbered_table(path: str) -> tuple[Rule, ...]:
     return rule("pos_embed", path, _TABLE), rule("sized.position_table", path, carried=True)
 
 
-def _apply_numbers(reading: Reading) -> None:
+def _keep_table(reading: Reading, table: LazyTensor) -> None:
+    """Keep the stored position table to be written back, where the model computes with another."""
+    reading.tensors["sized.position_table"] = table
+    reading.carried.append("sized.position_table")
+    reading.origin["sized.position_table"] = reading.origin["pos_embed"]
+
+
+def _apply_numbers(raw: RawCheckpoint, reading: Reading) -> None:
     """Take the rows of the position table in the order of the stored numbers, which the model computes with."""
     table, stored = reading.tensors.get("pos_embed"), reading.tensors.get("sized.position_ids")
     if table is None or stored is None or math.prod(stored.shape) != table.shape[1]:
@@ -307,9 +316,7 @@ def _apply_numbers(reading: Reading) -> None:
         return
     if numbers.dtype.kind != "i" or numbers.min() < -table.shape[1] or numbers.max() >= table.shape[1]:
         raise CheckpointError(f"the stored numbers of positions are not rows of the table of {table.shape[1]}")
-    reading.tensors["sized.position_table"] = table.reshape(table.shape[1:])
-    reading.carried.append("sized.position_table")
-    reading.origin["sized.position_table"] = reading.origin["pos_embed"]
+    _keep_table(reading, table.reshape(table.shape[1:]))
     reading.tensors["pos_embed"] = LazyTensor(table.dtype, table.shape, lambda: table.read()[:, numbers])
 
 
@@ -351,15 +358,16 @@ def _dino_rules(family: str, variables: Sequence[str], block: tuple[Rule, ...], 
         "cls": rule("cls_token", "{}"),
         "mask": rule("mask_token", "{}", mask, carried=True),
         "registers": rule("reg_token", "{}"),
+        # Computed from the table when a file is loaded.
+        "interpolated": rule("sized.interpolated", "{}", carried=True),
         "table": rule("pos_embed", "{}"),
-        # It is computed from the table when a file is loaded, or the table from it.
-        "other table": rule("sized.pos_embed", "{}", carried=True),
+        "original": rule("sized.position_table", "{}", carried=True),
     }
+    places = {name: f"{embedding}/vars/{n}" for n, name in enumerate(variables)}
+    if "table" in places:
+        places["original"] = places["table"]
     return (
-        *(
-            Rule(rules[name].canonical, (f"{embedding}/vars/{n}",), rules[name].layouts, carried=rules[name].carried)
-            for n, name in enumerate(variables)
-        ),
+        *(dataclasses.replace(rules[name], foreign=(place,)) for name, place in places.items()),
         *_patches(f"{embedding}/patch_embeddings/projection"),
         *block,
         *_LAYER_SCALE,
@@ -559,29 +567,54 @@ def _dino_evidence(kind: _Kind, variables: tuple[str, ...], raw: RawCheckpoint, 
     """Return the evidence of the variables of an embedding: config.json names them, else their shapes tell."""
     start = f"{prefix}layers/{kind.family}_embedding/vars/"
     shapes = [raw.tensors[f"{start}{n}"].shape for n in range(9) if f"{start}{n}" in raw.tensors]
-    tables = sum(name.endswith("table") for name in variables)
+    tables = _TABLES if "table" in variables else ()
     values = _stated(raw.sidecars, kind)
     if values:
         mask, registers = bool(values.get("use_mask_token", True)), bool(values.get("num_register_tokens"))
-        resized = values.get("image_shape") != values.get("position_embedding_shape")
     else:
-        mask = len(shapes) > 1 + tables and (shapes[1][:-1] == (1,) if tables else shapes[1][:-1] == (1, 1))
-        registers = len(shapes) == 2 + mask + tables
-        resized = shapes[-1:] != shapes[-2:-1]
-    found = _dino_variables(mask, registers, (_TABLES[::-1] if resized else _TABLES) if tables else ())
+        mask = len(shapes) > 1 + len(tables) and shapes[1][:-1] == ((1,) if tables else (1, 1))
+        registers = len(shapes) == 2 + mask + len(tables)
+    found = _dino_variables(mask, registers, tables)
     return _evidence(kind, raw, prefix) + (1 if found == variables else -2)
 
 
-# The first is computed from the second when a file is loaded. Where both have the same size they are equal; else the
-# first is what the model computes with.
-_TABLES = ("other table", "table")
+_TABLES = ("interpolated", "table")
+
+
+def _interpolate(kind: _Kind, raw: RawCheckpoint, reading: Reading) -> None:
+    """Interpolate the position table to the size of the images, as DINOv2's class does when it is loaded."""
+    table, other = reading.tensors.get("pos_embed"), reading.tensors.get("sized.interpolated")
+    if table is None or other is None or table.shape == other.shape:
+        return
+    values, patch = _stated(raw.sidecars, kind), reading.tensors["patch_embed.proj.weight"].shape[-1]
+    shape = values.get("image_shape")
+    side = math.isqrt(max(other.shape[1] - 1, 0))
+    grid = (shape[0] // patch, shape[1] // patch) if isinstance(shape, list) and len(shape) == 3 else (side, side)
+    old = math.isqrt(max(table.shape[1] - 1, 0))
+    if old * old != table.shape[1] - 1 or grid[0] * grid[1] != other.shape[1] - 1:
+        raise CheckpointError(f"a position table of {table.shape[1]} rows does not fit one of {other.shape[1]}")
+    antialias = values.get("antialias_in_interpolation", False)
+    rows, columns = (
+        axis_matrix("bicubic-antialias", old, n) if antialias else narrow_cubic_matrix(old, n) for n in grid
+    )
+
+    def read() -> Array:
+        stored = table.read()
+        if table.dtype == "BF16":  # the upper half of a float32
+            stored = (stored.astype(np.uint32) << 16).view(np.float32)
+        prefix, patches = np.split(stored, [1], axis=1)
+        resized = np.einsum("yh,xw,hwd->yxd", rows, columns, patches.reshape(old, old, -1).astype(np.float64))
+        return np.concatenate([prefix, resized.reshape(1, -1, table.shape[2])], axis=1).astype(np.float32)
+
+    _keep_table(reading, table)
+    reading.tensors["pos_embed"] = LazyTensor("F32", (1, other.shape[1], table.shape[2]), read)
 
 
 def _dino_zeros(
     family: str, variables: tuple[str, ...], config: ViTConfig, dialect: Dialect
 ) -> dict[str, tuple[int, ...]]:
-    mask = (1, config.embed_dim) if _TABLES[0] in variables else (1, 1, config.embed_dim)
-    shapes = {"mask": mask, _TABLES[0]: (1, config.num_patches + 1, config.embed_dim)}
+    mask = (1, config.embed_dim) if "table" in variables else (1, 1, config.embed_dim)
+    shapes = {"mask": mask, "interpolated": (1, config.num_patches + 1, config.embed_dim)}
     return {f"layers/{family}_embedding/vars/{n}": shapes[name] for n, name in enumerate(variables) if name in shapes}
 
 
@@ -627,8 +660,8 @@ def _tower(kind: _Kind, rules: tuple[Rule, ...], group: str, ids: str, **options
     return _format(kind, rules, dialects=dialects, requires=_SQUARE, zeros=zeros, adjust=_apply_numbers, **options)
 
 
-def _dinov2(mask: bool, registers: bool, tables: tuple[str, str]) -> Format:
-    variables = _dino_variables(mask, registers, tables)
+def _dinov2(mask: bool, registers: bool) -> Format:
+    variables = _dino_variables(mask, registers, _TABLES)
     kind = _Kind("dinov2", "DINOV2", "DINOV2Backbone", partial(_dinov2_keys, mask=mask))
     layer = {"family": "-".join(("dinov2", *variables)), "layer": "layers/dinov2_encoder/layers/dinov2_layer"}
     names = {"mlp": {"fc1": "fc1", "fc2": "fc2"}, "swiglu_packed": {"fc1": "weights_in", "fc2": "weights_out"}}
@@ -636,10 +669,9 @@ def _dinov2(mask: bool, registers: bool, tables: tuple[str, str]) -> Format:
         kind,
         _dino_rules("dinov2", variables, _DINOV2_BLOCK),
         dialects=tuple(Dialect("", {**layer, "ffn": ffn, **parts}) for ffn, parts in names.items()),
-        dialect_for=lambda config, dialects: next(
-            (d for d in dialects if d.variables["ffn"] == config.ffn), dialects[0]
-        ),
+        dialect_for=lambda config, dialects: dialects[int(config.ffn == "swiglu_packed")],
         evidence=partial(_dino_evidence, kind, variables),
+        adjust=partial(_interpolate, kind),
         zeros=partial(_dino_zeros, "dinov2", variables),
         limits={
             **_TOWER_LIMITS,
@@ -660,7 +692,6 @@ def _dinov2(mask: bool, registers: bool, tables: tuple[str, str]) -> Format:
                 "the width of its gated layer is two thirds of a whole number, in steps of 8",
             ),
             Requirement("num_registers", lambda c: bool(c.num_registers) == registers, "it has registers, or none"),
-            Requirement("image_size", lambda c: tables == _TABLES, "its table is made for the size of its images"),
         ),
     )
 
@@ -729,8 +760,7 @@ FORMATS = (
         _DEIT_RULES,
         {"distilled": True, "pos_embed_prefix": True, "patch_bias": True, "representation_dim": 0},
     ),
-    *(_dinov2(mask, registers, _TABLES) for mask, registers in product((True, False), repeat=2)),
-    *(_dinov2(mask, registers, _TABLES[::-1]) for mask, registers in product((True, False), repeat=2)),
+    *(_dinov2(mask, registers) for mask, registers in product((True, False), repeat=2)),
     *(_dinov3(mask, registers) for mask, registers in product((True, False), repeat=2)),
     _tower(
         _CLIP,

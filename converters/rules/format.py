@@ -82,7 +82,7 @@ class Format:
             missing head, neighbouring files; negative is evidence against it.
         refuses: why the model that config files describe cannot be computed, whatever tensors there are, from ``raw``;
             empty if they describe none such.
-        adjust: changes what the table read where values of tensors decide what others mean.
+        adjust: changes what the table read, ``(raw, reading)``, where values of tensors decide what others mean.
         state: reads config files and original shapes, ``(raw, tensors without prefix, dialect)``.
         zeros: names and shapes of tensors that the original class always has though no output depends on them, from
             ``(config, dialect)``; where the source has none they are written as zeros. A tensor in place of a shape is
@@ -114,7 +114,7 @@ class Format:
     axes: Callable[[RawCheckpoint, Mapping[str, LazyTensor]], Mapping[str, int]] = lambda raw, tensors: {}
     evidence: Callable[[RawCheckpoint, str], int] = lambda raw, prefix: 0
     refuses: Callable[[RawCheckpoint], str] = lambda raw: ""
-    adjust: Callable[[Reading], None] = lambda reading: None
+    adjust: Callable[[RawCheckpoint, Reading], None] = lambda raw, reading: None
     state: Callable[[RawCheckpoint, Mapping[str, LazyTensor], Dialect], Stated] = lambda raw, tensors, dialect: Stated()
     zeros: Callable[[ViTConfig, Dialect], Mapping[str, tuple[int, ...] | LazyTensor]] = lambda config, dialect: {}
     sidecars: Callable[[ViTConfig, Passport | None], Sidecars] = lambda config, passport: {}

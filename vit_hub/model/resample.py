@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["axis_matrix", "axis_weights", "kernel_matrix"]
+__all__ = ["axis_matrix", "axis_weights", "kernel_matrix", "narrow_cubic_matrix"]
 
 Matrix = npt.NDArray[np.float64]
 
@@ -85,7 +85,11 @@ def _antialiased(positions: Tensor, old: int, new: int, kernel: Callable[[Tensor
     """Weights of a kernel as wide as the shrinking asks for, renormalised where the border cuts it off."""
     import torch
 
-    scale = torch.sym_max(old / new, 1.0)  # type: ignore[no-untyped-call]
+    scale: float = torch.sym_max(old / new, 1.0)  # type: ignore[no-untyped-call]
+    return _renormalized(positions, old, kernel, scale)
+
+
+def _renormalized(positions: Tensor, old: int, kernel: Callable[[Tensor], Tensor], scale: float) -> Tensor:
     weights = kernel((_places(old, positions) - positions[:, None]) / scale)
     return weights / weights.sum(dim=1, keepdim=True)
 
@@ -157,6 +161,18 @@ def axis_matrix(method: str, old: int, new: int) -> Matrix:
     # Not where torch makes tensors by default: numpy reads host memory only.
     matrix: Matrix = axis_weights(method, old, new, torch.device("cpu")).numpy()
     matrix.setflags(write=False)
+    return matrix
+
+
+def narrow_cubic_matrix(old: int, new: int) -> Matrix:
+    """Return the matrix [new, old] of jax's and TensorFlow's bicubic resampling without antialiasing.
+
+    Its kernel is that of ``bicubic-antialias``, from which it differs only where it shrinks.
+    """
+    import torch
+
+    index = torch.arange(new, dtype=torch.float64)
+    matrix: Matrix = _renormalized(_half_pixel(index, old, new), old, _smooth_cubic, 1.0).numpy()
     return matrix
 
 
