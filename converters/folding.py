@@ -8,6 +8,7 @@ values are kept in float32 (or float64), so that outputs agree up to its roundin
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -227,6 +228,14 @@ def _other_pool(config: ViTConfig, tensors: Tensors) -> Folded | None:
     return (config.replace(pool=others[config.pool]), dict(tensors)) if config.pool in others else None
 
 
+def _norm_before(config: ViTConfig, tensors: Tensors) -> Folded | None:
+    """Norm all tokens before the class token is read, rather than it alone: implementations of CLIP differ in it."""
+    if not config.pre_norm or config.pool != "cls" or config.final_norm != "after":
+        return None
+    changed = {re.sub(r"^fc_norm\.", "norm.", name): tensor for name, tensor in tensors.items()}
+    return config.replace(final_norm="before"), changed
+
+
 _WITHOUT_KEYS = _to_qkv_bias("qv", without_keys=True)
 _ROWS = ("pos_embed_prefix", "pos_embed_registers")
 FOLDS = (
@@ -240,6 +249,7 @@ FOLDS = (
     Fold(_ROWS, "rows of the position table are added to the registers", _merge_register_rows),
     Fold(_ROWS, "rows of the position table are added to the tokens before the patches", _merge_all_rows),
     Fold(("layer_scale",), "layer scale is multiplied into the layers before it, or added as ones", _layer_scale),
+    Fold(("final_norm",), "all tokens are normed, not only the one that is read", _norm_before, cost=5),
     Fold(("projection_dim",), "a projection is a head with a bias of zeros, or such a head a projection", _projection),
     Fold(("rope",), "periods of the rotary embedding are computed, or stored as they are computed", _rope_periods),
     Fold(

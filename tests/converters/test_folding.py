@@ -68,7 +68,9 @@ def test_a_fold_keeps_the_outputs_or_does_not_apply(
     again = build(dataclasses.replace(ckpt, config=changed, tensors=tensors), dtype="float64")
     first = build(ckpt, dtype="float64")
     images = random_images(config, torch.float64)
-    for found, wanted in zip(outputs(again, images), outputs(first, images), strict=True):
+    pairs = list(zip(outputs(again, images), outputs(first, images), strict=True))
+    # Where the norm moves before the pooling, only what is pooled stays the same.
+    for found, wanted in pairs[:1] if fold.fields == ("final_norm",) else pairs:
         assert relative_error(found, wanted) <= SINGLE
 
 

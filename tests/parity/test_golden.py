@@ -44,6 +44,9 @@ def test_there_are_cases_of_every_project() -> None:
         "openai",
         "openclip",
         "torchvision",
+        "hfflax",
+        "hftf",
+        "kerashub",
     }
     assert all(case.meta["outputs"] for case in CASES)
 
@@ -93,4 +96,6 @@ def test_every_format_that_can_express_it_gives_the_same_outputs(case: Case, to:
         assert report.config == native.config
     assert model.config == report.config.replace(**{name: getattr(model.config, name) for name in LATER})
     found = errors(model, case)
+    if any("all tokens are normed" in message for message in report.warnings):
+        found = {name: error for name, error in found.items() if not name.startswith("tokens")}
     assert max(found.values()) <= 2e-5, found
