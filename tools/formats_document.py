@@ -53,6 +53,13 @@ MODELS = {
     "hf_siglip2_vision_square": "Siglip2",
     "hf_clip_vision_projection": "CLIP",
     "hf_ijepa_model": "I-JEPA, epsilon 1e-12",
+    "hfflax_beit_cls": "BEiT, epsilon 1e-12",
+    "hfflax_clip_whole": "CLIP",
+    "hftf_data2vec_cls": "Data2VecVision, epsilon 1e-12",
+    "hftf_deit_teacher": "DeiT with teacher",
+    "kerashub_vit_cls": "ViT",
+    "kerashub_dinov2": "DINOv2",
+    "kerashub_clip": "CLIP",
     "torchvision_vit": "ViT",
     "openai_clip_visual": "CLIP",
     "openclip_gelu": "CLIP, exact GELU",
@@ -80,6 +87,9 @@ SOURCES = {
     "openai": "openai_clip",
     "openclip": "open_clip",
     "mmpre": "mmpretrain",
+    "hfflax": "hf_flax",
+    "hftf": "hf_tf",
+    "kerashub": "keras_hub",
 }
 # Projects whose files do not state the number of heads, or the image size of a model without a table.
 UNSTATED = ("timm", "fb", "torchvision", "openclip", "openai")
@@ -157,8 +167,9 @@ fields that the format cannot express; `--lossy` writes it nevertheless and repo
 What is folded: a mask over attention biases is applied to them; biases that a class always has are added as zeros, and
 those of keys are left out where they have no effect; a computed position table is stored; rows of a position table are
 added to the class token and the registers, or rows of zeros put before it; layer scale is multiplied into the layer
-before it, or added as ones; CLIP's projection becomes a head with a bias of zeros; stored periods of rotary embeddings
-are left out if they equal the computed ones. Sums and products are kept in float32.
+before it, or added as ones; all tokens are normed where only the class token was; CLIP's projection becomes a head
+with a bias of zeros; stored periods of rotary embeddings are left out if they equal the computed ones. Sums and
+products are kept in float32.
 
 """
 VERSIONS = """
@@ -197,7 +208,7 @@ def _formats() -> str:
         parts = dict.fromkeys(part for dialect in dialects for part in dialect.split("-"))
         combined = len(dialects) > len(parts)
         shown = ", ".join(f"`{item}`" for item in (parts if combined else dialects)) + " and combined" * combined
-        projects = dict.fromkeys(fmt.project.partition("' ")[0] for fmt in members)
+        projects = dict.fromkeys(re.split(r"'s? ", fmt.project)[0] for fmt in members)
         containers = dict.fromkeys(fmt.container for fmt in members)
         models = re.split(r"(?<=\w)\. |; ", summary)[0].rstrip(".").replace("``", "`")
         models = models.removeprefix(f"{members[0].project}: ")

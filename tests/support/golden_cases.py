@@ -46,6 +46,9 @@ _ACTIVATION_UNSTATED = ("timm", "openclip")
 _SIZE_UNSTATED = ("timm_dinov3", "fb_dinov3", "bv_tok_sincos2d")
 
 
+_SUFFIXES = (".safetensors", ".bin", ".pth", ".npz", ".h5", ".msgpack")
+
+
 @dataclass(frozen=True)
 class Case:
     """One folder of ``tests/golden``."""
@@ -99,8 +102,22 @@ RESIZED = tuple(case for case in _ALL if case.meta.get("resize"))
 def native_tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """Name -> (dtype, shape, bytes) of a weight file or a folder of them, read by the projects' own readers."""
     if path.is_dir():
-        files = [file for file in sorted(path.iterdir()) if file.suffix in (".safetensors", ".bin", ".pth", ".npz")]
+        files = [file for file in sorted(path.iterdir()) if file.suffix in _SUFFIXES]
+        if len(files) > 1 and all(file.suffix == ".h5" for file in files):  # the parts of a preset of keras-hub
+            return {f"{file.name}:{name}": value for file in files for name, value in native_tensors(file).items()}
         return {name: value for file in files for name, value in native_tensors(file).items()}
+    if path.suffix == ".h5":
+        import h5py
+
+        datasets: dict[str, h5py.Dataset] = {}
+        with h5py.File(path) as file:
+            file.visititems(lambda name, item: datasets.update({name: item} if isinstance(item, h5py.Dataset) else {}))
+            return {name: (str(item.dtype), item.shape, item[()].tobytes()) for name, item in datasets.items()}
+    if path.suffix == ".msgpack":
+        import msgpack
+
+        tree = msgpack.unpackb(path.read_bytes(), ext_hook=lambda _, data: tuple(msgpack.unpackb(data)))
+        return _flat("", tree)
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
@@ -110,6 +127,18 @@ def native_tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 
         return _described("", load_file(path))
     return _described("", torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _flat(prefix: str, tree: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """The arrays of nested maps of flax, names joined by ``/``."""
+    found: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            found |= _flat(f"{prefix}{name}/", value)
+        else:
+            shape, dtype, raw = value
+            found[prefix + name] = (dtype, tuple(shape), raw)
+    return found
 
 
 def _described(prefix: str, tree: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
