@@ -35,7 +35,7 @@ ROOMS = (
     ("vit_hub.registry",),
     ("vit_hub.converters.tensors",),
     ("vit_hub.converters.containers",),
-    ("vit_hub.converters.passport",),
+    ("vit_hub.converters.casting", "vit_hub.converters.passport"),
     ("vit_hub.converters.rules",),
     ("vit_hub.converters.formats",),
     ("vit_hub.converters",),

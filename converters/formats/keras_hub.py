@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_hub.converters.casting import floats
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import (
@@ -599,10 +600,7 @@ def _interpolate(kind: _Kind, raw: RawCheckpoint, reading: Reading) -> None:
     )
 
     def read() -> Array:
-        stored = table.read()
-        if table.dtype == "BF16":  # the upper half of a float32
-            stored = (stored.astype(np.uint32) << 16).view(np.float32)
-        prefix, patches = np.split(stored, [1], axis=1)
+        prefix, patches = np.split(floats(table), [1], axis=1)
         resized = np.einsum("yh,xw,hwd->yxd", rows, columns, patches.reshape(old, old, -1).astype(np.float64))
         return np.concatenate([prefix, resized.reshape(1, -1, table.shape[2])], axis=1).astype(np.float32)
 
