@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from vit_hub.converters.casting import from_tensor, to_torch
 from vit_hub.converters.containers import RawCheckpoint, open_raw
+from vit_hub.converters.containers.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vit_hub.converters.formats import all_formats
 from vit_hub.converters.read import Checkpoint, read_raw
 from vit_hub.converters.rules.extras import beside_reason
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Adapter", "find_adapter", "merged"]
 
-_CONFIG = "adapter_config.json"
-_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # A folder with these holds the whole model, whatever is beside it.
 _WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _MERGE = "merge it with peft: model.merge_and_unload().save_pretrained(...), and give that folder"
@@ -99,14 +98,14 @@ def find_adapter(path: Path) -> Adapter | None:
         CheckpointError: damaged, or of a kind that cannot be merged here.
     """
     folder = path if path.is_dir() else path.parent
-    config = folder / _CONFIG
-    if not config.is_file() or (path.is_file() and path.name not in (*_WEIGHTS, _CONFIG)):
+    config = folder / ADAPTER_CONFIG
+    if not config.is_file() or (path.is_file() and path.name not in (*ADAPTER_WEIGHTS, ADAPTER_CONFIG)):
         return None
     if path.is_dir() and any((folder / name).is_file() for name in _WHOLE):
         return None
-    weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    weights = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
-        raise CheckpointError(f"{path}: an adapter of peft without its weights", hint=f"fetch {_WEIGHTS[0]}, too")
+        raise CheckpointError(f"{path}: an adapter without its weights", hint=f"fetch {ADAPTER_WEIGHTS[0]}, too")
     try:
         settings = json.loads(config.read_bytes())
         if not isinstance(settings, dict):

@@ -16,7 +16,7 @@ from vit_hub.converters.dequantize import dequantized
 from vit_hub.converters.formats import all_formats
 from vit_hub.converters.infer_config import infer_config
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.recognize import Match, beyond, recognize, unexplained
+from vit_hub.converters.recognize import Match, beyond, encoder_names, recognize, unexplained
 from vit_hub.converters.rules.extras import DEQUANTIZE, beside
 from vit_hub.converters.rules.table import Reading
 from vit_hub.converters.tensors import DTYPES, LazyTensor
@@ -93,7 +93,7 @@ def open_checkpoint(
         ConfigError: a config field cannot be determined, or an override does not fit.
     """
     options: dict[str, Any] = {"overrides": overrides, "hints": hints, "prefix": prefix, "dequantize": dequantize}
-    return read_raw(open_raw(path), format=format, **options)
+    return read_raw(open_raw(path, select=encoder_names), format=format, **options)
 
 
 def read_raw(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -20,7 +20,7 @@ from vit_hub.converters.rules.table import Table
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import CheckpointError, UnknownFormatError
 
-__all__ = ["Match", "beyond", "recognize", "unexplained"]
+__all__ = ["Match", "beyond", "encoder_names", "recognize", "unexplained"]
 
 # Separators of modules and of nested dicts in names.
 _LEVEL = re.compile(r"[./]")
@@ -107,7 +107,28 @@ def recognize(raw: RawCheckpoint, label: str | None = None, prefix: str | None =
     possible = [match for match in equal if match.format.evidence(raw, match.prefix) >= 0]
     conventions = best.format.conventions
     others = (m.label for m in possible if m.format.conventions != conventions and m.label != best.label)
-    return dataclasses.replace(best, ambiguous=tuple(dict.fromkeys(others)))
+    unopened = {name: beside_reason(beyond(best.prefix, name)) for name in raw.unopened}
+    return dataclasses.replace(best, ambiguous=tuple(dict.fromkeys(others)), dropped={**best.dropped, **unopened})
+
+
+def encoder_names(names: Collection[str]) -> Collection[str]:
+    """Return the names that may be of an image encoder or of its classifier, by any table; all if none shows one."""
+    tables = {id(table): table for fmt in all_formats() for dialect in fmt.dialects if (table := fmt.table(dialect))}
+    starts = {key: {start for start, _ in _starts(names, table.patch_kernel, None)} for key, table in tables.items()}
+    roots = tuple({start + root for key, found in starts.items() for start in found for root in tables[key].roots})
+    if not roots:
+        return names
+    return [
+        name
+        for name in names
+        if name.startswith(roots)
+        or any(
+            CLASSIFIER.fullmatch(beyond(start, name))
+            or (name.startswith(start) and tables[key].explain(name[len(start) :]))
+            for key, found in starts.items()
+            for start in found
+        )
+    ]
 
 
 def _starts(names: Iterable[str], kernel: str, prefix: str | None) -> list[tuple[str, str]]:

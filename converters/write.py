@@ -25,7 +25,7 @@ from vit_hub.converters.passport import Passport
 from vit_hub.converters.read import CONFIG_KEY, PASSPORT_KEY, Checkpoint, open_checkpoint, read_raw
 from vit_hub.converters.rules.format import Dialect, Format, Sidecars
 from vit_hub.converters.tensors import LazyTensor, zeros
-from vit_hub.errors import ConfigError, UnknownFormatError, UnsupportedByFormatError, VitHubError
+from vit_hub.errors import CheckpointError, ConfigError, UnknownFormatError, UnsupportedByFormatError, VitHubError
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.shapes import field_of
 from vit_hub.preprocessing.of_checkpoint import settled
@@ -130,6 +130,7 @@ def convert_checkpoint(
     """
     target = Path(destination)
     container = CONTAINER_SUFFIXES.get(target.suffix)
+    left_out = _left_out(ckpt) if keep_rest else {}
     if to == "canonical":
         file = target if container else target / "model.safetensors"
         if container not in (None, "safetensors"):
@@ -159,8 +160,8 @@ def convert_checkpoint(
         report.metadata_lost.extend(lost)
         if report.lossy:
             report.warnings.append(_loss(ckpt, report))
-    if keep_rest:
-        _write_rest(ckpt, report.path)
+    if left_out:
+        write_tensors(_rest_path(report.path), "safetensors", left_out, {"format": "pt"})
     return report
 
 
@@ -491,10 +492,18 @@ def _rest_path(path: Path) -> Path:
     return path / "rest.safetensors" if path.is_dir() else path.with_name(path.name + ".rest.safetensors")
 
 
-def _write_rest(ckpt: Checkpoint, path: Path) -> None:
-    rest = {name: ckpt.source.tensors[name] for name in ckpt.dropped if name in ckpt.source.tensors}
-    if rest:
-        write_tensors(_rest_path(path), "safetensors", rest, {"format": "pt"})
+def _left_out(ckpt: Checkpoint) -> dict[str, LazyTensor]:
+    """Return the tensors that reading left out, also those of files that it did not open."""
+    unopened = {name: file for name, file in ckpt.source.unopened.items() if name in ckpt.dropped}
+    for file in set(unopened.values()):
+        if not file.is_file():
+            raise CheckpointError(
+                f"{file}: missing, and the tensors to keep are in it",
+                hint="fetch all files of the repository, or leave out keep_rest (--keep-rest)",
+            )
+    opened = {file: open_raw(file).tensors for file in set(unopened.values())}
+    found = {**ckpt.source.tensors, **{name: opened[file][name] for name, file in unopened.items()}}
+    return {name: found[name] for name in ckpt.dropped if name in found}
 
 
 def _read_rest(ckpt: Checkpoint) -> Mapping[str, LazyTensor]:

@@ -5,12 +5,11 @@ They are opened by content, read lazily and written one tensor at a time; ONNX f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from vit_hub.converters.containers.ahead import ahead
 from vit_hub.converters.containers.atomic import atomic_path, steady_sync
@@ -75,24 +74,29 @@ class RawCheckpoint:
         unreadable: names of tensors that have no plain values, with what they are; beside at least one plain tensor.
         warnings: messages for the user, such as which subfolder was chosen.
         told: config fields that the program tells which the file holds beside the weights.
+        unopened: names of tensors in files of a sharded checkpoint that were not opened, with the file.
     """
 
     path: Path
     container: str
     tensors: dict[str, LazyTensor]
-    metadata: dict[str, str]
-    sidecars: dict[str, dict[str, Any]]
-    files: tuple[Path, ...]
+    metadata: dict[str, str] = field(default_factory=dict)
+    sidecars: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
     unreadable: dict[str, Unreadable] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     told: Mapping[str, Any] = field(default_factory=dict)
+    unopened: dict[str, Path] = field(default_factory=dict)
 
 
-def open_raw(path: str | Path, *, with_sidecars: bool = False) -> RawCheckpoint:
+def open_raw(
+    path: str | Path, *, with_sidecars: bool = False, select: Callable[[Collection[str]], Collection[str]] | None = None
+) -> RawCheckpoint:
     """Open a weight file, the index of a sharded one, or a folder with either; the container is detected by content.
 
     Args:
         path: of a file, or of a folder.
+        select: returns, of the names of all tensors of a sharded checkpoint, those whose files are opened; None: all.
         with_sidecars: the JSON files beside a file are about it. Otherwise they are only if it has a customary name:
             the folder may hold unrelated things.
 
@@ -114,24 +118,18 @@ def open_raw(path: str | Path, *, with_sidecars: bool = False) -> RawCheckpoint:
             what = "not a regular file" if path.exists() else "no such file or folder"
             raise CheckpointError(f"{path}: {what}", hint="check the path")
         container = sniff(weights)
-        contents = _read_shards(weights) if container == "index" else _read_parts(container, parts_of(path, weights))
+        if container == "index":
+            contents = _read_shards(weights, select)
+        else:
+            contents = _read_parts(container, parts_of(path, weights))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}", hint="check the file and its permissions") from error
     if contents.unreadable and not contents.tensors:
         name, found = next(iter(contents.unreadable.items()))
         raise CheckpointError(f"{path}: tensor {name!r} {found.what}", hint=found.remedy)
     beside = with_sidecars or path != weights or is_customary(path.name)
-    return RawCheckpoint(
-        path,
-        contents.container,
-        contents.tensors,
-        contents.metadata,
-        {**(read_sidecars(weights) if beside else {}), **contents.embedded},
-        contents.files,
-        contents.unreadable,
-        tuple(warnings),
-        contents.told,
-    )
+    sidecars = {**(read_sidecars(weights) if beside else {}), **contents.sidecars}
+    return replace(contents, path=path, sidecars=sidecars, warnings=tuple(warnings))
 
 
 def _enter(folder: Path, warnings: list[str]) -> Path:
@@ -148,33 +146,23 @@ def _enter(folder: Path, warnings: list[str]) -> Path:
     raise CheckpointError(f"{folder}: nested deeper than {_MOST_LEVELS} levels", hint="give the folder of the weights")
 
 
-class _Contents(NamedTuple):
-    container: str
-    tensors: dict[str, LazyTensor]
-    unreadable: dict[str, Unreadable]
-    metadata: dict[str, str]
-    files: tuple[Path, ...]
-    embedded: dict[str, dict[str, Any]]
-    told: Mapping[str, Any] = MappingProxyType({})
-
-
-def _read(path: Path, container: str) -> _Contents:
+def _read(path: Path, container: str) -> RawCheckpoint:
     if container == "safetensors":
         tensors, unreadable, metadata = read_safetensors(path)
-        return _Contents(container, tensors, unreadable, metadata, (path,), {})
+        return RawCheckpoint(path, container, tensors, metadata, files=(path,), unreadable=unreadable)
     if path.name == METADATA:
         tensors, unreadable, files = read_dcp(path.parent)
-        return _Contents("torch", tensors, unreadable, {}, files, {})
+        return RawCheckpoint(path, "torch", tensors, files=files, unreadable=unreadable)
     if container == "onnx":
         tensors, told, files = read_onnx(path)
-        return _Contents(container, tensors, {}, {}, files, {}, told)
+        return RawCheckpoint(path, container, tensors, files=files, told=told)
     if container in _READERS:
-        return _Contents(container, _READERS[container](path), {}, {}, (path,), {})
+        return RawCheckpoint(path, container, _READERS[container](path), files=(path,))
     tensors, unreadable, embedded = read_torch(path)
-    return _Contents("torch", tensors, unreadable, {}, (path,), embedded)
+    return RawCheckpoint(path, "torch", tensors, sidecars=embedded, files=(path,), unreadable=unreadable)
 
 
-def _read_parts(container: str, files: tuple[Path, ...]) -> _Contents:
+def _read_parts(container: str, files: tuple[Path, ...]) -> RawCheckpoint:
     """Read a file, or the files that hold a checkpoint together, whose tensors are named by their files.
 
     Args:
@@ -187,18 +175,25 @@ def _read_parts(container: str, files: tuple[Path, ...]) -> _Contents:
         return contents
     parts = {first.name: contents, **{file.name: _read(file, sniff(file)) for file in others}}
     tensors = {f"{file}:{name}": item for file, part in parts.items() for name, item in part.tensors.items()}
-    return _Contents(contents.container, tensors, {}, {}, files, {})
+    return RawCheckpoint(first, contents.container, tensors, files=files)
 
 
-def _read_shards(index: Path) -> _Contents:
+def _read_shards(index: Path, select: Callable[[Collection[str]], Collection[str]] | None) -> RawCheckpoint:
     shards = read_index(index)
-    containers = {shard: sniff(shard) for shard in shards}
-    kinds = set(containers.values())
+    wanted = set(select([name for names in shards.values() for name in names])) if select else None
+    chosen = {shard: names for shard, names in shards.items() if wanted is None or not wanted.isdisjoint(names)}
+    for shard in chosen:
+        if not shard.is_file():
+            raise CheckpointError(f"{index}: the file {shard.name} that it names is missing", hint="fetch it as well")
+    kinds = {sniff(shard) for shard in chosen}
     if len(kinds) > 1 or kinds & {"index", "onnx"}:
         raise CheckpointError(f"{index}: its files are of different containers: {', '.join(sorted(kinds))}")
-    whole = _Contents("", {}, {}, {}, (), {})
-    for shard, names in shards.items():
-        found = _read(shard, containers[shard])
+    [container] = kinds
+    tensors: dict[str, LazyTensor] = {}
+    metadata: dict[str, str] = {}
+    unreadable: dict[str, Unreadable] = {}
+    for shard, names in chosen.items():
+        found = _read(shard, container)
         held = found.tensors.keys() | found.unreadable.keys()
         # TensorFlow's index has the model's name before those that the files have.
         missing = [name for name in names if name not in held and name.partition("/")[2] not in held]
@@ -207,18 +202,21 @@ def _read_shards(index: Path) -> _Contents:
                 f"{shard}: tensor {missing[0]!r} is not in this file, as {index.name} says",
                 hint="the files are of different versions: download all of them again",
             )
-        twice = whole.tensors.keys() & found.tensors.keys()
+        twice = tensors.keys() & found.tensors.keys()
         if twice:
             raise CheckpointError(f"{shard}: tensor {min(twice)!r} is also in another file of {index.name}")
-        whole = _Contents(
-            found.container,
-            whole.tensors | found.tensors,
-            whole.unreadable | found.unreadable,
-            whole.metadata | found.metadata,
-            (*whole.files, shard),
-            {},
-        )
-    return whole
+        tensors |= found.tensors
+        metadata |= found.metadata
+        unreadable |= found.unreadable
+    return RawCheckpoint(
+        index,
+        container,
+        tensors,
+        metadata,
+        files=tuple(chosen),
+        unreadable=unreadable,
+        unopened={name: shard for shard, names in shards.items() if shard not in chosen for name in names},
+    )
 
 
 def write_tensors(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ from typing import Any
 from vit_hub.errors import CheckpointError
 
 __all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
     "CUSTOMARY_WEIGHTS",
     "PART",
     "SIDECARS",
+    "config_files",
     "find_weights",
     "is_customary",
     "is_name",
@@ -29,6 +32,9 @@ __all__ = [
     "weight_files",
 ]
 
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+"""The files of an adapter of peft, in order of preference."""
 # In order of preference; the patterns of a group are equally good.
 _WEIGHTS = (
     ("model.safetensors",),
@@ -58,6 +64,7 @@ _OTHERS = (
     "rng_state*",
     "random_states*",
     "training_args*",
+    "adapter_model*",
     ".*",
 )
 SIDECARS = (
@@ -74,7 +81,7 @@ SIDECARS = (
 _PARTS = {"model.weights.h5": ("task.weights.h5",)}
 # The name of a tensor of a checkpoint of several such files: file and name in it.
 PART = re.compile(r"([\w.-]+\.h5):(.+)")
-CUSTOMARY_WEIGHTS = tuple(name for group in _WEIGHTS for name in group if "*" not in name)
+CUSTOMARY_WEIGHTS = (*(name for group in _WEIGHTS for name in group if "*" not in name), *ADAPTER_WEIGHTS)
 """Names of weights, in order of preference."""
 # Files of other names may lie in folders of unrelated things. ``model.fp16.safetensors`` is a variant of its folder's.
 _CUSTOMARY = (
@@ -88,7 +95,7 @@ _CUSTOMARY = (
 _MOST_LISTED = 12
 
 
-def weight_files(names: Iterable[str]) -> list[str]:
+def weight_files(names: Collection[str]) -> list[str]:
     """Return, of the files of one folder, the one that holds the weights: the index of sharded ones, or a file.
 
     Args:
@@ -102,7 +109,12 @@ def weight_files(names: Iterable[str]) -> list[str]:
         found = [name for name in possible if any(fnmatchcase(name, pattern) for pattern in patterns)]
         if found:
             return found
-    return []
+    return [name for name in ADAPTER_WEIGHTS if name in names][:1]
+
+
+def config_files(name: str) -> tuple[str, ...]:
+    """Return the JSON files that may say more about weights of a name."""
+    return (ADAPTER_CONFIG,) if name in ADAPTER_WEIGHTS else SIDECARS
 
 
 def looks_like_weights(name: str) -> bool:
@@ -158,7 +170,7 @@ def read_index(path: Path) -> dict[Path, list[str]]:
     """Return the files of a sharded checkpoint, each with the names of its tensors.
 
     Raises:
-        CheckpointError: malformed index, or a file that is missing or outside of the index's folder.
+        CheckpointError: malformed index, or a file outside of the index's folder.
     """
     weight_map = _read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -171,9 +183,6 @@ def read_index(path: Path) -> dict[Path, list[str]]:
                 hint="the index is damaged or malicious",
             )
         shards.setdefault(path.parent / name, []).append(tensor)
-    for shard in shards:
-        if not shard.is_file():
-            raise CheckpointError(f"{path}: the file {shard.name} that it names is missing", hint="fetch it as well")
     return shards
 
 

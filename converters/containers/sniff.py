@@ -19,7 +19,7 @@ HTML_PAGE = "an HTML page (a login or error page saved in place of the file?)"
 LFS_POINTER = "a git-LFS pointer"
 _READ = "supported are safetensors, npz, PyTorch, msgpack, HDF5 and ONNX files, and folders of them"
 _MAGIC = (
-    (b"GGUF", "a GGUF file"),
+    (b"GGUF", "a quantized GGUF file of llama.cpp (give the checkpoint that it was made from)"),
     (b"\x93NUMPY", "a single npy array, not an npz archive"),
     (b"\x1f\x8b", "gzip-compressed"),
     (b"BZh", "bzip2-compressed"),
@@ -52,7 +52,8 @@ def sniff(path: Path) -> str:
     if head.startswith(b"PK\x03\x04"):
         return _sniff_zip(path)
     text = _is_text(head)
-    if not text and head[8:9] == b"{":
+    # The length of the header before it, less than 4 GiB in a file that is not damaged.
+    if not text and head[8:9] == b"{" and (head[4:8] == bytes(4) or not starts_msgpack(head)):
         return "safetensors"
     if head.startswith(MAGIC):
         return "hdf5"

@@ -278,3 +278,11 @@ def test_a_full_disk_is_known_before_the_first_byte(server: HubServer, fetch: Fe
     assert not [path for method, path in server.requests if method == "GET" and "/resolve/" in path]
     assert not [path for path in (tmp_path / "hf" / "hub" / SNAPSHOT).rglob("*") if path.is_file()]
     assert fetch(file="model.safetensors")["path"]
+
+
+def test_an_adapter_comes_with_its_config(server: HubServer, fetch: Fetch) -> None:
+    server.add_repo(REPO, {"adapter_model.safetensors": WEIGHTS, "adapter_config.json": CONFIG, "README.md": b"x"})
+    found = fetch()
+    assert Path(found["path"]).name == "adapter_model.safetensors"
+    assert found["beside"] == ["adapter_config.json", "adapter_model.safetensors"]
+    assert fetch(offline=True)["path"] == found["path"]

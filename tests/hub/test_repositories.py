@@ -8,11 +8,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hub_process import COMMIT, REPO, Hub, config_file, hub
-from safetensors.torch import load
+from safetensors.torch import load, save
 from tiny import timm_file, vit_jax_file
 
 from vit_hub.hub.names.hugging_face import hub_source
@@ -57,7 +58,7 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def config_of(hub: Hub, source: object) -> object:
+def config_of(hub: Hub, source: object) -> Any:
     """Return what `inspect` finds, or None if it fails."""
     process = hub.command("inspect", source, "--json")
     out, _ = process.communicate(timeout=120)
@@ -87,6 +88,48 @@ def test_only_what_is_needed_is_fetched(hub: Hub) -> None:
         path.rpartition("/")[2] for method, path in hub.server.requests if method == "GET" and "/api/" not in path
     }
     assert fetched == {"model.safetensors", "config.json"}
+
+
+def test_only_the_shards_with_the_image_encoder_are_fetched(hub: Hub, tmp_path: Path) -> None:
+    tower = {f"vision_tower.{name}": tensor for name, tensor in load(WEIGHTS).items()}
+    text = {f"language_model.model.layers.{i}.mlp.up_proj.weight": torch.ones(2) for i in range(4)}
+    shards = {"model-00001-of-00002.safetensors": text, "model-00002-of-00002.safetensors": tower}
+    weight_map = {name: file for file, tensors in shards.items() for name in tensors}
+    files = {
+        "model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode(),
+        "config.json": CONFIG,
+        **{file: save(tensors) for file, tensors in shards.items()},
+    }
+    hub.server.add_repo(REPO, files)
+    found = config_of(hub, REPO)
+    assert found
+    assert found == config_of(hub, write(tmp_path / "copy", files))
+    assert "model-00001-of-00002.safetensors" not in " ".join(path for _, path in hub.server.requests)
+    hub.run("convert", REPO, tmp_path / "out.safetensors")
+    assert "fetch all files" in hub.answer("convert", REPO, tmp_path / "b", "--keep-rest", code=1)["error"]["hint"]
+    hub.run("lock", REPO)
+    hub.run("verify", "--lockfile", "vit-hub.lock")
+    del hub.server.repos[REPO]
+    assert hub.answer("inspect", REPO, "--offline")["config"] == found[1]
+
+
+def test_an_adapter_of_a_repository_is_merged_into_the_base_that_it_names(hub: Hub, tmp_path: Path) -> None:
+    qkv = load(WEIGHTS)["blocks.0.attn.qkv.weight"]
+    first, second = torch.randn(2, qkv.shape[1]), torch.randn(qkv.shape[0], 2)
+    start = "base_model.model.blocks.0.attn.qkv"
+    adapter = {f"{start}.lora_A.weight": first, f"{start}.lora_B.weight": second}
+    settings = {"peft_type": "LORA", "base_model_name_or_path": REPO, "lora_alpha": 6, "r": 2}
+    hub.server.add_repo(REPO, REPOSITORIES["plain"])
+    hub.server.add_repo(
+        "someone/adapter",
+        {"adapter_model.safetensors": save(adapter), "adapter_config.json": json.dumps(settings).encode()},
+    )
+    hub.run("convert", "someone/adapter", tmp_path / "merged.safetensors")
+    merged = load((tmp_path / "merged.safetensors").read_bytes())["blocks.0.attn.qkv.weight"]
+    assert torch.allclose(merged, qkv + 3 * second @ first, atol=1e-5)
+    hub.run("convert", "someone/adapter", tmp_path / "again.safetensors", "--offline")
+    hub.run("convert", "hf://someone/adapter/adapter_model.safetensors", tmp_path / "file.safetensors")
+    assert len({(tmp_path / f"{name}.safetensors").read_bytes() for name in ("merged", "again")}) == 1
 
 
 FOLDERS = {

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from small_models import randomise
 
 import vit_hub
+from vit_hub.errors import CheckpointError
 
 SIZES = {
     "hidden_size": 24,
@@ -109,3 +110,53 @@ def test_a_tower_written_as_a_folder_loads_in_transformers(tmp_path: Path) -> No
         assert torch.allclose(again.eval()(images()).last_hidden_state, theirs(images()).last_hidden_state, atol=1e-6)
     back = vit_hub.convert(tmp_path, tmp_path / "back.safetensors", to="hf")
     assert set(load_file(back.path)) == {key for key in load_file(tmp_path / "model.safetensors") if "backbone" in key}
+
+
+def in_shards(folder: Path) -> tuple[list[str], list[str]]:
+    """Divide a folder's file into shards with and without tensors of the encoder, and return the names of both."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    others = sorted(name for name in tensors if name.startswith(("language_model.", "multi_modal_projector.")))
+    others += [name for name in BEYOND if name not in tensors]
+    tensors |= {name: torch.ones(2) for name in others if name not in tensors}
+    names = [name for name in tensors if name not in others]
+    groups = [group[start : start + 3] for group in (others, names) for start in range(0, len(group), 3)]
+    shards = {f"model-{number:05}-of-{len(groups):05}.safetensors": group for number, group in enumerate(groups, 1)}
+    for file, group in shards.items():
+        save_file({name: tensors[name] for name in group}, folder / file, {"format": "pt"})
+    index = {"weight_map": {name: file for file, group in shards.items() for name in group}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return [f for f, group in shards.items() if group[0] in names], [
+        f for f, group in shards.items() if group[0] in others
+    ]
+
+
+BEYOND = (
+    "language_model.model.embed_tokens.weight",
+    "language_model.model.layers.0.self_attn.q_proj.weight",
+    "language_model.model.layers.0.mlp.gate_proj.weight",
+    "language_model.model.layers.1.input_layernorm.weight",
+    "language_model.lm_head.weight",
+)
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_only_the_shards_with_the_encoder_are_opened(name: str, tmp_path: Path) -> None:
+    written(name, tmp_path)
+    whole = vit_hub.open_checkpoint(tmp_path)
+    needed, others = in_shards(tmp_path)
+    kept = vit_hub.convert(tmp_path, tmp_path / "kept" / "all.safetensors", keep_rest=True)
+    rest = load_file(tmp_path / "kept" / "all.safetensors.rest.safetensors")
+    assert rest.keys() == kept.dropped.keys() >= {*BEYOND, *whole.dropped}
+    for file in others:
+        (tmp_path / file).unlink()
+    with pytest.raises(CheckpointError, match="missing, and the tensors to keep are in it"):
+        vit_hub.convert(tmp_path, tmp_path / "lost.safetensors", keep_rest=True)
+    assert not (tmp_path / "lost.safetensors").exists()
+    opened = vit_hub.open_checkpoint(tmp_path)
+    assert (opened.config, opened.format) == (whole.config, whole.format)
+    assert {file.name for file in opened.source.files} == set(needed)
+    assert opened.dropped == kept.dropped
+    (tmp_path / needed[0]).unlink()
+    with pytest.raises(CheckpointError, match=f"{needed[0]} that it names is missing"):
+        vit_hub.open_checkpoint(tmp_path)

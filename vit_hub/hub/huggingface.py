@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import warnings
@@ -19,9 +18,11 @@ from vit_hub.converters.containers import CONTAINER_SUFFIXES
 from vit_hub.converters.containers.folder import (
     CUSTOMARY_WEIGHTS,
     SIDECARS,
+    config_files,
     is_customary,
     listed,
     looks_like_weights,
+    read_index,
     weight_files,
 )
 from vit_hub.errors import CheckpointError, DownloadError, VitHubError, first_line
@@ -99,7 +100,7 @@ def possible_files(source: WeightSource) -> tuple[str, ...]:
     folder = PurePosixPath(source.file or "")
     if not _names_a_file(source):
         return tuple(str(folder / name) for name in (*CUSTOMARY_WEIGHTS, *SIDECARS))
-    beside = SIDECARS if is_customary(folder.name) else ()
+    beside = config_files(folder.name) if is_customary(folder.name) else ()
     return (str(folder), *(str(folder.with_name(extra)) for extra in beside))
 
 
@@ -379,8 +380,9 @@ def _fetch_companions(path: Path, name: str, source: WeightSource, offline: bool
     source = replace(source, revision=_snapshot(path).name)
     for shard in _shards(path):
         _file(source, str(PurePosixPath(name).with_name(shard)), offline)
-    config = "open_clip_config.json" if path.name.startswith("open_clip") else "config.json"
-    for extra in SIDECARS:
+    configs = config_files(path.name)
+    config = "open_clip_config.json" if path.name.startswith("open_clip") else configs[0]
+    for extra in configs:
         sidecar = str(PurePosixPath(name).with_name(extra))
         try:
             _file(source, sidecar, offline)
@@ -414,25 +416,22 @@ def describe_fetched(source: WeightSource, path: Path) -> tuple[Path, str, list[
     is_one, customary = is_one_file(source, path), is_customary(path.name)
     # The config files beside weights of other names belong to them only where the whole folder is wanted.
     file = path.relative_to(folder).as_posix() if is_one or customary else source.file
-    beside = [path.with_name(name) for name in (*_shards(path), *SIDECARS)] if customary or not is_one else []
+    beside = (
+        [path.with_name(name) for name in (*_shards(path), *config_files(path.name))] if customary or not is_one else []
+    )
     exact = address(replace(source, revision=revision, file=file))
     return folder, exact, [path, *(other for other in beside if other.is_file())]
 
 
 def _shards(path: Path) -> list[str]:
+    """Return the files of an index that hold an image encoder: all of them, or a few of a larger model's."""
+    from vit_hub.converters.recognize import encoder_names
+
     if path.suffix != ".json":
         return []
-    try:
-        shards = sorted({str(shard) for shard in json.loads(path.read_bytes())["weight_map"].values()})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not an index of sharded weights: {error!r}") from error
-    for shard in shards:
-        if "/" in shard or not is_safe_name(shard):
-            raise CheckpointError(
-                f"{path}: an index of sharded weights that names {shard!r}, which is not a file beside it",
-                hint="report it to its authors; another revision may be right (revision=, --revision)",
-            )
-    return shards
+    shards = read_index(path)
+    wanted = set(encoder_names([name for names in shards.values() for name in names]))
+    return sorted(shard.name for shard, names in shards.items() if not wanted.isdisjoint(names))
 
 
 def _described(source: WeightSource) -> str:

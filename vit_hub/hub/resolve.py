@@ -143,6 +143,7 @@ def open_resolved(
     from vit_hub.converters.adapters import find_adapter, merged
     from vit_hub.converters.containers import open_raw
     from vit_hub.converters.read import read_raw
+    from vit_hub.converters.recognize import encoder_names
     from vit_hub.preprocessing.spec import Preprocessing
 
     options: dict[str, Any] = {"format": format, "overrides": overrides, "prefix": prefix, "dequantize": dequantize}
@@ -155,7 +156,8 @@ def open_resolved(
             f"{resolved.path}: base= (--base) is for an adapter of peft, and this is none", hint="leave it out"
         )
     source = resolved.weight_source
-    raw = open_raw(resolved.path, with_sidecars=source is not None and not is_one_file(source, resolved.path))
+    with_sidecars = source is not None and not is_one_file(source, resolved.path)
+    raw = open_raw(resolved.path, with_sidecars=with_sidecars, select=encoder_names)
     ckpt = read_raw(raw, hints=resolved.hints, **options)
     passport = dataclasses.replace(ckpt.passport, converter=ckpt.passport.converter or __version__)
     entry = resolved.entry

@@ -45,6 +45,12 @@ def test_the_same_bytes_as_flax_writes(tmp_path: Path) -> None:
     assert (tmp_path / "again.msgpack").read_bytes() == (tmp_path / "model.bin").read_bytes()
 
 
+def test_a_name_with_a_brace_where_a_safetensors_header_begins(tmp_path: Path) -> None:
+    path = written(tmp_path / "model.bin", {"\xa0\U00010000{": packed(W)})
+    assert path.read_bytes()[8:9] == b"{"
+    assert open_raw(path).container == "msgpack"
+
+
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 12, 200, 300, 70_000])
 def test_markers_of_every_length(tmp_path: Path, size: int) -> None:
     array = np.arange(size, dtype=np.uint8)

@@ -75,7 +75,7 @@ class Delivery:
         if file in self.files:
             return file
         # The address is of a folder, for weights under a name of their own.
-        found = weight_files(name.rpartition("/")[2] for name in self.files)
+        found = weight_files([name.rpartition("/")[2] for name in self.files])
         return f"{file}/{found[0]}".lstrip("/") if found else ""
 
     def to_data(self) -> dict[str, Any]:
