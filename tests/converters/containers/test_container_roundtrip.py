@@ -52,6 +52,8 @@ def test_any_tensors_come_back_in_order_with_equal_bytes(
     if container in ("npz", "hdf5"):  # neither has 8-bit floats
         model = {name: item for name, item in model.items() if not item.dtype.startswith("F8")}
         assume(model)
+    if container == "hdf5":  # there a path, in which these stand for groups
+        assume({".", ".."}.isdisjoint(model))
     write_tensors(path, container, model, metadata)
     source = open_raw(path)
     assert source.container == container
