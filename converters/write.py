@@ -205,6 +205,10 @@ def _plan(ckpt: Checkpoint, to: str, *, container: str | None, lossy: bool) -> _
     writable = [(fmt, dialects) for fmt, dialects in named if not fmt.returned_only or _own(ckpt, fmt, dialects, to)]
     plans = [_plan_for(ckpt, fmt, dialects, to, container) for fmt, dialects in writable or named]
     best = min(plans, key=lambda plan: (len(plan.problems), plan.cost, not plan.native, plan.distance, plan.lost))
+    native = next((plan for plan in plans if plan.native), best)
+    if container is not None and best is not native and _plan(ckpt, to, container=None, lossy=True).native:
+        # In a folder its config file tells what a file alone does not: other names are no remedy.
+        best = native
     if best.problems and not lossy:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in best.problems)
         able = [name for name in _able(ckpt, container) if name != to]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from golden_cases import CASES, Case
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -118,6 +119,55 @@ def test_any_stack_of_wrappers_is_read_and_goes_back(
     assert same_bytes(
         tmp_path / "back.pth", {name: value for name, value in wrapped.items() if name not in canonical.dropped}
     )
+
+
+def weight_file(case: Case) -> Path | None:
+    """The one file of a recorded checkpoint that torch saves, or could have."""
+    place = case.checkpoint
+    files = [place] if place.is_file() else [file for file in place.iterdir() if file.suffix != ".json"]
+    return files[0] if len(files) == 1 and files[0].suffix in (".safetensors", ".bin", ".pth") else None
+
+
+def flat_state(file: Path) -> State | None:
+    """The tensors of a file that has no wrapper of its own."""
+    state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
+    return dict(state) if all(isinstance(value, torch.Tensor) for value in state.values()) else None
+
+
+RECORDED = {case.name: file for case in CASES if (file := weight_file(case)) and flat_state(file)}
+
+
+@examples(40)
+@given(
+    case=st.sampled_from([case for case in CASES if case.name in RECORDED]),
+    atoms=st.lists(st.sampled_from(ATOMS), min_size=1, max_size=3),
+    keys=st.lists(st.sampled_from(KEYS), max_size=2),
+    extras=st.sets(st.sampled_from(sorted(EXTRAS))),
+)
+def test_every_family_is_read_from_any_stack_and_goes_back(
+    tmp_path_factory: pytest.TempPathFactory, case: Case, atoms: list[str], keys: list[str], extras: set[str]
+) -> None:
+    folder, file = tmp_path_factory.mktemp("family"), RECORDED[case.name]
+    for beside in file.parent.glob("*.json"):
+        (folder / beside.name).write_bytes(beside.read_bytes())
+    native = flat_state(file) or {}
+    tree: State = prefixed("".join(atoms), native)
+    for key in keys:
+        tree = {key: tree}
+    tree = {**tree, **{name: EXTRAS[name] for name in extras}}
+    torch.save(tree, folder / "pytorch_model.bin")
+    place = folder if case.checkpoint.is_dir() else folder / "pytorch_model.bin"
+    options = {"overrides": case.overrides, "format": vit_hub.open_checkpoint(file, overrides=case.overrides).format}
+    found = vit_hub.load(place, **options)
+    assert torch.equal(found(case.images()), vit_hub.load(case.checkpoint, overrides=case.overrides)(case.images()))
+    opened = vit_hub.open_checkpoint(place, **options)
+    # Without its config file it would be read with other fields, which only lossy=True allows.
+    back = vit_hub.convert(opened, folder / "back.pth", to=opened.format, lossy=True)
+    assert same_bytes(back.path, {name: value for name, value in flat(tree).items() if name not in opened.dropped})
+    # What the same file without wrappers leaves out, and the extras.
+    plain = vit_hub.open_checkpoint(file, **options).dropped
+    beside = {name for name in flat(tree) if name.partition("/")[0] in extras}
+    assert opened.dropped.keys() == beside | {"/".join([*reversed(keys), "".join(atoms) + name]) for name in plain}
 
 
 @pytest.mark.parametrize("wrapper", ["_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod."])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from golden_cases import CASES, native_tensors
+from golden_cases import CASES, Case, native_tensors
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -639,3 +639,17 @@ def test_fields_that_change_nothing_stand_in_no_formats_way(changes: dict[str, A
     assert report.format == "timm"
     assert all("no preprocessing is recorded" in text for text in report.warnings)
     assert vit_hub.compare(tmp_path / "model.safetensors", report.path).same_numbers
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.checkpoint.is_dir()], ids=lambda case: case.name)
+def test_a_file_in_the_format_of_its_source_has_its_names_or_is_refused(case: Case, tmp_path: Path) -> None:
+    ckpt = vit_hub.open_checkpoint(case.checkpoint, overrides=case.overrides)
+    if any(file.suffix == ".h5" for file in case.checkpoint.iterdir()):
+        return  # two files
+    target = tmp_path / "file.safetensors"
+    try:
+        vit_hub.convert(ckpt, target, to=ckpt.format)
+    except UnsupportedByFormatError as error:
+        assert "a folder" in (error.hint or "")
+        vit_hub.convert(ckpt, target, to=ckpt.format, lossy=True)
+    assert load_file(target).keys() == {name for name in ckpt.source.tensors if name not in ckpt.dropped}
