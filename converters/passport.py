@@ -30,6 +30,7 @@ class Passport:
         container: ``npz``, ``safetensors`` or ``torch``.
         shapes: shapes of source tensors that differ from what the format writes by default.
         names: names that the format writes by default -> the names found in the source, where they differ.
+        channels_last: names in the source of kernels that have their channels last, as in MLX.
         carried: canonical names of tensors that the model does not use.
         overrides: config fields that the caller gave.
         resized_from: ``image_size`` and ``patch_size`` of the source, where the model was resized.
@@ -48,6 +49,7 @@ class Passport:
     container: str = ""
     shapes: dict[str, list[int]] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    channels_last: list[str] = field(default_factory=list)
     carried: list[str] = field(default_factory=list)
     overrides: dict[str, Any] = field(default_factory=dict)
     resized_from: dict[str, list[int]] = field(default_factory=dict)

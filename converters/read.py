@@ -121,7 +121,9 @@ def read_raw(
     for fmt in all_formats():
         if refusal := fmt.refuses(raw):
             raise ConfigError(f"{raw.path}: {refusal}")
+    source = raw
     raw, stored = _with_plain_names(raw)
+    raw, channels_last = _channels_first(raw)
     try:
         match = recognize(raw, format, prefix)
     except CheckpointError as error:
@@ -160,6 +162,8 @@ def read_raw(
     warnings = [*raw.warnings, *match.warnings, *stated.warnings, *classifier.warnings, *guesses]
     if match.prefix not in match.format.prefixes:
         inferred["prefix"] = f"{match.prefix!r} stands before the names of {match.label}"
+    if channels_last:
+        inferred["layout"] = "kernels have their channels last, as MLX stores them"
     if match.ambiguous:
         inferred["format"] = f"container, wrapper and tensors; {', '.join(match.ambiguous)} has the same tensor names"
         warnings.append(
@@ -179,6 +183,7 @@ def read_raw(
         container=raw.container,
         shapes={full(name): list(shape) for name, shape in reading.shapes.items()},
         names={name: found for name, found in names.items() if name != found},
+        channels_last=sorted({full(part) for part in claimed} & {stored.get(name, name) for name in channels_last}),
         carried=sorted(reading.carried),
         overrides={key: list(value) if isinstance(value, tuple) else value for key, value in given.items()},
         sidecars=dict(raw.sidecars),
@@ -196,7 +201,7 @@ def read_raw(
         dropped={stored.get(name, name): reason for name, reason in dropped.items()},
         inferred=inferred,
         warnings=tuple(warnings),
-        source=dataclasses.replace(raw, tensors={stored.get(name, name): item for name, item in raw.tensors.items()}),
+        source=source,
         origin=origin,
     )
 
@@ -271,6 +276,20 @@ def _with_plain_names(raw: RawCheckpoint) -> tuple[RawCheckpoint, dict[str, str]
     if len(tensors) != len(raw.tensors):
         raise CheckpointError(f"{raw.path}: holds tensors twice, with and without wrappers in their names")
     return dataclasses.replace(raw, tensors=tensors), stored
+
+
+def _channels_first(raw: RawCheckpoint) -> tuple[RawCheckpoint, list[str]]:
+    """Return the contents with kernels as torch has them, [D, C, p, q], and the names of those that MLX left otherwise.
+
+    MLX has the channels last, [D, p, q, C], under the names of torch's checkpoints. Where no metadata say so, shapes of
+    square patches of RGB images tell.
+    """
+    kernels = [name for name, tensor in raw.tensors.items() if len(tensor.shape) == 4]
+    shapes = [raw.tensors[name].shape for name in kernels]
+    if raw.metadata.get("format") != "mlx" and not any(p == q > 4 and c == 3 for _, p, q, c in shapes):
+        return raw, []
+    changed = {name: raw.tensors[name].permute((0, 3, 1, 2)) for name in kernels}
+    return dataclasses.replace(raw, tensors={**raw.tensors, **changed}), kernels
 
 
 def _axis_sizes(fields: Mapping[str, Any]) -> dict[str, int]:

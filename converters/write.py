@@ -288,6 +288,7 @@ def _plain_plan(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], labe
         tensors = {passport.names.get(name, name): tensor for name, tensor in tensors.items()}
         shapes = passport.shapes
         tensors = {name: tensor.reshape(shapes[name]) if name in shapes else tensor for name, tensor in tensors.items()}
+        tensors |= {name: tensors[name].permute((0, 2, 3, 1)) for name in passport.channels_last if name in tensors}
     sidecars = fmt.sidecars(config, passport) if container in (None, "torch") else {}
     if container == "torch":
         sidecars = {name: content for name, content in sidecars.items() if name in EMBEDDED}
@@ -315,11 +316,23 @@ def _axis_sizes(config: ViTConfig) -> dict[str, int]:
     return {**heads, "p": config.patch_size[0], "q": config.patch_size[1], "c": config.patch_chans}
 
 
+def _header(fmt: Format, passport: Passport, native: bool) -> dict[str, str]:
+    """Return the metadata of a safetensors file."""
+    return {**fmt.metadata, **({"format": "mlx"} if native and passport.channels_last else {})}
+
+
 def _reread(
-    fmt: Format, dialect: Dialect, tensors: Mapping[str, LazyTensor], sidecars: Sidecars, overrides: Mapping[str, Any]
+    ckpt: Checkpoint,
+    fmt: Format,
+    dialect: Dialect,
+    tensors: Mapping[str, LazyTensor],
+    sidecars: Sidecars,
+    native: bool,
+    overrides: Mapping[str, Any],
 ) -> ViTConfig:
     """Return the config that a planned file would be read with."""
-    raw = RawCheckpoint(Path("planned"), fmt.container, dict(tensors), dict(fmt.metadata), sidecars, ())
+    metadata = _header(fmt, ckpt.passport, native)
+    raw = RawCheckpoint(Path("planned"), fmt.container, dict(tensors), metadata, sidecars)
     return read_raw(raw, format=fmt.label(dialect), overrides=overrides).config
 
 
@@ -330,7 +343,7 @@ def _read_back(
     config = ckpt.config
     given = {**(ckpt.passport.overrides if native else {}), **_options(config)}
     try:
-        result = _reread(fmt, dialect, tensors, sidecars, given)
+        result = _reread(ckpt, fmt, dialect, tensors, sidecars, native, given)
     except VitHubError as error:
         return [("config", error.message)]
     return [
@@ -352,7 +365,8 @@ def _unstated(plan: _Plan) -> list[str]:
     for name, value in options.items():
         others = {key: item for key, item in given.items() if key != name}
         try:
-            found = getattr(_reread(plan.format, plan.dialect, plan.tensors, plan.sidecars, others), name)
+            planned = (plan.ckpt, plan.format, plan.dialect, plan.tensors, plan.sidecars, plan.native)
+            found = getattr(_reread(*planned, others), name)
         except VitHubError:
             found = None
         if found != value:
@@ -380,9 +394,10 @@ def _write(
             sidecars |= _index(file.name, tensors)
     if file.name != fmt.shard:
         tensors = {fmt.stored(name, container, plan.sidecars): tensor for name, tensor in tensors.items()}
+    metadata = _header(fmt, passport, plan.native)
     for path, part in _files(file, tensors).items():
         cast = _cast_all(part, dtype)
-        write_tensors(path, container, cast, fmt.metadata, embedded=embedded, progress=progress)
+        write_tensors(path, container, cast, metadata, embedded=embedded, progress=progress)
     for name, content in sidecars.items():
         with atomic_path(target / name) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

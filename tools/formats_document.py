@@ -120,7 +120,9 @@ metadata; it expresses every model.
 For every format, these containers are read: npz, safetensors, PyTorch files (also nested dicts), TorchScript, archives
 of `torch.export` (`.pt2`), sharded checkpoints with an index, folders with their config files, msgpack and HDF5
 files, and ONNX files with the names of a format, also where the exporter transposed and renamed weights: the graph
-tells what they are, or the file is refused. Objects that are pickled
+tells what they are, or the file is refused. MLX's files (torch's names, channels last) are read and written back so.
+Of a sharded checkpoint of a larger model, only the files with its image encoder are opened, and of a repository only
+these are fetched; `--keep-rest` needs all. Objects that are pickled
 beside the weights are read as plain data, whatever their class; nothing is imported or run, and a file that asks for a
 function is refused by its name.
 

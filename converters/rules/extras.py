@@ -119,6 +119,7 @@ _REMEDIES = (
         "quantized by bitsandbytes",
         DEQUANTIZE,
     ),
+    (r".*\.biases", "quantized by MLX", "give the checkpoint that was quantized"),
     (
         r".*\.(qweight|qzeros|scales|g_idx)",
         "quantized by GPTQ or AWQ",
