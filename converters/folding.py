@@ -77,7 +77,7 @@ def _to_qkv_bias(target: bool | str, *, without_keys: bool = False) -> Callable[
     """
 
     def apply(config: ViTConfig, tensors: Tensors) -> Folded | None:
-        if config.qkv_bias == target:
+        if config.qkv_bias == target or config.branches > 1:
             return None
         changed = dict(tensors)
         cancels = without_keys and config.rope is None and not config.qk_norm
@@ -172,6 +172,8 @@ def _merge_all_rows(config: ViTConfig, tensors: Tensors) -> Folded | None:
 
 def _layer_scale(config: ViTConfig, tensors: Tensors) -> Folded | None:
     """Multiply layer scale, a diagonal matrix, into the linear layer before it; or add one of ones."""
+    if config.norm_position == "post" or config.parallel != "none" or config.branches > 1:
+        return None
     changed = dict(tensors)
     for index in range(config.depth):
         for scale, layer in (("ls1", "attn.proj"), ("ls2", "mlp.fc2")):

@@ -88,7 +88,8 @@ def _pool(shapes: Shapes) -> str:
 
 
 # Published shapes (embed_dim, depth, ffn) whose heads are not 64 wide: ViT-H, ViT-g, ViT-G, So400m, SigLIP 2's giant,
-# Perception Encoder G and DINOv3 7B (arXiv 2010.11929, 2106.04560, 2305.13035, 2502.14786, 2504.13181, 2508.10104).
+# Perception Encoder G, EVA-02 enormous and DINOv3 7B (arXiv 2010.11929, 2106.04560, 2305.13035, 2502.14786, 2504.13181,
+# 2303.11331, 2508.10104).
 _PUBLISHED_HEADS = {
     (1280, 32, "mlp"): 16,
     (1408, 40, "mlp"): 16,
@@ -97,6 +98,7 @@ _PUBLISHED_HEADS = {
     (1536, 40, "mlp"): 16,
     (1536, 50, "mlp"): 16,
     (1536, 47, "mlp"): 16,
+    (1792, 64, "mlp"): 16,
     (4096, 40, "swiglu"): 32,
 }
 
@@ -150,8 +152,9 @@ def _image_size_without_table(shapes: Shapes, fields: Mapping[str, Any]) -> tupl
     patch = _pixels_per_patch(fields)
     names = ("blocks.0.attn.relative_position_bias_table", "rel_pos_bias.relative_position_bias_table")
     for name in names:
-        side = math.isqrt(max(shapes[name][0] - 3, 0)) if name in shapes else 0
-        if side % 2 and side * side == shapes[name][0] - 3:
+        offsets = shapes[name][0] - 3 * int(fields["class_token"]) if name in shapes else 0
+        side = math.isqrt(max(offsets, 0))
+        if side % 2 and side * side == offsets:
             grid = (side + 1) // 2
             return (grid * patch[0], grid * patch[1]), f"rows of the relative position table: a grid of {grid}x{grid}"
     return (224, 224), "convention: no table tells the size"

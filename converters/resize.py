@@ -86,8 +86,8 @@ def table_differences(ckpt: Checkpoint, new: ViTConfig) -> dict[str, TableDiffer
     import torch
 
     old = ckpt.config
-    # The rows that depend on the grid: after the prefix rows, or before the three of the class token.
-    kept = slice(old.num_prefix_rows, None), slice(None, -3)
+    # The rows that depend on the grid: after the prefix rows, or before those of the class token.
+    kept = slice(old.num_prefix_rows, None), slice(None, new.num_relative_offsets)
     tables = {
         name: (to_torch(tensor).double(), kept[name != "pos_embed"])
         for name, tensor in ckpt.tensors.items()

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit_hub import VisionTransformer, ViTConfig, get_config
-from vit_hub.model.config import Rope
+from vit_hub.model.config import RelPosMlp, Rope
 from vit_hub.model.flops import activation_values, forward_flops
 
 BASE: dict[str, Any] = {
@@ -36,6 +36,12 @@ NO_CLASS: dict[str, Any] = {"class_token": False, "pos_embed_prefix": False}
         {"pool": "avg", "projection_dim": 11, "pre_norm": True, "patch_bias": False},
         {"pool": "avg", "qkv_bias": "qv", "qk_norm": True, "in_chans": 1},
         {"pool": "avg", "rel_pos": "block", **NO_TABLE},
+        {"pool": "avg", "rel_pos": "block", "rel_pos_mlp": RelPosMlp(hidden_dim=6), **NO_TABLE},
+        {"pool": "avg", "rel_pos": "block", "rel_pos_mlp": RelPosMlp(scale="swin"), **NO_TABLE, **NO_CLASS},
+        {"pool": "avg", "norm_position": "post"},
+        {"pool": "avg", "differential": True},
+        {"pool": "avg", "parallel": "joint", "differential": True},
+        {"pool": "avg", "branches": 3},
         {"pool": "avg", "rope": Rope(mixed=True), "num_heads": 2, **NO_TABLE},
         {"pool": "avg", "stem": "resnet", "stem_stages": (2, 1, 2), "stem_width": 32, "patch_size": 1},
         {"pool": "avg", "stem": "resnet", "stem_width": 32, "patch_size": (4, 3)},

@@ -71,7 +71,8 @@ def test_every_layer_can_be_replaced(config: vit_hub.ViTConfig) -> None:
         assert relative_error(probed(images), expected) <= 1e-12
     assert not [name for name, probe in probes.items() if probe.kept is None]
     assert all(torch.equal(probe.kept, probe.copy) for probe in probes.values())
-    last = probes[f"blocks.{config.depth - 1}.attn.qkv"].kept
+    attn = "attn" if config.branches == 1 else "attns.0.attn"
+    last = probes[f"blocks.{config.depth - 1}.{attn}.qkv"].kept
     assert last.shape[1] == config.num_prefix_tokens + config.num_patches
 
 

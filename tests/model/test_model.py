@@ -15,7 +15,7 @@ from small_models import configs, examples, random_images, random_model, relativ
 
 import vit_hub
 from vit_hub.errors import ConfigError
-from vit_hub.model.config import Rope
+from vit_hub.model.config import RelPosMlp, Rope
 from vit_hub.model.positions import sincos2d
 from vit_hub.model.shapes import field_of, num_parameters, tensor_shapes
 from vit_hub.model.vit import VisionTransformer
@@ -52,6 +52,10 @@ VARIETIES: dict[str, dict[str, Any]] = {
     "convolutions": {"stem": "conv", "stem_convs": ((4, 3, 2),), "patch_size": 2, "image_size": (12, 16)},
     "linear_head": {"head_input": "cls_avg"},
     "linear_probe": {"head_norm": True, "pool": "avg"},
+    "post_norm": {"norm_position": "post"},
+    "parallel": {"parallel": "joint", "layer_scale": True},
+    "relative_network": {"pos_embed": "none", "pos_embed_prefix": False, "rel_pos": "shared", "class_token": False,
+                         "rel_pos_mlp": RelPosMlp(hidden_dim=6), "pool": "avg"},
 }  # fmt: skip
 every_variety = pytest.mark.parametrize(
     "config", [vit_hub.ViTConfig(**SMALL | v) for v in VARIETIES.values()], ids=VARIETIES
@@ -152,6 +156,24 @@ def test_attention_maps_are_what_the_blocks_attend_with(config: vit_hub.ViTConfi
         values = block.attn.qkv_heads(x)[2]
         combined = block.attn.norm((attention @ values).transpose(1, 2).flatten(2))
         torch.testing.assert_close(block.attn.proj(combined), output)
+
+
+def test_differential_attention_maps_are_what_the_blocks_attend_with() -> None:
+    config = vit_hub.ViTConfig(**SMALL, differential=True)
+    model, images = random_model(config, dtype=torch.float64), random_images(config, torch.float64)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for block in model.blocks:
+        block.attn.register_forward_hook(lambda _module, args, output: seen.append((args[0], output)))
+    model.forward_features(images)
+    attended = tuple(seen)
+    for index, (weights, (x, output)) in enumerate(zip(model.attention_maps(images), attended, strict=True)):
+        attn = model.blocks[index].attn
+        dots = [(getattr(attn, f"lambda_q{n}") * getattr(attn, f"lambda_k{n}")).sum() for n in (1, 2)]
+        start = 0.8 - 0.6 * np.exp(-0.3 * index)
+        factor = dots[0].exp() - dots[1].exp() + start
+        torch.testing.assert_close(weights.sum(dim=-1), (1 - factor).expand_as(weights[..., 0]))
+        summed = attn.sub_norm(weights @ attn.qkv_heads(x)[2]) * (1 - start)
+        torch.testing.assert_close(attn.proj(summed.transpose(1, 2).flatten(2)), output)
 
 
 def test_the_blocks_compute_the_papers_equations() -> None:

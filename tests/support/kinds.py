@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import vit_hub
-from vit_hub.model.config import Rope
+from vit_hub.model.config import RelPosMlp, Rope
 
 __all__ = ["KINDS"]
 
@@ -31,5 +31,18 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "relative": {**_NO_TABLE, "rel_pos": "block", "qkv_bias": "qv"},
     "relative shared": {**_NO_TABLE, "rel_pos": "shared"},
     "sincos": {"pos_embed": "sincos2d", "pos_embed_prefix": False},
+    "relative by a network": {**_NO_TABLE, "rel_pos": "block", "rel_pos_mlp": RelPosMlp(hidden_dim=24)},
+    "relative shared, without class token": {
+        **_NO_TABLE,
+        "class_token": False,
+        "pool": "avg",
+        "rel_pos": "shared",
+        "rel_pos_mlp": RelPosMlp(hidden_dim=24),
+    },
+    "norms after the layers": {"norm_position": "post"},
+    "differential": {"differential": True, "layer_scale": True},
+    "parallel": {"parallel": "separate", "layer_scale": True},
+    "parallel differential": {"parallel": "joint", "differential": True, "qkv_bias": False},
+    "branches": {"branches": 2, "layer_scale": True},
 }
 KINDS = {name: vit_hub.ViTConfig(**_SMALL | fields) for name, fields in _FIELDS.items()}

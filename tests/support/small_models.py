@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import vit_hub
-from vit_hub.model.config import ACTIVATIONS, RESIZE_METHODS, Rope
+from vit_hub.model.config import ACTIVATIONS, RESIZE_METHODS, RelPosMlp, Rope
 
 __all__ = [
     "PLAIN",
@@ -63,6 +63,10 @@ PLAIN: dict[str, Any] = {
     "pool_prefix": False,
     "head_input": "pooled",
     "head_norm": False,
+    "norm_position": "pre",
+    "differential": False,
+    "parallel": "none",
+    "branches": 1,
     "stem": "patch",
 }
 
@@ -88,6 +92,8 @@ _ROPES = st.builds(
     pairs=st.sampled_from(("half", "interleaved")),
     mixed=st.booleans(),
 ) | st.builds(Rope, coordinates=st.just("centered"), stored_periods=st.just(True))
+
+_REL_POS_MLPS = st.builds(RelPosMlp, hidden_dim=st.sampled_from((1, 6)), scale=st.sampled_from(("log", "swin")))
 
 
 @st.composite
@@ -123,8 +129,13 @@ def configs(draw: st.DrawFn, **fixed: Any) -> vit_hub.ViTConfig:
     field("act", st.sampled_from(ACTIVATIONS))
     field("norm_eps", st.sampled_from((1e-12, 1e-6, 1e-5, 1e-3)))
     field("qkv_bias", st.sampled_from((True, False, "qv", "masked")))
-    for name in ("patch_bias", "qk_norm", "pre_norm", "layer_scale"):
+    for name in ("patch_bias", "qk_norm", "pre_norm"):
         field(name, st.booleans())
+    post = field("norm_position", st.sampled_from(("pre", "pre", "pre", "post"))) == "post"
+    field_if(not post, "layer_scale", st.booleans())
+    side_by_side = field_if(not post, "parallel", st.sampled_from(("none",) * 6 + ("separate", "joint")))
+    branches = field_if(not post and side_by_side == "none", "branches", st.sampled_from((1,) * 6 + (2, 3)))
+    differential = field("differential", _MOSTLY_NOT)
     for name in ("attn_norm", "mlp_norm"):
         field(name, _MOSTLY_NOT)
     classes = field("class_token", st.booleans())
@@ -136,8 +147,10 @@ def configs(draw: st.DrawFn, **fixed: Any) -> vit_hub.ViTConfig:
         found["pos_embed_prefix"] = False
     rows = field_if(learned and classes, "pos_embed_prefix", st.booleans())
     field_if(rows and registers, "pos_embed_registers", st.booleans())
-    field("rope", st.none() | st.none() | _ROPES)
-    field_if(classes and prefix == 1, "rel_pos", st.sampled_from(("none", "none", "block", "shared")))
+    field_if(not differential, "rope", st.none() | st.none() | _ROPES)
+    places = st.sampled_from(("none", "none", "block", "shared"))
+    relative = field_if(prefix == int(classes) and (branches or 1) == 1, "rel_pos", places)
+    field_if(relative not in (None, "none"), "rel_pos_mlp", st.none() | _REL_POS_MLPS)
 
     pools = ["avg", "map", "first", "none"] + ["cls"] * classes + ["cls_dist"] * found.get("distilled", False)
     pool = field("pool", st.sampled_from(pools))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from vit_hub.cli.output import Output, amount, count_of, plain, size_text
-from vit_hub.model.config import Rope, ViTConfig
+from vit_hub.model.config import ViTConfig
 from vit_hub.model.flops import activation_values, forward_flops, tokens_of
 from vit_hub.model.shapes import num_parameters
 
@@ -120,6 +121,6 @@ def value_text(value: Any) -> str:
         return "none"
     if isinstance(value, (tuple, list)):
         return ("x" if all(isinstance(item, int) for item in value) else ", ").join(map(value_text, value))
-    if isinstance(value, Rope):
+    if dataclasses.is_dataclass(value):
         return json.dumps(plain(value))
     return str(value)

@@ -16,7 +16,9 @@ from typing import Any, Literal
 
 from vit_hub.errors import ConfigError
 
-__all__ = ["ACTIVATIONS", "CHOICES", "RESIZE_METHODS", "Rope", "ViTConfig", "check_choices", "size_pair"]
+__all__ = [
+    "ACTIVATIONS", "CHOICES", "RESIZE_METHODS", "RelPosMlp", "Rope", "ViTConfig", "check_choices", "size_pair",
+]  # fmt: skip
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
 ResizeMethod = Literal[
@@ -32,7 +34,7 @@ ResizeMethod = Literal[
 ]
 ACTIVATIONS: tuple[Activation, ...] = typing.get_args(Activation)
 RESIZE_METHODS: tuple[ResizeMethod, ...] = typing.get_args(ResizeMethod)
-_POSITIVE = ("in_chans", "embed_dim", "depth", "num_heads", "mlp_dim", "stem_width")
+_POSITIVE = ("in_chans", "embed_dim", "depth", "num_heads", "mlp_dim", "stem_width", "branches")
 _NOT_NEGATIVE = ("num_registers", "representation_dim", "projection_dim", "num_classes", "pool_heads", "pool_mlp_dim")
 _SIZES = ("image_size", "patch_size")
 
@@ -69,6 +71,25 @@ class Rope:
         check_choices(self, "rope.")
         if self.reference_grid is not None:
             object.__setattr__(self, "reference_grid", size_pair("rope.reference_grid", self.reference_grid))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelPosMlp:
+    """Two layers that compute a relative position bias of the offset of two patches (arXiv 2111.09883, section 3.3).
+
+    Attributes:
+        hidden_dim: width between them.
+        scale: how offsets d are scaled: ``log``: sign(d) log(1 + |d|), as timm does; ``swin``: of the offset in eighths
+            of the grid and to the base of eight, as Swin V2 does, whose bias is 16 times the sigmoid.
+    """
+
+    hidden_dim: int = 512
+    scale: Literal["log", "swin"] = "log"
+
+    def __post_init__(self) -> None:
+        check_choices(self, "rel_pos_mlp.")
+        if isinstance(self.hidden_dim, bool) or not isinstance(self.hidden_dim, int) or self.hidden_dim < 1:
+            raise ConfigError(f"rel_pos_mlp.hidden_dim must be a whole number >= 1, not {self.hidden_dim!r}")
 
 
 @functools.cache
@@ -149,6 +170,15 @@ class ViTConfig:
         stem_convs: (channels, kernel, stride) of each convolution of a ``conv`` stem.
         resize: how the model's own project resizes its position table at another image size.
         resize_by_count: that project leaves a table alone when the number of patches stays the same, whatever the grid.
+        norm_position: norms of a block ``pre``: before attention and feed-forward layer (eq. 2-3), or ``post``: after
+            them, before the residual sum (arXiv 2111.09883, section 3.2).
+        rel_pos_mlp: relative position biases are computed by this network, not learned as tables; or None.
+        differential: attention is the difference of two softmaxes, each of half of a head's queries and keys
+            (arXiv 2410.05258).
+        parallel: attention and feed-forward layer read the same norm and are added (arXiv 2302.05442, section 2), with
+            ``separate`` biases or a ``joint`` one after them; ``none``: one after the other.
+        branches: so many attention layers side by side, then as many feed-forward layers, each with a norm of its own
+            (arXiv 2203.09795, section 3).
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -196,6 +226,11 @@ class ViTConfig:
     stem_convs: tuple[tuple[int, int, int], ...] = ()
     resize: ResizeMethod = "bicubic-antialias"
     resize_by_count: bool = False
+    norm_position: Literal["pre", "post"] = "pre"
+    rel_pos_mlp: RelPosMlp | None = None
+    differential: bool = False
+    parallel: Literal["none", "separate", "joint"] = "none"
+    branches: int = 1
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -245,8 +280,18 @@ class ViTConfig:
             f"rope: rope needs heads of a multiple of 4 channels, not {self.head_dim}": (
                 self.rope is None or self.head_dim % 4 == 0
             ),
-            "rel_pos: rel_pos needs exactly one prefix token, the class token": (
-                self.rel_pos == "none" or (prefix == 1 and self.class_token)
+            "rel_pos: rel_pos needs no prefix tokens but a class token": (
+                self.rel_pos == "none" or prefix == int(self.class_token)
+            ),
+            "rel_pos_mlp: rel_pos_mlp needs rel_pos": self.rel_pos_mlp is None or self.rel_pos != "none",
+            "norm_position: norms after the layers exclude layer_scale and layers side by side": (
+                self.norm_position == "pre" or not (self.layer_scale or self.parallel != "none" or self.branches > 1)
+            ),
+            "differential: differential attention needs heads of an even width and no rotary positions": (
+                not self.differential or (self.head_dim % 2 == 0 and self.rope is None)
+            ),
+            "branches: branches exclude parallel and rel_pos": (
+                self.branches == 1 or (self.parallel == "none" and self.rel_pos == "none")
             ),
             "prefix_norm: prefix_norm=True needs prefix tokens and final_norm='before'": (
                 not self.prefix_norm or (prefix > 0 and self.final_norm == "before")
@@ -346,10 +391,15 @@ class ViTConfig:
         return int(self.class_token) + int(self.distilled) + (self.num_registers if self.pos_embed_registers else 0)
 
     @property
-    def num_relative_rows(self) -> int:
-        """Rows of a relative position table: one for each offset of two patches, and three for the class token."""
+    def num_relative_offsets(self) -> int:
+        """Offsets that two patches may have."""
         rows, columns = self.grid_size
-        return (2 * rows - 1) * (2 * columns - 1) + 3
+        return (2 * rows - 1) * (2 * columns - 1)
+
+    @property
+    def num_relative_rows(self) -> int:
+        """Rows of a relative position table: one for each offset of two patches, and three for a class token."""
+        return self.num_relative_offsets + 3 * int(self.class_token)
 
     @property
     def head_dim(self) -> int:
@@ -391,7 +441,7 @@ def _plain(value: Any) -> Any:
 CHOICES = _choices(ViTConfig)
 """Field -> its values, for every field of a fixed choice."""
 # Fields that are small configs of their own, accepted as a mapping, too.
-_GROUPS: dict[str, type] = {"rope": Rope}
+_GROUPS: dict[str, type] = {"rope": Rope, "rel_pos_mlp": RelPosMlp}
 
 
 def _group(name: str, group: type, data: Mapping[str, Any]) -> Any:

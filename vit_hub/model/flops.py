@@ -32,7 +32,9 @@ def forward_flops(config: ViTConfig) -> int:
     although the last one needs fewer where only the class token is used.
     """
     tokens = tokens_of(config)
-    total = config.depth * 4 * tokens**2 * config.embed_dim
+    # Both softmaxes of differential attention weigh all channels of the values.
+    products = 6 if config.differential else 4
+    total = config.depth * config.branches * products * tokens**2 * config.embed_dim
     if config.pool == "map":
         total += 4 * tokens * config.embed_dim
     for name, shape in tensor_shapes(config).items():
@@ -64,6 +66,8 @@ def _rows(weight: str, config: ViTConfig) -> int:
         return _pixels(weight, config)
     if weight.startswith("patch_embed."):
         return config.num_patches
+    if "rel_pos." in weight:
+        return config.num_relative_offsets
     return tokens_of(config) if weight.startswith(("blocks.", "attn_pool.kv.")) else 1
 
 

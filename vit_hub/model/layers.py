@@ -5,6 +5,8 @@ Shapes: B images, T tokens, D ``embed_dim``, H heads. Parameter names are timm's
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -12,18 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit_hub.model.config import ViTConfig
+from vit_hub.model.config import RelPosMlp, ViTConfig
 from vit_hub.model.rope import rotate
 from vit_hub.model.stems import ConvStem, ResNetStem
 
 __all__ = [
-    "Attention", "AttentionPool", "Block", "DropPath", "LayerScale", "Mlp", "PackedSwiGLU", "PatchEmbed", "SwiGLU",
-    "dropout", "dropped",
+    "Attention", "AttentionPool", "Block", "BranchedBlock", "DropPath", "LayerScale", "Mlp", "PackedSwiGLU",
+    "ParallelBlock", "PatchEmbed", "PostNormBlock", "RelativePositionMlp", "SwiGLU", "block_class", "dropout",
+    "dropped",
 ]  # fmt: skip
 
 
-# A bias of attention's logits, or what makes it of the layer's own table.
-Bias = Tensor | Callable[[Tensor], Tensor]
+# A bias of attention's logits, or what makes it of the layer's own table or network.
+Bias = Tensor | Callable[[Any], Tensor]
 
 
 def _activate(name: str, x: Tensor, *, inplace: bool) -> Tensor:
@@ -197,7 +200,9 @@ class MaskedLinear(nn.Linear):
 class Attention(nn.Module):
     """Multi-head self-attention, eq. 2 of arXiv 2010.11929 and section 3.2 of arXiv 1706.03762."""
 
-    def __init__(self, config: ViTConfig, drop_rate: float = 0.0, attn_drop_rate: float = 0.0) -> None:
+    softmaxes = 1  # of each head
+
+    def __init__(self, config: ViTConfig, drop_rate: float = 0.0, attn_drop_rate: float = 0.0, index: int = 0) -> None:
         super().__init__()
         dim = config.embed_dim
         self.num_heads = config.num_heads
@@ -213,15 +218,19 @@ class Attention(nn.Module):
         self.q_norm: nn.Module = nn.Identity()
         self.k_norm: nn.Module = nn.Identity()
         if config.qk_norm:
-            self.q_norm = nn.LayerNorm(config.head_dim, eps=config.norm_eps)
-            self.k_norm = nn.LayerNorm(config.head_dim, eps=config.norm_eps)
+            width = config.head_dim // 2 if config.differential else config.head_dim
+            self.q_norm = nn.LayerNorm(width, eps=config.norm_eps)
+            self.k_norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.relative_position_bias_table: Tensor | None = None
-        if config.rel_pos == "block":
+        self.rel_pos: nn.Module | None = None
+        if config.rel_pos == "block" and config.rel_pos_mlp:
+            self.rel_pos = RelativePositionMlp(config)
+        elif config.rel_pos == "block":
             self.relative_position_bias_table = nn.Parameter(torch.zeros(config.num_relative_rows, config.num_heads))
         self.pairs = config.rope.pairs if config.rope else ""
         self.attn_drop = nn.Dropout(attn_drop_rate)  # never called: the attention kernel takes its rate
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.attn_norm else nn.Identity()
-        self.proj = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim, bias=config.parallel != "joint")
         self.proj_drop = dropout(drop_rate)
 
     def _separate_bias(self) -> Tensor | None:
@@ -252,8 +261,9 @@ class Attention(nn.Module):
         self, x: Tensor, leading: int | None = None, rope: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries of the ``leading`` tokens (None: all), keys and values of all, each [B, H, *, D/H]."""
-        q, k, v = (_split_heads(part, self.num_heads) for part in self._project(x, leading))
-        q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = self._project(x, leading)
+        q, k = (_split_heads(part, self.softmaxes * self.num_heads) for part in (q, k))
+        q, k, v = self.q_norm(q), self.k_norm(k), _split_heads(v, self.num_heads)
         if rope is not None:
             cos, sin = rope
             q = rotate(q, cos[..., :leading, :], sin[..., :leading, :], self.pairs)
@@ -281,15 +291,82 @@ class Attention(nn.Module):
             [B, T, D] or [B, leading, D].
         """
         q, k, v = self.qkv_heads(x, leading, rope)
-        if self.relative_position_bias_table is not None and bias is not None:
-            bias = bias(self.relative_position_bias_table)  # type: ignore[operator]
+        own = self.relative_position_bias_table if self.rel_pos is None else self.rel_pos
+        if own is not None and bias is not None:
+            bias = bias(own)  # type: ignore[operator]
         bias = None if bias is None else bias[:, :, :leading]  # type: ignore[index]
         if maps is not None:
-            logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-            maps.append(F.softmax(logits if bias is None else logits + bias, dim=-1))
-        rate = self.attn_drop.p if self.attn_drop.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=rate)
+            maps.append(self._weights(q, k, bias))
+        x = self._attend(q, k, v, bias)
         return dropped(self.proj_drop, self.proj(self.norm(_join_heads(x))))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """The weighted sums of values, [B, H, T, D/H]."""
+        rate = self.attn_drop.p if self.attn_drop.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=rate)
+
+    def _weights(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+        """The weights of the values, [B, H, T, T]."""
+        logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+        return F.softmax(logits if bias is None else logits + bias, dim=-1)
+
+
+class DifferentialAttention(Attention):
+    """Attention by the difference of two softmaxes, each of half of a head's queries and keys (arXiv 2410.05258)."""
+
+    softmaxes = 2
+
+    def __init__(self, config: ViTConfig, drop_rate: float = 0.0, attn_drop_rate: float = 0.0, index: int = 0) -> None:
+        super().__init__(config, drop_rate, attn_drop_rate, index)
+        half = config.head_dim // 2
+        self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2 = (
+            nn.Parameter(nn.init.normal_(torch.empty(half), std=0.1)) for _ in range(4)
+        )
+        self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * index)
+        self.sub_norm = nn.RMSNorm(config.head_dim, eps=1e-5)
+
+    def _lambda(self) -> Tensor:
+        """The factor of the second softmax, eq. 2; from float32, whatever the weights are in."""
+        wide = torch.promote_types(self.lambda_q1.dtype, torch.float32)
+        first, second = (
+            (q.to(wide) * k.to(wide)).sum().exp()
+            for q, k in ((self.lambda_q1, self.lambda_k1), (self.lambda_q2, self.lambda_k2))
+        )
+        return first - second + self.lambda_init
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        (q1, q2), (k1, k2) = self._halves(q), self._halves(k)
+        first, second = super()._attend(q1, k1, v, bias), super()._attend(q2, k2, v, bias)
+        difference = first - self._lambda().to(first.dtype) * second
+        return self.sub_norm(difference) * (1 - self.lambda_init)  # type: ignore[no-any-return]
+
+    def _weights(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+        """The difference of both softmaxes, [B, H, T, T]."""
+        (q1, q2), (k1, k2) = self._halves(q), self._halves(k)
+        first, second = super()._weights(q1, k1, bias), super()._weights(q2, k2, bias)
+        return first - self._lambda().to(first.dtype) * second
+
+    def _halves(self, x: Tensor) -> tuple[Tensor, ...]:
+        """[B, 2H, T, D/2H] -> two of [B, H, T, D/2H]."""
+        return x.reshape(len(x), self.num_heads, 2, *x.shape[2:]).unbind(2)
+
+
+class RelativePositionMlp(nn.Module):
+    """The network that computes a table of relative position biases of the offsets (arXiv 2111.09883, section 3.3)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        kind = config.rel_pos_mlp or RelPosMlp()
+        self.swin = kind.scale == "swin"
+        layers = OrderedDict[str, nn.Module](fc1=nn.Linear(2, kind.hidden_dim), act=nn.ReLU())
+        layers["fc2"] = nn.Linear(kind.hidden_dim, config.num_heads, bias=not self.swin)
+        self.mlp = nn.Sequential(layers)
+        self.prefix = config.num_relative_rows - config.num_relative_offsets
+
+    def forward(self, offsets: Tensor) -> Tensor:
+        """Scaled offsets [N, 2] -> a row for each, [N, H], and rows of zeros for the class token."""
+        table = self.mlp(offsets)
+        return F.pad(16 * table.sigmoid() if self.swin else table, (0, 0, 0, self.prefix))
 
 
 class Mlp(nn.Module):
@@ -356,6 +433,11 @@ _FEED_FORWARD: dict[str, type[Mlp] | type[SwiGLU] | type[PackedSwiGLU]] = {
 }
 
 
+def _feed_forward(config: ViTConfig, drop_rate: float) -> nn.Module:
+    norm_eps = config.norm_eps if config.mlp_norm else None
+    return _FEED_FORWARD[config.ffn](config.embed_dim, config.mlp_dim, config.act, norm_eps, drop_rate)
+
+
 class LayerScale(nn.Module):
     """A learned factor per channel, arXiv 2103.17239, eq. 4."""
 
@@ -391,21 +473,34 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm encoder block, eq. 2 and 3 of arXiv 2010.11929."""
+    """One pre-norm encoder block, eq. 2 and 3 of arXiv 2010.11929.
+
+    Args:
+        config: what the model is.
+        drop_rate: as for :class:`vit_hub.model.vit.VisionTransformer`, like the next one.
+        attn_drop_rate: likewise.
+        drop_path_rate: share of images for which a residual branch is left out in training.
+        index: number of the block, from 0.
+    """
 
     def __init__(
-        self, config: ViTConfig, drop_rate: float = 0.0, attn_drop_rate: float = 0.0, drop_path_rate: float = 0.0
+        self,
+        config: ViTConfig,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        index: int = 0,
     ) -> None:
         super().__init__()
         dim, eps = config.embed_dim, config.norm_eps
         self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = Attention(config, drop_rate, attn_drop_rate)
+        self.attn = attention_class(config)(config, drop_rate, attn_drop_rate, index)
         self.ls1 = LayerScale(dim) if config.layer_scale else nn.Identity()
         self.drop_path1 = DropPath(drop_path_rate) if drop_path_rate else None
-        self.norm2 = nn.LayerNorm(dim, eps=eps)
-        norm_eps = eps if config.mlp_norm else None
-        self.mlp = _FEED_FORWARD[config.ffn](dim, config.mlp_dim, config.act, norm_eps, drop_rate)
-        self.ls2 = LayerScale(dim) if config.layer_scale else nn.Identity()
+        alone = config.parallel == "none"
+        self.norm2 = nn.LayerNorm(dim, eps=eps) if alone else nn.Identity()
+        self.mlp = _feed_forward(config, drop_rate)
+        self.ls2 = LayerScale(dim) if config.layer_scale and alone else nn.Identity()
         self.drop_path2 = DropPath(drop_path_rate) if drop_path_rate else None
 
     def forward(
@@ -420,6 +515,100 @@ class Block(nn.Module):
         attended = self.attn(self.norm1(x), leading, rope, bias, maps)
         x = x[:, :leading] + dropped(self.drop_path1, self.ls1(attended))
         return x + dropped(self.drop_path2, self.ls2(self.mlp(self.norm2(x))))
+
+
+class PostNormBlock(Block):
+    """A block whose norms come after its layers, before the residual sum (arXiv 2111.09883, section 3.2)."""
+
+    def forward(
+        self,
+        x: Tensor,
+        leading: int | None = None,
+        rope: tuple[Tensor, Tensor] | None = None,
+        bias: Bias | None = None,
+        maps: list[Tensor] | None = None,
+    ) -> Tensor:
+        """[B, T, D] -> [B, T, D] or [B, leading, D]."""
+        attended = self.norm1(self.attn(x, leading, rope, bias, maps))
+        x = x[:, :leading] + dropped(self.drop_path1, attended)
+        return x + dropped(self.drop_path2, self.norm2(self.mlp(x)))
+
+
+class ParallelBlock(Block):
+    """A block whose attention and feed-forward layer read the same norm and are added (arXiv 2302.05442, section 2)."""
+
+    def forward(
+        self,
+        x: Tensor,
+        leading: int | None = None,
+        rope: tuple[Tensor, Tensor] | None = None,
+        bias: Bias | None = None,
+        maps: list[Tensor] | None = None,
+    ) -> Tensor:
+        """[B, T, D] -> [B, T, D] or [B, leading, D]."""
+        normed = self.norm1(x)
+        both = self.attn(normed, leading, rope, bias, maps) + self.mlp(normed[:, :leading])
+        return x[:, :leading] + dropped(self.drop_path1, self.ls1(both))
+
+
+class BranchedBlock(nn.Module):
+    """Attention layers side by side, then as many feed-forward layers (arXiv 2203.09795, section 3).
+
+    The arguments are those of :class:`Block`.
+    """
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        index: int = 0,
+    ) -> None:
+        super().__init__()
+        dim = config.embed_dim
+
+        def branch(name: str, layer: nn.Module) -> nn.ModuleDict:
+            norm = nn.LayerNorm(dim, eps=config.norm_eps)
+            scale = LayerScale(dim) if config.layer_scale else nn.Identity()
+            drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
+            return nn.ModuleDict({"norm": norm, name: layer, "ls": scale, "drop_path": drop_path})
+
+        attention, count = attention_class(config), range(config.branches)
+        self.attns = nn.ModuleList(branch("attn", attention(config, drop_rate, attn_drop_rate, index)) for _ in count)
+        self.ffns = nn.ModuleList(branch("mlp", _feed_forward(config, drop_rate)) for _ in count)
+
+    def forward(
+        self,
+        x: Tensor,
+        leading: int | None = None,
+        rope: tuple[Tensor, Tensor] | None = None,
+        bias: Bias | None = None,
+        maps: list[Tensor] | None = None,
+    ) -> Tensor:
+        """[B, T, D] -> [B, T, D] or [B, leading, D]."""
+        y = x[:, :leading]
+        for attn in self.attns:
+            attended = attn["attn"](attn["norm"](x), leading, rope, bias, maps)  # type: ignore[index]
+            y = y + attn["drop_path"](attn["ls"](attended))  # type: ignore[index]
+        z = y
+        for ffn in self.ffns:
+            z = z + ffn["drop_path"](ffn["ls"](ffn["mlp"](ffn["norm"](y))))  # type: ignore[index]
+        return z
+
+
+def attention_class(config: ViTConfig) -> type[Attention]:
+    """Return the class of a model's attention."""
+    return DifferentialAttention if config.differential else Attention
+
+
+def block_class(config: ViTConfig) -> type[Block] | type[BranchedBlock]:
+    """Return the class of a model's blocks."""
+    if config.branches > 1:
+        return BranchedBlock
+    if config.parallel != "none":
+        return ParallelBlock
+    return PostNormBlock if config.norm_position == "post" else Block
 
 
 class AttentionPool(nn.Module):

@@ -9,10 +9,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from vit_hub.model.config import ViTConfig
+from vit_hub.model.config import RelPosMlp, ViTConfig
 from vit_hub.model.rope import axis_angles, expand_angles
 
-__all__ = ["HOST", "Geometry", "Holder", "Resized", "computed_tables", "relative_bias", "relative_index", "sincos2d"]
+__all__ = [
+    "HOST", "Geometry", "Holder", "Resized", "computed_tables", "relative_bias", "relative_index", "relative_offsets",
+    "sincos2d",
+]  # fmt: skip
 
 HOST = torch.device("cpu")
 """Where tables are computed, wherever torch makes tensors by default."""
@@ -28,6 +31,7 @@ class Geometry(NamedTuple):
         rope: cosines and sines of axial rotary embeddings, each [T, D/heads].
         pairs: row of the relative position table that each pair of tokens reads, [T, T].
         resized: learned tables at this size by name; None at the model's own, where they are as they are.
+        offsets: scaled offsets of two patches, from which a network computes a relative position table, [N, 2].
     """
 
     image_size: tuple[int, int]
@@ -36,6 +40,7 @@ class Geometry(NamedTuple):
     rope: tuple[Tensor, Tensor] | None
     pairs: Tensor | None
     resized: dict[str, Resized] | None
+    offsets: Tensor | None = None
 
 
 class Resized(NamedTuple):
@@ -99,24 +104,44 @@ def computed_tables(
         wide = torch.promote_types(like.dtype, torch.float32)
         found |= {"rope_cos": cos.to(like.device, wide), "rope_sin": sin.to(like.device, wide)}
     if config.rel_pos != "none":
-        found["rel_pos_index"] = relative_index(grid_size, device).to(like.device)
+        found["rel_pos_index"] = relative_index(grid_size, config.class_token, device).to(like.device)
+    if config.rel_pos_mlp:
+        found["rel_pos_offsets"] = relative_offsets(config.rel_pos_mlp, grid_size, device).to(like)
     return found
 
 
-def relative_index(grid_size: tuple[int, int], device: torch.device = HOST) -> Tensor:
+def relative_index(grid_size: tuple[int, int], class_token: bool = True, device: torch.device = HOST) -> Tensor:
     """Return the row of a relative position table that each pair of tokens reads, [T, T] (BEiT, arXiv 2106.08254).
 
-    The last three rows are class to patch, patch to class and class to class.
+    With a class token, the last three rows are class to patch, patch to class and class to class.
     """
     rows, columns = grid_size
     sides = (torch.arange(size, device=device) for size in grid_size)
     y, x = (part.flatten() for part in torch.meshgrid(*sides, indexing="ij"))
     down, right = y[:, None] - y[None] + rows - 1, x[:, None] - x[None] + columns - 1
     patches = down * (2 * columns - 1) + right
+    if not class_token:
+        return patches
     offsets = (2 * rows - 1) * (2 * columns - 1)
     to_class = torch.full_like(patches[:, :1], offsets + 1)
     from_class = torch.cat((torch.full_like(to_class[:1], offsets + 2), torch.full_like(patches[:1], offsets)), dim=1)
     return torch.cat((from_class, torch.cat((to_class, patches), dim=1)))
+
+
+def relative_offsets(mlp: RelPosMlp, grid_size: tuple[int, int], device: torch.device = HOST) -> Tensor:
+    """Return the scaled offsets of two patches, [N, 2] float64, in the order of the rows of a relative position table.
+
+    Swin V2 scales them to eighths of the grid (arXiv 2111.09883, eq. 4).
+    """
+    axes = []
+    for size in grid_size:
+        offset = torch.arange(2 * size - 1, dtype=torch.float64, device=device) - (size - 1)
+        if mlp.scale == "swin":
+            last: int = torch.sym_max(size - 1, 1)  # type: ignore[no-untyped-call]
+            axes.append(offset.sign() * (1 + 8 * offset.abs() / last).log2() / 3)
+        else:
+            axes.append(offset.sign() * offset.abs().log1p())
+    return torch.stack([part.flatten() for part in torch.meshgrid(*axes, indexing="ij")], dim=1)
 
 
 def relative_bias(table: Tensor, index: Tensor) -> Tensor:

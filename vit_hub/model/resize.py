@@ -138,9 +138,10 @@ def resize_table(
         prefix = config.num_prefix_rows
         resized = _resample(table[0, prefix:], old, grid, _BESIDE_RELATIVE.get(method, method), symbolic)
         resized = torch.cat((table[0, :prefix], resized))[None]
-    else:  # offsets of 2n - 1 rows and columns; the three rows of the class token stay
+    else:  # offsets of 2n - 1 rows and columns; the three rows of a class token stay
         before, after = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (old, grid))
-        resized = torch.cat((_resample(table[:-3], before, after, method, symbolic), table[-3:]))
+        count = config.num_relative_offsets
+        resized = torch.cat((_resample(table[:count], before, after, method, symbolic), table[count:]))
     return _unless_same(table, resized, old, grid, by_count) if symbolic else resized
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from vit_hub.model.config import CHOICES, ViTConfig
+from vit_hub.model.config import CHOICES, RelPosMlp, ViTConfig
 
 __all__ = ["PARTS", "Part", "field_of", "fields_of", "num_parameters", "tensor_shapes"]
 
@@ -28,6 +28,7 @@ AXES: dict[str, Callable[[ViTConfig], int]] = {
     "A": lambda c: c.pool_mlp_dim or c.mlp_dim,
     "H": lambda c: c.num_heads,
     "E": lambda c: c.head_dim,
+    "Q": lambda c: c.head_dim // 2 if c.differential else c.head_dim,
     "e": lambda c: c.head_dim // 2,
     "f": lambda c: c.head_dim // 4,
     "L": lambda c: c.depth,
@@ -37,6 +38,7 @@ AXES: dict[str, Callable[[ViTConfig], int]] = {
     "q": lambda c: c.patch_size[1],
     "P": lambda c: c.num_prefix_rows + c.num_patches,
     "T": lambda c: c.num_relative_rows,
+    "G": lambda c: c.rel_pos_mlp.hidden_dim if c.rel_pos_mlp else 0,
     "F": lambda c: c.representation_dim,
     "J": lambda c: c.projection_dim,
     "X": lambda c: c.feature_dim,
@@ -114,7 +116,27 @@ def _statistics(name: str, width: str, **when: Any) -> tuple[Part, ...]:
     return tuple(Part(f"{name}.{part}", shape, when, trained=False) for part, shape in sizes.items())
 
 
+def _is_log(mlp: RelPosMlp | None) -> bool:
+    return mlp is not None and mlp.scale == "log"
+
+
+# Where the biases of relative positions are: what has the table, and what has the network that computes it.
+_RELATIVE = {"block": ("blocks.{i}.attn", "blocks.{i}.attn.rel_pos"), "shared": ("rel_pos_bias", "shared_rel_pos")}
 _RELATIVE_TABLE = "relative_position_bias_table"
+
+
+def _relative(place: str) -> tuple[Part, ...]:
+    """The table of relative positions, or the layers that compute it; the second has a bias in one kind only."""
+    table, network = _RELATIVE[place]
+    has: dict[str, Any] = {"rel_pos": place, "rel_pos_mlp": bool}
+    return (
+        *_tensor(f"{table}.{_RELATIVE_TABLE}", "T H", rel_pos=place, rel_pos_mlp=lambda mlp: mlp is None),
+        *_linear(f"{network}.mlp.fc1", "G", "2", **has),
+        *_tensor(f"{network}.mlp.fc2.weight", "H G", **has),
+        *_tensor(f"{network}.mlp.fc2.bias", "H", **{**has, "rel_pos_mlp": _is_log}),
+    )
+
+
 _TOKENS = (
     *_tensor("cls_token", "1 1 D", class_token=True),
     *_tensor("dist_token", "1 1 D", distilled=True),
@@ -128,7 +150,7 @@ _EMBEDDING = (
     *_norm("norm_pre", "D", pre_norm=True),
     *_tensor("rope_embed.periods", "f", trained=False, rope=lambda rope: rope is not None and rope.stored_periods),
     *_tensor("rope.freqs", "2 L H e", rope=lambda rope: rope is not None and rope.mixed),
-    *_tensor(f"rel_pos_bias.{_RELATIVE_TABLE}", "T H", rel_pos="shared"),
+    *_relative("shared"),
 )
 _BLOCK = (
     *_norm("blocks.{i}.norm1", "D"),
@@ -137,20 +159,23 @@ _BLOCK = (
     *_tensor("blocks.{i}.attn.qkv.bias_mask", "3D", trained=False, qkv_bias="masked"),
     *_tensor("blocks.{i}.attn.q_bias", "D", qkv_bias="qv"),
     *_tensor("blocks.{i}.attn.v_bias", "D", qkv_bias="qv"),
-    *_norm("blocks.{i}.attn.q_norm", "E", qk_norm=True),
-    *_norm("blocks.{i}.attn.k_norm", "E", qk_norm=True),
-    *_tensor(f"blocks.{{i}}.attn.{_RELATIVE_TABLE}", "T H", rel_pos="block"),
+    *_norm("blocks.{i}.attn.q_norm", "Q", qk_norm=True),
+    *_norm("blocks.{i}.attn.k_norm", "Q", qk_norm=True),
+    *_relative("block"),
+    *(Part(f"blocks.{{i}}.attn.lambda_{part}", "Q", {"differential": True}) for part in ("q1", "k1", "q2", "k2")),
+    *_tensor("blocks.{i}.attn.sub_norm.weight", "E", differential=True),
     *_norm("blocks.{i}.attn.norm", "D", attn_norm=True),
-    *_linear("blocks.{i}.attn.proj", "D", "D"),
+    *_tensor("blocks.{i}.attn.proj.weight", "D D"),
+    *_tensor("blocks.{i}.attn.proj.bias", "D", parallel=("none", "separate")),
     *_tensor("blocks.{i}.ls1.gamma", "D", layer_scale=True),
-    *_norm("blocks.{i}.norm2", "D"),
+    *_norm("blocks.{i}.norm2", "D", parallel="none"),
     *_linear("blocks.{i}.mlp.fc1_g", "M", "D", ffn="swiglu"),
     *_linear("blocks.{i}.mlp.fc1_x", "M", "D", ffn="swiglu"),
     *_linear("blocks.{i}.mlp.fc1", "M", "D", ffn="mlp"),
     *_linear("blocks.{i}.mlp.fc1", "2M", "D", ffn="swiglu_packed"),
     *_norm("blocks.{i}.mlp.norm", "M", mlp_norm=True),
     *_linear("blocks.{i}.mlp.fc2", "D", "M"),
-    *_tensor("blocks.{i}.ls2.gamma", "D", layer_scale=True),
+    *_tensor("blocks.{i}.ls2.gamma", "D", layer_scale=True, parallel="none"),
 )
 _OUTPUT = (
     *_norm("cls_norm", "D", prefix_norm=True),
@@ -176,7 +201,7 @@ PARTS = (*_TOKENS, *_EMBEDDING, *_BLOCK, *_OUTPUT)
 
 def tensor_shapes(config: ViTConfig) -> dict[str, Shape]:
     """Return every canonical tensor of a model, name -> shape, in the order in which files store them."""
-    block = [(part.name, part.size(config)) for part in _BLOCK if part.fits(config)]
+    block = [(name, part.size(config)) for part in _BLOCK if part.fits(config) for name in _branched(part.name, config)]
     return {
         **{part.name: part.size(config) for part in _TOKENS if part.fits(config)},
         **dict(_stem_shapes(config)),
@@ -184,6 +209,36 @@ def tensor_shapes(config: ViTConfig) -> dict[str, Shape]:
         **{name.replace("{i}", str(index)): shape for index in range(config.depth) for name, shape in block},
         **{part.name: part.size(config) for part in _OUTPUT if part.fits(config)},
     }
+
+
+# A layer of a block -> its name where several of its kind stand side by side.
+_BRANCHES = {
+    "norm1": "attns.{j}.norm",
+    "attn": "attns.{j}.attn",
+    "ls1": "attns.{j}.ls",
+    "norm2": "ffns.{j}.norm",
+    "mlp": "ffns.{j}.mlp",
+    "ls2": "ffns.{j}.ls",
+}
+_UNBRANCHED = {other.replace(".{j}", ""): name for name, other in _BRANCHES.items()}
+
+
+def _branched(name: str, config: ViTConfig) -> list[str]:
+    """The names of a tensor of a block in all branches."""
+    if config.branches == 1:
+        return [name]
+    start, index, layer, rest = name.split(".", 3)
+    template = f"{start}.{index}.{_BRANCHES[layer]}.{rest}"
+    return [template.replace("{j}", str(branch)) for branch in range(config.branches)]
+
+
+def _unbranched(name: str) -> tuple[str, int]:
+    """The name of a tensor in a block without branches, and the branch that it is in."""
+    match = re.fullmatch(r"(blocks\.[^.]+\.)(attns|ffns)\.(\d+)\.(norm|attn|mlp|ls)(\..*)", name)
+    if match is None:
+        return name, 0
+    start, layers, branch, layer, rest = match.groups()
+    return start + _UNBRANCHED.get(f"{layers}.{layer}", layer) + rest, int(branch)
 
 
 def num_parameters(config: ViTConfig) -> int:
@@ -196,7 +251,7 @@ def field_of(tensor: str) -> str:
     """Return the config field that a canonical tensor's presence depends on, for error messages."""
     if tensor.startswith(_BACKBONE):
         return "stem"
-    name = re.sub(r"^blocks\.\d+\.", "blocks.{i}.", tensor)
+    name = re.sub(r"^blocks\.\d+\.", "blocks.{i}.", _unbranched(tensor)[0])
     return next((field for part in PARTS if part.name == name for field in part.when), "depth")
 
 
@@ -205,10 +260,14 @@ def fields_of(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
     Whether all tensors agree with those fields is for the caller to check, against :func:`tensor_shapes`.
     """
+    plain = {name: _unbranched(name) for name in shapes}
+    branches = max(len({branch for _, branch in plain.values()}), 1)
+    shapes = {plain[name][0]: shape for name, shape in shapes.items()}
     present = {part.name: shapes[name] for part in PARTS if (name := part.name.replace("{i}", "0")) in shapes}
     sizes = _sizes_of(present)
     blocks = {int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")}
-    found: dict[str, Any] = {"depth": max(blocks, default=-1) + 1}
+    found: dict[str, Any] = {"depth": max(blocks, default=-1) + 1, "branches": branches}
+    found |= _relative_fields(present, sizes)
     found |= {field: sizes[axis] for axis, field in _SIZES.items() if axis in sizes}
     if "p" in sizes and "q" in sizes:
         found["patch_size"] = (sizes["p"], sizes["q"])
@@ -220,9 +279,21 @@ def fields_of(shapes: Mapping[str, Shape]) -> dict[str, Any]:
         found["head_input"] = "cls_avg"
     if sizes.get("A") == sizes.get("M"):
         found.pop("pool_mlp_dim", None)
-    if "E" in sizes and "D" in sizes:
-        found["num_heads"] = sizes["D"] // sizes["E"]
+    head = sizes.get("E", sizes.get("Q"))  # differential attention has a norm of its whole heads
+    if head and "D" in sizes:
+        found["num_heads"] = sizes["D"] // head
     return found | _stem_fields(shapes)
+
+
+def _relative_fields(present: Mapping[str, Shape], sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Where biases of relative positions come from: tables or networks, of each block or one for all."""
+    for place, (table, network) in _RELATIVE.items():
+        if f"{table}.{_RELATIVE_TABLE}" in present:
+            return {"rel_pos": place}
+        if f"{network}.mlp.fc1.weight" in present:
+            scale: Any = "log" if f"{network}.mlp.fc2.bias" in present else "swin"
+            return {"rel_pos": place, "rel_pos_mlp": RelPosMlp(hidden_dim=sizes.get("G", 0), scale=scale)}
+    return {"rel_pos": "none"}
 
 
 def _sizes_of(present: Mapping[str, Shape]) -> dict[str, int]:

@@ -23,8 +23,9 @@ from vit_hub.model.config import ViTConfig, size_pair
 from vit_hub.model.layers import (
     AttentionPool,
     Bias,
-    Block,
     PatchEmbed,
+    RelativePositionMlp,
+    block_class,
     dropout,
     dropped,
     holds,
@@ -78,6 +79,7 @@ class VisionTransformer(nn.Module):
     rope_cos: Tensor | None
     rope_sin: Tensor | None
     rel_pos_index: Tensor | None
+    rel_pos_offsets: Tensor | None
 
     def __init__(
         self, config: ViTConfig, *, drop_rate: float = 0.0, attn_drop_rate: float = 0.0, drop_path_rate: float = 0.0
@@ -90,7 +92,8 @@ class VisionTransformer(nn.Module):
         self.config = config
         self.input_size = config.image_size
         # Where nothing learned depends on the grid (RoPE alone, sincos tables), any size is as native as another.
-        self.dynamic = config.pos_embed != "learned" and config.rel_pos == "none"
+        tables = config.rel_pos != "none" and config.rel_pos_mlp is None
+        self.dynamic = config.pos_embed != "learned" and not tables
         self.pad = False
         self.resize = "source"
         self.grad_checkpointing = False
@@ -119,19 +122,23 @@ class VisionTransformer(nn.Module):
             freqs = torch.zeros(2, config.depth, config.num_heads, config.head_dim // 2)
             self.rope = Holder("freqs", nn.Parameter(freqs))
         self.rel_pos_bias: nn.Module | None = None
-        if config.rel_pos == "shared":
+        self.shared_rel_pos: nn.Module | None = None
+        if config.rel_pos == "shared" and config.rel_pos_mlp:
+            self.shared_rel_pos = RelativePositionMlp(config)
+        elif config.rel_pos == "shared":
             table = torch.zeros(config.num_relative_rows, config.num_heads)
             self.rel_pos_bias = Holder(_RELATIVE_TABLE, nn.Parameter(table))
         # What of all this is computed, not learned; `reset_tables` fills it in.
-        self.pos_table = self.rope_cos = self.rope_sin = self.rel_pos_index = None
+        self.pos_table = self.rope_cos = self.rope_sin = self.rel_pos_index = self.rel_pos_offsets = None
         # Eq. 1: the patch embedding.
         self.patch_embed = PatchEmbed(config)
         self.pos_drop = dropout(drop_rate)
         self.norm_pre = norm(config.pre_norm)
         # Eq. 2 and 3.
         steps = max(config.depth - 1, 1)
+        block = block_class(config)
         self.blocks = nn.ModuleList(
-            Block(config, drop_rate, attn_drop_rate, drop_path_rate * i / steps) for i in range(config.depth)
+            block(config, drop_rate, attn_drop_rate, drop_path_rate * i / steps, i) for i in range(config.depth)
         )
         # Eq. 4, and the pooling of other families.
         self.norm = norm(config.final_norm == "before")
@@ -420,7 +427,8 @@ class VisionTransformer(nn.Module):
             images: [B, C, h, w], already preprocessed.
 
         Returns:
-            One [B, heads, T, T] per block; rows are queries and sum to 1 (A of arXiv 2010.11929, eq. 6).
+            One [B, heads, T, T] per block; rows are queries and sum to 1 (A of arXiv 2010.11929, eq. 6). Differential
+            attention gives differences of two; a block with branches gives one for each.
 
         Raises:
             ConfigError: the images are not of the model's size.
@@ -482,7 +490,7 @@ class VisionTransformer(nn.Module):
         Args:
             coarse: as timm calls it; blocks are not divided further.
         """
-        stem = r"^cls_token|dist_token|reg_token|pos_embed|patch_embed|norm_pre|rope|rel_pos_bias"
+        stem = r"^cls_token|dist_token|reg_token|pos_embed|patch_embed|norm_pre|rope|rel_pos_bias|shared_rel_pos"
         return {"stem": stem, "blocks": [(r"^blocks\.(\d+)", None), (r"^(?:cls_)?norm", (99999,))]}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -559,7 +567,7 @@ class VisionTransformer(nn.Module):
         if native:
             rope = None if self.rope_cos is None or self.rope_sin is None else (self.rope_cos, self.rope_sin)
             size, grid, table = self.config.image_size, self.config.grid_size, self.pos_table
-            return Geometry(size, grid, table, rope, self.rel_pos_index, None)
+            return Geometry(size, grid, table, rope, self.rel_pos_index, None, self.rel_pos_offsets)
         if is_recorded():
             return self._geometry_at(size, images)
         key = (size, images.device, images.dtype, self.resize, self.pad, torch.is_inference_mode_enabled())
@@ -576,7 +584,8 @@ class VisionTransformer(nn.Module):
         grid = (image_size[0] // unit[0], image_size[1] // unit[1])
         computed = self._computed_tables(grid, images, images.device if is_recorded() else HOST)
         rope = (computed["rope_cos"], computed["rope_sin"]) if "rope_cos" in computed else None
-        return Geometry(image_size, grid, computed.get("pos_table"), rope, computed.get("rel_pos_index"), {})
+        pairs, offsets = computed.get("rel_pos_index"), computed.get("rel_pos_offsets")
+        return Geometry(image_size, grid, computed.get("pos_table"), rope, pairs, {}, offsets)
 
     def _table(self, name: str, geometry: Geometry, table: Tensor) -> Tensor:
         """A learned table at the size of a geometry: resized now, or kept from an earlier batch of the size."""
@@ -597,17 +606,21 @@ class VisionTransformer(nn.Module):
 
         Tables are read where the module that has them is called.
         """
-        rope, bias, pairs = geometry.rope, None, geometry.pairs
+        rope, pairs, offsets = geometry.rope, geometry.pairs, geometry.offsets
         if self.rope is not None and self.config.rope is not None:
             angles = mixed_angles(self.config.rope, geometry.grid_size, self.rope()[:, index])
             rope = expand_angles(self.config.rope, angles, self.config.num_prefix_tokens)
-        if self.rel_pos_bias is not None and pairs is not None:
+        if pairs is None:
+            return rope, None
+        if offsets is not None and self.shared_rel_pos is not None:
+            return rope, relative_bias(self.shared_rel_pos(offsets), pairs)
+        if offsets is not None:
+            return rope, lambda network: relative_bias(network(offsets), pairs)
+        if self.rel_pos_bias is not None:
             table = self._table(f"rel_pos_bias.{_RELATIVE_TABLE}", geometry, self.rel_pos_bias())
-            bias = relative_bias(table, pairs)
-        elif pairs is not None:
-            name = f"blocks.{index}.attn.{_RELATIVE_TABLE}"
-            return rope, lambda table: relative_bias(self._table(name, geometry, table), pairs)
-        return rope, bias
+            return rope, relative_bias(table, pairs)
+        name = f"blocks.{index}.attn.{_RELATIVE_TABLE}"
+        return rope, lambda table: relative_bias(self._table(name, geometry, table), pairs)
 
     def save(self, path: str | Path) -> Path:
         """Write a canonical safetensors file with config and passport, so that converting back still works.
