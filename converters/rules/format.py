@@ -46,15 +46,23 @@ class Requirement:
 
 @dataclass(frozen=True)
 class Stated:
-    """Config fields that a checkpoint states, and where it states them."""
+    """Config fields that a checkpoint states, and where it states them.
+
+    Attributes:
+        fields: the fields.
+        by: where they are stated.
+        warnings: messages for the user.
+        guesses: those about fields that are guesses, which are left out where the caller gives the field.
+    """
 
     fields: Mapping[str, Any] = field(default_factory=dict)
     by: str = ""
     warnings: tuple[str, ...] = ()
+    guesses: Mapping[str, str] = field(default_factory=dict)
 
 
-# Only shapes tell these apart, so that no table refuses the others by its names.
-DEFAULT_LIMITS = {"ffn": "mlp", "head_input": "pooled"}
+# Only shapes and missing tensors tell these apart, so that no table refuses the others by its names.
+DEFAULT_LIMITS: dict[str, object] = {"ffn": "mlp", "head_input": "pooled", "parallel": "none", "branches": 1}
 
 SQUARE_IMAGES = Requirement("image_size", lambda c: c.image_size[0] == c.image_size[1], "its images are square")
 SQUARE_PATCHES = Requirement("patch_size", lambda c: c.patch_size[0] == c.patch_size[1], "its patches are square")

@@ -8,7 +8,8 @@ functions, so that its inverse needs no second table.
   index that only the foreign side has (a chunk number) is recorded, so that it is written again.
 * ``{_i}`` is an index after an underscore, left out where it is zero, as Keras numbers its layers.
 * Several foreign names are joined along the first axis (q, k, v into qkv); several canonical names cut it, in the
-  proportion ``weights``, or are each a copy of the whole (``copies``).
+  proportion ``weights``, or are each a copy of the whole (``copies``). A weight may be an axis of known size and a
+  factor (``"3d"``); ``axis`` is the axis that is cut, where it is not the first.
 * ``layout`` maps each foreign tensor to the canonical axes (see :mod:`vit_hub.converters.rules.layouts`); ``h`` heads,
   ``m`` heads of map pooling, ``p`` x ``q`` patch and ``c`` channels of the patch embedding are known from the config,
   other axes from the shape. Alternatives after the first are accepted when read; the shape found is recorded so that
@@ -44,19 +45,21 @@ class Rule:
 
     Attributes:
         layouts: how each foreign tensor maps to canonical axes; the first is written.
-        weights: proportions of the canonical tensors along the first axis.
+        weights: proportions of the canonical tensors along the axis that is cut.
         copies: the canonical tensors are equal, each the whole foreign tensor.
         carried: the model does not use the tensor; it is kept to be written back.
+        axis: the axis that canonical tensors cut.
         unless: a foreign tensor whose presence disables the rule.
     """
 
     canonical: tuple[str, ...]
     foreign: tuple[str, ...]
     layouts: tuple[str, ...] = ("",)
-    weights: tuple[int, ...] = (1,)
+    weights: tuple[int | str, ...] = (1,)
     copies: bool = False
     carried: bool = False
     unless: str = ""
+    axis: int = 0
 
     @property
     def stacked(self) -> bool:
@@ -68,15 +71,16 @@ def rule(
     canonical: str | tuple[str, ...],
     foreign: str | tuple[str, ...],
     *layouts: str,
-    weights: tuple[int, ...] = (),
+    weights: tuple[int | str, ...] = (),
     copies: bool = False,
     carried: bool = False,
     unless: str = "",
+    axis: int = 0,
 ) -> Rule:
     """Return a rule from single names or tuples of them."""
     names = (canonical,) if isinstance(canonical, str) else canonical
     others = (foreign,) if isinstance(foreign, str) else foreign
-    return Rule(names, others, layouts or ("",), weights or (1,) * len(names), copies, carried, unless)
+    return Rule(names, others, layouts or ("",), weights or (1,) * len(names), copies, carried, unless, axis)
 
 
 def weight_and_bias(canonical: str, foreign: str = "", joint: str = ".", **options: Any) -> tuple[Rule, Rule]:
@@ -239,7 +243,7 @@ class Table:
             try:
                 laid_out = [_apply_layouts(part, r.layouts, sizes) for part in parts]
                 whole = concat([tensor for tensor, _ in laid_out])
-                pieces = [copied(whole) for _ in r.canonical] if r.copies else split(whole, r.weights)
+                pieces = [copied(whole) for _ in r.canonical] if r.copies else _cut(whole, r, sizes)
             except ValueError as error:
                 raise CheckpointError(f"tensor {', '.join(names)}: {error}") from error
             for name, (_, first) in zip(names, laid_out, strict=True):
@@ -297,7 +301,37 @@ class Table:
 def _joined(r: Rule, names: Sequence[str], tensors: Mapping[str, LazyTensor]) -> LazyTensor:
     """Return what the canonical tensors of a rule are together."""
     parts = [tensors[name] for name in names]
-    return _equal(parts, names) if r.copies else concat(parts)
+    if r.copies:
+        return _equal(parts, names)
+    return _with_first(concat([_with_first(part, r.axis) for part in parts]), r.axis)
+
+
+def _cut(tensor: LazyTensor, r: Rule, sizes: Mapping[str, int]) -> list[LazyTensor]:
+    """Return the canonical tensors of a rule, cut out of what they are together.
+
+    Raises:
+        ValueError: the axis cannot be cut so.
+    """
+    weights = [weight if isinstance(weight, int) else _known(weight, sizes) for weight in r.weights]
+    return [_with_first(part, r.axis) for part in split(_with_first(tensor, r.axis), weights)]
+
+
+def _known(weight: str, sizes: Mapping[str, int]) -> int:
+    factor, axis = weight[:-1] or 1, weight[-1]
+    if not sizes.get(axis):
+        raise ValueError(f"the size of axis {axis} is not known")
+    return int(factor) * sizes[axis]
+
+
+def _with_first(tensor: LazyTensor, axis: int) -> LazyTensor:
+    """Return a tensor with an axis and the first one in each other's place."""
+    if not axis:
+        return tensor
+    order = list(range(len(tensor.shape)))
+    if axis >= len(order):
+        raise ValueError(f"shape {tensor.shape} has no axis {axis}")
+    order[0], order[axis] = axis, 0
+    return tensor.permute(order)
 
 
 def _equal(parts: Sequence[LazyTensor], names: Sequence[str]) -> LazyTensor:
