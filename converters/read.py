@@ -159,7 +159,8 @@ def read_raw(
     except ConfigError as error:
         raise ConfigError(f"{raw.path}: {error.message}", hint=error.hint) from error
     inferred |= dict.fromkeys(raw.told.keys() & inferred.keys(), "the program beside the weights")
-    warnings = [*raw.warnings, *match.warnings, *stated.warnings, *classifier.warnings, *guesses]
+    guessed = [text for name, text in stated.guesses.items() if name not in given]
+    warnings = [*raw.warnings, *match.warnings, *stated.warnings, *guessed, *classifier.warnings, *guesses]
     if match.prefix not in match.format.prefixes:
         inferred["prefix"] = f"{match.prefix!r} stands before the names of {match.label}"
     if channels_last:

@@ -37,7 +37,7 @@ MODULES = (
     "qwen3_vit",
 )
 # The classes whose arguments the formats read; of others the table has the names.
-CLASSES = ("VisionTransformer", "VisionTransformerDistilled", "Eva", "Beit")
+CLASSES = ("VisionTransformer", "VisionTransformerDistilled", "VisionTransformerRelPos", "Eva", "Beit")
 # Arguments of timm's factory, not of a class.
 _FACTORY = ("pretrained_filter_fn", "pretrained_strict", "feature_cfg", "kwargs_filter", "pretrained_cfg", "model_cfg")
 _ACTIVATIONS = {get_act_layer(name): name for name in ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")}

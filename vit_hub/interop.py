@@ -7,13 +7,14 @@ import dataclasses
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
 from vit_hub.converters.build import build
 from vit_hub.converters.casting import from_tensor, to_torch
 from vit_hub.converters.containers import RawCheckpoint
+from vit_hub.converters.formats._timm import BLOCKS
 from vit_hub.converters.read import read_raw
 from vit_hub.converters.save import snapshot
 from vit_hub.converters.write import foreign_tensors
@@ -121,7 +122,8 @@ def from_module(module: nn.Module) -> VisionTransformer:
     """Return the canonical model of a timm or transformers model, sharing tensors that need no change.
 
     Args:
-        module: a timm VisionTransformer, Eva or Beit, or a transformers model, with or without a head.
+        module: a timm VisionTransformer, VisionTransformerRelPos, Eva or Beit, or a transformers model, with or without
+            a head.
 
     Raises:
         UnknownFormatError: it is neither.
@@ -148,18 +150,27 @@ def from_module(module: nn.Module) -> VisionTransformer:
     return build(read_raw(source, format=label, overrides=facts), dtype=first.dtype).to(first.device)
 
 
-# timm's class -> the format of its state dicts -> the block that computes as the names of its layers suggest.
-_CLASSES = {"VisionTransformer": "timm", "Eva": "timm-eva", "Beit": "timm-beit"}
-_BLOCKS = {"timm": "Block", "timm-eva": "EvaBlock", "timm-beit": "Block"}
+# timm's class -> the format of its state dicts.
+_CLASSES = {
+    "VisionTransformer": "timm",
+    "VisionTransformerRelPos": "timm-relpos",
+    "Eva": "timm-eva",
+    "Beit": "timm-beit",
+}
 _ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu", "ReLU": "relu"}
 _POOLS = {"token": "cls", "avg": "avg", "map": "map", "": "none"}
 
 
 def timm_format(module: nn.Module) -> str:
-    """Return the format of a module's state dict; empty if it is none of the three classes."""
+    """Return the format of a module's state dict; empty if it is none of those classes."""
     found = (cls.__name__ for cls in type(module).__mro__ if cls.__module__.startswith("timm."))
     label = next((_CLASSES[name] for name in found if name in _CLASSES), "")
-    return f"{label}-split" if label == "timm-eva" and module.blocks[0].attn.qkv is None else label  # type: ignore[index, union-attr]
+    block: Any = module.blocks[0] if label else None  # type: ignore[index]
+    if label == "timm-eva":
+        return label if block.attn.qkv is not None else f"{label}-split"
+    if label == "timm" and hasattr(block, "in_proj"):
+        return f"{label}-parallel" + "-fused" * (block.out_proj is not None)
+    return label
 
 
 def timm_facts(module: Any) -> dict[str, Any]:
@@ -168,20 +179,16 @@ def timm_facts(module: Any) -> dict[str, Any]:
     Raises:
         ConfigError: it computes something that the canonical model does not.
     """
-    block = module.blocks[0]
-    known = _BLOCKS[timm_format(module).removesuffix("-split")]
-    if type(block).__name__ != known:
-        raise ConfigError(f"blocks: timm's {type(block).__name__} is not supported, {known} is")
-    if not isinstance(block.norm1, nn.LayerNorm):
-        raise ConfigError(f"norm_eps: timm's {type(block.norm1).__name__} is not supported, LayerNorm is")
-    if type(block.mlp).__name__ not in ("Mlp", "SwiGLU", "GluMlp") or getattr(block.mlp, "gate_last", False):
-        raise ConfigError(f"ffn: timm's {type(block.mlp).__name__} of this kind is not supported")
+    block = _block(module.blocks[0])
+    if not isinstance(block.norm, nn.LayerNorm):
+        raise ConfigError(f"norm_eps: timm's {type(block.norm).__name__} is not supported, LayerNorm is")
     facts = {
         "num_heads": block.attn.num_heads,
-        "norm_eps": block.norm1.eps,
-        "act": _activation(block.mlp.act),
+        "norm_eps": block.norm.eps,
+        "act": _activation(block.act),
         "image_size": tuple(module.patch_embed.img_size),
         "rope": _rope(getattr(module, "rope", None), getattr(block.attn, "rotate_half", False)),
+        **block.fields,
     }
     stem = getattr(module.patch_embed, "backbone", None)
     if stem is not None:
@@ -190,6 +197,33 @@ def timm_facts(module: Any) -> dict[str, Any]:
             raise ConfigError(f"stem: timm's {type(stem).__name__} is not supported, the ResNet of the hybrids is")
         facts |= {"stem_standardize": "var", "stem_norm_eps": first.norm.eps}
     return facts | _pooling(module, facts["act"])
+
+
+class _Block(NamedTuple):
+    """A block of timm's: its first norm, what has the heads, the activation, and the fields that its class fixes."""
+
+    norm: nn.Module
+    attn: Any
+    act: nn.Module
+    fields: dict[str, Any]
+
+
+def _block(block: Any) -> _Block:
+    name = type(block).__name__
+    if name.lower() not in BLOCKS:
+        raise ConfigError(f"blocks: timm's {name} is not supported")
+    fields = {"norm_position": "pre", "parallel": "none", "branches": 1, **BLOCKS[name.lower()]}
+    if hasattr(block, "in_proj"):
+        parallel = "separate" if block.out_proj is None else "joint"
+        return _Block(block.in_norm, block, block.mlp_act, {"differential": False, **fields, "parallel": parallel})
+    if hasattr(block, "attns"):
+        norm, attn, mlp = block.attns[0].norm, block.attns[0].attn, block.ffns[0].mlp
+        fields["branches"] = len(block.attns)
+    else:
+        norm, attn, mlp = block.norm1, block.attn, block.mlp
+    if type(mlp).__name__ not in ("Mlp", "SwiGLU", "GluMlp") or getattr(mlp, "gate_last", False):
+        raise ConfigError(f"ffn: timm's {type(mlp).__name__} of this kind is not supported")
+    return _Block(norm, attn, mlp.act, {**fields, "differential": type(attn).__name__ == "DiffAttention"})
 
 
 def _activation(layer: nn.Module) -> str:

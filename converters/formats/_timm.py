@@ -19,7 +19,7 @@ from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import Rope
 
-__all__ = ["NO_EFFECT", "POOLS", "gated", "is_named", "refusal", "state", "timm_class"]
+__all__ = ["BLOCKS", "NO_EFFECT", "POOLS", "gated", "is_named", "refusal", "state", "timm_class"]
 
 Tensors = Mapping[str, LazyTensor]
 
@@ -43,11 +43,22 @@ _ACTIVATIONS = {
     "swish": "silu",
     "relu": "relu",
 }
+# What timm's blocks compute, by the names of :func:`_layer`, beside what their tensors show.
+BLOCKS: dict[str, dict[str, Any]] = {
+    "block": {},
+    "relposblock": {},
+    "evablock": {},
+    "parallelthingsblock": {"branches": 2},
+    "respostblock": {"norm_position": "post"},
+    "respostrelposblock": {"norm_position": "post"},
+    "evablockpostnorm": {"norm_position": "post"},
+    "parallelscalingblock": {"parallel": "separate"},
+    "diffparallelscalingblock": {"parallel": "joint", "differential": True},
+}
 # Argument -> the values that can be computed; layers by the names of :func:`_layer`.
 _SUPPORTED: dict[str, tuple[object, ...]] = {
-    "block_fn": ("block",),
-    "use_post_norm": (False, None),
-    "attn_layer": (None, "", "attn", "attention"),
+    "block_fn": tuple(BLOCKS),
+    "attn_layer": (None, "", "attn", "attention", "diff"),
     "attn_type": ("eva", "rope"),
     "num_kv_heads": (None,),
     "norm_layer": (None, "", "layernorm", "layernormfp32"),
@@ -59,14 +70,6 @@ _SUPPORTED: dict[str, tuple[object, ...]] = {
     "attn_only_layer_scale": (False, None),
     "global_pool": (*POOLS, None),
     "rope_type": ("cat", "mixed", "dinov3", None),
-}
-# Values that do not explain themselves.
-_MEANING = {
-    "respostblock": "norms after the layers of a block",
-    "parallelscalingblock": "attention and feed-forward layer side by side",
-    "parallelthingsblock": "several layers side by side",
-    "diffparallelscalingblock": "differential attention beside the feed-forward layer",
-    "diff": "differential attention",
 }
 
 
@@ -151,9 +154,7 @@ def refusal(raw: RawCheckpoint) -> str:
     for name, value in model.args.items():
         layer = _layer(value)
         if name in _SUPPORTED and layer not in _SUPPORTED[name]:
-            meaning = _MEANING.get(str(layer))
-            shown = f"{name}={value}" + (f" ({meaning})" if meaning else "")
-            return f"config.json: architecture {model.name}: {shown} is not supported"
+            return f"config.json: architecture {model.name}: {name}={value} is not supported"
     return ""
 
 
@@ -164,8 +165,10 @@ def _layer(value: Any) -> Any:
 
 def gated(tensors: Tensors) -> bool:
     """Return whether the feed-forward layers have gates."""
+    if "blocks.0.mlp.fc1_g.weight" in tensors:
+        return True
     fc1, fc2 = tensors.get("blocks.0.mlp.fc1.weight"), tensors.get("blocks.0.mlp.fc2.weight")
-    return fc1 is None or fc2 is None or fc1.shape[0] == 2 * fc2.shape[1]
+    return fc1 is not None and fc2 is not None and fc1.shape[0] == 2 * fc2.shape[1]
 
 
 def state(raw: RawCheckpoint, tensors: Tensors) -> Stated:
@@ -176,6 +179,7 @@ def state(raw: RawCheckpoint, tensors: Tensors) -> Stated:
     args, warnings = model.args, _doubts(model, tensors)
     fields: dict[str, Any] = {name: args[name] for name in ("num_heads", "norm_eps") if args.get(name) is not None}
     fields |= _image_size(model, _file(raw), tensors)
+    fields |= _block(args)
     for found, doubts in (_activation(model, tensors), _pooling(model, tensors)):
         fields |= found
         warnings += doubts
@@ -211,6 +215,17 @@ def _doubts(model: _Model, tensors: Tensors) -> list[str]:
             'overrides={"num_heads": N}, on the command line --set num_heads=N, sets them'
         )
     return found
+
+
+def _block(args: Mapping[str, Any]) -> dict[str, Any]:
+    """What the class of the blocks fixes."""
+    if "use_post_norm" in args:
+        return {"norm_position": "post" if args["use_post_norm"] else "pre"}
+    if "block_fn" not in args:
+        return {}
+    fixed = BLOCKS[_layer(args["block_fn"])]
+    differential = _layer(args.get("attn_layer")) == "diff" and "parallel" not in fixed
+    return {"norm_position": "pre", "parallel": "none", "branches": 1, "differential": differential, **fixed}
 
 
 def _image_size(model: _Model, file: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:

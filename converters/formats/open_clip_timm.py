@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from vit_hub.converters.containers import RawCheckpoint
-from vit_hub.converters.formats import timm, timm_beit, timm_eva
+from vit_hub.converters.formats import timm, timm_beit, timm_eva, timm_parallel, timm_relpos
 from vit_hub.converters.formats.open_clip import CONFIG, LACKS, PREFIXES, model_config
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Stated
 from vit_hub.converters.rules.table import Drop, rule
@@ -86,4 +86,6 @@ def _tower(fmt: Format) -> Format:
     )
 
 
-FORMATS = tuple(_tower(fmt) for module in (timm, timm_beit, timm_eva) for fmt in module.FORMATS)
+FORMATS = tuple(
+    _tower(fmt) for module in (timm, timm_beit, timm_eva, timm_parallel, timm_relpos) for fmt in module.FORMATS
+)

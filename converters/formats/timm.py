@@ -23,6 +23,15 @@ from vit_hub.preprocessing.spec import Preprocessing
 
 _ATTENTION = ("attn.qkv", "attn.q_norm", "attn.k_norm", "attn.norm", "attn.proj")
 _BLOCK_LAYERS = ("norm1", *_ATTENTION, "norm2", "mlp.fc1", "mlp.norm", "mlp.fc2")
+# Of differential attention.
+LAMBDAS = (*(f"lambda_{part}" for part in ("q1", "k1", "q2", "k2")), "sub_norm.weight")
+# Several attention layers side by side, then as many feed-forward layers.
+_BRANCH_LAYERS = (
+    "attns.{j}.norm",
+    *(f"attns.{{j}}.{layer}" for layer in _ATTENTION),
+    "ffns.{j}.norm",
+    *(f"ffns.{{j}}.{layer}" for layer in ("mlp.fc1", "mlp.norm", "mlp.fc2")),
+)
 _MAP_LAYERS = ("q", "kv", "proj", "norm", "mlp.fc1", "mlp.fc2")
 NAMES = (
     "cls_token",
@@ -48,6 +57,12 @@ NAMES = (
 )
 
 _LAYER_SCALE = ("blocks.{i}.ls1.gamma", "blocks.{i}.ls2.gamma")
+_DIFFERENTIAL = tuple(f"blocks.{{i}}.attn.{name}" for name in LAMBDAS)
+_BRANCHES = (
+    *(f"blocks.{{i}}.{layer}.{part}" for layer in _BRANCH_LAYERS for part in ("weight", "bias")),
+    *(f"blocks.{{i}}.attns.{{j}}.attn.{name}" for name in LAMBDAS),
+    *(f"blocks.{{i}}.{layers}.{{j}}.ls.gamma" for layers in ("attns", "ffns")),
+)
 # The ResNet of the hybrids; a root without stages has no prefix.
 _STEM_LAYERS = (
     ("stem.conv", "stem.norm"),
@@ -68,6 +83,16 @@ PREFIXES = tuple(wrapper + module for wrapper in ("", *_WRAPPERS) for module in 
 _HYBRID = {"stem_standardize": "var", "stem_norm_eps": 1e-5}
 
 
+# Of timm's architectures without any of these, all norm after their layers.
+_PRE_NORM = {"cls_token", "reg_token", "attn.qkv.bias", "ls1.gamma", "norm.weight", "norm_pre.weight"}
+POST_NORM = {"norm_position": "post"}
+POST_NORM_GUESS = {
+    "norm_position": "norm_position=post is a guess: norms before and after the layers have the same names, and "
+    "those of timm's architectures with these tensors come after; "
+    'overrides={"norm_position": "pre"}, on the command line --set norm_position=pre, sets it otherwise'
+}
+
+
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Read timm's config.json: architecture, model_args, pooling."""
     shown = _HYBRID if any(name.startswith("patch_embed.backbone.") for name in tensors) else {}
@@ -75,9 +100,12 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
     if _timm.is_named(raw):
         stated = _timm.state(raw, tensors)
         return dataclasses.replace(stated, fields={**stated.fields, **shown})
-    if "norm_pre.weight" in tensors:
+    if "norm_pre.weight" in tensors or "blocks.0.attn.norm.weight" in tensors:  # CLIP and BEiT-3
         shown["norm_eps"] = 1e-5
-    return Stated(shown, "what timm's architectures with these tensors do")
+    names = {name.removeprefix("blocks.0.") for name in tensors}
+    guesses = POST_NORM_GUESS if "norm1.weight" in names and not _PRE_NORM & names else {}
+    fields = {**shown, **(POST_NORM if guesses else {})}
+    return Stated(fields, "what timm's architectures with these tensors do", guesses=guesses)
 
 
 def evidence(raw: RawCheckpoint, *classes: str) -> int:
@@ -98,6 +126,10 @@ _ARCHITECTURES: tuple[tuple[Callable[[ViTConfig], bool], str], ...] = (
     (lambda c: c.pool == "cls_dist", "deit_base_distilled_patch16_224"),
     (lambda c: c.ffn == "swiglu_packed", "vit_giant_patch14_dinov2"),
     (lambda c: c.norm_eps == 1e-5, "vit_base_patch16_clip_224"),
+    (lambda c: c.norm_position == "post", "vit_base_patch16_rpn_224"),
+    (lambda c: c.branches > 1, "vit_base_patch16_18x2_224"),
+    (lambda c: c.parallel == "joint", "vit_dpwee_patch16_reg1_gap_256"),
+    (lambda c: c.parallel == "separate", "vit_pwee_patch16_reg1_gap_256"),
     (lambda c: True, "vit_base_patch16_224"),
 )
 
@@ -123,7 +155,7 @@ def shared_args(config: ViTConfig) -> dict[str, Any]:
     }
 
 
-def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
+def sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
     """Return timm's hub config.json, from which create_model("local-dir:FOLDER") builds the model."""
     architecture = next(name for holds, name in _ARCHITECTURES if holds(config))
     if config.stem == "resnet":
@@ -146,6 +178,8 @@ def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
     }
     if config.pool_prefix:
         args["pool_include_prefix"] = True
+    if config.differential and config.parallel == "none":
+        args["attn_layer"] = "diff"
     if config.pool == "cls_dist":  # fixed by timm's distilled class
         for name in ("class_token", "no_embed_class", "reg_tokens", "global_pool", "fc_norm", "final_norm"):
             del args[name]
@@ -206,11 +240,12 @@ FORMATS = (
     Format(
         name="timm",
         project="timm",
-        rules=(*(rule(name, name) for name in (*NAMES, *_LAYER_SCALE)), *_STEM),
+        rules=(*(rule(name, name) for name in (*NAMES, *_LAYER_SCALE, *_DIFFERENTIAL, *_BRANCHES)), *_STEM),
         dialects=(Dialect("", {"root": "stem."}), Dialect("", {"root": ""})),
         prefixes=PREFIXES,
         conventions={"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic-antialias"},
         limits={
+            "branches": (1, 2),
             "qkv_bias": (True, False),
             "ffn": ("mlp", "swiglu_packed"),
             "pos_embed": ("learned", "none"),
@@ -247,7 +282,7 @@ FORMATS = (
         evidence=lambda raw, prefix: evidence(raw, "VisionTransformer", "VisionTransformerDistilled"),
         refuses=_timm.refusal,
         state=_state,
-        sidecars=_sidecars,
+        sidecars=sidecars,
         dialect_for=lambda config, dialects: dialects[config.stem == "resnet" and not config.stem_stages],
     ),
 )

@@ -45,6 +45,8 @@ _DINOV3 = Rope(theta=100.0, coordinates="centered", pairs="half")
 _EVA02 = Rope(reference_grid=(16, 16))
 _ROPE_VIT = Rope(theta=100.0, order="xy")
 _MIXED = Rope(theta=10.0, order="xy", mixed=True)
+# Width of EVA-02 enormous, whose blocks norm after their layers (arXiv 2303.11331, table 2); no other file shows that.
+_ENORMOUS = 1792
 # Side of the training grid of Perception Encoder core models by width (arXiv 2504.13181, table 17); that of language
 # and spatial models is 32.
 _PE_CORE_GRIDS = {192: 24, 384: 24, 768: 14, 1024: 24, 1536: 32}
@@ -83,6 +85,8 @@ def _facts(tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
         found["rope"] = _ROPE_VIT
     elif _timm.gated(tensors):
         found["rope"] = _EVA02
+    elif tensors["patch_embed.proj.weight"].shape[:1] == (_ENORMOUS,):
+        found["norm_position"] = "post"
     return found
 
 
@@ -158,6 +162,7 @@ def _sidecars(config: ViTConfig, passport: Passport | None, fused: bool) -> Side
         "use_abs_pos_emb": config.pos_embed == "learned",
         **_rope_args(config.rope),
         "use_pre_transformer_norm": config.pre_norm,
+        "use_post_norm": config.norm_position == "post",
         "use_post_transformer_norm": config.final_norm == "before",
         "use_fc_norm": config.final_norm == "after",
         "attn_pool_num_heads": config.pool_heads or config.num_heads,
@@ -202,6 +207,16 @@ _REQUIRES = (
         "rope",
         lambda c: c.rope is None or not c.rope.mixed or (c.rope.pairs == "interleaved" and not c.rope.offset),
         "its mixed rotations are interleaved",
+    ),
+    Requirement(
+        "qk_norm",
+        lambda c: c.norm_position == "pre" or not c.qk_norm,
+        "its blocks with norms after the layers have no norms of queries and keys",
+    ),
+    Requirement(
+        "ffn",
+        lambda c: c.norm_position == "pre" or c.ffn != "swiglu" or c.mlp_norm,
+        "its blocks with norms after the layers have gates of two tensors only where these are normed",
     ),
     timm.REGISTER_ROWS,
 )

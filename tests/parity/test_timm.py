@@ -12,9 +12,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small_models import PLAIN, configs, examples, random_images, random_model, randomise, relative_error
-from timm.layers import GluMlp, LayerNorm, Mlp, SwiGLUPacked
+from timm.layers import DiffAttention, GluMlp, LayerNorm, Mlp, SwiGLUPacked
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import ResPostBlock
+from timm.models.vision_transformer import (
+    Block,
+    DiffParallelScalingBlock,
+    ParallelScalingBlock,
+    ParallelThingsBlock,
+    ResPostBlock,
+)
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor
 
@@ -25,6 +31,13 @@ EXACT = 1e-10
 # What is folded is kept in float32, and timm computes rotary embeddings in it.
 SINGLE = 1e-5
 SMALL: dict[str, Any] = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2, "num_classes": 3}
+
+
+class DualAttention(DiffAttention):
+    """Differential attention whose factor is two numbers."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, dual_lambda=True, **options)
 
 
 @st.composite
@@ -40,6 +53,9 @@ def timm_arguments(draw: st.DrawFn) -> dict[str, Any]:
         draw(st.sampled_from(("gelu", "gelu_tanh", "quick_gelu", "silu", "relu"))),
         draw(st.sampled_from((1e-6, 1e-5, 1e-3))),
     )
+    blocks = (Block,) * 6 + (ResPostBlock, ParallelScalingBlock, DiffParallelScalingBlock, ParallelThingsBlock)
+    block = draw(st.sampled_from(blocks))
+    gated = gated and block not in (ParallelScalingBlock, DiffParallelScalingBlock)  # which have no gates
     return {
         "img_size": tuple(n * p for n, p in zip(grid, patch, strict=True)),
         "patch_size": patch,
@@ -64,6 +80,8 @@ def timm_arguments(draw: st.DrawFn) -> dict[str, Any]:
         "norm_layer": functools.partial(LayerNorm, eps=norm_eps),
         "act_layer": act,
         "mlp_layer": SwiGLUPacked if gated else Mlp,
+        "block_fn": block,
+        "attn_layer": draw(st.sampled_from(("attn", "attn", "diff"))),
     }
 
 
@@ -76,6 +94,8 @@ def made(cls: type[TimmVisionTransformer], arguments: dict[str, Any], dtype: tor
 def assert_same(
     ours: vit_hub.VisionTransformer, theirs: TimmVisionTransformer, images: Tensor, error: float = EXACT
 ) -> None:
+    if ours.config.differential:  # whose factor timm computes in float32
+        error = SINGLE
     with torch.inference_mode():
         tokens = theirs.forward_features(images)
         assert relative_error(ours.forward_features(images), tokens) <= error
@@ -88,9 +108,11 @@ def assert_goes_back(ours: vit_hub.VisionTransformer, theirs: TimmVisionTransfor
     try:
         found = vit_hub.to_timm(ours)
     except UnsupportedByFormatError as error:
-        # timm's architectures have epsilons of 1e-6, and of 1e-5 for CLIP's.
-        assert ours.config.norm_eps != 1e-6, error
-        assert "norm_eps: " in error.message
+        # timm's architectures have epsilons of 1e-6, and of 1e-5 for CLIP's; those with other blocks have no gates.
+        other = type(theirs.blocks[0]) is not Block
+        assert ours.config.norm_eps != 1e-6 or (other and ours.config.ffn != "mlp"), error
+        fields = ("norm_eps", *(("norm_position", "parallel", "branches", "config") if other else ()))
+        assert any(f"{name}: " in error.message for name in fields), error
         return
     wanted = theirs.state_dict()
     assert found.keys() == wanted.keys()
@@ -112,7 +134,7 @@ def test_a_timm_model_gives_the_same_numbers_and_goes_back(arguments: dict[str, 
 @given(arguments=timm_arguments())
 def test_a_distilled_timm_model_gives_the_same_numbers_and_goes_back(arguments: dict[str, Any]) -> None:
     fixed = {"class_token": True, "global_pool": "token", "pos_embed": "learn", "no_embed_class": False}
-    fixed |= {"reg_tokens": 0, "fc_norm": False}
+    fixed |= {"reg_tokens": 0, "fc_norm": False, "block_fn": Block, "attn_layer": "attn"}
     theirs = made(VisionTransformerDistilled, arguments | fixed, torch.float64)
     if not arguments["num_classes"]:
         assert not hasattr(theirs.head, "weight")
@@ -130,7 +152,7 @@ def written_for_timm(model: vit_hub.VisionTransformer, folder: Path) -> tuple[Ti
     report = vit_hub.convert(model.save(folder / "canonical.safetensors"), folder / "timm", to="timm")
     folded = any(message.startswith("irreversible: ") for message in report.warnings)
     theirs = timm.create_model(f"local-dir:{folder / 'timm'}", pretrained=True).double().eval()
-    return theirs, SINGLE if folded or model.config.rope else EXACT
+    return theirs, SINGLE if folded or model.config.rope or model.config.differential else EXACT
 
 
 # Mostly what timm has, and a little of everything that it has not.
@@ -153,6 +175,10 @@ NEARLY = PLAIN | {
     "representation_dim": st.sampled_from((0, 0, 0, 0, 3)),
     "projection_dim": st.sampled_from((0, 0, 0, 0, 3)),
     "head_input": st.sampled_from(("pooled", "pooled", "pooled", "cls_avg")),
+    "norm_position": st.sampled_from(("pre", "pre", "post")),
+    "differential": st.sampled_from((False, False, True)),
+    "parallel": st.sampled_from(("none", "none", "none", "separate", "joint")),
+    "branches": st.sampled_from((1, 1, 1, 2, 3)),
 }
 
 
@@ -281,7 +307,7 @@ def test_what_timm_cannot_express_is_refused_naming_the_field(
         {"global_pool": "prr"},
         {"global_pool": ""},
         {"proj_bias": False},
-        {"block_fn": ResPostBlock},
+        {"attn_layer": DualAttention},
         {"norm_layer": "rmsnorm"},
         {"act_layer": "mish"},
         {"mlp_layer": functools.partial(GluMlp, gate_last=True)},

@@ -21,12 +21,13 @@ from timm.models.eva import Eva
 from timm.models.resnetv2 import ResNetV2, create_resnetv2_stem
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from timm.models.vision_transformer_hybrid import HybridEmbed
+from timm.models.vision_transformer_relpos import RelPosBlock, ResPostRelPosBlock, VisionTransformerRelPos
 from torch import Tensor
 
 import vit_hub
 from vit_hub.errors import ConfigError, VitHubError
 
-# timm computes rotary embeddings in float32 whatever the model is in.
+# timm computes rotary embeddings, offsets and the factor of differential attention in float32 whatever the model is in.
 EXACT, SINGLE = 1e-10, 1e-6
 
 
@@ -110,6 +111,19 @@ def eva_arguments(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@examples(40)
+@given(arguments=eva_arguments())
+def test_an_eva_model_with_norms_after_its_layers_gives_the_same_numbers_and_goes_back(
+    arguments: dict[str, Any],
+) -> None:
+    # timm has no norms of queries and keys in such blocks.
+    theirs = made(Eva(**arguments | {"use_post_norm": True, "qk_norm": False}))
+    ours = vit_hub.from_module(theirs)
+    assert ours.config.norm_position == "post"
+    assert_same(ours, theirs, random_images(ours.config, torch.float64), SINGLE if ours.config.rope else EXACT)
+    assert_goes_back(ours, theirs)
+
+
 @examples(100)
 @given(arguments=eva_arguments())
 def test_an_eva_model_gives_the_same_numbers_and_goes_back(arguments: dict[str, Any]) -> None:
@@ -119,6 +133,57 @@ def test_an_eva_model_gives_the_same_numbers_and_goes_back(arguments: dict[str, 
     assert (ours.config.rope is not None) == arguments["use_rot_pos_emb"]
     assert_same(ours, theirs, random_images(ours.config, torch.float64), SINGLE if ours.config.rope else EXACT)
     assert_goes_back(ours, theirs)
+
+
+@st.composite
+def relpos_arguments(draw: st.DrawFn) -> dict[str, Any]:
+    """Arguments of timm's VisionTransformerRelPos, all that change what it computes."""
+    found = draw(common_arguments())
+    class_token = draw(st.booleans())
+    pool = draw(st.sampled_from(["avg", "avg", ""] + ["token"] * class_token))
+    kind = draw(st.sampled_from(("mlp", "mlp-swin", "bias")))
+    # Where the grid is one patch high or wide, timm divides by zero for Swin's scale.
+    size = (
+        found["img_size"]
+        if kind != "mlp-swin"
+        else tuple(max(n, 2 * p) for n, p in zip(found["img_size"], found["patch_size"], strict=True))
+    )
+    return {key: value for key, value in found.items() if key not in ("swiglu_mlp", "scale_mlp")} | {
+        "img_size": size,
+        "num_classes": found["num_classes"] if pool else 0,
+        "global_pool": pool,
+        "class_token": class_token,
+        "qk_norm": draw(st.booleans()),
+        "fc_norm": bool(pool) and draw(st.booleans()),
+        "rel_pos_type": kind,
+        "rel_pos_dim": draw(st.sampled_from((None, 5))),
+        "shared_rel_pos": draw(st.booleans()),
+        "block_fn": draw(st.sampled_from((RelPosBlock, ResPostRelPosBlock))),
+    }
+
+
+@examples(80)
+@given(arguments=relpos_arguments())
+def test_a_model_with_relative_positions_gives_the_same_numbers_and_goes_back(arguments: dict[str, Any]) -> None:
+    theirs = made(VisionTransformerRelPos(**arguments))
+    ours = vit_hub.from_module(theirs)
+    error = SINGLE if ours.config.rel_pos_mlp else EXACT
+    assert_same(ours, theirs, random_images(ours.config, torch.float64), error)
+    if ours.config.norm_eps == 1e-6:  # that of all its architectures
+        assert_goes_back(ours, theirs)
+
+
+@examples(30)
+@given(arguments=relpos_arguments(), grid=st.tuples(st.integers(2, 5), st.integers(2, 5)))
+def test_relative_positions_follow_another_image_size(arguments: dict[str, Any], grid: tuple[int, int]) -> None:
+    theirs = made(VisionTransformerRelPos(**arguments))
+    ours = vit_hub.from_module(theirs)
+    size = tuple(n * p for n, p in zip(grid, arguments["patch_size"], strict=True))
+    assert ours.dynamic == (arguments["rel_pos_type"] != "bias")
+    ours.set_image_size(size)
+    theirs.set_input_size(size)
+    # timm resizes tables in float32.
+    assert_same(ours, theirs, random_images(ours.config, torch.float64), 1e-5)
 
 
 @st.composite
@@ -178,7 +243,6 @@ def test_a_hybrid_gives_the_same_numbers_and_goes_back(
 @pytest.mark.parametrize(
     ("cls", "arguments"),
     [
-        (Eva, {"use_post_norm": True}),
         (Eva, {"attn_only_layer_scale": True, "init_values": 1e-5}),
         (Eva, {"global_pool": "max"}),
         (Eva, {"global_pool": "map", "swiglu_mlp": True}),
@@ -212,6 +276,18 @@ KINDS: dict[str, dict[str, Any]] = {
     "vit_small_patch16_rope_ape_224": {},
     "vit_base_patch16_rope_reg1_gap_256": {},
     "beit_base_patch16_224": {},
+    "beit3_base_patch16_224": {},
+    "vit_base_patch16_rpn_224": {},
+    "vit_relpos_small_patch16_224": {},
+    "vit_relpos_base_patch16_cls_224": {},
+    "vit_relpos_base_patch16_clsgap_224": {},
+    "vit_relpos_medium_patch16_rpn_224": {},
+    "vit_srelpos_medium_patch16_224": {},
+    "eva02_enormous_patch14_clip_224": {"norm_position": "post"},
+    "vit_dlittle_patch16_reg1_gap_256": {},
+    "vit_pwee_patch16_reg1_gap_256": {},
+    "vit_dpwee_patch16_reg1_gap_256": {},
+    "vit_small_patch16_18x2_224": {},
     "vit_so150m_patch16_reg4_map_256": {},
     "vit_so150m_patch16_reg4_gap_256": {},
     "vit_base_patch16_siglip_224": {},
@@ -241,7 +317,8 @@ def test_a_published_architecture_there_and_back(name: str, tmp_path: Path) -> N
     again = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
     assert type(again) is type(theirs)
 
-    error = SINGLE if report.config.rope else EXACT
+    config = report.config
+    error = SINGLE if config.rope or config.rel_pos_mlp or config.differential else EXACT
     images = random_images(report.config, torch.float64)
     with torch.inference_mode():
         wanted = theirs.double()(images)

@@ -69,12 +69,13 @@ IN_TENSORS = {
     *("mlp_ratio", "swiglu_mlp", "swiglu_align_to", "qkv_bias", "qkv_fused", "qk_norm", "attn_pool_mlp_ratio"),
     *("scale_mlp", "scale_attn_inner", "scale_attn_norm", "scale_mlp_norm", "init_values"),
     *("pos_embed", "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias"),
+    *("rel_pos_type", "rel_pos_dim", "shared_rel_pos"),
     *("pre_norm", "use_pre_transformer_norm", "final_norm", "use_post_transformer_norm", "fc_norm", "use_fc_norm"),
 }
 READ = {
     *("num_heads", "norm_eps", "global_pool", "pool_include_prefix", "no_embed_class", "img_size"),
     *("attn_pool_num_heads", "use_rot_pos_emb", "rope_temperature", "rope_grid_offset", "rope_grid_indexing"),
-    *("rope_rotate_half", "ref_feat_shape"),
+    *("rope_rotate_half", "ref_feat_shape", "use_post_norm"),
 }
 
 
@@ -167,6 +168,15 @@ def described(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
             "use_fc_norm": one_of(None, True, False),
             "use_abs_pos_emb": st.booleans(),
         }
+    if cls == "VisionTransformerRelPos":
+        choices |= {
+            "qk_norm": st.booleans(),
+            "fc_norm": st.booleans(),
+            "rel_pos_type": one_of("mlp", "mlp-swin", "bias"),
+            "rel_pos_dim": one_of(None, 8),
+            "shared_rel_pos": st.booleans(),
+        }
+        del choices["no_embed_class"]
     if cls == "Beit":
         choices |= {"use_abs_pos_emb": st.booleans(), "use_fc_norm": one_of(None, True, False)}
     names = draw(st.lists(st.sampled_from(sorted(choices)), max_size=5, unique=True))
@@ -211,6 +221,26 @@ SMALL: dict[str, Any] = {"embed_dim": 96, "depth": 2, "num_heads": 3, "img_size"
         ("vit_base_patch16_gap_224", {"num_heads": None}),
         ("deit_small_distilled_patch16_224", {}),
         ("beit3_base_patch16_224", {}),
+        ("beit3_large_patch16_224", {"img_size": (48, 32)}),
+        ("vit_base_patch16_rpn_224", {}),
+        ("vit_base_patch16_rpn_224", {"class_token": True, "qkv_bias": True, "global_pool": "token"}),
+        ("eva02_enormous_patch14_clip_224", {}),
+        ("eva02_tiny_patch14_224", {"use_post_norm": True, "num_heads": 2}),
+        ("vit_relpos_small_patch16_224", {}),
+        ("vit_relpos_base_patch16_cls_224", {}),
+        ("vit_relpos_base_patch16_clsgap_224", {"rel_pos_type": "bias"}),
+        ("vit_relpos_base_patch32_plus_rpn_256", {"rel_pos_type": "bias", "img_size": (48, 32)}),
+        ("vit_srelpos_medium_patch16_224", {"rel_pos_type": "mlp-swin"}),
+        ("vit_srelpos_small_patch16_224", {"rel_pos_type": "bias", "init_values": None}),
+        ("vit_pwee_patch16_reg1_gap_256", {"qkv_bias": False, "qk_norm": True}),
+        ("vit_dpwee_patch16_reg1_gap_256", {"init_values": None}),
+        ("vit_dpwee_patch16_reg1_gap_256", {"qkv_bias": False, "qk_norm": True, "class_token": True}),
+        ("vit_dwee_patch16_reg1_gap_256", {"qk_norm": True}),
+        ("vit_dlittle_patch16_reg1_gap_256", {}),
+        ("vit_base_patch16_224", {"attn_layer": "diff"}),
+        ("vit_small_patch16_18x2_224", {}),
+        ("vit_base_patch16_18x2_224", {"attn_layer": "diff", "init_values": None}),
+        ("vit_pe_lang_large_patch14_448", {}),
         ("beitv2_base_patch16_224", {}),
         ("vit_pe_core_tiny_patch16_384", {"num_heads": 4, "embed_dim": 128}),
         ("vit_pe_core_large_patch14_336", {"attn_pool_num_heads": 2}),
@@ -234,7 +264,8 @@ def test_a_folder_of_timms_gives_timms_numbers(name: str, arguments: dict[str, A
     again = timm.create_model(f"local-dir:{tmp_path / 'again'}", pretrained=True).eval().double()
     images = random_images(ckpt.config, torch.float64)
     theirs = theirs.double()
-    tolerance = 1e-6 if ckpt.config.rope else 1e-10
+    config = ckpt.config
+    tolerance = 1e-6 if config.rope or config.rel_pos_mlp or config.differential else 1e-10
     with torch.inference_mode():
         wanted = theirs(images)
         assert relative_error(vit_hub.load(ckpt, dtype="float64")(images), wanted) <= tolerance
@@ -257,16 +288,45 @@ def test_gates_from_the_callers_code_keep_the_heads_of_the_architecture(register
     assert "act=silu is a guess" in warning
 
 
-def test_blocks_with_norms_after_their_layers_are_refused_until_they_can_be_computed() -> None:
-    for name, why in (
-        ("vit_base_patch16_rpn_224", r"block_fn=ResPostBlock \(norms after the layers of a block\)"),
-        ("eva02_enormous_patch14_clip_224", "use_post_norm=True"),
-    ):
-        with pytest.raises(ConfigError, match=f"architecture {name}: {why} is not supported"):
-            read(on_meta(name, depth=1), {"architecture": name, "model_args": {"depth": 1}})
+def test_norms_after_the_layers_are_read_from_the_architecture_or_its_arguments() -> None:
     args = {"depth": 1, "use_post_norm": True}
-    with pytest.raises(ConfigError, match="eva02_tiny_patch14_224: use_post_norm=True"):
-        read(on_meta("eva02_tiny_patch14_224", **args), {"architecture": "eva02_tiny_patch14_224", "model_args": args})
+    for name, stated in (
+        ("vit_base_patch16_rpn_224", {"depth": 1}),
+        ("vit_relpos_medium_patch16_rpn_224", {"depth": 1}),
+        ("eva02_enormous_patch14_clip_224", {"depth": 1}),
+        ("eva02_tiny_patch14_224", args),
+    ):
+        found = read(on_meta(name, **stated), {"architecture": name, "model_args": stated})
+        assert (found.config.norm_position, found.warnings) == ("post", ())
+    module = on_meta("vit_base_patch16_rpn_224", depth=1)
+    assert read(module, {"architecture": "vit_base_patch16_224", "model_args": {}}).config.norm_position == "pre"
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_rpn_224", "vit_relpos_small_patch16_rpn_224"])
+def test_norms_after_the_layers_of_a_bare_file_are_a_guess_each_time(name: str) -> None:
+    module, heads = on_meta(name, depth=1), {"num_heads": 12 if "base" in name else 6}
+    found = read_raw(unread(module, {}), overrides=heads)
+    [warning] = found.warnings
+    assert "norm_position=post is a guess" in warning
+    assert "--set norm_position=pre" in warning
+    assert found.config == live(module)
+    other = read_raw(unread(module, {}), overrides={**heads, "norm_position": "pre"})
+    assert (other.config, other.warnings) == (found.config.replace(norm_position="pre"), ())
+
+
+def test_the_bare_file_of_eva02_enormous_has_norms_after_the_layers() -> None:
+    module = on_meta("eva02_enormous_patch14_clip_224", depth=1)
+    assert read_raw(unread(module, {}), overrides={"num_heads": 16}).config == live(module)
+
+
+def test_tensors_that_contradict_the_blocks_of_the_architecture_are_an_error() -> None:
+    for tensors, name in (
+        ("vit_pwee_patch16_reg1_gap_256", "vit_dpwee_patch16_reg1_gap_256"),
+        ("vit_dwee_patch16_reg1_gap_256", "vit_wee_patch16_reg1_gap_256"),
+        ("vit_tiny_patch16_224", "vit_small_patch16_18x2_224"),
+    ):
+        with pytest.raises(VitHubError):
+            read(on_meta(tensors, depth=1), {"architecture": name, "model_args": {"depth": 1}})
 
 
 def test_arguments_that_are_not_known_are_named() -> None:
@@ -318,7 +378,15 @@ def test_transformers_wrapper_of_timm_names_the_architecture_too() -> None:
     assert read(module, {**file, "architecture": "vit_huge_patch14_224", "model_args": None}).config == live(module)
 
 
-@pytest.mark.parametrize("name", ["vit_huge_patch14_224", "vit_pe_core_tiny_patch16_384", "vit_base_patch16_rpn_224"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_huge_patch14_224",
+        "vit_pe_core_tiny_patch16_384",
+        "vit_base_patch16_rpn_224",
+        "vit_relpos_small_patch16_224",
+    ],
+)
 def test_open_clip_takes_its_towers_from_the_same_table(name: str) -> None:
     module = on_meta(name, num_classes=0, depth=1)
     size = module.patch_embed.img_size[0]
@@ -328,10 +396,6 @@ def test_open_clip_takes_its_towers_from_the_same_table(name: str) -> None:
     tensors = {f"visual.trunk.{key}": tensor for key, tensor in tower.tensors.items()}
     tensors["visual.head.proj.weight"] = LazyTensor("F32", (7, module.num_features), nothing)
     whole = RawCheckpoint(Path("folder"), "safetensors", tensors, {}, tower.sidecars, ())
-    if "_rpn_" in name:
-        with pytest.raises(ConfigError, match=f"architecture {name}: block_fn=ResPostBlock"):
-            read_raw(whole)
-        return
     found = read_raw(whole)
     assert found.config == live(module).replace(projection_dim=7)
     assert found.warnings == ()
@@ -378,7 +442,7 @@ def test_published_shapes_have_the_heads_that_most_of_timms_architectures_have()
             heads = 0
         if heads != args["num_heads"]:
             wrong.add(name)
-    tests = {"test_vit", "test_vit2", "test_vit3"}
+    tests = {"test_vit", "test_vit2", "test_vit3", "test_vit_relpos"}
     assert wrong == {*tests, "vit_base_patch16_gap_224", "vit_giant_patch16_radio_v3"}
 
 
