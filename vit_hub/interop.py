@@ -47,18 +47,19 @@ def timm_model(model: VisionTransformer) -> nn.Module:
     Raises:
         UnsupportedByFormatError: timm has no such architecture.
     """
-    import timm
+    from timm.models import model_entrypoint
 
     state, sidecars = _foreign(model, "timm", "canonical")
     config = sidecars["config.json"]
     options = {**config["model_args"], "num_classes": config["num_classes"]}
     # Preprocessing and class names, which timm reads from there.
     facts = {**config["pretrained_cfg"], **{key: config[key] for key in _LABEL_KEYS if key in config}}
-    made: nn.Module = timm.create_model(
-        config["architecture"], pretrained=False, pretrained_cfg_overlay=facts, **options
-    )
+    # Not by timm.create_model, for which None means that an argument is not given.
+    build_timm = model_entrypoint(config["architecture"])
+    made: nn.Module = build_timm(pretrained=False, pretrained_cfg_overlay=facts, **options)
+    made = made.to(next(iter(state.values())).dtype)
     made.load_state_dict(state)
-    return made.to(next(iter(state.values())).dtype).eval()
+    return made.eval()
 
 
 def to_transformers(model: VisionTransformer) -> nn.Module:
