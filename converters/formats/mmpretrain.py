@@ -555,7 +555,12 @@ FORMATS = (
             "distilled": False,
             "pool": ("cls", "avg", "none"),
         },
-        requires=_REQUIRES,
+        requires=(
+            *_REQUIRES,
+            Requirement(
+                "rel_pos", lambda c: c.rel_pos == "none" or c.class_token, "its tables have rows for a class token"
+            ),
+        ),
         evidence=_evidence_beit,
     ),
     _format(

@@ -92,7 +92,7 @@ def test_it_is_what_the_recorded_models_were_run_with(case: Case) -> None:
     recorded = case.meta["config"]
     eps = recorded.get("eps", config.norm_eps)
     assert config.norm_eps == (eps[0] if isinstance(eps, list) else eps)
-    activation = recorded["activation"].lower()
+    activation = str(recorded["activation"]).lower()
     if "quick" in activation:
         assert config.act == "quick_gelu"
     elif "tanh" in activation:

@@ -31,7 +31,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "relative": {**_NO_TABLE, "rel_pos": "block", "qkv_bias": "qv"},
     "relative shared": {**_NO_TABLE, "rel_pos": "shared"},
     "sincos": {"pos_embed": "sincos2d", "pos_embed_prefix": False},
-    "relative by a network": {**_NO_TABLE, "rel_pos": "block", "rel_pos_mlp": RelPosMlp(hidden_dim=24)},
+    "relative by a network": {**_NO_TABLE, "pool": "avg", "rel_pos": "block", "rel_pos_mlp": RelPosMlp(hidden_dim=24)},
     "relative shared, without class token": {
         **_NO_TABLE,
         "class_token": False,
@@ -39,7 +39,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
         "rel_pos": "shared",
         "rel_pos_mlp": RelPosMlp(hidden_dim=24),
     },
-    "norms after the layers": {"norm_position": "post"},
+    "norms after the layers": {"norm_position": "post", "pool": "avg"},
     "differential": {"differential": True, "layer_scale": True},
     "parallel": {"parallel": "separate", "layer_scale": True},
     "parallel differential": {"parallel": "joint", "differential": True, "qkv_bias": False},
