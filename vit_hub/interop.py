@@ -121,7 +121,8 @@ def from_module(module: nn.Module) -> VisionTransformer:
     """Return the canonical model of a timm or transformers model, sharing tensors that need no change.
 
     Args:
-        module: a timm VisionTransformer, Eva or Beit, or a transformers model, with or without a head.
+        module: a timm VisionTransformer, Eva, Beit or VisionTransformerSAM, or a transformers model, with a head or
+            without.
 
     Raises:
         UnknownFormatError: it is neither.
@@ -149,14 +150,14 @@ def from_module(module: nn.Module) -> VisionTransformer:
 
 
 # timm's class -> the format of its state dicts -> the block that computes as the names of its layers suggest.
-_CLASSES = {"VisionTransformer": "timm", "Eva": "timm-eva", "Beit": "timm-beit"}
-_BLOCKS = {"timm": "Block", "timm-eva": "EvaBlock", "timm-beit": "Block"}
+_CLASSES = {"VisionTransformer": "timm", "Eva": "timm-eva", "Beit": "timm-beit", "VisionTransformerSAM": "timm-sam"}
+_BLOCKS = {"timm": "Block", "timm-eva": "EvaBlock", "timm-beit": "Block", "timm-sam": "Block"}
 _ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu", "ReLU": "relu"}
 _POOLS = {"token": "cls", "avg": "avg", "map": "map", "": "none"}
 
 
 def timm_format(module: nn.Module) -> str:
-    """Return the format of a module's state dict; empty if it is none of the three classes."""
+    """Return the format of a module's state dict; empty if it is of no class that is read."""
     found = (cls.__name__ for cls in type(module).__mro__ if cls.__module__.startswith("timm."))
     label = next((_CLASSES[name] for name in found if name in _CLASSES), "")
     return f"{label}-split" if label == "timm-eva" and module.blocks[0].attn.qkv is None else label  # type: ignore[index, union-attr]
@@ -189,7 +190,21 @@ def timm_facts(module: Any) -> dict[str, Any]:
         if not hasattr(first, "norm"):
             raise ConfigError(f"stem: timm's {type(stem).__name__} is not supported, the ResNet of the hybrids is")
         facts |= {"stem_standardize": "var", "stem_norm_eps": first.norm.eps}
+    if timm_format(module) == "timm-sam":
+        return facts | _windows(module)
     return facts | _pooling(module, facts["act"])
+
+
+def _windows(module: Any) -> dict[str, Any]:
+    """The windows of VisionTransformerSAM, and whether its map is pooled."""
+    if module.rope_global is not None:
+        raise ConfigError("rope: timm's VisionTransformerSAM with rotary positions is not supported")
+    sides = [block.window_size for block in module.blocks]
+    full, size = [index for index, side in enumerate(sides) if not side], max(sides)
+    windows = {"size": (size, size), "full": full} if size else None
+    if module.global_pool not in _POOLS:
+        raise ConfigError(f"pool: timm's global_pool={module.global_pool!r} is not supported")
+    return {"windows": windows, "pool": _POOLS[module.global_pool]}
 
 
 def _activation(layer: nn.Module) -> str:
