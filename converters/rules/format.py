@@ -59,6 +59,7 @@ ANY: tuple[()] = ()
 DEFAULT_LIMITS: dict[str, object] = {
     "ffn": "mlp",
     "head_input": "pooled",
+    "norm": "layer",
     "windows": None,
     "neck": None,
     "merger": None,

@@ -207,7 +207,8 @@ class ViTConfig:
             ``swiglu_packed``: gate and value as one tensor, gate first (arXiv 2002.05202).
         act: ``gelu`` (exact, erf), ``gelu_tanh`` (tanh approximation), ``quick_gelu`` (x * sigmoid(1.702 x));
             all three are in arXiv 1606.08415, section 2; or ``silu``, ``relu``.
-        norm_eps: epsilon of every LayerNorm.
+        norm_eps: epsilon of every norm.
+        norm: kind of the norms: ``layer`` (LayerNorm); ``rms`` (RMSNorm, arXiv 1910.07467).
         qkv_bias: True, False, ``"qv"`` for models whose keys have no bias (BEiT, EVA), or ``"masked"`` for a full bias
             that is multiplied by a stored mask (DINOv3).
         patch_bias: whether the patch embedding has a bias (CLIP has none).
@@ -270,6 +271,7 @@ class ViTConfig:
     ffn: Literal["mlp", "swiglu", "swiglu_packed"] = "mlp"
     act: Activation = "gelu"
     norm_eps: float = 1e-6
+    norm: Literal["layer", "rms"] = "layer"
     qkv_bias: bool | Literal["qv", "masked"] = True
     patch_bias: bool = True
     qk_norm: bool = False
@@ -361,7 +363,7 @@ class ViTConfig:
         dim, pool, head, prefix = self.embed_dim, self.pool, self.num_classes > 0, self.num_prefix_tokens
         pooled, both_tokens, width = pool != "none", pool == "cls_dist", self.representation_dim
         joint = self.video is not None and self.video.joint
-        plain, squares = not prefix and not joint and self.final_norm == "none", self.merger.size if self.merger else 1
+        plain = not prefix and not joint and self.final_norm == "none"
         holds = {
             f"num_heads: num_heads={self.num_heads} does not divide embed_dim={dim}": dim % self.num_heads == 0,
             f"image_size: image_size={self.image_size} is smaller than one patch {self.pixels_per_patch}": all(
@@ -434,9 +436,6 @@ class ViTConfig:
             ),
             "merger: a merger needs patches alone, without a final norm, and pool='none'": (
                 self.merger is None or (plain and pool == "none" and self.neck is None)
-            ),
-            f"image_size: the grid {self.grid_size} is no multiple of merger.size={squares}": (
-                not any(side % squares for side in self.grid_size)
             ),
             "video: patches of several frames need stem='patch'": self.video is None or self.stem == "patch",
         }

@@ -19,12 +19,17 @@ from vit_hub.model.windows import Partition
 
 __all__ = [
     "Attention", "AttentionPool", "AttentivePool", "Block", "DropPath", "LayerScale", "Mlp", "PackedSwiGLU",
-    "PatchEmbed", "PatchMerger", "SwiGLU", "dropout", "dropped", "make_neck",
+    "PatchEmbed", "PatchMerger", "SwiGLU", "dropout", "dropped", "make_neck", "make_norm",
 ]  # fmt: skip
 
 
 # A bias of attention's logits, or what makes it of the layer's own table, or of its queries and tables.
 Bias = Tensor | Callable[..., Tensor]
+
+
+def make_norm(kind: str, width: int, eps: float) -> nn.Module:
+    """Return LayerNorm (``layer``), or RMSNorm (``rms``, arXiv 1910.07467)."""
+    return nn.RMSNorm(width, eps=eps) if kind == "rms" else nn.LayerNorm(width, eps=eps)
 
 
 def _activate(name: str, x: Tensor, *, inplace: bool) -> Tensor:
@@ -229,8 +234,8 @@ class Attention(nn.Module):
         self.q_norm: nn.Module = nn.Identity()
         self.k_norm: nn.Module = nn.Identity()
         if config.qk_norm:
-            self.q_norm = nn.LayerNorm(config.head_dim, eps=config.norm_eps)
-            self.k_norm = nn.LayerNorm(config.head_dim, eps=config.norm_eps)
+            self.q_norm = make_norm(config.norm, config.head_dim, config.norm_eps)
+            self.k_norm = make_norm(config.norm, config.head_dim, config.norm_eps)
         self.relative_position_bias_table: Tensor | None = None
         if config.rel_pos == "block":
             self.relative_position_bias_table = nn.Parameter(torch.zeros(config.num_relative_rows, config.num_heads))
@@ -242,7 +247,7 @@ class Attention(nn.Module):
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * columns - 1, config.head_dim))
         self.pairs = config.rope.pairs if config.rope else ""
         self.attn_drop = nn.Dropout(attn_drop_rate)  # never called: the attention kernel takes its rate
-        self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.attn_norm else nn.Identity()
+        self.norm = make_norm(config.norm, dim, config.norm_eps) if config.attn_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = dropout(drop_rate)
 
@@ -328,12 +333,12 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Two linear layers with an activation between them, eq. 3 of arXiv 2010.11929."""
 
-    def __init__(self, dim: int, hidden: int, act: str, norm_eps: float | None = None, drop_rate: float = 0.0) -> None:
+    def __init__(self, dim: int, hidden: int, act: str, norm: nn.Module | None = None, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.act = act
         self.fc1 = nn.Linear(dim, hidden)
         self.drop1 = dropout(drop_rate)
-        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(hidden, eps=norm_eps)
+        self.norm = norm or nn.Identity()
         self.fc2 = nn.Linear(hidden, dim)
         self.drop2 = dropout(drop_rate)
 
@@ -346,13 +351,13 @@ class Mlp(nn.Module):
 class SwiGLU(nn.Module):
     """Gated feed-forward (act(x W) * x V) W2, arXiv 2002.05202, eq. 6; gate and value are two tensors."""
 
-    def __init__(self, dim: int, hidden: int, act: str, norm_eps: float | None = None, drop_rate: float = 0.0) -> None:
+    def __init__(self, dim: int, hidden: int, act: str, norm: nn.Module | None = None, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.act = act
         self.fc1_g = nn.Linear(dim, hidden)
         self.fc1_x = nn.Linear(dim, hidden)
         self.drop1 = dropout(drop_rate)
-        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(hidden, eps=norm_eps)
+        self.norm = norm or nn.Identity()
         self.fc2 = nn.Linear(hidden, dim)
         self.drop2 = dropout(drop_rate)
 
@@ -366,12 +371,12 @@ class SwiGLU(nn.Module):
 class PackedSwiGLU(nn.Module):
     """The same gated feed-forward with gate and value in one tensor, gate first (DINOv2's giant)."""
 
-    def __init__(self, dim: int, hidden: int, act: str, norm_eps: float | None = None, drop_rate: float = 0.0) -> None:
+    def __init__(self, dim: int, hidden: int, act: str, norm: nn.Module | None = None, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.act = act
         self.fc1 = nn.Linear(dim, 2 * hidden)
         self.drop1 = dropout(drop_rate)
-        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(hidden, eps=norm_eps)
+        self.norm = norm or nn.Identity()
         self.fc2 = nn.Linear(hidden, dim)
         self.drop2 = dropout(drop_rate)
 
@@ -436,13 +441,13 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         dim, eps = config.embed_dim, config.norm_eps
-        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.norm1 = make_norm(config.norm, dim, eps)
         self.attn = Attention(config, drop_rate, attn_drop_rate, index)
         self.ls1 = LayerScale(dim) if config.layer_scale else nn.Identity()
         self.drop_path1 = DropPath(drop_path_rate) if drop_path_rate else None
-        self.norm2 = nn.LayerNorm(dim, eps=eps)
-        norm_eps = eps if config.mlp_norm else None
-        self.mlp = _FEED_FORWARD[config.ffn](dim, config.mlp_dim, config.act, norm_eps, drop_rate)
+        self.norm2 = make_norm(config.norm, dim, eps)
+        inner = make_norm(config.norm, config.mlp_dim, eps) if config.mlp_norm else None
+        self.mlp = _FEED_FORWARD[config.ffn](dim, config.mlp_dim, config.act, inner, drop_rate)
         self.ls2 = LayerScale(dim) if config.layer_scale else nn.Identity()
         self.drop_path2 = DropPath(drop_path_rate) if drop_path_rate else None
 
@@ -475,7 +480,7 @@ class AttentionPool(nn.Module):
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.norm = make_norm(config.norm, dim, config.norm_eps)
         self.mlp = Mlp(dim, config.pool_mlp_dim or config.mlp_dim, config.act)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -497,13 +502,15 @@ class AttentivePool(nn.Module):
         super().__init__()
         dim, eps, hidden = config.embed_dim, config.norm_eps, config.pool_mlp_dim or config.mlp_dim
         self.num_heads = config.pool_heads or config.num_heads
-        plain = ViTConfig(embed_dim=dim, num_heads=self.num_heads, mlp_dim=hidden, act=config.act, norm_eps=eps)
+        plain = ViTConfig(
+            embed_dim=dim, num_heads=self.num_heads, mlp_dim=hidden, act=config.act, norm_eps=eps, norm=config.norm
+        )
         self.latent = nn.Parameter(torch.zeros(1, 1, dim))
         self.blocks = nn.ModuleList(Block(plain) for _ in range(config.pool_depth))
-        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.norm1 = make_norm(config.norm, dim, eps)
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
-        self.norm = nn.LayerNorm(dim, eps=eps)
+        self.norm = make_norm(config.norm, dim, eps)
         self.mlp = Mlp(dim, hidden, config.act)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -553,7 +560,7 @@ class PatchMerger(nn.Module):
         super().__init__()
         width = merger.size**2 * config.embed_dim
         self.size = merger.size
-        self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
+        self.norm = make_norm(config.norm, config.embed_dim, config.norm_eps)
         self.fc1 = nn.Linear(width, width)
         self.fc2 = nn.Linear(width, merger.dim)
 

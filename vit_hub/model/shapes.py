@@ -116,7 +116,7 @@ def _tensor(name: str, shape: str, *, trained: bool = True, **when: Any) -> tupl
 
 
 def _norm(name: str, width: str, **when: Any) -> tuple[Part, ...]:
-    return (Part(f"{name}.weight", width, when), Part(f"{name}.bias", width, when))
+    return (Part(f"{name}.weight", width, when), Part(f"{name}.bias", width, {**when, "norm": "layer"}))
 
 
 def _linear(name: str, outputs: str, inputs: str, **when: Any) -> tuple[Part, ...]:

@@ -34,6 +34,7 @@ from vit_hub.model.layers import (
     is_tracing,
     is_watched,
     make_neck,
+    make_norm,
     surely,
 )
 from vit_hub.model.positions import HOST, Geometry, Holder, Resized, computed_tables, relative_bias
@@ -110,7 +111,7 @@ class VisionTransformer(nn.Module):
         dim = config.embed_dim
 
         def norm(wanted: bool, eps: float = config.norm_eps) -> nn.Module:
-            return nn.LayerNorm(dim, eps=eps) if wanted else nn.Identity()
+            return make_norm(config.norm, dim, eps) if wanted else nn.Identity()
 
         # Eq. 1: tokens before the patches, and their positions.
         self.cls_token = _token(1, dim) if config.class_token else None
@@ -201,6 +202,11 @@ class VisionTransformer(nn.Module):
     def _head(self, tokens: Tensor, grid: tuple[int, int], pre_logits: bool = False) -> Tensor:
         """The output for the features of a grid."""
         if self.merger is not None:
+            if any(side % self.merger.size for side in grid):
+                raise ConfigError(
+                    f"a grid of {grid} patches has no whole squares of {self.merger.size}",
+                    hint=f"image sizes in multiples of {self.merger.size} patches of {self.config.patch_size} pixels",
+                )
             return self.merger(tokens, grid[1])  # type: ignore[no-any-return]
         if self.neck is not None and self.config.pool == "none":
             return self._map(tokens, grid)
