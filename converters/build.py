@@ -118,12 +118,12 @@ _FIRST_KERNELS = (
 
 
 def _adapt_channels(kernel: Tensor, in_chans: int) -> Tensor:
-    """Adapt a kernel [D, C, p, q] to other channels as timm's ``adapt_input_conv`` does: sum for one, else repeat.
+    """Adapt a kernel [D, C, ...] to other channels as timm's ``adapt_input_conv`` does: sum for one, else repeat.
 
     A repeated kernel is scaled by C / in_chans, so that equal channels give the same tokens.
     """
     chans = kernel.shape[1]
     if in_chans == 1:
         return kernel.float().sum(dim=1, keepdim=True).to(kernel.dtype)
-    repeated = kernel.repeat(1, -(-in_chans // chans), 1, 1)[:, :in_chans]
+    repeated = kernel.repeat(1, -(-in_chans // chans), *(1 for _ in kernel.shape[2:]))[:, :in_chans]
     return (repeated.float() * (chans / in_chans)).to(kernel.dtype)

@@ -69,8 +69,10 @@ def infer_config(
 
 def _from_tensors(shapes: Shapes) -> dict[str, Any]:
     """Fields that names and shapes alone decide, and those that they decide in every published model."""
-    if len(shapes.get("patch_embed.proj.weight", ())) != 4:
-        raise ConfigError("embed_dim cannot be inferred: there is no patch embedding [D, C, p, q] among the tensors")
+    if len(shapes.get("patch_embed.proj.weight", ())) not in (4, 5):
+        raise ConfigError(
+            "embed_dim cannot be inferred: there is no patch embedding [D, C, (t,) p, q] among the tensors"
+        )
     found = fields_of(shapes)
     if found["ffn"] != "mlp":
         found["act"] = "silu"  # arXiv 2002.05202
@@ -80,8 +82,10 @@ def _from_tensors(shapes: Shapes) -> dict[str, Any]:
 
 
 def _pool(shapes: Shapes) -> str:
+    if "neck.weight" in shapes or "neck.1.weight" in shapes or "merger.norm.weight" in shapes:
+        return "avg" if "head.weight" in shapes else "none"
     if "attn_pool.latent" in shapes:
-        return "map"
+        return "attentive" if "attn_pool.norm1.weight" in shapes else "map"
     if "head_dist.weight" in shapes:
         return "cls_dist"
     return "avg" if "fc_norm.weight" in shapes or "cls_token" not in shapes else "cls"

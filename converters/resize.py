@@ -87,9 +87,12 @@ def table_differences(ckpt: Checkpoint, new: ViTConfig) -> dict[str, TableDiffer
 
     old = ckpt.config
     # The rows that depend on the grid: after the prefix rows, or before those of the class token.
-    kept = slice(old.num_prefix_rows, None), slice(None, new.num_relative_offsets)
+    kept = {
+        "pos_embed": slice(old.num_prefix_rows, None),
+        "relative_position_bias_table": slice(None, new.num_relative_offsets),
+    }
     tables = {
-        name: (to_torch(tensor).double(), kept[name != "pos_embed"])
+        name: (to_torch(tensor).double(), kept.get(name.rpartition(".")[2], slice(None)))
         for name, tensor in ckpt.tensors.items()
         if name.endswith(TABLES) and name not in ckpt.passport.carried
     }
@@ -103,7 +106,7 @@ def table_differences(ckpt: Checkpoint, new: ViTConfig) -> dict[str, TableDiffer
     wanted = resized("source")
     differences: dict[str, TableDifference] = {}
     for method in RESIZE_METHODS:
-        if old.rel_pos != "none" or not method.startswith("relpos-"):
+        if old.rel_pos in ("block", "shared") or not method.startswith("relpos-"):
             errors = (resized(method) - wanted).abs()
             mean = float(errors.mean())
             differences[method] = TableDifference(float(errors.max()), mean, mean / (float(wanted.abs().mean()) or 1.0))

@@ -313,7 +313,8 @@ def _distance(fmt: Format, config: ViTConfig, passport: Passport, sidecars: Side
 
 def _axis_sizes(config: ViTConfig) -> dict[str, int]:
     heads = {"h": config.num_heads, "m": config.pool_heads or config.num_heads}
-    return {**heads, "p": config.patch_size[0], "q": config.patch_size[1], "c": config.patch_chans}
+    patch = {"p": config.patch_size[0], "q": config.patch_size[1], "c": config.patch_chans}
+    return {**heads, **patch, "y": config.grid_size[0]}
 
 
 def _header(fmt: Format, passport: Passport, native: bool) -> dict[str, str]:

@@ -234,7 +234,8 @@ def _limits() -> str:
     rows: dict[tuple[str, ...], list[str]] = {}
     for fmt in all_formats():
         if not fmt.returned_only:
-            fields = [f"`{name}` {' or '.join(map(str, fmt.possible_values()[name]))}" for name in sorted(fmt.limits)]
+            possible = {name: values for name, values in fmt.possible_values().items() if name in fmt.limits}
+            fields = [f"`{name}` {' or '.join(map(str, possible[name]))}" for name in sorted(possible)]
             conditions = [f"`{need.field}`: {need.message}" for need in fmt.requires]
             cells = (fmt.project, ", ".join(fields), "; ".join(conditions))
             rows.setdefault(cells, []).append(f"`{fmt.label(fmt.dialects[0])}`")

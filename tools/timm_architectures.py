@@ -37,7 +37,14 @@ MODULES = (
     "qwen3_vit",
 )
 # The classes whose arguments the formats read; of others the table has the names.
-CLASSES = ("VisionTransformer", "VisionTransformerDistilled", "VisionTransformerRelPos", "Eva", "Beit")
+CLASSES = (
+    "VisionTransformer",
+    "VisionTransformerDistilled",
+    "VisionTransformerRelPos",
+    "VisionTransformerSAM",
+    "Eva",
+    "Beit",
+)
 # Arguments of timm's factory, not of a class.
 _FACTORY = ("pretrained_filter_fn", "pretrained_strict", "feature_cfg", "kwargs_filter", "pretrained_cfg", "model_cfg")
 _ACTIVATIONS = {get_act_layer(name): name for name in ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")}
@@ -75,7 +82,7 @@ def _defaults(cls: type) -> dict[str, Any]:
     """Defaults of the arguments of a class, which a subclass may pass on."""
     base = next(base for base in cls.__mro__ if "embed_dim" in inspect.signature(base).parameters)
     found = {name: item.default for name, item in inspect.signature(base).parameters.items()}
-    return {"norm_layer": None, **_arguments({**found, "norm_layer": LayerNorm})}
+    return {"norm_layer": None, **_arguments({**found, "norm_layer": found.get("norm_layer") or LayerNorm})}
 
 
 def table() -> dict[str, Any]:

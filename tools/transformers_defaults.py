@@ -37,15 +37,23 @@ MODEL_TYPES = (
     "minicpmv4_6_vision",
     "owlv2_vision_model",
     "owlvit_vision_model",
+    "qwen2_5_vl_vision",
+    "qwen2_vl_vision",
+    "qwen3_vl_moe_vision",
+    "qwen3_vl_vision",
+    "sam_hq_vision_model",
+    "sam_vision_model",
     "siglip",
     "siglip2",
     "siglip2_vision_model",
     "siglip_vision_model",
     "smolvlm_vision",
     "tipsv2_vision_model",
+    "videomae",
     "vit",
     "vit_mae",
     "vit_msn",
+    "vjepa2",
 )
 # About the library that wrote a file, not about the model.
 _IGNORED = ("transformers_version", "dtype", "torch_dtype", "_name_or_path")

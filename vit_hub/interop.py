@@ -123,8 +123,8 @@ def from_module(module: nn.Module) -> VisionTransformer:
     """Return the canonical model of a timm or transformers model, sharing tensors that need no change.
 
     Args:
-        module: a timm VisionTransformer, VisionTransformerRelPos, Eva or Beit, or a transformers model, with or without
-            a head.
+        module: a timm VisionTransformer, VisionTransformerRelPos, VisionTransformerSAM, Eva or Beit, or a transformers
+            model, with a head or without.
 
     Raises:
         UnknownFormatError: it is neither.
@@ -155,6 +155,7 @@ def from_module(module: nn.Module) -> VisionTransformer:
 _CLASSES = {
     "VisionTransformer": "timm",
     "VisionTransformerRelPos": "timm-relpos",
+    "VisionTransformerSAM": "timm-sam",
     "Eva": "timm-eva",
     "Beit": "timm-beit",
 }
@@ -163,7 +164,7 @@ _POOLS = {"token": "cls", "avg": "avg", "map": "map", "": "none"}
 
 
 def timm_format(module: nn.Module) -> str:
-    """Return the format of a module's state dict; empty if it is none of those classes."""
+    """Return the format of a module's state dict; empty if it is of no class that is read."""
     found = (cls.__name__ for cls in type(module).__mro__ if cls.__module__.startswith("timm."))
     label = next((_CLASSES[name] for name in found if name in _CLASSES), "")
     block: Any = module.blocks[0] if label else None  # type: ignore[index]
@@ -197,6 +198,8 @@ def timm_facts(module: Any) -> dict[str, Any]:
         if not hasattr(first, "norm"):
             raise ConfigError(f"stem: timm's {type(stem).__name__} is not supported, the ResNet of the hybrids is")
         facts |= {"stem_standardize": "var", "stem_norm_eps": first.norm.eps}
+    if timm_format(module) == "timm-sam":
+        return facts | _windows(module)
     return facts | _pooling(module, facts["act"])
 
 
@@ -225,6 +228,18 @@ def _block(block: Any) -> _Block:
     if type(mlp).__name__ not in ("Mlp", "SwiGLU", "GluMlp") or getattr(mlp, "gate_last", False):
         raise ConfigError(f"ffn: timm's {type(mlp).__name__} of this kind is not supported")
     return _Block(norm, attn, mlp.act, {**fields, "differential": type(attn).__name__ == "DiffAttention"})
+
+
+def _windows(module: Any) -> dict[str, Any]:
+    """The windows of VisionTransformerSAM, and whether its map is pooled."""
+    if module.rope_global is not None:
+        raise ConfigError("rope: timm's VisionTransformerSAM with rotary positions is not supported")
+    sides = [block.window_size for block in module.blocks]
+    full, size = [index for index, side in enumerate(sides) if not side], max(sides)
+    windows = {"size": (size, size), "full": full} if size else None
+    if module.global_pool not in _POOLS:
+        raise ConfigError(f"pool: timm's global_pool={module.global_pool!r} is not supported")
+    return {"windows": windows, "pool": _POOLS[module.global_pool]}
 
 
 def _activation(layer: nn.Module) -> str:

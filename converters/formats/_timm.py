@@ -19,7 +19,7 @@ from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import Rope
 
-__all__ = ["BLOCKS", "NO_EFFECT", "POOLS", "gated", "is_named", "refusal", "state", "timm_class"]
+__all__ = ["BLOCKS", "NO_EFFECT", "POOLS", "arguments", "gated", "is_named", "refusal", "state", "timm_class"]
 
 Tensors = Mapping[str, LazyTensor]
 
@@ -70,6 +70,8 @@ _SUPPORTED: dict[str, tuple[object, ...]] = {
     "attn_only_layer_scale": (False, None),
     "global_pool": (*POOLS, None),
     "rope_type": ("cat", "mixed", "dinov3", None),
+    "use_rope": (False, None),
+    "head_hidden_size": (None,),
 }
 
 
@@ -142,6 +144,12 @@ def timm_class(raw: RawCheckpoint) -> str:
     """Return timm's class of the architecture that config.json names; empty if there is none or it is not known."""
     model = _model(raw)
     return model.cls if model else ""
+
+
+def arguments(raw: RawCheckpoint) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the arguments of the class that config.json names, and those that the file gives itself."""
+    model = _model(raw)
+    return (model.args, model.given) if model else ({}, {})
 
 
 def refusal(raw: RawCheckpoint) -> str:

@@ -160,6 +160,11 @@ def _tower(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config if inner is None else _tower(inner)
 
 
+def tower_values(sidecars: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the part of config.json for the image tower."""
+    return _parts(sidecars)[1]
+
+
 def stated_type(sidecars: Mapping[str, Mapping[str, Any]], types: Sequence[ModelType]) -> ModelType | None:
     """Return the model type that a config.json names for the whole model or its image tower."""
     whole, tower = _parts(sidecars)

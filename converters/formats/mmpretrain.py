@@ -1,7 +1,7 @@
-"""mmpretrain: VisionTransformer with its distilled form, DeiT3, BEiTViT and ViTEVA02, with a classifier or without.
+"""mmpretrain: VisionTransformer with its distilled form, DeiT3, BEiTViT, ViTEVA02, ViTSAM, with a head or without.
 
 A checkpoint keeps its config as text under ``meta``; without one, activation and epsilon are those of the class.
-Source: mmpretrain/models/backbones/vision_transformer.py, deit.py, deit3.py, beit.py, vit_eva02.py,
+Source: mmpretrain/models/backbones/vision_transformer.py, deit.py, deit3.py, beit.py, vit_eva02.py, vit_sam.py,
 models/heads/vision_transformer_head.py, models/utils/attention.py, position_encoding.py, swiglu_ffn.py.
 """
 
@@ -14,6 +14,7 @@ from itertools import product
 from typing import Any
 
 from vit_hub.converters.containers import RawCheckpoint
+from vit_hub.converters.formats import _sam
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
 from vit_hub.converters.rules.table import Drop, Rule, rule, weight_and_bias
@@ -113,6 +114,12 @@ _EVA02 = (
     ),
     *_OUTPUT,
 )
+_SAM_LAYERS = {"norm1": "ln1", "norm2": "ln2", "fc1": "ffn.${fc1}", "fc2": "ffn.${fc2}"}
+_SAM_BLOCK, _SAM_PATCH = "layers.{i}", "patch_embed.projection"
+_SAM = (
+    *_sam.rules(_BACKBONE, _SAM_BLOCK, _SAM_LAYERS, patch=_SAM_PATCH, necks="channel_reduction."),
+    *weight_and_bias("head", "${head}"),
+)
 _DROPS = (
     Drop(f"{_BACKBONE}mask_token", "mask_token: stands for masked patches in the pre-training"),
     Drop(f"{_BACKBONE}.*relative_position_index", "relative_position_index: a buffer that follows from the grid"),
@@ -138,9 +145,13 @@ _ACTIVATIONS = {"GELU": "gelu", "QuickGELU": "quick_gelu", "ReLU": "relu", "SiLU
 _POOLS = {"cls_token": "cls", "avg_featmap": "avg", "raw": "none", "featmap": "none"}
 _RESIZE = {"bicubic": "bicubic", "bilinear": "bilinear"}
 # Epsilon and output of a class whose config does not name them.
-_DEFAULTS: dict[str, tuple[float, str]] = {"BEiTViT": (1e-6, "avg_featmap"), "ViTEVA02": (1e-5, "cls_token")}
+_DEFAULTS: dict[str, tuple[float, str]] = {
+    "BEiTViT": (1e-6, "avg_featmap"),
+    "ViTEVA02": (1e-5, "cls_token"),
+    "ViTSAM": (1e-6, "raw"),
+}
 _VIT_DEFAULTS = (1e-6, "cls_token")
-_CLASSES = ("VisionTransformer", "DistilledVisionTransformer", "DeiT3", "BEiTViT", "ViTEVA02")
+_CLASSES = ("VisionTransformer", "DistilledVisionTransformer", "DeiT3", "BEiTViT", "ViTEVA02", "ViTSAM")
 
 
 def _backbone(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -152,13 +163,6 @@ def _backbone(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _class_of(backbone: Mapping[str, Any]) -> str:
     return str(backbone.get("type", "")).rpartition(".")[2]
-
-
-def _refusal(raw: RawCheckpoint) -> str:
-    """Return why the backbone that a config names cannot be computed."""
-    if META in raw.sidecars and _class_of(_backbone(stated_config(raw.sidecars))) == "ViTSAM":
-        return "mmpretrain's ViTSAM has windows and decomposed relative positions: not supported"
-    return ""
 
 
 def _activation(backbone: Mapping[str, Any]) -> str:
@@ -282,6 +286,22 @@ def _state_eva02(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect:
     return Stated({"rope": _eva02_rope(heads, dim), **fields}, stated.by, warnings)
 
 
+# Blocks without windows of the architectures that a config may name.
+_SAM_FULL = {"b": (2, 5, 8, 11), "l": (5, 11, 17, 23), "h": (7, 15, 23, 31)}
+
+
+def _state_sam(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+    """Read the config; without one shapes tell the windows."""
+    stated, backbone = _state(raw, tensors, dialect), _backbone(stated_config(raw.sidecars))
+    told, guesses = _sam.told_by_shapes(tensors, dialect.variables["backbone"], _SAM_BLOCK, _SAM_PATCH)
+    if backbone:
+        arch = backbone.get("arch", "base")
+        full = arch.get("global_attn_indexes") if isinstance(arch, Mapping) else _SAM_FULL.get(str(arch).lower()[:1])
+        told["windows"], guesses = _sam.windows_of(backbone.get("window_size", 14), full), ()
+    fields = {name: value for name, value in stated.fields.items() if backbone or name != "pool"}
+    return Stated({**fields, **told}, stated.by, (*stated.warnings, *guesses))
+
+
 def _evidence(raw: RawCheckpoint, prefix: str, *, classes: Sequence[str]) -> int:
     """Return whether the config names one of these classes."""
     kind = _class_of(_backbone(stated_config(raw.sidecars)))
@@ -352,7 +372,7 @@ def _sidecars(
     if config.ffn == "swiglu_packed":
         layer["ffn_type"] = "swiglu_fused"
     backbone |= {"layer_cfgs": layer} if layer else {}
-    backbone |= own(config)
+    backbone = {key: value for key, value in {**backbone, **own(config)}.items() if value is not None}
     model: dict[str, Any] = {
         "type": "ImageClassifier",
         "backbone": backbone,
@@ -445,6 +465,21 @@ def _eva02_options(config: ViTConfig) -> dict[str, Any]:
     }
 
 
+def _sam_options(config: ViTConfig) -> dict[str, Any]:
+    window, full = _sam.stated_windows(config)
+    sizes = {"embed_dims": config.embed_dim, "num_layers": config.depth, "num_heads": config.num_heads}
+    return {
+        "type": "ViTSAM",
+        "arch": {**sizes, "feedforward_channels": config.mlp_dim, "global_attn_indexes": full},
+        "final_norm": None,
+        "out_channels": config.neck.chans if config.neck else 0,
+        "qkv_bias": config.qkv_bias,
+        "use_abs_pos": config.pos_embed == "learned",
+        "use_rel_pos": config.rel_pos == "decomposed",
+        "window_size": window,
+    }
+
+
 def _rows_of_tokens(config: ViTConfig) -> bool:
     return config.pos_embed == "none" or config.num_prefix_rows == config.num_prefix_tokens
 
@@ -502,7 +537,6 @@ def _format(
             for backbone, head, mlp in product(("backbone.", ""), _HEADS, mlps)
         ),
         prefixes=("state_dict/", ""),
-        refuses=_refusal,
         sidecars=partial(_sidecars, own=own),
         dialect_for=_dialect_for,
         container="torch",
@@ -587,5 +621,19 @@ FORMATS = (
         ),
         state=_state_eva02,
         evidence=partial(_evidence, classes=("ViTEVA02",)),
+    ),
+    _format(
+        "sam",
+        _SAM,
+        _sam_options,
+        (_PLAIN,),
+        conventions=_sam.CONVENTIONS,
+        limits={
+            **{name: value for name, value in _sam.LIMITS.items() if name != "num_classes"},
+            "pool": ("avg", "none"),
+        },
+        requires=_sam.REQUIRES,
+        state=_state_sam,
+        evidence=partial(_evidence, classes=("ViTSAM",)),
     ),
 )

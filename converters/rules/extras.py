@@ -136,11 +136,6 @@ _REMEDIES = (
         "give the checkpoint that was quantized",
     ),
     (
-        r".*\.attn\.rel_pos_[hw]",
-        "an image encoder of SAM, with windows and decomposed relative positions: not supported",
-        "give the checkpoint of a plain Vision Transformer",
-    ),
-    (
         r".*\.parametrizations\..*",
         "parametrized layers",
         "torch.nn.utils.parametrize.remove_parametrizations before saving",

@@ -16,7 +16,7 @@ from vit_hub.converters.rules.table import Drop, Reading, Rule, Table
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 
-__all__ = ["SQUARE_IMAGES", "SQUARE_PATCHES", "Dialect", "Format", "Requirement", "Sidecars", "Stated"]
+__all__ = ["ANY", "SQUARE_IMAGES", "SQUARE_PATCHES", "Dialect", "Format", "Requirement", "Sidecars", "Stated"]
 
 Sidecars = dict[str, dict[str, Any]]
 
@@ -61,8 +61,21 @@ class Stated:
     guesses: Mapping[str, str] = field(default_factory=dict)
 
 
-# Only shapes and missing tensors tell these apart, so that no table refuses the others by its names.
-DEFAULT_LIMITS: dict[str, object] = {"ffn": "mlp", "head_input": "pooled", "parallel": "none", "branches": 1}
+ANY: tuple[()] = ()
+"""A limit that is none: the original class can have any value of the field."""
+# Only shapes and missing tensors tell these apart, or nothing in a file does, so that no table refuses the others by
+# its names.
+DEFAULT_LIMITS: dict[str, object] = {
+    "ffn": "mlp",
+    "head_input": "pooled",
+    "norm": "layer",
+    "parallel": "none",
+    "branches": 1,
+    "windows": None,
+    "neck": None,
+    "merger": None,
+    "video": None,
+}
 
 SQUARE_IMAGES = Requirement("image_size", lambda c: c.image_size[0] == c.image_size[1], "its images are square")
 SQUARE_PATCHES = Requirement("patch_size", lambda c: c.patch_size[0] == c.patch_size[1], "its patches are square")
@@ -83,7 +96,7 @@ class Format:
             read, too.
         conventions: config fields that files of the format never state.
         limits: config field -> the value, or a tuple of the values, that the original class can have, though the file
-            could hold the tensors of others; fields it does not name have :data:`DEFAULT_LIMITS`.
+            could hold the tensors of others, or :data:`ANY`; fields it does not name have :data:`DEFAULT_LIMITS`.
         requires: conditions of the original class over several fields or ranges.
         axes: sizes of layout axes that shapes alone do not show, from ``(raw, tensors without prefix)``.
         evidence: for the format if several explain the names equally well, from ``(raw, prefix)``: wrapper, container,
@@ -138,7 +151,7 @@ class Format:
 
     def possible_values(self) -> dict[str, tuple[object, ...]]:
         """Return the config fields that the original class limits, each with its possible values."""
-        limits = {**DEFAULT_LIMITS, **self.limits}
+        limits = {name: values for name, values in {**DEFAULT_LIMITS, **self.limits}.items() if values != ANY}
         return {name: values if isinstance(values, tuple) else (values,) for name, values in limits.items()}
 
     def obstacles(self, config: ViTConfig) -> list[tuple[str, str]]:

@@ -11,9 +11,9 @@ functions, so that its inverse needs no second table.
   proportion ``weights``, or are each a copy of the whole (``copies``). A weight may be an axis of known size and a
   factor (``"3d"``); ``axis`` is the axis that is cut, where it is not the first.
 * ``layout`` maps each foreign tensor to the canonical axes (see :mod:`vit_hub.converters.rules.layouts`); ``h`` heads,
-  ``m`` heads of map pooling, ``p`` x ``q`` patch and ``c`` channels of the patch embedding are known from the config,
-  other axes from the shape. Alternatives after the first are accepted when read; the shape found is recorded so that
-  it is written again.
+  ``m`` heads of map pooling, ``p`` x ``q`` patch and ``c`` channels of the patch embedding, ``y`` rows of the grid are
+  known from the config, other axes from the shape. Alternatives after the first are accepted when read; the shape
+  found is recorded so that it is written again.
 * ``${name}`` in a foreign name is a variable of the dialect; ``a+b`` as its value stands for two foreign names.
 * ``unless`` names a foreign tensor whose presence disables a rule.
 """
@@ -282,14 +282,17 @@ class Table:
                 flat = [part for parts in names for part in parts]
                 if any(part not in tensors or part in claimed for part in flat):
                     continue
-                claimed.update(flat)
-                columns = [
-                    [
-                        rearrange(piece, r.layouts[0], sizes, inverse=True)
-                        for piece in split(_joined(r, parts, tensors), (1,) * len(r.foreign))
+                try:
+                    columns = [
+                        [
+                            rearrange(piece, r.layouts[0], sizes, inverse=True)
+                            for piece in split(_joined(r, parts, tensors), (1,) * len(r.foreign))
+                        ]
+                        for parts in names
                     ]
-                    for parts in names
-                ]
+                except ValueError:  # a tensor of other axes, which the format has no place for
+                    continue
+                claimed.update(flat)
                 for target, column in zip(r.foreign, zip(*columns, strict=True), strict=True):
                     written = _format(target, indices)
                     foreign[written] = stack(column) if r.stacked else column[0]

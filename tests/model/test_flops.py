@@ -20,6 +20,13 @@ BASE: dict[str, Any] = {
     "mlp_dim": 40,
 }
 NO_TABLE: dict[str, Any] = {"pos_embed": "none", "pos_embed_prefix": False}
+WINDOWS: dict[str, Any] = {
+    "class_token": False,
+    "pool": "none",
+    "final_norm": "none",
+    "windows": {"size": (3, 2), "full": [1]},
+    "rel_pos": "decomposed",
+}
 NO_CLASS: dict[str, Any] = {"class_token": False, "pos_embed_prefix": False}
 
 
@@ -46,6 +53,10 @@ NO_CLASS: dict[str, Any] = {"class_token": False, "pos_embed_prefix": False}
         {"pool": "avg", "stem": "resnet", "stem_stages": (2, 1, 2), "stem_width": 32, "patch_size": 1},
         {"pool": "avg", "stem": "resnet", "stem_width": 32, "patch_size": (4, 3)},
         {"pool": "avg", "stem": "conv", "stem_convs": ((8, 3, 2), (12, 3, 1), (16, 3, 2)), "patch_size": 2},
+        {**WINDOWS, "pool": "avg", "neck": {"chans": 10}, "num_classes": 3},
+        {**WINDOWS, "windows": {"size": (3, 2), "pad": False}, "rel_pos": "none", "neck": {"chans": 0}},
+        {**WINDOWS, "merger": {"dim": 9}},
+        {"video": {"frames": 6, "tubelet": 2}, "pool": "attentive", "pool_depth": 2, **NO_TABLE, **NO_CLASS},
     ],
     ids=str,
 )
@@ -53,7 +64,8 @@ def test_as_torch_counts(fields: dict[str, Any]) -> None:
     config = ViTConfig(**{**BASE, **fields})
     with torch.device("meta"):
         model = VisionTransformer(config).eval()
-        images = torch.zeros(1, config.in_chans, *config.image_size)
+        frames = (config.video.frames,) if config.video else ()
+        images = torch.zeros(1, *frames, config.in_chans, *config.image_size)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(images)
     assert forward_flops(config) == counter.get_total_flops()

@@ -34,6 +34,7 @@ OUTPUTS: dict[str, Callable[[VisionTransformer, Tensor], Tensor]] = {
     "tokens_final_norm": lambda model, images: model.forward_features(images),
     "tokens_prenorm": lambda model, images: model.forward_features(images),
     "tokens_last_hidden": lambda model, images: model.forward_features(images),
+    "feature_map": lambda model, images: (model if model.config.pool == "none" else model.forward_features)(images),
     "patch_tokens": lambda model, images: model.forward_features(images)[:, model.config.num_prefix_tokens :],
     "cls_logits": lambda model, images: model.head(model.forward_features(images)[:, 0]),
     "distillation_logits": lambda model, images: model.head_dist(model.forward_features(images)[:, 1]),

@@ -50,6 +50,10 @@ def _triples(text: str) -> tuple[tuple[int, int, int], ...]:
     return tuple(found)
 
 
+def _none_or_number(text: str) -> float | None:
+    return None if text.lower() == "none" else float(text)
+
+
 def _none_or_fields(text: str) -> dict[str, Any] | None:
     fields = None if text.lower() == "none" else json.loads(text)
     if fields is not None and not isinstance(fields, dict):
@@ -83,12 +87,14 @@ def _kind(annotation: Any) -> _Kind:
     if annotation in _KINDS:
         return _KINDS[annotation]
     members = get_args(annotation) or (annotation,)
+    if {*members} == {float, type(None)}:
+        return _Kind(_none_or_number, "none or a number", "1e-6")
     if all(isinstance(member, str) for member in members):
         return _Kind(str, "a word", members[0])
     if bool in members or True in members:
         return _Kind(_boolean_or_word, "true, false or a word", "true")
     [table] = (member for member in members if dataclasses.is_dataclass(member))
-    first = dataclasses.fields(table)[0]
+    first = next(item for item in dataclasses.fields(table) if item.default is not dataclasses.MISSING)
     return _Kind(_none_or_fields, "none or a JSON object", json.dumps({first.name: first.default}))
 
 

@@ -17,7 +17,8 @@ from typing import Any, Literal
 from vit_hub.errors import ConfigError
 
 __all__ = [
-    "ACTIVATIONS", "CHOICES", "RESIZE_METHODS", "RelPosMlp", "Rope", "ViTConfig", "check_choices", "size_pair",
+    "ACTIVATIONS", "CHOICES", "RESIZE_METHODS", "Merger", "Neck", "RelPosMlp", "Rope", "ViTConfig", "Video", "Windows",
+    "check_choices", "size_pair",
 ]  # fmt: skip
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
@@ -35,7 +36,10 @@ ResizeMethod = Literal[
 ACTIVATIONS: tuple[Activation, ...] = typing.get_args(Activation)
 RESIZE_METHODS: tuple[ResizeMethod, ...] = typing.get_args(ResizeMethod)
 _POSITIVE = ("in_chans", "embed_dim", "depth", "num_heads", "mlp_dim", "stem_width", "branches")
-_NOT_NEGATIVE = ("num_registers", "representation_dim", "projection_dim", "num_classes", "pool_heads", "pool_mlp_dim")
+_NOT_NEGATIVE = (
+    "num_registers", "representation_dim", "projection_dim", "num_classes", "pool_heads", "pool_mlp_dim",
+    "pool_depth",
+)  # fmt: skip
 _SIZES = ("image_size", "patch_size")
 
 
@@ -55,6 +59,8 @@ class Rope:
             pair turn by different ones (mmpretrain's EVA-02).
         mixed: the frequencies are learned per block and head (arXiv 2403.13298).
         stored_periods: the periods are in the checkpoint and used as stored (DINOv3).
+        frames: the frame of a video is a coordinate, too, and comes first: each of the three turns the even part of a
+            third of the channels, and the rest is not rotated (V-JEPA 2, arXiv 2506.09985).
     """
 
     theta: float = 10_000.0
@@ -66,6 +72,7 @@ class Rope:
     pairs: Literal["half", "interleaved", "tiled"] = "interleaved"
     mixed: bool = False
     stored_periods: bool = False
+    frames: bool = False
 
     def __post_init__(self) -> None:
         check_choices(self, "rope.")
@@ -88,8 +95,98 @@ class RelPosMlp:
 
     def __post_init__(self) -> None:
         check_choices(self, "rel_pos_mlp.")
-        if isinstance(self.hidden_dim, bool) or not isinstance(self.hidden_dim, int) or self.hidden_dim < 1:
-            raise ConfigError(f"rel_pos_mlp.hidden_dim must be a whole number >= 1, not {self.hidden_dim!r}")
+        _check_numbers(self, {"hidden_dim": 1}, "rel_pos_mlp.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Blocks whose patches attend only to those of the same window of the grid (arXiv 2203.16527, section 3).
+
+    Attributes:
+        size: (rows, columns) of patches of a window.
+        full: numbers of the blocks whose patches attend to all others.
+        pad: windows at the edges are filled with zeros after the norm, and these take part in attention (Segment
+            Anything, arXiv 2304.02643); False: such windows are smaller (Qwen2.5-VL, arXiv 2502.13923).
+    """
+
+    size: tuple[int, int]
+    full: tuple[int, ...] = ()
+    pad: bool = True
+
+    def __post_init__(self) -> None:
+        check_choices(self, "windows.")
+        object.__setattr__(self, "size", size_pair("windows.size", self.size))
+        if not all(_is_whole(block) for block in self.full):
+            raise ConfigError(f"windows.full must hold numbers of blocks, not {self.full!r}")
+        object.__setattr__(self, "full", tuple(sorted(set(self.full))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neck:
+    """Layers that make the output of the tokens, a feature map [B, channels, rows, columns].
+
+    Attributes:
+        chans: channels of the map, after a convolution of 1x1 and one of 3x3 pixels, each with a norm over the channels
+            after it (arXiv 2304.02643); 0: a norm of the tokens alone.
+    """
+
+    chans: int = 256
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, {"chans": 0}, "neck.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merger:
+    """Layers that make one output token of each square of patches, [B, N / size ** 2, dim] (arXiv 2409.12191).
+
+    Patches are normed, joined along the channels, and pass two linear layers with GELU between them.
+
+    Attributes:
+        dim: width of the output.
+        size: rows and columns of patches of a square.
+    """
+
+    dim: int
+    size: int = 2
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, {"dim": 1, "size": 1}, "merger.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """Patches that span several frames of a video [B, T, C, h, w] (arXiv 2203.12602, section 3).
+
+    An image is taken as a video that stands still.
+
+    Attributes:
+        frames: frames of a video, T.
+        tubelet: frames of a patch.
+        joint: all patches attend to one another; False: only those of the same frames (Qwen2-VL).
+    """
+
+    frames: int = 16
+    tubelet: int = 2
+    joint: bool = True
+
+    def __post_init__(self) -> None:
+        check_choices(self, "video.")
+        _check_numbers(self, {"frames": 1, "tubelet": 1}, "video.")
+        if self.frames % self.tubelet:
+            raise ConfigError(f"video.frames={self.frames} is no multiple of video.tubelet={self.tubelet}")
+
+
+def _is_whole(value: Any, least: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _check_numbers(instance: Any, least: Mapping[str, int], prefix: str = "") -> None:
+    """Raise ConfigError if a field is no whole number of at least a size."""
+    for name, smallest in least.items():
+        value = getattr(instance, name)
+        if not _is_whole(value, smallest):
+            raise ConfigError(f"{prefix}{name} must be a whole number >= {smallest}, not {value!r}")
 
 
 @functools.cache
@@ -128,7 +225,8 @@ class ViTConfig:
             ``swiglu_packed``: gate and value as one tensor, gate first (arXiv 2002.05202).
         act: ``gelu`` (exact, erf), ``gelu_tanh`` (tanh approximation), ``quick_gelu`` (x * sigmoid(1.702 x));
             all three are in arXiv 1606.08415, section 2; or ``silu``, ``relu``.
-        norm_eps: epsilon of every LayerNorm.
+        norm_eps: epsilon of every norm.
+        norm: kind of the norms: ``layer`` (LayerNorm); ``rms`` (RMSNorm, arXiv 1910.07467).
         qkv_bias: True, False, ``"qv"`` for models whose keys have no bias (BEiT, EVA), or ``"masked"`` for a full bias
             that is multiplied by a stored mask (DINOv3).
         patch_bias: whether the patch embedding has a bias (CLIP has none).
@@ -137,26 +235,30 @@ class ViTConfig:
         class_token: a learned class token is prepended (x_class in eq. 1).
         distilled: a distillation token follows the class token (DeiT, arXiv 2012.12877, section 4).
         num_registers: register tokens after class and distillation tokens (arXiv 2309.16588).
-        pos_embed: ``learned`` table (E_pos in eq. 1), ``sincos2d`` computed as in big_vision, or ``none``.
+        pos_embed: ``learned`` table (E_pos in eq. 1), ``sincos2d`` computed as in big_vision, ``sincos1d`` over all
+            patches of a video in order (arXiv 1706.03762, section 3.5), or ``none``.
         pos_embed_prefix: the learned table has rows for the class and distillation tokens.
         pos_embed_registers: the learned table has rows for the registers too, after those.
         rope: rotary position embedding of the patch tokens, or None.
         rel_pos: relative position bias on the attention logits: one table a ``block``, one ``shared`` by all (BEiT,
-            arXiv 2106.08254), or ``none``.
+            arXiv 2106.08254), ``decomposed``: two tables a block, for rows and columns, whose rows the queries are
+            multiplied with (arXiv 2112.01526, section 4.1), or ``none``.
         attn_norm: LayerNorm on the attention output before its projection (EVA-02, arXiv 2303.11331).
         mlp_norm: LayerNorm on the hidden activations of the feed-forward layer (EVA-02).
         prefix_norm: class and register tokens have a final norm of their own (DINOv3's untied norms).
         layer_scale: a learned per-channel factor on each residual branch (arXiv 2103.17239, eq. 4).
         pool: ``cls`` token, ``cls_dist`` (class and distillation token: the logits are the mean of two heads, the
             embedding is the mean of the tokens; 2012.12877, section 4), ``avg`` of patch tokens, ``map`` (multi-head
-            attention pooling, arXiv 2106.04560, appendix), ``first`` patch token, or ``none``.
+            attention pooling, arXiv 2106.04560, appendix), ``attentive`` (further blocks, then a query that attends to
+            normed tokens and stays in the sum, arXiv 2404.08471, section 3.3), ``first`` patch token, or ``none``.
         final_norm: LayerNorm ``before`` pooling on all tokens (eq. 4), ``after`` pooling, or ``none``.
         pool_renorm: the pooled token is normed once more by the final norm (BLIP's image encoder).
         representation_dim: width of the tanh layer between pooling and head (2010.11929, section 3.1); 0: none.
         projection_dim: width of CLIP's bias-free projection of the pooled embedding; 0: none.
-        pool_heads: attention heads of ``map`` pooling; 0: as many as in a block.
+        pool_heads: attention heads of ``map`` and ``attentive`` pooling; 0: as many as in a block.
         pool_prefix: ``map`` and ``avg`` pooling read class and register tokens, too, not the patches only.
-        pool_mlp_dim: hidden width of ``map`` pooling's MLP; 0: as in a block.
+        pool_mlp_dim: hidden width of the MLPs of attention pooling; 0: as in a block.
+        pool_depth: blocks of ``attentive`` pooling before its query attends.
         head_input: what the head reads: the ``pooled`` embedding, or class token and patch mean side by side
             (``cls_avg``, linear heads of DINOv2).
         head_norm: BatchNorm without learned parameters before the head (linear probes of MAE, arXiv 2111.06377, A.1).
@@ -170,6 +272,11 @@ class ViTConfig:
         stem_convs: (channels, kernel, stride) of each convolution of a ``conv`` stem.
         resize: how the model's own project resizes its position table at another image size.
         resize_by_count: that project leaves a table alone when the number of patches stays the same, whatever the grid.
+        final_norm_eps: epsilon of the final norm where it is another than ``norm_eps``.
+        windows: blocks that attend within windows of the grid, or None.
+        neck: layers that make the output a feature map, or None; ``pool="avg"`` takes the mean of that map.
+        merger: layers that make the output one token of several patches, or None.
+        video: patches that span frames of a video, or None for images.
         norm_position: norms of a block ``pre``: before attention and feed-forward layer (eq. 2-3), or ``post``: after
             them, before the residual sum (arXiv 2111.09883, section 3.2).
         rel_pos_mlp: relative position biases are computed by this network, not learned as tables; or None.
@@ -191,6 +298,7 @@ class ViTConfig:
     ffn: Literal["mlp", "swiglu", "swiglu_packed"] = "mlp"
     act: Activation = "gelu"
     norm_eps: float = 1e-6
+    norm: Literal["layer", "rms"] = "layer"
     qkv_bias: bool | Literal["qv", "masked"] = True
     patch_bias: bool = True
     qk_norm: bool = False
@@ -198,16 +306,16 @@ class ViTConfig:
     class_token: bool = True
     distilled: bool = False
     num_registers: int = 0
-    pos_embed: Literal["learned", "sincos2d", "none"] = "learned"
+    pos_embed: Literal["learned", "sincos2d", "sincos1d", "none"] = "learned"
     pos_embed_prefix: bool = True
     pos_embed_registers: bool = False
     rope: Rope | None = None
-    rel_pos: Literal["none", "block", "shared"] = "none"
+    rel_pos: Literal["none", "block", "shared", "decomposed"] = "none"
     attn_norm: bool = False
     mlp_norm: bool = False
     prefix_norm: bool = False
     layer_scale: bool = False
-    pool: Literal["cls", "cls_dist", "avg", "map", "first", "none"] = "cls"
+    pool: Literal["cls", "cls_dist", "avg", "map", "attentive", "first", "none"] = "cls"
     final_norm: Literal["before", "after", "none"] = "before"
     pool_renorm: bool = False
     representation_dim: int = 0
@@ -226,6 +334,12 @@ class ViTConfig:
     stem_convs: tuple[tuple[int, int, int], ...] = ()
     resize: ResizeMethod = "bicubic-antialias"
     resize_by_count: bool = False
+    final_norm_eps: float | None = None
+    pool_depth: int = 0
+    windows: Windows | None = None
+    neck: Neck | None = None
+    merger: Merger | None = None
+    video: Video | None = None
     norm_position: Literal["pre", "post"] = "pre"
     rel_pos_mlp: RelPosMlp | None = None
     differential: bool = False
@@ -236,17 +350,16 @@ class ViTConfig:
         for name in _SIZES:
             object.__setattr__(self, name, size_pair(name, getattr(self, name)))
         for name, group in _GROUPS.items():
-            if isinstance(getattr(self, name), Mapping):
+            if getattr(self, name) is not None:
                 object.__setattr__(self, name, _group(name, group, getattr(self, name)))
         object.__setattr__(self, "stem_stages", tuple(self.stem_stages))
         object.__setattr__(self, "stem_convs", tuple(tuple(conv) for conv in self.stem_convs))
-        for name in _POSITIVE + _NOT_NEGATIVE:
-            value, least = getattr(self, name), int(name in _POSITIVE)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name} must be a whole number >= {least}, not {value!r}")
+        _check_numbers(self, {**dict.fromkeys(_POSITIVE, 1), **dict.fromkeys(_NOT_NEGATIVE, 0)})
         check_choices(self)
-        if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
-            raise ConfigError(f"norm_eps must be a number between 0 and 1, not {self.norm_eps!r}")
+        for name in ("norm_eps", "final_norm_eps"):
+            eps = getattr(self, name)
+            if not (isinstance(eps, float) and 0 < eps < 1) and not (eps is None and name != "norm_eps"):
+                raise ConfigError(f"{name} must be a number between 0 and 1, not {eps!r}")
         self._check_consistency()
         # Fields without effect take their defaults, so that configs of the same model are equal.
         for name, value in self._without_effect().items():
@@ -259,10 +372,19 @@ class ViTConfig:
             found["pos_embed_registers"] = False
         if not self.num_prefix_rows:
             found["pos_embed_prefix"] = False
-        if self.pool != "map" or self.pool_heads == self.num_heads:
+        attends = self.pool in ("map", "attentive")
+        if not attends or self.pool_heads == self.num_heads:
             found["pool_heads"] = 0
-        if self.pool != "map" or self.pool_mlp_dim == self.mlp_dim:
+        if not attends or self.pool_mlp_dim == self.mlp_dim:
             found["pool_mlp_dim"] = 0
+        if self.pool != "attentive":
+            found["pool_depth"] = 0
+        if self.final_norm == "none" or self.final_norm_eps == self.norm_eps:
+            found["final_norm_eps"] = None
+        if self.windows is not None:
+            full = tuple(block for block in self.windows.full if block < self.depth)
+            windowed = len(full) < self.depth
+            found["windows"] = dataclasses.replace(self.windows, full=full) if windowed else None
         if self.stem != "resnet":
             default = {item.name: item.default for item in dataclasses.fields(self)}
             found |= {name: default[name] for name in ("stem_width", "stem_standardize", "stem_norm_eps")}
@@ -272,18 +394,25 @@ class ViTConfig:
         """Raise ConfigError for fields that are each valid but contradict one another."""
         dim, pool, head, prefix = self.embed_dim, self.pool, self.num_classes > 0, self.num_prefix_tokens
         pooled, both_tokens, width = pool != "none", pool == "cls_dist", self.representation_dim
+        joint = self.video is not None and self.video.joint
+        plain = not prefix and not joint and self.final_norm == "none"
         holds = {
             f"num_heads: num_heads={self.num_heads} does not divide embed_dim={dim}": dim % self.num_heads == 0,
             f"image_size: image_size={self.image_size} is smaller than one patch {self.pixels_per_patch}": all(
                 self.grid_size
             ),
             f"rope: rope needs heads of a multiple of 4 channels, not {self.head_dim}": (
-                self.rope is None or self.head_dim % 4 == 0
+                self.rope is None or self.rope.frames or self.head_dim % 4 == 0
             ),
             "rel_pos: rel_pos needs no prefix tokens but a class token": (
-                self.rel_pos == "none" or prefix == int(self.class_token)
+                self.rel_pos in ("none", "decomposed") or prefix == int(self.class_token)
             ),
-            "rel_pos_mlp: rel_pos_mlp needs rel_pos": self.rel_pos_mlp is None or self.rel_pos != "none",
+            "rel_pos: rel_pos='decomposed' needs patches alone, without rotary positions": (
+                self.rel_pos != "decomposed" or not (prefix or self.rope or joint)
+            ),
+            "rel_pos_mlp: rel_pos_mlp needs rel_pos='block' or 'shared'": (
+                self.rel_pos_mlp is None or self.rel_pos in ("block", "shared")
+            ),
             "norm_position: norms after the layers exclude layer_scale and layers side by side": (
                 self.norm_position == "pre" or not (self.layer_scale or self.parallel != "none" or self.branches > 1)
             ),
@@ -335,6 +464,24 @@ class ViTConfig:
             "pos_embed: pos_embed='sincos2d' needs embed_dim to be a multiple of 4": (
                 self.pos_embed != "sincos2d" or dim % 4 == 0
             ),
+            "pos_embed: pos_embed='sincos1d' needs an even embed_dim": self.pos_embed != "sincos1d" or dim % 2 == 0,
+            "pos_embed: a video of joint frames has pos_embed='sincos1d' or 'none', and nothing else has the former": (
+                self.pos_embed == "none" or joint == (self.pos_embed == "sincos1d")
+            ),
+            "rope: rope.frames=True goes with a video of joint frames, and needs pairs='tiled'": (
+                self.rope is None
+                or (self.rope.frames == joint and (not joint or (self.rope.pairs == "tiled" and not self.rope.mixed)))
+            ),
+            "windows: windows need patches alone, and filled ones no rotary positions": (
+                self.windows is None or not (prefix or joint or (self.windows.pad and self.rope))
+            ),
+            "neck: a neck needs patches alone, pool='none' or 'avg', and no other layers between blocks and head": (
+                self.neck is None or (plain and pool in ("none", "avg") and not (width or self.projection_dim))
+            ),
+            "merger: a merger needs patches alone, without a final norm, and pool='none'": (
+                self.merger is None or (plain and pool == "none" and self.neck is None)
+            ),
+            "video: patches of several frames need stem='patch'": self.video is None or self.stem == "patch",
         }
         for message, true in holds.items():
             if not true:
@@ -374,14 +521,24 @@ class ViTConfig:
         return self.grid_size[0] * self.grid_size[1]
 
     @property
+    def num_tubelets(self) -> int:
+        """Patches at one place of a video whose frames see one another; 1 for images and separate frames."""
+        return self.video.frames // self.video.tubelet if self.video and self.video.joint else 1
+
+    @property
     def num_prefix_tokens(self) -> int:
         """Tokens before the patches: class, distillation, registers."""
         return int(self.class_token) + int(self.distilled) + self.num_registers
 
     @property
+    def pooled_dim(self) -> int:
+        """Width of the pooled embedding: of the tokens, or of the feature map of a neck."""
+        return self.neck.chans if self.neck and self.neck.chans else self.embed_dim
+
+    @property
     def feature_dim(self) -> int:
         """Width of the embedding after projection or representation layer, where there is one."""
-        return self.projection_dim or self.representation_dim or self.embed_dim
+        return self.projection_dim or self.representation_dim or self.pooled_dim
 
     @property
     def num_prefix_rows(self) -> int:
@@ -400,6 +557,10 @@ class ViTConfig:
     def num_relative_rows(self) -> int:
         """Rows of a relative position table: one for each offset of two patches, and three for a class token."""
         return self.num_relative_offsets + 3 * int(self.class_token)
+
+    def window(self, block: int) -> tuple[int, int] | None:
+        """Return (rows, columns) of the windows of a block; None if its patches attend to all others."""
+        return None if self.windows is None or block in self.windows.full else self.windows.size
 
     @property
     def head_dim(self) -> int:
@@ -441,14 +602,30 @@ def _plain(value: Any) -> Any:
 CHOICES = _choices(ViTConfig)
 """Field -> its values, for every field of a fixed choice."""
 # Fields that are small configs of their own, accepted as a mapping, too.
-_GROUPS: dict[str, type] = {"rope": Rope, "rel_pos_mlp": RelPosMlp}
+_GROUPS: dict[str, type] = {
+    "rope": Rope,
+    "rel_pos_mlp": RelPosMlp,
+    "windows": Windows,
+    "neck": Neck,
+    "merger": Merger,
+    "video": Video,
+}
 
 
-def _group(name: str, group: type, data: Mapping[str, Any]) -> Any:
-    unknown = sorted(set(data) - {item.name for item in dataclasses.fields(group)})
+def _group(name: str, group: type, value: Any) -> Any:
+    """A small config, made of a mapping if it is none yet."""
+    if isinstance(value, group):
+        return value
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} must be a mapping, not {value!r}")
+    fields = {item.name: item for item in dataclasses.fields(group)}
+    unknown = sorted(set(value) - set(fields))
     if unknown:
         raise ConfigError(f"unknown config field {name}.{unknown[0]}")
-    return group(**data)
+    missing = [key for key, item in fields.items() if item.default is dataclasses.MISSING and key not in value]
+    if missing:
+        raise ConfigError(f"{name} lacks {name}.{missing[0]}")
+    return group(**value)
 
 
 def size_pair(name: str, value: Any) -> tuple[int, int]:

@@ -14,8 +14,8 @@ _HIDDEN = {"mlp": (1, 1), "swiglu": (3, 2), "swiglu_packed": (3, 3)}
 
 
 def tokens_of(config: ViTConfig) -> int:
-    """Return the number of tokens in a block, T: class, distillation, registers and N patches."""
-    return config.num_prefix_tokens + config.num_patches
+    """Return the number of tokens in a block, T: class, distillation, registers and N patches (of all frames)."""
+    return config.num_prefix_tokens + config.num_tubelets * config.num_patches
 
 
 def forward_flops(config: ViTConfig) -> int:
@@ -26,19 +26,18 @@ def forward_flops(config: ViTConfig) -> int:
     A convolution of a hybrid's stem costs that for every pixel that it puts out. Attention adds 4 T^2 D for each block
     of width D, half for the products of queries and keys and half for the weighted sums of values (arXiv 2010.11929,
     eq. 6-7), and MAP pooling 4 T D for its one query. So a plain block is 8 T D^2 + 4 T^2 D + 4 T D M with a hidden
-    width M.
+    width M. Where a block has windows, T is the number of patches of one, for all of them, filled at the edges;
+    relative positions by axis add 2 T D (r + c) for windows or a grid of r rows and c columns.
 
     Biases, norms, softmax, activations, rotations and residual sums are left out. Every block counts for all tokens,
     although the last one needs fewer where only the class token is used.
     """
     tokens = tokens_of(config)
-    # Both softmaxes of differential attention weigh all channels of the values.
-    products = 6 if config.differential else 4
-    total = config.depth * config.branches * products * tokens**2 * config.embed_dim
-    if config.pool == "map":
-        total += 4 * tokens * config.embed_dim
+    total = config.branches * sum(_attention(config, block) for block in range(config.depth))
+    if config.pool in ("map", "attentive"):
+        total += 4 * (tokens + config.pool_depth * tokens**2) * config.embed_dim
     for name, shape in tensor_shapes(config).items():
-        if name.endswith(".weight") and len(shape) in (2, 4):  # a matrix or a kernel
+        if name.endswith(".weight") and len(shape) > 1:  # a matrix or a kernel
             total += 2 * math.prod(shape) * _rows(name, config)
     return total
 
@@ -61,14 +60,37 @@ def activation_values(config: ViTConfig) -> int | None:
     return tokens_of(config) * max(7 * dim, 4 * dim + before * hidden, 5 * dim + during * hidden)
 
 
+def _attention(config: ViTConfig, block: int) -> int:
+    """Operations of the attention of one block, without its linear layers."""
+    window = config.window(block)
+    rows, columns = window or config.grid_size
+    tokens, seen = (_filled(config, window), rows * columns) if window else (tokens_of(config),) * 2
+    offsets = rows + columns if config.rel_pos == "decomposed" else 0
+    # Both softmaxes of differential attention weigh all channels of the values.
+    products = 6 if config.differential else 4
+    return (products * seen + 2 * offsets) * tokens * config.embed_dim
+
+
+def _filled(config: ViTConfig, window: tuple[int, int]) -> int:
+    """Patches of all windows, with those beyond the grid."""
+    return math.prod(-(-side // step) * step for side, step in zip(config.grid_size, window, strict=True))
+
+
 def _rows(weight: str, config: ViTConfig) -> int:
     if weight.startswith("patch_embed.backbone."):
         return _pixels(weight, config)
     if weight.startswith("patch_embed."):
+        return config.num_tubelets * config.num_patches
+    if weight.startswith("neck."):
         return config.num_patches
     if "rel_pos." in weight:
         return config.num_relative_offsets
-    return tokens_of(config) if weight.startswith(("blocks.", "attn_pool.kv.")) else 1
+    if weight.startswith("merger.") and config.merger:
+        return config.num_patches // config.merger.size**2
+    if weight.endswith(".attn.qkv.weight") and config.windows and config.windows.pad:
+        window = config.window(int(weight.split(".")[1]))
+        return _filled(config, window) if window else tokens_of(config)
+    return tokens_of(config) if weight.startswith(("blocks.", "attn_pool.kv.", "attn_pool.blocks.")) else 1
 
 
 def _pixels(kernel: str, config: ViTConfig) -> int:

@@ -14,19 +14,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit_hub.model.config import RelPosMlp, ViTConfig
+from vit_hub.model.config import Merger, RelPosMlp, ViTConfig
 from vit_hub.model.rope import rotate
 from vit_hub.model.stems import ConvStem, ResNetStem
+from vit_hub.model.windows import Partition
 
 __all__ = [
-    "Attention", "AttentionPool", "Block", "BranchedBlock", "DropPath", "LayerScale", "Mlp", "PackedSwiGLU",
-    "ParallelBlock", "PatchEmbed", "PostNormBlock", "RelativePositionMlp", "SwiGLU", "block_class", "dropout",
-    "dropped",
+    "Attention", "AttentionPool", "AttentivePool", "Block", "BranchedBlock", "DropPath", "LayerScale", "Mlp",
+    "PackedSwiGLU", "ParallelBlock", "PatchEmbed", "PatchMerger", "PostNormBlock", "RelativePositionMlp", "SwiGLU",
+    "block_class", "dropout", "dropped", "make_neck", "make_norm",
 ]  # fmt: skip
 
 
-# A bias of attention's logits, or what makes it of the layer's own table or network.
-Bias = Tensor | Callable[[Any], Tensor]
+# A bias of attention's logits, or what makes it of the layer's own table or network, or of its queries and tables.
+Bias = Tensor | Callable[..., Tensor]
+
+
+def make_norm(kind: str, width: int, eps: float) -> nn.Module:
+    """Return LayerNorm (``layer``), or RMSNorm (``rms``, arXiv 1910.07467)."""
+    return nn.RMSNorm(width, eps=eps) if kind == "rms" else nn.LayerNorm(width, eps=eps)
 
 
 def _activate(name: str, x: Tensor, *, inplace: bool) -> Tensor:
@@ -151,26 +157,41 @@ class PatchEmbed(nn.Module):
     """Patches to tokens, x_p E in eq. 1 of arXiv 2010.11929: [B, C, h, w] -> [B, N, D], row-major.
 
     A convolution with stride equal to its kernel is one matrix product over flattened patches; the parameter keeps
-    the convolution's shape [D, C, p, q].
+    the convolution's shape [D, C, p, q]. Patches of videos [B, T, C, h, w] span frames, too: the kernel is
+    [D, C, t, p, q], and tokens are in the order of frames, rows, columns.
     """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.backbone = _STEMS[config.stem](config) if config.stem in _STEMS else nn.Identity()
-        self.proj = nn.Conv2d(
-            config.patch_chans, config.embed_dim, config.patch_size, config.patch_size, bias=config.patch_bias
-        )
+        self.proj: nn.Conv2d | nn.Conv3d
+        if config.video is None:
+            self.proj = nn.Conv2d(
+                config.patch_chans, config.embed_dim, config.patch_size, config.patch_size, bias=config.patch_bias
+            )
+        else:
+            patch = (config.video.tubelet, *config.patch_size)
+            self.proj = nn.Conv3d(config.in_chans, config.embed_dim, patch, patch, bias=config.patch_bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return a token for every whole patch; pixels to the right and below that do not fill one are left out."""
         images = self.backbone(images)
-        if not is_plain(self.proj, nn.Conv2d):
+        video = images.dim() == 5
+        if not is_plain(self.proj, nn.Conv2d, nn.Conv3d):
+            images = images.transpose(1, 2) if video else images
             return self.proj(images).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
         weight = self.proj.weight
-        _, chans, p, q = weight.shape
+        chans, p, q = weight.shape[1], weight.shape[-2], weight.shape[-1]
         batch, rows, columns = images.shape[0], images.shape[-2] // p, images.shape[-1] // q
         if not (surely(images.shape[-2] == rows * p) and surely(images.shape[-1] == columns * q)):
             images = images[..., : rows * p, : columns * q]
+        if video:
+            t = weight.shape[2]
+            frames = images.shape[1] // t
+            boxes = images.reshape(batch, frames, t, chans, rows, p, columns, q).permute(0, 1, 4, 6, 3, 2, 5, 7)
+            return F.linear(
+                boxes.reshape(batch, frames * rows * columns, chans * t * p * q), weight.flatten(1), self.proj.bias
+            )
         patches = images.reshape(batch, chans, rows, p, columns, q)
         flat = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, chans * p * q)
         return F.linear(flat, weight.flatten(1), self.proj.bias)
@@ -219,17 +240,23 @@ class Attention(nn.Module):
         self.k_norm: nn.Module = nn.Identity()
         if config.qk_norm:
             width = config.head_dim // 2 if config.differential else config.head_dim
-            self.q_norm = nn.LayerNorm(width, eps=config.norm_eps)
-            self.k_norm = nn.LayerNorm(width, eps=config.norm_eps)
+            self.q_norm = make_norm(config.norm, width, config.norm_eps)
+            self.k_norm = make_norm(config.norm, width, config.norm_eps)
         self.relative_position_bias_table: Tensor | None = None
         self.rel_pos: nn.Module | None = None
         if config.rel_pos == "block" and config.rel_pos_mlp:
             self.rel_pos = RelativePositionMlp(config)
         elif config.rel_pos == "block":
             self.relative_position_bias_table = nn.Parameter(torch.zeros(config.num_relative_rows, config.num_heads))
+        self.rel_pos_h: Tensor | None = None
+        self.rel_pos_w: Tensor | None = None
+        if config.rel_pos == "decomposed":
+            rows, columns = config.window(index) or config.grid_size
+            self.rel_pos_h = nn.Parameter(torch.zeros(2 * rows - 1, config.head_dim))
+            self.rel_pos_w = nn.Parameter(torch.zeros(2 * columns - 1, config.head_dim))
         self.pairs = config.rope.pairs if config.rope else ""
         self.attn_drop = nn.Dropout(attn_drop_rate)  # never called: the attention kernel takes its rate
-        self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.attn_norm else nn.Identity()
+        self.norm = make_norm(config.norm, dim, config.norm_eps) if config.attn_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim, bias=config.parallel != "joint")
         self.proj_drop = dropout(drop_rate)
 
@@ -277,6 +304,7 @@ class Attention(nn.Module):
         rope: tuple[Tensor, Tensor] | None = None,
         bias: Bias | None = None,
         maps: list[Tensor] | None = None,
+        windows: Partition | None = None,
     ) -> Tensor:
         """Attend to all tokens.
 
@@ -284,20 +312,30 @@ class Attention(nn.Module):
             x: [B, T, D].
             leading: only the outputs of so many first tokens are wanted.
             rope: cosines and sines, each [..., T, D/H].
-            bias: added to the logits, [1, H, T, T]; a function makes it of this layer's own table.
+            bias: added to the logits, [1, H, T, T]; a function makes it of this layer's own table,
+                or of queries and both tables.
             maps: the weights of the attention are added to this list, [B, H, T or leading, T], computed explicitly.
+            windows: patches attend to those of the same window only.
 
         Returns:
             [B, T, D] or [B, leading, D].
         """
-        q, k, v = self.qkv_heads(x, leading, rope)
+        q, k, v = self.qkv_heads(x if windows is None else windows.fill(x), leading, rope)
+        if windows is not None:
+            q, k, v = windows.split(q), windows.split(k), windows.split(v)
         own = self.relative_position_bias_table if self.rel_pos is None else self.rel_pos
         if own is not None and bias is not None:
             bias = bias(own)  # type: ignore[operator]
+        if self.rel_pos_h is not None and bias is not None:
+            bias = bias(q, self.rel_pos_h, self.rel_pos_w)  # type: ignore[operator]
+        if windows is not None and (beyond := windows.mask(q)) is not None:
+            bias = beyond if bias is None else bias + beyond  # type: ignore[operator]
         bias = None if bias is None else bias[:, :, :leading]  # type: ignore[index]
         if maps is not None:
-            maps.append(self._weights(q, k, bias))
+            weights = self._weights(q, k, bias)
+            maps.append(weights if windows is None else windows.scatter(weights))
         x = self._attend(q, k, v, bias)
+        x = x if windows is None else windows.join(x)
         return dropped(self.proj_drop, self.proj(self.norm(_join_heads(x))))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -372,12 +410,12 @@ class RelativePositionMlp(nn.Module):
 class Mlp(nn.Module):
     """Two linear layers with an activation between them, eq. 3 of arXiv 2010.11929."""
 
-    def __init__(self, dim: int, hidden: int, act: str, norm_eps: float | None = None, drop_rate: float = 0.0) -> None:
+    def __init__(self, dim: int, hidden: int, act: str, norm: nn.Module | None = None, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.act = act
         self.fc1 = nn.Linear(dim, hidden)
         self.drop1 = dropout(drop_rate)
-        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(hidden, eps=norm_eps)
+        self.norm = norm or nn.Identity()
         self.fc2 = nn.Linear(hidden, dim)
         self.drop2 = dropout(drop_rate)
 
@@ -390,13 +428,13 @@ class Mlp(nn.Module):
 class SwiGLU(nn.Module):
     """Gated feed-forward (act(x W) * x V) W2, arXiv 2002.05202, eq. 6; gate and value are two tensors."""
 
-    def __init__(self, dim: int, hidden: int, act: str, norm_eps: float | None = None, drop_rate: float = 0.0) -> None:
+    def __init__(self, dim: int, hidden: int, act: str, norm: nn.Module | None = None, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.act = act
         self.fc1_g = nn.Linear(dim, hidden)
         self.fc1_x = nn.Linear(dim, hidden)
         self.drop1 = dropout(drop_rate)
-        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(hidden, eps=norm_eps)
+        self.norm = norm or nn.Identity()
         self.fc2 = nn.Linear(hidden, dim)
         self.drop2 = dropout(drop_rate)
 
@@ -410,12 +448,12 @@ class SwiGLU(nn.Module):
 class PackedSwiGLU(nn.Module):
     """The same gated feed-forward with gate and value in one tensor, gate first (DINOv2's giant)."""
 
-    def __init__(self, dim: int, hidden: int, act: str, norm_eps: float | None = None, drop_rate: float = 0.0) -> None:
+    def __init__(self, dim: int, hidden: int, act: str, norm: nn.Module | None = None, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.act = act
         self.fc1 = nn.Linear(dim, 2 * hidden)
         self.drop1 = dropout(drop_rate)
-        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(hidden, eps=norm_eps)
+        self.norm = norm or nn.Identity()
         self.fc2 = nn.Linear(hidden, dim)
         self.drop2 = dropout(drop_rate)
 
@@ -434,8 +472,8 @@ _FEED_FORWARD: dict[str, type[Mlp] | type[SwiGLU] | type[PackedSwiGLU]] = {
 
 
 def _feed_forward(config: ViTConfig, drop_rate: float) -> nn.Module:
-    norm_eps = config.norm_eps if config.mlp_norm else None
-    return _FEED_FORWARD[config.ffn](config.embed_dim, config.mlp_dim, config.act, norm_eps, drop_rate)
+    inner = make_norm(config.norm, config.mlp_dim, config.norm_eps) if config.mlp_norm else None
+    return _FEED_FORWARD[config.ffn](config.embed_dim, config.mlp_dim, config.act, inner, drop_rate)
 
 
 class LayerScale(nn.Module):
@@ -493,12 +531,12 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         dim, eps = config.embed_dim, config.norm_eps
-        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.norm1 = make_norm(config.norm, dim, eps)
         self.attn = attention_class(config)(config, drop_rate, attn_drop_rate, index)
         self.ls1 = LayerScale(dim) if config.layer_scale else nn.Identity()
         self.drop_path1 = DropPath(drop_path_rate) if drop_path_rate else None
         alone = config.parallel == "none"
-        self.norm2 = nn.LayerNorm(dim, eps=eps) if alone else nn.Identity()
+        self.norm2 = make_norm(config.norm, dim, eps) if alone else nn.Identity()
         self.mlp = _feed_forward(config, drop_rate)
         self.ls2 = LayerScale(dim) if config.layer_scale and alone else nn.Identity()
         self.drop_path2 = DropPath(drop_path_rate) if drop_path_rate else None
@@ -510,9 +548,10 @@ class Block(nn.Module):
         rope: tuple[Tensor, Tensor] | None = None,
         bias: Bias | None = None,
         maps: list[Tensor] | None = None,
+        windows: Partition | None = None,
     ) -> Tensor:
         """[B, T, D] -> [B, T, D], or [B, leading, D]: the first tokens only, at their share of the cost."""
-        attended = self.attn(self.norm1(x), leading, rope, bias, maps)
+        attended = self.attn(self.norm1(x), leading, rope, bias, maps, windows)
         x = x[:, :leading] + dropped(self.drop_path1, self.ls1(attended))
         return x + dropped(self.drop_path2, self.ls2(self.mlp(self.norm2(x))))
 
@@ -527,9 +566,10 @@ class PostNormBlock(Block):
         rope: tuple[Tensor, Tensor] | None = None,
         bias: Bias | None = None,
         maps: list[Tensor] | None = None,
+        windows: Partition | None = None,
     ) -> Tensor:
         """[B, T, D] -> [B, T, D] or [B, leading, D]."""
-        attended = self.norm1(self.attn(x, leading, rope, bias, maps))
+        attended = self.norm1(self.attn(x, leading, rope, bias, maps, windows))
         x = x[:, :leading] + dropped(self.drop_path1, attended)
         return x + dropped(self.drop_path2, self.norm2(self.mlp(x)))
 
@@ -544,10 +584,11 @@ class ParallelBlock(Block):
         rope: tuple[Tensor, Tensor] | None = None,
         bias: Bias | None = None,
         maps: list[Tensor] | None = None,
+        windows: Partition | None = None,
     ) -> Tensor:
         """[B, T, D] -> [B, T, D] or [B, leading, D]."""
         normed = self.norm1(x)
-        both = self.attn(normed, leading, rope, bias, maps) + self.mlp(normed[:, :leading])
+        both = self.attn(normed, leading, rope, bias, maps, windows) + self.mlp(normed[:, :leading])
         return x[:, :leading] + dropped(self.drop_path1, self.ls1(both))
 
 
@@ -569,7 +610,7 @@ class BranchedBlock(nn.Module):
         dim = config.embed_dim
 
         def branch(name: str, layer: nn.Module) -> nn.ModuleDict:
-            norm = nn.LayerNorm(dim, eps=config.norm_eps)
+            norm = make_norm(config.norm, dim, config.norm_eps)
             scale = LayerScale(dim) if config.layer_scale else nn.Identity()
             drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
             return nn.ModuleDict({"norm": norm, name: layer, "ls": scale, "drop_path": drop_path})
@@ -585,11 +626,12 @@ class BranchedBlock(nn.Module):
         rope: tuple[Tensor, Tensor] | None = None,
         bias: Bias | None = None,
         maps: list[Tensor] | None = None,
+        windows: Partition | None = None,
     ) -> Tensor:
         """[B, T, D] -> [B, T, D] or [B, leading, D]."""
         y = x[:, :leading]
         for attn in self.attns:
-            attended = attn["attn"](attn["norm"](x), leading, rope, bias, maps)  # type: ignore[index]
+            attended = attn["attn"](attn["norm"](x), leading, rope, bias, maps, windows)  # type: ignore[index]
             y = y + attn["drop_path"](attn["ls"](attended))  # type: ignore[index]
         z = y
         for ffn in self.ffns:
@@ -625,7 +667,7 @@ class AttentionPool(nn.Module):
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.norm = make_norm(config.norm, dim, config.norm_eps)
         self.mlp = Mlp(dim, config.pool_mlp_dim or config.mlp_dim, config.act)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -635,3 +677,83 @@ class AttentionPool(nn.Module):
         k, v = _split_heads(k, self.num_heads), _split_heads(v, self.num_heads)
         pooled = self.proj(_join_heads(F.scaled_dot_product_attention(q, k, v)))
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]  # type: ignore[no-any-return]
+
+
+class AttentivePool(nn.Module):
+    """Attentive probing (arXiv 2404.08471, section 3.3): further blocks, then a query attends to their normed output.
+
+    The query stays in the sum, and the attention has no projection of its own.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        dim, eps, hidden = config.embed_dim, config.norm_eps, config.pool_mlp_dim or config.mlp_dim
+        self.num_heads = config.pool_heads or config.num_heads
+        plain = ViTConfig(
+            embed_dim=dim, num_heads=self.num_heads, mlp_dim=hidden, act=config.act, norm_eps=eps, norm=config.norm
+        )
+        self.latent = nn.Parameter(torch.zeros(1, 1, dim))
+        self.blocks = nn.ModuleList(Block(plain) for _ in range(config.pool_depth))
+        self.norm1 = make_norm(config.norm, dim, eps)
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.norm = make_norm(config.norm, dim, eps)
+        self.mlp = Mlp(dim, hidden, config.act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, D]."""
+        for block in self.blocks:
+            x = block(x)
+        q = _split_heads(self.q(self.latent), self.num_heads).expand(x.shape[0], -1, -1, -1)
+        k, v = self.kv(self.norm1(x)).chunk(2, dim=-1)
+        k, v = _split_heads(k, self.num_heads), _split_heads(v, self.num_heads)
+        pooled = self.latent + _join_heads(F.scaled_dot_product_attention(q, k, v))
+        return (pooled + self.mlp(self.norm(pooled)))[:, 0]  # type: ignore[no-any-return]
+
+
+class _MapNorm(nn.LayerNorm):
+    """LayerNorm over the channels of a feature map [B, C, rows, columns]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, rows, columns] -> the same."""
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+# All projects with a neck have this epsilon in its norms, whatever that of the blocks is.
+_NECK_EPS = 1e-6
+
+
+def make_neck(dim: int, chans: int) -> nn.Module:
+    """Return the neck of Segment Anything, [B, D, rows, columns] -> [B, chans, rows, columns]; its names are timm's.
+
+    Args:
+        dim: D.
+        chans: channels of the result; 0 for a norm alone, which keeps them.
+    """
+    if not chans:
+        return _MapNorm(dim, eps=_NECK_EPS)
+    return nn.Sequential(
+        nn.Conv2d(dim, chans, 1, bias=False),
+        _MapNorm(chans, eps=_NECK_EPS),
+        nn.Conv2d(chans, chans, 3, padding=1, bias=False),
+        _MapNorm(chans, eps=_NECK_EPS),
+    )
+
+
+class PatchMerger(nn.Module):
+    """One token of each square of patches: norm, join along the channels, two linear layers (arXiv 2409.12191)."""
+
+    def __init__(self, config: ViTConfig, merger: Merger) -> None:
+        super().__init__()
+        width = merger.size**2 * config.embed_dim
+        self.size = merger.size
+        self.norm = make_norm(config.norm, config.embed_dim, config.norm_eps)
+        self.fc1 = nn.Linear(width, width)
+        self.fc2 = nn.Linear(width, merger.dim)
+
+    def forward(self, x: Tensor, columns: int) -> Tensor:
+        """[B, N, D] in rows of so many columns -> [B, N / size ** 2, dim], squares row-major."""
+        side, dim = self.size, x.shape[-1]
+        squares = self.norm(x).reshape(x.shape[0], -1, side, columns // side, side, dim).permute(0, 1, 3, 2, 4, 5)
+        joined = squares.reshape(x.shape[0], -1, side * side * dim)
+        return self.fc2(F.gelu(self.fc1(joined)))  # type: ignore[no-any-return]

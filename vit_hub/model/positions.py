@@ -83,6 +83,7 @@ def computed_tables(
     like: Tensor,
     periods: Tensor | None = None,
     device: torch.device = HOST,
+    tubelets: int = 1,
 ) -> dict[str, Tensor]:
     """Return sincos and rotary tables and relative indices of a grid, by the model's buffer names.
 
@@ -92,18 +93,22 @@ def computed_tables(
         like: gives device and dtype of the tables.
         periods: stored periods of the rotary embedding, if the checkpoint has them.
         device: where they are computed, in float64.
+        tubelets: patches of a video at each place of the grid.
     """
     found: dict[str, Tensor] = {}
     if config.pos_embed == "sincos2d":
         found["pos_table"] = _sincos(grid_size, config.embed_dim, device=device).to(like).unsqueeze(0)
+    if config.pos_embed == "sincos1d":
+        count = tubelets * grid_size[0] * grid_size[1]
+        found["pos_table"] = _sincos1d(count, config.embed_dim, device).to(like).unsqueeze(0)
     if config.rope and not config.rope.mixed:
         stored = None if periods is None or periods.is_meta else periods
-        angles = axis_angles(config.rope, grid_size, config.head_dim, stored, device)
-        cos, sin = expand_angles(config.rope, angles, config.num_prefix_tokens)
+        angles = axis_angles(config.rope, grid_size, config.head_dim, stored, device, tubelets)
+        cos, sin = expand_angles(config.rope, angles, config.num_prefix_tokens, config.head_dim)
         # Rotations need float32 whatever the weights are in.
         wide = torch.promote_types(like.dtype, torch.float32)
         found |= {"rope_cos": cos.to(like.device, wide), "rope_sin": sin.to(like.device, wide)}
-    if config.rel_pos != "none":
+    if config.rel_pos in ("block", "shared"):
         found["rel_pos_index"] = relative_index(grid_size, config.class_token, device).to(like.device)
     if config.rel_pos_mlp:
         found["rel_pos_offsets"] = relative_offsets(config.rel_pos_mlp, grid_size, device).to(like)
@@ -172,3 +177,10 @@ def _sincos(grid_size: tuple[int, int], dim: int, temperature: float = 10_000.0,
     exponents = torch.arange(dim // 4, dtype=torch.float64, device=device) / max(dim // 4 - 1, 1)
     x_angles, y_angles = (part.flatten()[:, None] * temperature**-exponents for part in (x, y))
     return torch.cat((x_angles.sin(), x_angles.cos(), y_angles.sin(), y_angles.cos()), dim=1)
+
+
+def _sincos1d(count: int, dim: int, device: torch.device) -> Tensor:
+    """The table of arXiv 1706.03762, section 3.5, [count, dim]: sines in even columns, cosines in odd ones."""
+    exponents = torch.arange(dim // 2, dtype=torch.float64, device=device) / (dim // 2)
+    angles = torch.arange(count, dtype=torch.float64, device=device)[:, None] * 10_000.0**-exponents
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)

@@ -19,7 +19,8 @@ __all__ = ["SIZED", "TABLES", "resize_table", "resize_tensor", "resized_config",
 Size = tuple[int, int]
 
 # The ends of the names of stored tensors that depend on the image size, and with them of those on the patch size.
-TABLES = ("pos_embed", "relative_position_bias_table")
+DECOMPOSED = ("rel_pos_h", "rel_pos_w")
+TABLES = ("pos_embed", "relative_position_bias_table", *DECOMPOSED)
 SIZED = (*TABLES, "patch_embed.proj.weight")
 
 # Models with a relative table may have an absolute one beside it, which their projects resize so.
@@ -109,7 +110,9 @@ def resize_tensor(name: str, tensor: Tensor, old: ViTConfig, new: ViTConfig, res
     """
     if name == "patch_embed.proj.weight":
         return _resize_kernel(tensor, old, new)
-    return resize_table(name, tensor, old, new.grid_size, resize) if name.endswith(TABLES) else tensor
+    if not name.endswith(TABLES) or (name.endswith(DECOMPOSED) and old.window(int(name.split(".")[1]))):
+        return tensor
+    return resize_table(name, tensor, old, new.grid_size, resize)
 
 
 def resize_table(
@@ -138,6 +141,10 @@ def resize_table(
         prefix = config.num_prefix_rows
         resized = _resample(table[0, prefix:], old, grid, _BESIDE_RELATIVE.get(method, method), symbolic)
         resized = torch.cat((table[0, :prefix], resized))[None]
+    elif name.endswith(DECOMPOSED):  # of one axis, which all projects resize so
+        axis = DECOMPOSED.index(name.rpartition(".")[2])
+        before, after = (2 * old[axis] - 1, 1), (2 * grid[axis] - 1, 1)
+        resized = _resample(table, before, after, "bilinear", symbolic)
     else:  # offsets of 2n - 1 rows and columns; the three rows of a class token stay
         before, after = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (old, grid))
         count = config.num_relative_offsets
@@ -173,7 +180,7 @@ def _unless_same(table: Tensor, resized: Tensor, old: Size, grid: Size, by_count
 
 
 def _resize_kernel(kernel: Tensor, old: ViTConfig, new: ViTConfig) -> Tensor:
-    """[D, C, p, q] by FlexiViT's pseudo-inverse (arXiv 2212.08013, section 3.4), one axis after the other."""
+    """[D, C, (t,) p, q] by FlexiViT's pseudo-inverse (arXiv 2212.08013, section 3.4), one axis after the other."""
     import torch
 
     from vit_hub.model.resample import kernel_matrix
@@ -183,4 +190,4 @@ def _resize_kernel(kernel: Tensor, old: ViTConfig, new: ViTConfig) -> Tensor:
     method = _KERNEL_METHODS[old.resize.startswith("bilinear")]
     sides = zip(old.patch_size, new.patch_size, strict=True)
     by, bx = (torch.tensor(kernel_matrix(method, *side), device=kernel.device) for side in sides)
-    return torch.einsum("xw,dcyw->dcyx", bx, torch.einsum("yh,dchw->dcyw", by, kernel.double())).to(kernel.dtype)
+    return torch.einsum("xw,...yw->...yx", bx, torch.einsum("yh,...hw->...yw", by, kernel.double())).to(kernel.dtype)

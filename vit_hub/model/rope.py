@@ -18,8 +18,10 @@ from vit_hub.model.config import Rope
 __all__ = ["axis_angles", "expand_angles", "grid_coordinates", "mixed_angles", "rotate"]
 
 
-def grid_coordinates(rope: Rope, grid_size: tuple[int, int], device: torch.device) -> Tensor:
+def grid_coordinates(rope: Rope, grid_size: tuple[int, int], device: torch.device, tubelets: int = 1) -> Tensor:
     """Return coordinates of every patch, [N, 2] float64, the axis that comes first in the channels in column 0.
+
+    With ``rope.frames`` they are [N, 3], for so many patches of a video at each place, the first coordinate their time.
 
     ``index``: whole numbers plus the offset, scaled to the reference grid (timm, EVA-02, PE).
     ``centered``: patch centres mapped to [-1, 1], each axis by its own length or both by the longer or shorter
@@ -36,7 +38,11 @@ def grid_coordinates(rope: Rope, grid_size: tuple[int, int], device: torch.devic
             axes.append((index + rope.offset) * scale)
     y, x = torch.meshgrid(*axes, indexing="ij")
     order = (x, y) if rope.order == "xy" else (y, x)
-    return torch.stack([part.flatten() for part in order], dim=1)
+    places = torch.stack([part.flatten() for part in order], dim=1)
+    if not rope.frames:
+        return places
+    times = torch.arange(tubelets, dtype=torch.float64, device=device).repeat_interleave(len(places))
+    return torch.cat((times[:, None], places.repeat(tubelets, 1)), dim=1)
 
 
 def axis_angles(
@@ -45,8 +51,9 @@ def axis_angles(
     head_dim: int,
     periods: Tensor | None,
     device: torch.device,
+    tubelets: int = 1,
 ) -> Tensor:
-    """Return angles of axial RoPE, [N, E/2] float64 in radians.
+    """Return angles of axial RoPE, [N, E/2] float64 in radians; with ``rope.frames`` fewer, of all rotated pairs.
 
     Args:
         rope: which variant.
@@ -54,10 +61,12 @@ def axis_angles(
         head_dim: E.
         periods: the stored ones of DINOv3, if any, [E/4].
         device: where they are computed.
+        tubelets: patches of a video at each place of the grid.
     """
-    coordinates = grid_coordinates(rope, grid_size, device)
+    coordinates = grid_coordinates(rope, grid_size, device, tubelets)
     if periods is None:
-        periods = rope.theta ** (torch.arange(head_dim // 4, dtype=torch.float64, device=device) / (head_dim // 4))
+        pairs = head_dim // (6 if rope.frames else 4)  # of each axis
+        periods = rope.theta ** (torch.arange(pairs, dtype=torch.float64, device=device) / pairs)
     turns = 2 * math.pi if rope.coordinates == "centered" else 1.0
     return (coordinates[:, :, None] * (turns / periods.to(coordinates))).flatten(1)
 
@@ -69,14 +78,15 @@ def mixed_angles(rope: Rope, grid_size: tuple[int, int], freqs: Tensor) -> Tenso
     return first[:, None] * wide[0].unsqueeze(-2) + second[:, None] * wide[1].unsqueeze(-2)
 
 
-def expand_angles(rope: Rope, angles: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines per channel, [..., T, E]; prefix tokens have angle zero: they are not rotated."""
+def expand_angles(rope: Rope, angles: Tensor, prefix: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines per channel, [..., T, E]; prefix tokens and channels left over have angle zero."""
     angles = torch.nn.functional.pad(angles, (0, 0, prefix, 0))
     if rope.pairs == "half":
         full = torch.cat((angles, angles), dim=-1)
     elif rope.pairs == "tiled":
-        first, second = angles.chunk(2, dim=-1)
-        full = torch.cat((first, first, second, second), dim=-1)
+        axes = angles.chunk(3 if rope.frames else 2, dim=-1)
+        full = torch.cat([axis for axis in axes for _ in range(2)], dim=-1)
+        full = torch.nn.functional.pad(full, (0, head_dim - full.shape[-1]))
     else:
         full = angles.repeat_interleave(2, dim=-1)
     return full.cos(), full.sin()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from vit_hub.model.config import CHOICES, RelPosMlp, ViTConfig
+from vit_hub.model.config import CHOICES, Neck, RelPosMlp, ViTConfig
 
 __all__ = ["PARTS", "Part", "field_of", "fields_of", "num_parameters", "tensor_shapes"]
 
@@ -43,6 +43,15 @@ AXES: dict[str, Callable[[ViTConfig], int]] = {
     "J": lambda c: c.projection_dim,
     "X": lambda c: c.feature_dim,
     "K": lambda c: c.num_classes,
+    "t": lambda c: c.video.tubelet if c.video else 1,
+    "N": lambda c: c.neck.chans if c.neck else 0,
+    "S": lambda c: c.merger.size**2 * c.embed_dim if c.merger else 0,
+    "O": lambda c: c.merger.dim if c.merger else 0,
+}
+# Those that differ between blocks.
+BLOCK_AXES: dict[str, Callable[[ViTConfig, int], int]] = {
+    "u": lambda c, block: 2 * (c.window(block) or c.grid_size)[0] - 1,
+    "v": lambda c, block: 2 * (c.window(block) or c.grid_size)[1] - 1,
 }
 # Those that are fields of the config.
 _SIZES = {
@@ -63,7 +72,7 @@ class Part:
     """One tensor.
 
     Attributes:
-        name: canonical name; ``{i}`` stands for the number of a block.
+        name: canonical name; ``{i}`` stands for the number of a block, ``{j}`` for that of one of the pooling.
         shape: its axes, separated by spaces.
         when: config field -> the value or values with which a model has the tensor, or a test of the value.
         trained: False for buffers.
@@ -78,9 +87,15 @@ class Part:
         """Return whether a model of this config has the tensor."""
         return all(_holds(getattr(config, field), wanted) for field, wanted in self.when.items())
 
-    def size(self, config: ViTConfig) -> Shape:
-        """Return the tensor's shape in a model of this config."""
-        return tuple(factor * (AXES[axis](config) if axis else 1) for factor, axis in _axes(self.shape))
+    def size(self, config: ViTConfig, block: int = 0) -> Shape:
+        """Return the tensor's shape in a model of this config, in one of its blocks."""
+        return tuple(factor * _length(axis, config, block) for factor, axis in _axes(self.shape))
+
+
+def _length(axis: str, config: ViTConfig, block: int) -> int:
+    if axis in BLOCK_AXES:
+        return BLOCK_AXES[axis](config, block)
+    return AXES[axis](config) if axis else 1
 
 
 def _holds(value: object, wanted: Any) -> bool:
@@ -103,7 +118,7 @@ def _tensor(name: str, shape: str, *, trained: bool = True, **when: Any) -> tupl
 
 
 def _norm(name: str, width: str, **when: Any) -> tuple[Part, ...]:
-    return (Part(f"{name}.weight", width, when), Part(f"{name}.bias", width, when))
+    return (Part(f"{name}.weight", width, when), Part(f"{name}.bias", width, {**when, "norm": "layer"}))
 
 
 def _linear(name: str, outputs: str, inputs: str, **when: Any) -> tuple[Part, ...]:
@@ -118,6 +133,14 @@ def _statistics(name: str, width: str, **when: Any) -> tuple[Part, ...]:
 
 def _is_log(mlp: RelPosMlp | None) -> bool:
     return mlp is not None and mlp.scale == "log"
+
+
+def _convolves(neck: Neck | None) -> bool:
+    return neck is not None and neck.chans > 0
+
+
+def _given(group: object) -> bool:
+    return group is not None
 
 
 # Where the biases of relative positions are: what has the table, and what has the network that computes it.
@@ -137,6 +160,7 @@ def _relative(place: str) -> tuple[Part, ...]:
     )
 
 
+_ATTENDS = ("map", "attentive")
 _TOKENS = (
     *_tensor("cls_token", "1 1 D", class_token=True),
     *_tensor("dist_token", "1 1 D", distilled=True),
@@ -145,7 +169,8 @@ _TOKENS = (
 )
 # Between these two come the tensors of a stem.
 _EMBEDDING = (
-    *_tensor("patch_embed.proj.weight", "D C p q"),
+    *_tensor("patch_embed.proj.weight", "D C p q", video=None),
+    *_tensor("patch_embed.proj.weight", "D C t p q", video=_given),
     *_tensor("patch_embed.proj.bias", "D", patch_bias=True),
     *_norm("norm_pre", "D", pre_norm=True),
     *_tensor("rope_embed.periods", "f", trained=False, rope=lambda rope: rope is not None and rope.stored_periods),
@@ -162,6 +187,8 @@ _BLOCK = (
     *_norm("blocks.{i}.attn.q_norm", "Q", qk_norm=True),
     *_norm("blocks.{i}.attn.k_norm", "Q", qk_norm=True),
     *_relative("block"),
+    *_tensor("blocks.{i}.attn.rel_pos_h", "u E", rel_pos="decomposed"),
+    *_tensor("blocks.{i}.attn.rel_pos_w", "v E", rel_pos="decomposed"),
     *(Part(f"blocks.{{i}}.attn.lambda_{part}", "Q", {"differential": True}) for part in ("q1", "k1", "q2", "k2")),
     *_tensor("blocks.{i}.attn.sub_norm.weight", "E", differential=True),
     *_norm("blocks.{i}.attn.norm", "D", attn_norm=True),
@@ -181,13 +208,28 @@ _OUTPUT = (
     *_norm("cls_norm", "D", prefix_norm=True),
     *_norm("norm", "D", final_norm="before"),
     *_norm("fc_norm", "D", final_norm="after"),
-    *_tensor("attn_pool.latent", "1 1 D", pool="map"),
-    *_linear("attn_pool.q", "D", "D", pool="map"),
-    *_linear("attn_pool.kv", "2D", "D", pool="map"),
+    *_tensor("neck.0.weight", "N D 1 1", neck=_convolves),
+    *_norm("neck.1", "N", neck=_convolves),
+    *_tensor("neck.2.weight", "N N 3 3", neck=_convolves),
+    *_norm("neck.3", "N", neck=_convolves),
+    *_norm("neck", "D", neck=lambda neck: neck is not None and not neck.chans),
+    *_norm("merger.norm", "D", merger=_given),
+    *_linear("merger.fc1", "S", "S", merger=_given),
+    *_linear("merger.fc2", "O", "S", merger=_given),
+    *_tensor("attn_pool.latent", "1 1 D", pool=_ATTENDS),
+    *_norm("attn_pool.blocks.{j}.norm1", "D", pool="attentive"),
+    *_linear("attn_pool.blocks.{j}.attn.qkv", "3D", "D", pool="attentive"),
+    *_linear("attn_pool.blocks.{j}.attn.proj", "D", "D", pool="attentive"),
+    *_norm("attn_pool.blocks.{j}.norm2", "D", pool="attentive"),
+    *_linear("attn_pool.blocks.{j}.mlp.fc1", "A", "D", pool="attentive"),
+    *_linear("attn_pool.blocks.{j}.mlp.fc2", "D", "A", pool="attentive"),
+    *_norm("attn_pool.norm1", "D", pool="attentive"),
+    *_linear("attn_pool.q", "D", "D", pool=_ATTENDS),
+    *_linear("attn_pool.kv", "2D", "D", pool=_ATTENDS),
     *_linear("attn_pool.proj", "D", "D", pool="map"),
-    *_norm("attn_pool.norm", "D", pool="map"),
-    *_linear("attn_pool.mlp.fc1", "A", "D", pool="map"),
-    *_linear("attn_pool.mlp.fc2", "D", "A", pool="map"),
+    *_norm("attn_pool.norm", "D", pool=_ATTENDS),
+    *_linear("attn_pool.mlp.fc1", "A", "D", pool=_ATTENDS),
+    *_linear("attn_pool.mlp.fc2", "D", "A", pool=_ATTENDS),
     *_linear("pre_logits.fc", "F", "D", representation_dim=bool),
     *_tensor("projection.weight", "J D", projection_dim=bool),
     *_statistics("head_norm", "X", head_norm=True),
@@ -201,13 +243,22 @@ PARTS = (*_TOKENS, *_EMBEDDING, *_BLOCK, *_OUTPUT)
 
 def tensor_shapes(config: ViTConfig) -> dict[str, Shape]:
     """Return every canonical tensor of a model, name -> shape, in the order in which files store them."""
-    block = [(name, part.size(config)) for part in _BLOCK if part.fits(config) for name in _branched(part.name, config)]
+    block = [(part, name) for part in _BLOCK if part.fits(config) for name in _branched(part.name, config)]
     return {
         **{part.name: part.size(config) for part in _TOKENS if part.fits(config)},
         **dict(_stem_shapes(config)),
         **{part.name: part.size(config) for part in _EMBEDDING if part.fits(config)},
-        **{name.replace("{i}", str(index)): shape for index in range(config.depth) for name, shape in block},
-        **{part.name: part.size(config) for part in _OUTPUT if part.fits(config)},
+        **{
+            name.replace("{i}", str(index)): part.size(config, index)
+            for index in range(config.depth)
+            for part, name in block
+        },
+        **{
+            part.name.replace("{j}", str(index)): part.size(config)
+            for part in _OUTPUT
+            if part.fits(config)
+            for index in range(config.pool_depth if "{j}" in part.name else 1)
+        },
     }
 
 
@@ -251,7 +302,8 @@ def field_of(tensor: str) -> str:
     """Return the config field that a canonical tensor's presence depends on, for error messages."""
     if tensor.startswith(_BACKBONE):
         return "stem"
-    name = re.sub(r"^blocks\.\d+\.", "blocks.{i}.", _unbranched(tensor)[0])
+    name = re.sub(r"^blocks\.\d+", "blocks.{i}", _unbranched(tensor)[0])
+    name = re.sub(r"^attn_pool\.blocks\.\d+", "attn_pool.blocks.{j}", name)
     return next((field for part in PARTS if part.name == name for field in part.when), "depth")
 
 
@@ -266,8 +318,9 @@ def fields_of(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     present = {part.name: shapes[name] for part in PARTS if (name := part.name.replace("{i}", "0")) in shapes}
     sizes = _sizes_of(present)
     blocks = {int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")}
-    found: dict[str, Any] = {"depth": max(blocks, default=-1) + 1, "branches": branches}
-    found |= _relative_fields(present, sizes)
+    pooling = {int(name.split(".")[2]) for name in shapes if name.startswith("attn_pool.blocks.")}
+    found: dict[str, Any] = {"depth": max(blocks, default=-1) + 1, "pool_depth": max(pooling, default=-1) + 1}
+    found |= {"branches": branches, **_relative_fields(present, sizes)}
     found |= {field: sizes[axis] for axis, field in _SIZES.items() if axis in sizes}
     if "p" in sizes and "q" in sizes:
         found["patch_size"] = (sizes["p"], sizes["q"])
@@ -282,7 +335,18 @@ def fields_of(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     head = sizes.get("E", sizes.get("Q"))  # differential attention has a norm of its whole heads
     if head and "D" in sizes:
         found["num_heads"] = sizes["D"] // head
-    return found | _stem_fields(shapes)
+    return found | _group_fields(shapes) | _stem_fields(shapes)
+
+
+def _group_fields(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Neck and merger."""
+    found: dict[str, Any] = {}
+    if "neck.0.weight" in shapes or "neck.weight" in shapes:
+        found["neck"] = {"chans": shapes.get("neck.0.weight", (0,))[0]}
+    merger, kernel = shapes.get("merger.fc2.weight", ()), shapes.get("patch_embed.proj.weight", ())
+    if len(merger) == 2 and kernel:
+        found["merger"] = {"dim": merger[0], "size": max(math.isqrt(merger[1] // kernel[0]), 1)}
+    return found
 
 
 def _relative_fields(present: Mapping[str, Shape], sizes: Mapping[str, int]) -> dict[str, Any]:
@@ -307,15 +371,18 @@ def _sizes_of(present: Mapping[str, Shape]) -> dict[str, int]:
     return sizes
 
 
+_KINDS = {"pool", "rope", "neck", "merger", "video"}
+
+
 @cache
 def _decided_by_one_field() -> dict[str, list[Part]]:
     """The parts whose presence hangs on one field alone, by that field.
 
-    Pooling and rotary embeddings have kinds without tensors of their own, so tensors do not tell those.
+    Pooling and groups of fields have kinds without tensors of their own, so tensors do not tell those.
     """
     found: dict[str, list[Part]] = {}
     for part in PARTS:
-        if len(part.when) == 1 and not {"pool", "rope"} & set(part.when):
+        if len(part.when) == 1 and not _KINDS & set(part.when):
             found.setdefault(next(iter(part.when)), []).append(part)
     return found
 

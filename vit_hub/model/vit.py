@@ -22,8 +22,10 @@ from vit_hub.errors import ConfigError
 from vit_hub.model.config import ViTConfig, size_pair
 from vit_hub.model.layers import (
     AttentionPool,
+    AttentivePool,
     Bias,
     PatchEmbed,
+    PatchMerger,
     RelativePositionMlp,
     block_class,
     dropout,
@@ -32,11 +34,14 @@ from vit_hub.model.layers import (
     is_recorded,
     is_tracing,
     is_watched,
+    make_neck,
+    make_norm,
     surely,
 )
 from vit_hub.model.positions import HOST, Geometry, Holder, Resized, computed_tables, relative_bias
 from vit_hub.model.resize import resize_table, resize_tensor, resized_config, table_method, whole_patches
 from vit_hub.model.rope import expand_angles, mixed_angles
+from vit_hub.model.windows import Partition, decomposed_bias
 
 __all__ = ["VisionTransformer"]
 
@@ -45,6 +50,10 @@ _KEPT_SIZES = 8
 # The pools that read only the first tokens, and how many.
 _LEADING_TOKENS = {"cls": 1, "cls_dist": 2}
 _RELATIVE_TABLE = "relative_position_bias_table"
+_ATTENTION_POOLS: dict[str, type[AttentionPool] | type[AttentivePool]] = {
+    "map": AttentionPool,
+    "attentive": AttentivePool,
+}
 
 
 class VisionTransformer(nn.Module):
@@ -92,8 +101,9 @@ class VisionTransformer(nn.Module):
         self.config = config
         self.input_size = config.image_size
         # Where nothing learned depends on the grid (RoPE alone, sincos tables), any size is as native as another.
+        # Towers of language models resize their table for each image.
         tables = config.rel_pos != "none" and config.rel_pos_mlp is None
-        self.dynamic = config.pos_embed != "learned" and not tables
+        self.dynamic = (config.pos_embed != "learned" and not tables) or config.merger is not None
         self.pad = False
         self.resize = "source"
         self.grad_checkpointing = False
@@ -103,8 +113,8 @@ class VisionTransformer(nn.Module):
 
         dim = config.embed_dim
 
-        def norm(wanted: bool) -> nn.Module:
-            return nn.LayerNorm(dim, eps=config.norm_eps) if wanted else nn.Identity()
+        def norm(wanted: bool, eps: float = config.norm_eps) -> nn.Module:
+            return make_norm(config.norm, dim, eps) if wanted else nn.Identity()
 
         # Eq. 1: tokens before the patches, and their positions.
         self.cls_token = _token(1, dim) if config.class_token else None
@@ -141,10 +151,14 @@ class VisionTransformer(nn.Module):
             block(config, drop_rate, attn_drop_rate, drop_path_rate * i / steps, i) for i in range(config.depth)
         )
         # Eq. 4, and the pooling of other families.
-        self.norm = norm(config.final_norm == "before")
-        self.cls_norm = norm(True) if config.prefix_norm else None
-        self.attn_pool = AttentionPool(config) if config.pool == "map" else None
-        self.fc_norm = norm(config.final_norm == "after")
+        final_eps = config.final_norm_eps or config.norm_eps
+        self.norm = norm(config.final_norm == "before", final_eps)
+        self.cls_norm = norm(True, final_eps) if config.prefix_norm else None
+        self.attn_pool = _ATTENTION_POOLS[config.pool](config) if config.pool in _ATTENTION_POOLS else None
+        self.fc_norm = norm(config.final_norm == "after", final_eps)
+        # What makes another output of the tokens than a pooled one.
+        self.neck = make_neck(dim, config.neck.chans) if config.neck else None
+        self.merger = PatchMerger(config, config.merger) if config.merger else None
         # Heads.
         self.pre_logits: nn.Module = nn.Identity()
         if config.representation_dim:
@@ -167,26 +181,42 @@ class VisionTransformer(nn.Module):
         """Return what the model is for: logits, else projection, else embedding, else tokens.
 
         Args:
-            images: [B, C, h, w], already preprocessed.
+            images: [B, C, h, w], already preprocessed; a model of videos takes [B, T, C, h, w], too.
 
         Returns:
             [B, ``num_classes``] with a head; [B, ``projection_dim``] with CLIP's projection; [B, D] (or
-            ``representation_dim``) without; [B, T, D] where the model does not pool.
+            ``representation_dim``) without; [B, T, D] where the model does not pool; with a neck and no pooling
+            [B, ``neck.chans``, rows, columns]; with a merger [B, N / ``merger.size`` ** 2, ``merger.dim``].
 
         Raises:
             ConfigError: the images are not of the model's size.
         """
         # A head that reads the class token alone needs nothing else of the last block.
         leading = _LEADING_TOKENS.get(self.config.pool) if self.config.head_input == "pooled" else None
-        return self.forward_head(self._encode(images, leading))
+        geometry = self._geometry(images)
+        return self._head(self._features(images, geometry, leading), geometry.grid_size)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return the output for the tokens of :meth:`forward_features`: pooling (eq. 4), then the head.
+        """Return the output for what :meth:`forward_features` gives: pooling (eq. 4), then the head.
 
         Args:
-            tokens: [B, T, D].
+            tokens: [B, T, D], of images of the model's size where a neck or merger follows; [B, C, rows, columns] where
+                a neck's map is pooled.
             pre_logits: leave out the classifier.
         """
+        return self._head(tokens, self.config.grid_size, pre_logits)
+
+    def _head(self, tokens: Tensor, grid: tuple[int, int], pre_logits: bool = False) -> Tensor:
+        """The output for the features of a grid."""
+        if self.merger is not None:
+            if any(side % self.merger.size for side in grid):
+                raise ConfigError(
+                    f"a grid of {grid} patches has no whole squares of {self.merger.size}",
+                    hint=f"image sizes in multiples of {self.merger.size} patches of {self.config.patch_size} pixels",
+                )
+            return self.merger(tokens, grid[1])  # type: ignore[no-any-return]
+        if self.neck is not None and self.config.pool == "none":
+            return self._map(tokens, grid)
         if self.config.head_input == "cls_avg":
             y = torch.cat((tokens[:, 0], tokens[:, self.config.num_prefix_tokens :].mean(dim=1)), dim=1)
         else:
@@ -195,19 +225,29 @@ class VisionTransformer(nn.Module):
             return y if pre_logits else self.head(y)
         return y.mean(dim=1) if pre_logits else (self.head(y[:, 0]) + self.head_dist(y[:, 1])) / 2
 
-    def _encode(self, images: Tensor, leading: int | None = None) -> Tensor:
+    def _map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The feature map of the neck, [B, C, rows, columns], of tokens [B, N, D]."""
+        assert self.neck is not None
+        return self.neck(torch.unflatten(tokens.transpose(1, 2), 2, grid))  # type: ignore[no-any-return]
+
+    def _features(self, images: Tensor, geometry: Geometry, leading: int | None = None) -> Tensor:
+        """What is pooled: tokens [B, T, D], of which the first may be enough, or the map of a neck."""
+        tokens = self._encode(images, geometry, leading)
+        pooled_map = self.neck is not None and self.config.pool != "none"
+        return self._map(tokens, geometry.grid_size) if pooled_map else tokens
+
+    def _encode(self, images: Tensor, geometry: Geometry, leading: int | None = None) -> Tensor:
         """Tokens after the last block and the final norm: LN(z_L), [B, T, D].
 
         Args:
             images: [B, C, h, w].
+            geometry: whatever depends on the image size: position table, rotations and biases.
             leading: only so many of the first tokens are wanted, [B, leading, D]. Every token attends to all others in
                 all blocks but the last; of that one, reading the class token alone takes one query and one row of the
                 feed-forward layer, and nothing else is computed, unless somebody looks on.
         """
         if leading is not None and is_watched(self.blocks[-1], self.norm):
-            return self._encode(images)[:, :leading]
-        # Whatever depends on the image size: position table, rotations and biases, all at the size of these images.
-        geometry = self._geometry(images)
+            return self._encode(images, geometry)[:, :leading]
         z = self._tokens(images, geometry)  # z_0, eq. 1
         last = len(self.blocks) - 1
         for index in range(len(self.blocks)):
@@ -216,7 +256,16 @@ class VisionTransformer(nn.Module):
                 z = checkpoint(self._block, index, z, geometry, wanted, use_reentrant=False)
             else:
                 z = self._block(index, z, geometry, wanted)  # z_l, eq. 2 and 3
-        return self._norm(z)  # the norm of eq. 4
+        return self._norm(self._together(z, images))  # the norm of eq. 4
+
+    @property
+    def _apart(self) -> bool:
+        """Whether the patches of different frames of a video do not see one another: they are another image then."""
+        return self.config.video is not None and not self.config.video.joint
+
+    def _together(self, z: Tensor, images: Tensor) -> Tensor:
+        """Tokens of all frames of a video side by side, [B, T, D]."""
+        return z.reshape(images.shape[0], -1, z.shape[-1]) if self._apart else z
 
     def _tokens(self, images: Tensor, geometry: Geometry) -> Tensor:
         """Input of the first block: z_0 of eq. 1, [B, T, D].
@@ -232,7 +281,11 @@ class VisionTransformer(nn.Module):
         height, width = geometry.image_size
         if not (surely(height == images.shape[-2]) and surely(width == images.shape[-1])):
             images = F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
+        if self.config.video is not None:
+            images = self._still(images)
         x = self.patch_embed(images)
+        if self._apart:
+            x = x.reshape(-1, geometry.grid_size[0] * geometry.grid_size[1], x.shape[-1])
         prefix: list[Tensor] = [
             token for token in (self.cls_token, self.dist_token, self.reg_token) if token is not None
         ]
@@ -248,6 +301,21 @@ class VisionTransformer(nn.Module):
             x = torch.cat((leading.expand(x.shape[0], -1, -1), x), dim=1)
         return self.norm_pre(dropped(self.pos_drop, x))  # type: ignore[no-any-return]
 
+    def _still(self, images: Tensor) -> Tensor:
+        """The videos [B, T, C, h, w] that images [B, C, h, w] or [B, 1, C, h, w] stand for."""
+        frames = self._frames(images)
+        videos = images if images.dim() == 5 else images.unsqueeze(1)
+        return videos if videos.shape[1] == frames else videos.expand(-1, frames, -1, -1, -1)
+
+    def _frames(self, images: Tensor) -> int:
+        """Frames that are computed with: those of a video; of an image all that positions need, else one patch's."""
+        video = self.config.video
+        if video is None:
+            return 1
+        if images.dim() == 5 and (images.shape[1] > 1 or video.tubelet == 1):
+            return images.shape[1]
+        return video.tubelet if self.config.pos_embed != "sincos1d" else video.frames
+
     def _block(
         self,
         index: int,
@@ -257,8 +325,11 @@ class VisionTransformer(nn.Module):
         maps: list[Tensor] | None = None,
     ) -> Tensor:
         """One block, eq. 2 and 3, with what its attention takes in of positions."""
-        rope, bias = self._attention_positions(index, geometry)
-        return self.blocks[index](z, leading, rope, bias, maps)  # type: ignore[no-any-return]
+        rope, bias, window = *self._attention_positions(index, geometry), self.config.window(index)
+        if window is None or self.config.windows is None:
+            return self.blocks[index](z, leading, rope, bias, maps)  # type: ignore[no-any-return]
+        windows = Partition(geometry.grid_size, window, self.config.windows.pad)
+        return self.blocks[index](z, leading, rope, bias, maps, windows)  # type: ignore[no-any-return]
 
     def _norm(self, z: Tensor) -> Tensor:
         """The final norm, of all tokens or of the first ones."""
@@ -270,6 +341,8 @@ class VisionTransformer(nn.Module):
     def _pool(self, z: Tensor) -> Tensor:
         """One embedding of all tokens, y of eq. 4: [B, D]; both tokens [B, 2, D] for ``cls_dist``, all for ``none``."""
         pool, prefix = self.config.pool, self.config.num_prefix_tokens
+        if self.neck is not None:
+            z = z.flatten(2).transpose(1, 2)
         if self.attn_pool is not None:
             z = self.attn_pool(z if self.config.pool_prefix else z[:, prefix:])
         elif pool == "avg":
@@ -287,14 +360,15 @@ class VisionTransformer(nn.Module):
             images: [B, C, h, w], already preprocessed.
 
         Returns:
-            [B, D]; for ``cls_dist`` the mean of both tokens.
+            [B, D]; for ``cls_dist`` the mean of both tokens, with a neck the mean of its map.
 
         Raises:
             ConfigError: the images are not of the model's size, or the model does not pool.
         """
         if self.config.pool == "none":
             raise ConfigError("pool='none': the model has no pooled embedding", hint="use forward_features")
-        y = self._pool(self._encode(images, _LEADING_TOKENS.get(self.config.pool)))
+        geometry = self._geometry(images)
+        y = self._pool(self._features(images, geometry, _LEADING_TOKENS.get(self.config.pool)))
         return y.mean(dim=1) if self.config.pool == "cls_dist" else y
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -304,12 +378,13 @@ class VisionTransformer(nn.Module):
             images: [B, C, h, w], already preprocessed.
 
         Returns:
-            [B, T, D]; normed where ``final_norm`` is ``before``, as they leave the last block otherwise.
+            [B, T, D]; normed where ``final_norm`` is ``before``, as they leave the last block otherwise. Where a neck's
+            map is pooled, that map [B, C, rows, columns].
 
         Raises:
             ConfigError: the images are not of the model's size.
         """
-        return self._encode(images)
+        return self._features(images, self._geometry(images))
 
     def forward_intermediates(
         self,
@@ -354,7 +429,8 @@ class VisionTransformer(nn.Module):
             images, chosen, norm, to_the_end=not (stop_early or intermediates_only)
         )
         prefix = self.config.num_prefix_tokens
-        patches = [self._patches(tokens, grid, reshape and output_fmt == "NCHW") for tokens in outputs]
+        frames = images.dim() == 5
+        patches = [self._patches(tokens, grid, reshape and output_fmt == "NCHW", frames) for tokens in outputs]
         before = [tokens[:, :prefix] for tokens in outputs] if return_prefix_tokens and prefix else None
         if output_dict:
             found: dict[str, Any] = {"image_intermediates": patches}
@@ -386,20 +462,23 @@ class VisionTransformer(nn.Module):
         if return_class_token and self.cls_token is None:
             raise ConfigError("return_class_token=True: the model has no class token")
         outputs, _, grid = self._intermediates(images, n, norm)
-        patches = [self._patches(tokens, grid, reshape) for tokens in outputs]
+        patches = [self._patches(tokens, grid, reshape, images.dim() == 5) for tokens in outputs]
         return (
             tuple((part, z[:, 0]) for part, z in zip(patches, outputs, strict=True))
             if return_class_token
             else tuple(patches)
         )
 
-    def _patches(self, tokens: Tensor, grid: tuple[int, int], reshape: bool) -> Tensor:
-        """The patches of a grid among tokens [B, T, D]: [B, N, D], or feature maps [B, D, rows, columns]."""
+    def _patches(self, tokens: Tensor, grid: tuple[int, int], reshape: bool, frames: bool) -> Tensor:
+        """The patches of a grid among tokens [B, T, D]: [B, N, D], or feature maps [B, D, rows, columns].
+
+        Maps of videos are [B, D, frames of patches, rows, columns].
+        """
         patches = tokens[:, self.config.num_prefix_tokens :]
         if not reshape:
             return patches
-        rows, columns = grid
-        return patches.transpose(1, 2).reshape(len(patches), self.config.embed_dim, rows, columns).contiguous()
+        shape = (-1, *grid) if frames else grid
+        return patches.transpose(1, 2).reshape(len(patches), self.config.embed_dim, *shape).contiguous()
 
     def _intermediates(
         self, images: Tensor, indices: int | Sequence[int], norm: bool, to_the_end: bool = False
@@ -417,8 +496,9 @@ class VisionTransformer(nn.Module):
         for index in range(depth if to_the_end else max(wanted) + 1):
             z = self._block(index, z, geometry)
             if index in wanted:
-                outputs[index] = self._norm(z) if norm else z
-        return [outputs[index] for index in wanted], z, geometry.grid_size
+                tokens = self._together(z, images)
+                outputs[index] = self._norm(tokens) if norm else tokens
+        return [outputs[index] for index in wanted], self._together(z, images), geometry.grid_size
 
     def attention_maps(self, images: Tensor) -> list[Tensor]:
         """Return the softmax of every layer's attention, computed explicitly (slow; forward never does this).
@@ -447,8 +527,8 @@ class VisionTransformer(nn.Module):
 
     @property
     def num_features(self) -> int:
-        """Width of the tokens and of the pooled embedding, D."""
-        return self.config.embed_dim
+        """Width of the pooled embedding: that of the tokens, or of the map of a neck."""
+        return self.config.pooled_dim
 
     @property
     def head_hidden_size(self) -> int:
@@ -481,7 +561,8 @@ class VisionTransformer(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that are customarily trained without weight decay."""
         names = ("cls_token", "dist_token", "reg_token", "pos_embed", "rope.freqs", "attn_pool.latent")
-        tables = (name for name, _ in self.named_parameters() if name.endswith(_RELATIVE_TABLE))
+        ends = (_RELATIVE_TABLE, "rel_pos_h", "rel_pos_w")
+        tables = (name for name, _ in self.named_parameters() if name.endswith(ends))
         return {*names, *tables} & {name for name, _ in self.named_parameters()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -531,14 +612,17 @@ class VisionTransformer(nn.Module):
     def reset_tables(self) -> None:
         """Compute the tables that are not parameters, on the device and in the dtype of the parameters."""
         self._resized.clear()
-        for name, table in self._computed_tables(self.config.grid_size, self.patch_embed.proj.weight).items():
+        grid, like = self.config.grid_size, self.patch_embed.proj.weight
+        for name, table in self._computed_tables(grid, self.config.num_tubelets, like).items():
             if getattr(self, name) is None:
                 delattr(self, name)
             self.register_buffer(name, table, persistent=False)
 
-    def _computed_tables(self, grid: tuple[int, int], like: Tensor, device: torch.device = HOST) -> dict[str, Tensor]:
+    def _computed_tables(
+        self, grid: tuple[int, int], tubelets: int, like: Tensor, device: torch.device = HOST
+    ) -> dict[str, Tensor]:
         periods = None if self.rope_embed is None else self.rope_embed()
-        return computed_tables(self.config, grid, like, periods, device)
+        return computed_tables(self.config, grid, like, periods, device, tubelets)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VisionTransformer:
         """Move or cast the model; rotations stay as exact as when it is loaded in that dtype."""
@@ -551,17 +635,25 @@ class VisionTransformer(nn.Module):
 
     def _geometry(self, images: Tensor) -> Geometry:
         """The tables for a batch of images: the model's own, or those of another size if it is dynamic."""
-        size = (images.shape[-2], images.shape[-1])
+        size, video = (images.shape[-2], images.shape[-1]), self.config.video
         if is_tracing():
             size = (int(size[0]), int(size[1]))
-        fits = holds(images.dim() == 4) and holds(images.shape[1] == self.config.in_chans)
+        fits = holds(images.dim() == (5 if video and images.dim() == 5 else 4))
+        fits = fits and holds(images.shape[-3] == self.config.in_chans)
         native = surely(size[0] == self.input_size[0]) and surely(size[1] == self.input_size[1])
+        tubelets = 1
+        if video is not None and fits:
+            frames = self._frames(images)
+            fits = frames % video.tubelet == 0
+            tubelets = frames // video.tubelet if video.joint else 1
+            native = native and tubelets == self.config.num_tubelets
         if not native and not self.dynamic:
-            native = fits = fits and size == self.input_size
+            native = fits = fits and size == self.input_size and tubelets == self.config.num_tubelets
         if not fits:
-            expected = (self.config.in_chans, *self.input_size)
+            expected = ", ".join(map(str, (self.config.in_chans, *self.input_size)))
+            videos = f" or [batch, frames in multiples of {video.tubelet}, {expected}]" if video else ""
             raise ConfigError(
-                f"images have shape {tuple(images.shape)}, the model takes [batch, {', '.join(map(str, expected))}]",
+                f"images have shape {tuple(images.shape)}, the model takes [batch, {expected}]{videos}",
                 hint="resize the images (vit_hub.preprocess), or load the model with image_size= or dynamic=True",
             )
         if native:
@@ -569,20 +661,21 @@ class VisionTransformer(nn.Module):
             size, grid, table = self.config.image_size, self.config.grid_size, self.pos_table
             return Geometry(size, grid, table, rope, self.rel_pos_index, None, self.rel_pos_offsets)
         if is_recorded():
-            return self._geometry_at(size, images)
-        key = (size, images.device, images.dtype, self.resize, self.pad, torch.is_inference_mode_enabled())
+            return self._geometry_at(size, tubelets, images)
+        key = (size, tubelets, images.device, images.dtype, self.resize, self.pad, torch.is_inference_mode_enabled())
         if key not in self._resized:
             while len(self._resized) >= _KEPT_SIZES:
                 del self._resized[next(iter(self._resized))]
-            self._resized[key] = self._geometry_at(size, images)
+            self._resized[key] = self._geometry_at(size, tubelets, images)
         return self._resized[key]
 
-    def _geometry_at(self, size: tuple[int, int], images: Tensor) -> Geometry:
+    def _geometry_at(self, size: tuple[int, int], tubelets: int, images: Tensor) -> Geometry:
         """Tables computed for another size. While a program is recorded for any size, this is a part of it."""
         unit = self.config.pixels_per_patch
-        image_size = whole_patches(size, unit, self.pad)
+        squares = self.config.merger.size if self.config.merger else 1
+        image_size = whole_patches(size, (squares * unit[0], squares * unit[1]), self.pad)
         grid = (image_size[0] // unit[0], image_size[1] // unit[1])
-        computed = self._computed_tables(grid, images, images.device if is_recorded() else HOST)
+        computed = self._computed_tables(grid, tubelets, images, images.device if is_recorded() else HOST)
         rope = (computed["rope_cos"], computed["rope_sin"]) if "rope_cos" in computed else None
         pairs, offsets = computed.get("rel_pos_index"), computed.get("rel_pos_offsets")
         return Geometry(image_size, grid, computed.get("pos_table"), rope, pairs, {}, offsets)
@@ -609,7 +702,9 @@ class VisionTransformer(nn.Module):
         rope, pairs, offsets = geometry.rope, geometry.pairs, geometry.offsets
         if self.rope is not None and self.config.rope is not None:
             angles = mixed_angles(self.config.rope, geometry.grid_size, self.rope()[:, index])
-            rope = expand_angles(self.config.rope, angles, self.config.num_prefix_tokens)
+            rope = expand_angles(self.config.rope, angles, self.config.num_prefix_tokens, self.config.head_dim)
+        if self.config.rel_pos == "decomposed":
+            return rope, self._decomposed(index, geometry)
         if pairs is None:
             return rope, None
         if offsets is not None and self.shared_rel_pos is not None:
@@ -621,6 +716,19 @@ class VisionTransformer(nn.Module):
             return rope, relative_bias(table, pairs)
         name = f"blocks.{index}.attn.{_RELATIVE_TABLE}"
         return rope, lambda table: relative_bias(self._table(name, geometry, table), pairs)
+
+    def _decomposed(self, index: int, geometry: Geometry) -> Bias:
+        """A function of queries and both tables of a block; those of windows are the same for images of any size."""
+        window = self.config.window(index)
+
+        def sized(axis: str, table: Tensor) -> Tensor:
+            name = f"blocks.{index}.attn.rel_pos_{axis}"
+            return self._table(name, geometry, table) if window is None else table
+
+        def bias(q: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+            return decomposed_bias(q, sized("h", rows), sized("w", columns), window or geometry.grid_size)
+
+        return bias
 
     def save(self, path: str | Path) -> Path:
         """Write a canonical safetensors file with config and passport, so that converting back still works.

@@ -14,7 +14,7 @@ from small_models import examples, random_model
 from torch import Tensor
 
 import vit_hub
-from vit_hub.errors import CheckpointError, ConfigError, UnsupportedByFormatError
+from vit_hub.errors import ConfigError, UnsupportedByFormatError
 from vit_hub.preprocessing.mmengine import parse_config
 
 RECORDED = {case.name: case for case in CASES if case.name.startswith("mmpre")}
@@ -182,7 +182,6 @@ test_pipeline = [dict(type='LoadImageFromFile'),
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (("'type': 'BEiTViT'", "'type': 'ViTSAM'"), ConfigError, "ViTSAM has windows"),
         (("'patch_size'", "'layer_cfgs': {'act_cfg': {'type': 'Mish'}}, 'patch_size'"), ConfigError, "Mish"),
         (("'patch_size'", "'layer_cfgs': [{'act_cfg': {'type': 'ReLU'}}, {}], 'patch_size'"), ConfigError, "layers"),
     ],
@@ -196,14 +195,17 @@ def test_what_cannot_be_computed_is_refused(
         vit_hub.open_checkpoint(saved(tmp_path, **found))
 
 
-def test_two_final_norms_and_sam_are_refused(tmp_path: Path) -> None:
+def test_two_final_norms_are_refused(tmp_path: Path) -> None:
     state = contents("mmpre_beit")["state_dict"]
     norms = {f"backbone.ln1.{part}": torch.ones(24) for part in ("weight", "bias")}
     with pytest.raises(ConfigError, match="final_norm"):
         vit_hub.open_checkpoint(saved(tmp_path, state_dict={**state, **norms}), overrides={"num_heads": 3})
-    sam = {f"backbone.layers.{index}.attn.rel_pos_h": torch.ones(7, 8) for index in (0, 1)}
-    with pytest.raises(CheckpointError, match="SAM"):
-        vit_hub.open_checkpoint(saved(tmp_path, state_dict={**state, **sam}), overrides={"num_heads": 3})
+
+
+def test_sam_without_a_config_is_told_by_its_shapes(tmp_path: Path) -> None:
+    found = vit_hub.open_checkpoint(saved(tmp_path, state_dict=contents("mmpre_sam")["state_dict"]))
+    stated = vit_hub.open_checkpoint(RECORDED["mmpre_sam"].checkpoint)
+    assert (found.config, found.warnings) == (stated.config, ())
 
 
 def test_a_config_is_parsed_and_never_run(tmp_path: Path) -> None:

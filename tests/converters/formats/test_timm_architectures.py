@@ -69,13 +69,13 @@ IN_TENSORS = {
     *("mlp_ratio", "swiglu_mlp", "swiglu_align_to", "qkv_bias", "qkv_fused", "qk_norm", "attn_pool_mlp_ratio"),
     *("scale_mlp", "scale_attn_inner", "scale_attn_norm", "scale_mlp_norm", "init_values"),
     *("pos_embed", "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias"),
-    *("rel_pos_type", "rel_pos_dim", "shared_rel_pos"),
+    *("rel_pos_type", "rel_pos_dim", "shared_rel_pos", "use_abs_pos", "use_rel_pos", "neck_chans"),
     *("pre_norm", "use_pre_transformer_norm", "final_norm", "use_post_transformer_norm", "fc_norm", "use_fc_norm"),
 }
 READ = {
     *("num_heads", "norm_eps", "global_pool", "pool_include_prefix", "no_embed_class", "img_size"),
     *("attn_pool_num_heads", "use_rot_pos_emb", "rope_temperature", "rope_grid_offset", "rope_grid_indexing"),
-    *("rope_rotate_half", "ref_feat_shape", "use_post_norm"),
+    *("rope_rotate_half", "ref_feat_shape", "use_post_norm", "window_size", "global_attn_indexes"),
 }
 
 
