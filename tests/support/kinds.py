@@ -31,5 +31,31 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "relative": {**_NO_TABLE, "rel_pos": "block", "qkv_bias": "qv"},
     "relative shared": {**_NO_TABLE, "rel_pos": "shared"},
     "sincos": {"pos_embed": "sincos2d", "pos_embed_prefix": False},
+    "windows": {
+        "class_token": False,
+        "pool": "avg",
+        "final_norm": "none",
+        "rel_pos": "decomposed",
+        "neck": {"chans": 12},
+        "windows": {"size": (3, 3), "full": (1,)},
+    },
+    "video": {
+        **_NO_TABLE,
+        "class_token": False,
+        "pool": "attentive",
+        "pool_depth": 1,
+        "video": {"frames": 4},
+        "rope": Rope(frames=True, pairs="tiled"),
+    },
+    "video table": {
+        "pos_embed": "sincos1d",
+        "pos_embed_prefix": False,
+        "class_token": False,
+        "pool": "avg",
+        "final_norm": "after",
+        "final_norm_eps": 1e-5,
+        "video": {"frames": 4},
+        "qkv_bias": "qv",
+    },
 }
 KINDS = {name: vit_hub.ViTConfig(**_SMALL | fields) for name, fields in _FIELDS.items()}
