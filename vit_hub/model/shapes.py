@@ -350,14 +350,14 @@ def _group_fields(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def _relative_fields(present: Mapping[str, Shape], sizes: Mapping[str, int]) -> dict[str, Any]:
-    """Where biases of relative positions come from: tables or networks, of each block or one for all."""
+    """Where biases of relative positions come from: tables or networks, of each block or one for all, or queries."""
     for place, (table, network) in _RELATIVE.items():
         if f"{table}.{_RELATIVE_TABLE}" in present:
             return {"rel_pos": place}
         if f"{network}.mlp.fc1.weight" in present:
             scale: Any = "log" if f"{network}.mlp.fc2.bias" in present else "swin"
             return {"rel_pos": place, "rel_pos_mlp": RelPosMlp(hidden_dim=sizes.get("G", 0), scale=scale)}
-    return {"rel_pos": "none"}
+    return {"rel_pos": "decomposed" if "blocks.{i}.attn.rel_pos_h" in present else "none"}
 
 
 def _sizes_of(present: Mapping[str, Shape]) -> dict[str, int]:
