@@ -16,7 +16,7 @@ from vit_hub.converters.rules.table import Drop, Reading, Rule, Table
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 
-__all__ = ["SQUARE_IMAGES", "SQUARE_PATCHES", "Dialect", "Format", "Requirement", "Sidecars", "Stated"]
+__all__ = ["ANY", "SQUARE_IMAGES", "SQUARE_PATCHES", "Dialect", "Format", "Requirement", "Sidecars", "Stated"]
 
 Sidecars = dict[str, dict[str, Any]]
 
@@ -53,8 +53,19 @@ class Stated:
     warnings: tuple[str, ...] = ()
 
 
-# Only shapes tell these apart, so that no table refuses the others by its names.
-DEFAULT_LIMITS = {"ffn": "mlp", "head_input": "pooled"}
+ANY: tuple[()] = ()
+"""A limit that is none: the original class can have any value of the field."""
+# Only shapes tell these apart, or missing biases, so that no table refuses the others by its names.
+DEFAULT_LIMITS: dict[str, object] = {
+    "ffn": "mlp",
+    "head_input": "pooled",
+    "norm": "layer",
+    "qk_norm": (True, False),
+    "layer_scale": (True, False),
+    "proj_bias": True,
+    "mlp_bias": True,
+    "kv_heads": ((),),
+}
 
 SQUARE_IMAGES = Requirement("image_size", lambda c: c.image_size[0] == c.image_size[1], "its images are square")
 SQUARE_PATCHES = Requirement("patch_size", lambda c: c.patch_size[0] == c.patch_size[1], "its patches are square")
@@ -130,7 +141,7 @@ class Format:
 
     def possible_values(self) -> dict[str, tuple[object, ...]]:
         """Return the config fields that the original class limits, each with its possible values."""
-        limits = {**DEFAULT_LIMITS, **self.limits}
+        limits = {name: values for name, values in {**DEFAULT_LIMITS, **self.limits}.items() if values != ANY}
         return {name: values if isinstance(values, tuple) else (values,) for name, values in limits.items()}
 
     def obstacles(self, config: ViTConfig) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,13 @@ PLAIN: dict[str, Any] = {
     "head_input": "pooled",
     "head_norm": False,
     "stem": "patch",
+    "norm": "layer",
+    "qk_norm_eps": None,
+    "proj_bias": True,
+    "mlp_bias": True,
+    "kv_heads": (),
+    "patch_norm": False,
+    "resize_square": False,
 }
 
 _SIDES = st.tuples(st.integers(1, 4), st.integers(1, 4))
@@ -87,6 +95,7 @@ _ROPES = st.builds(
     order=st.sampled_from(("yx", "xy")),
     pairs=st.sampled_from(("half", "interleaved")),
     mixed=st.booleans(),
+    frequencies=st.sampled_from(("same", "same", "alternate")),
 ) | st.builds(Rope, coordinates=st.just("centered"), stored_periods=st.just(True))
 
 
@@ -121,32 +130,48 @@ def configs(draw: st.DrawFn, **fixed: Any) -> vit_hub.ViTConfig:
     field("in_chans", st.integers(1, 4))
     field("ffn", st.sampled_from(("mlp", "swiglu", "swiglu_packed")))
     field("act", st.sampled_from(ACTIVATIONS))
-    field("norm_eps", st.sampled_from((1e-12, 1e-6, 1e-5, 1e-3)))
-    field("qkv_bias", st.sampled_from((True, False, "qv", "masked")))
-    for name in ("patch_bias", "qk_norm", "pre_norm", "layer_scale"):
+    eps = field("norm_eps", st.sampled_from((1e-12, 1e-6, 1e-5, 1e-3)))
+    # RMSNorm makes anything of gates that are closed.
+    root = eps > 1e-12 and found["act"] != "relu"
+    field("norm", st.sampled_from(("layer", "layer", "layer", *(("rms", "rms_blocks") if root else ()))))
+    bias = field("qkv_bias", st.sampled_from((True, False, "qv", "masked")))
+    for name in ("patch_bias", "pre_norm"):
         field(name, st.booleans())
-    for name in ("attn_norm", "mlp_norm"):
+    field("qk_norm", st.sampled_from((True, False, False, "rms", "rms_width")))
+    field_if(found["qk_norm"], "qk_norm_eps", st.sampled_from((None, None, 1e-4)))
+    field("layer_scale", st.sampled_from((True, False, "attn")))
+    for name in ("attn_norm", "mlp_norm", "patch_norm"):
         field(name, _MOSTLY_NOT)
+    for name in ("proj_bias", "mlp_bias"):
+        field(name, _MOSTLY_NOT.map(lambda missing: not missing))
+    divisors = st.sampled_from([count for count in (1, 2, 3) if heads % count == 0])
+    shared = st.lists(divisors, min_size=found["depth"], max_size=found["depth"]).map(tuple)
+    field_if(bias != "masked", "kv_heads", st.just(()) | st.just(()) | shared)
     classes = field("class_token", st.booleans())
     field_if(classes, "distilled", st.booleans())
     registers = field("num_registers", st.sampled_from((0, 0, 1, 4)))
     prefix = classes + found.get("distilled", False) + registers
-    learned = field("pos_embed", st.sampled_from(("learned", "learned", "sincos2d", "none"))) == "learned"
+    tables = ("learned", "learned", "learned", "sincos2d", "none", "sincos2d_mae", "factorized")
+    learned = field("pos_embed", st.sampled_from(tables)) == "learned"
     if not (learned and classes):
         found["pos_embed_prefix"] = False
     rows = field_if(learned and classes, "pos_embed_prefix", st.booleans())
     field_if(rows and registers, "pos_embed_registers", st.booleans())
     field("rope", st.none() | st.none() | _ROPES)
+    if found["rope"] and found["rope"].mixed:
+        found.pop("kv_heads", None)
+    elif classes and found["rope"] and "rope" not in fixed:
+        found["rope"] = dataclasses.replace(found["rope"], class_angles=draw(_MOSTLY_NOT))
     field_if(classes and prefix == 1, "rel_pos", st.sampled_from(("none", "none", "block", "shared")))
 
-    pools = ["avg", "map", "first", "none"] + ["cls"] * classes + ["cls_dist"] * found.get("distilled", False)
+    pools = ["avg", "map", "first", "none", "attn"] + ["cls"] * classes + ["cls_dist"] * found.get("distilled", False)
     pool = field("pool", st.sampled_from(pools))
     norm = field("final_norm", st.sampled_from(["before", "none"] + ["after"] * (pool != "none")))
     field_if(prefix and norm == "before", "prefix_norm", _MOSTLY_NOT)
-    field_if(pool == "map", "pool_heads", st.sampled_from((0, 0, 1 if heads > 1 else 2)))
+    field_if(pool in ("map", "attn"), "pool_heads", st.sampled_from((0, 0, 1 if heads > 1 else 2)))
     hidden = st.integers(1, 20).filter(lambda size: size != found["mlp_dim"])
     field_if(pool == "map", "pool_mlp_dim", st.just(0) | hidden)
-    field_if(pool in ("map", "avg") and prefix, "pool_prefix", st.booleans())
+    field_if(pool in ("map", "attn", "avg") and prefix, "pool_prefix", st.booleans())
     head = field_if(pool != "none", "num_classes", st.integers(0, 5))
     single = pool not in ("none", "cls_dist")
     both = field_if(pool == "cls" and head, "head_input", st.sampled_from(("pooled", "pooled", "pooled", "cls_avg")))
@@ -156,6 +181,7 @@ def configs(draw: st.DrawFn, **fixed: Any) -> vit_hub.ViTConfig:
     field_if(plain and head, "head_norm", _MOSTLY_NOT)
     field("resize", st.sampled_from(RESIZE_METHODS))
     field("resize_by_count", st.booleans())
+    field_if(found["pos_embed"] in ("learned", "factorized"), "resize_square", _MOSTLY_NOT)
     return vit_hub.ViTConfig(**found)
 
 

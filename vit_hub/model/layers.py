@@ -18,7 +18,7 @@ from vit_hub.model.stems import ConvStem, ResNetStem
 
 __all__ = [
     "Attention", "AttentionPool", "Block", "DropPath", "LayerScale", "Mlp", "PackedSwiGLU", "PatchEmbed", "SwiGLU",
-    "dropout", "dropped",
+    "dropout", "dropped", "make_norm",
 ]  # fmt: skip
 
 
@@ -119,6 +119,11 @@ def _may_overwrite(layer: nn.Module) -> bool:
     return not (torch.is_grad_enabled() or is_recorded()) and is_plain(layer, nn.Linear)
 
 
+def make_norm(kind: str, width: int, eps: float) -> nn.Module:
+    """Return LayerNorm (``layer``), or RMSNorm (``rms``, arXiv 1910.07467)."""
+    return nn.RMSNorm(width, eps=eps) if kind == "rms" else nn.LayerNorm(width, eps=eps)
+
+
 def dropout(rate: float) -> nn.Module | None:
     """Return dropout in training; None for a rate of zero, since calling what does nothing takes time."""
     return nn.Dropout(rate) if rate else None
@@ -127,6 +132,11 @@ def dropout(rate: float) -> nn.Module | None:
 def dropped(layer: nn.Module | None, x: Tensor) -> Tensor:
     """Return what dropout leaves, where there is any."""
     return x if layer is None else layer(x)
+
+
+def _cut(qkv: Tensor, dim: int, kv_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[..., dim + 2 kv_dim] -> queries [..., dim], keys and values [..., kv_dim]."""
+    return qkv[..., :dim], qkv[..., dim : dim + kv_dim], qkv[..., dim + kv_dim :]
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
@@ -157,10 +167,15 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(
             config.patch_chans, config.embed_dim, config.patch_size, config.patch_size, bias=config.patch_bias
         )
+        self.norm = (
+            make_norm(config.block_norm, config.embed_dim, config.norm_eps) if config.patch_norm else nn.Identity()
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Return a token for every whole patch; pixels to the right and below that do not fill one are left out."""
-        images = self.backbone(images)
+        return self.norm(self._project(self.backbone(images)))  # type: ignore[no-any-return]
+
+    def _project(self, images: Tensor) -> Tensor:
         if not is_plain(self.proj, nn.Conv2d):
             return self.proj(images).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
         weight = self.proj.weight
@@ -195,55 +210,59 @@ class MaskedLinear(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, eq. 2 of arXiv 2010.11929 and section 3.2 of arXiv 1706.03762."""
+    """Multi-head self-attention, eq. 2 of arXiv 2010.11929 and section 3.2 of arXiv 1706.03762.
 
-    def __init__(self, config: ViTConfig, drop_rate: float = 0.0, attn_drop_rate: float = 0.0) -> None:
+    Several heads of queries may share one of keys and values (arXiv 2305.13245).
+    """
+
+    def __init__(self, config: ViTConfig, block: int = 0, drop_rate: float = 0.0, attn_drop_rate: float = 0.0) -> None:
         super().__init__()
-        dim = config.embed_dim
-        self.num_heads = config.num_heads
+        dim, kv_dim = config.embed_dim, config.kv_dim(block)
+        self.num_heads, self.num_kv_heads = config.num_heads, kv_dim // config.head_dim
         if config.qkv_bias == "masked":
             self.qkv: nn.Linear = MaskedLinear(dim, 3 * dim, torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(dim))
         else:
-            self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias is True)
+            self.qkv = nn.Linear(dim, dim + 2 * kv_dim, bias=config.qkv_bias is True)
         self.q_bias: Tensor | None = None
         self.v_bias: Tensor | None = None
         if config.qkv_bias == "qv":
             self.q_bias = nn.Parameter(torch.zeros(dim))
-            self.v_bias = nn.Parameter(torch.zeros(dim))
+            self.v_bias = nn.Parameter(torch.zeros(kv_dim))
         self.q_norm: nn.Module = nn.Identity()
         self.k_norm: nn.Module = nn.Identity()
+        self.norms_heads = config.qk_norm != "rms_width"
         if config.qk_norm:
-            self.q_norm = nn.LayerNorm(config.head_dim, eps=config.norm_eps)
-            self.k_norm = nn.LayerNorm(config.head_dim, eps=config.norm_eps)
+            kind, eps = "layer" if config.qk_norm is True else "rms", config.qk_norm_eps or config.norm_eps
+            widths = (config.head_dim, config.head_dim) if self.norms_heads else (dim, kv_dim)
+            self.q_norm, self.k_norm = (make_norm(kind, width, eps) for width in widths)
         self.relative_position_bias_table: Tensor | None = None
         if config.rel_pos == "block":
             self.relative_position_bias_table = nn.Parameter(torch.zeros(config.num_relative_rows, config.num_heads))
         self.pairs = config.rope.pairs if config.rope else ""
         self.attn_drop = nn.Dropout(attn_drop_rate)  # never called: the attention kernel takes its rate
-        self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.attn_norm else nn.Identity()
-        self.proj = nn.Linear(dim, dim)
+        self.norm = make_norm(config.block_norm, dim, config.norm_eps) if config.attn_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim, bias=config.proj_bias)
         self.proj_drop = dropout(drop_rate)
 
     def _separate_bias(self) -> Tensor | None:
-        """The bias of queries and values that stands beside ``qkv`` (BEiT, EVA), with zeros for the keys, [3D]."""
+        """The bias of queries and values that stands beside ``qkv`` (BEiT, EVA), with zeros for the keys."""
         if self.q_bias is None or self.v_bias is None:
             return None
-        return torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        return torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
 
     def _project(self, x: Tensor, leading: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of the ``leading`` tokens (None: all), keys and values of all, each [B, *, D]."""
-        separate = self._separate_bias()
+        """Queries of the ``leading`` tokens (None: all), keys and values of all, each [B, *, heads * D/H]."""
+        separate, dim = self._separate_bias(), x.shape[-1]
+        kv_dim = dim // self.num_heads * self.num_kv_heads
         if not is_plain(self.qkv, nn.Linear, MaskedLinear):
             qkv = self.qkv(x) if separate is None else self.qkv(x) + separate
-            q, k, v = qkv.chunk(3, dim=-1)
+            q, k, v = _cut(qkv, dim, kv_dim)
             return q[:, :leading], k, v
         weight = self.qkv.weight
         bias = self.qkv.effective_bias if isinstance(self.qkv, MaskedLinear) else self.qkv.bias
         bias = separate if separate is not None else bias
         if leading is None:
-            q, k, v = F.linear(x, weight, bias).chunk(3, dim=-1)
-            return q, k, v
-        dim = x.shape[-1]
+            return _cut(F.linear(x, weight, bias), dim, kv_dim)
         q = F.linear(x[:, :leading], weight[:dim], None if bias is None else bias[:dim])
         k, v = F.linear(x, weight[dim:], None if bias is None else bias[dim:]).chunk(2, dim=-1)
         return q, k, v
@@ -252,12 +271,20 @@ class Attention(nn.Module):
         self, x: Tensor, leading: int | None = None, rope: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries of the ``leading`` tokens (None: all), keys and values of all, each [B, H, *, D/H]."""
-        q, k, v = (_split_heads(part, self.num_heads) for part in self._project(x, leading))
-        q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = self._project(x, leading)
+        if not self.norms_heads:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q = _split_heads(q, self.num_heads)
+        k, v = _split_heads(k, self.num_kv_heads), _split_heads(v, self.num_kv_heads)
+        if self.norms_heads:
+            q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             cos, sin = rope
             q = rotate(q, cos[..., :leading, :], sin[..., :leading, :], self.pairs)
             k = rotate(k, cos, sin, self.pairs)
+        shared = self.num_heads // self.num_kv_heads
+        if shared > 1:
+            k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)
         return q, k, v
 
     def forward(
@@ -295,13 +322,21 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Two linear layers with an activation between them, eq. 3 of arXiv 2010.11929."""
 
-    def __init__(self, dim: int, hidden: int, act: str, norm_eps: float | None = None, drop_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        act: str,
+        norm: nn.Module | None = None,
+        drop_rate: float = 0.0,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         self.act = act
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = nn.Linear(dim, hidden, bias=bias)
         self.drop1 = dropout(drop_rate)
-        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(hidden, eps=norm_eps)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.norm = norm or nn.Identity()
+        self.fc2 = nn.Linear(hidden, dim, bias=bias)
         self.drop2 = dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -313,14 +348,22 @@ class Mlp(nn.Module):
 class SwiGLU(nn.Module):
     """Gated feed-forward (act(x W) * x V) W2, arXiv 2002.05202, eq. 6; gate and value are two tensors."""
 
-    def __init__(self, dim: int, hidden: int, act: str, norm_eps: float | None = None, drop_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        act: str,
+        norm: nn.Module | None = None,
+        drop_rate: float = 0.0,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         self.act = act
-        self.fc1_g = nn.Linear(dim, hidden)
-        self.fc1_x = nn.Linear(dim, hidden)
+        self.fc1_g = nn.Linear(dim, hidden, bias=bias)
+        self.fc1_x = nn.Linear(dim, hidden, bias=bias)
         self.drop1 = dropout(drop_rate)
-        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(hidden, eps=norm_eps)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.norm = norm or nn.Identity()
+        self.fc2 = nn.Linear(hidden, dim, bias=bias)
         self.drop2 = dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -333,13 +376,21 @@ class SwiGLU(nn.Module):
 class PackedSwiGLU(nn.Module):
     """The same gated feed-forward with gate and value in one tensor, gate first (DINOv2's giant)."""
 
-    def __init__(self, dim: int, hidden: int, act: str, norm_eps: float | None = None, drop_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        act: str,
+        norm: nn.Module | None = None,
+        drop_rate: float = 0.0,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         self.act = act
-        self.fc1 = nn.Linear(dim, 2 * hidden)
+        self.fc1 = nn.Linear(dim, 2 * hidden, bias=bias)
         self.drop1 = dropout(drop_rate)
-        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(hidden, eps=norm_eps)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.norm = norm or nn.Identity()
+        self.fc2 = nn.Linear(hidden, dim, bias=bias)
         self.drop2 = dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -394,18 +445,23 @@ class Block(nn.Module):
     """One pre-norm encoder block, eq. 2 and 3 of arXiv 2010.11929."""
 
     def __init__(
-        self, config: ViTConfig, drop_rate: float = 0.0, attn_drop_rate: float = 0.0, drop_path_rate: float = 0.0
+        self,
+        config: ViTConfig,
+        block: int = 0,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        dim, eps = config.embed_dim, config.norm_eps
-        self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = Attention(config, drop_rate, attn_drop_rate)
+        dim, eps, kind = config.embed_dim, config.norm_eps, config.block_norm
+        self.norm1 = make_norm(kind, dim, eps)
+        self.attn = Attention(config, block, drop_rate, attn_drop_rate)
         self.ls1 = LayerScale(dim) if config.layer_scale else nn.Identity()
         self.drop_path1 = DropPath(drop_path_rate) if drop_path_rate else None
-        self.norm2 = nn.LayerNorm(dim, eps=eps)
-        norm_eps = eps if config.mlp_norm else None
-        self.mlp = _FEED_FORWARD[config.ffn](dim, config.mlp_dim, config.act, norm_eps, drop_rate)
-        self.ls2 = LayerScale(dim) if config.layer_scale else nn.Identity()
+        self.norm2 = make_norm(kind, dim, eps)
+        inner = make_norm(kind, config.mlp_dim, eps) if config.mlp_norm else None
+        self.mlp = _FEED_FORWARD[config.ffn](dim, config.mlp_dim, config.act, inner, drop_rate, config.mlp_bias)
+        self.ls2 = LayerScale(dim) if config.layer_scale is True else nn.Identity()
         self.drop_path2 = DropPath(drop_path_rate) if drop_path_rate else None
 
     def forward(
@@ -425,19 +481,21 @@ class Block(nn.Module):
 class AttentionPool(nn.Module):
     """Multi-head attention pooling: one learned query attends to all tokens (arXiv 2106.04560; big_vision MAPHead).
 
-    The attention output, without the query, is the residual of the MLP.
+    The attention output, without the query, is the residual of the MLP. In AIMv2 the query is not projected, and there
+    is no MLP.
     """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         dim = config.embed_dim
         self.num_heads = config.pool_heads or config.num_heads
+        full = config.pool == "map"
         self.latent = nn.Parameter(torch.zeros(1, 1, dim))
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
+        self.q = nn.Linear(dim, dim) if full else nn.Identity()
+        self.kv = nn.Linear(dim, 2 * dim, bias=full or bool(config.qkv_bias))
         self.proj = nn.Linear(dim, dim)
-        self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
-        self.mlp = Mlp(dim, config.pool_mlp_dim or config.mlp_dim, config.act)
+        self.norm: nn.Module | None = make_norm(config.output_norm, dim, config.norm_eps) if full else None
+        self.mlp = Mlp(dim, config.pool_mlp_dim or config.mlp_dim, config.act) if full else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, D]."""
@@ -445,4 +503,6 @@ class AttentionPool(nn.Module):
         k, v = self.kv(x).chunk(2, dim=-1)
         k, v = _split_heads(k, self.num_heads), _split_heads(v, self.num_heads)
         pooled = self.proj(_join_heads(F.scaled_dot_product_attention(q, k, v)))
-        return (pooled + self.mlp(self.norm(pooled)))[:, 0]  # type: ignore[no-any-return]
+        if self.mlp is not None and self.norm is not None:
+            pooled = pooled + self.mlp(self.norm(pooled))
+        return pooled[:, 0]  # type: ignore[no-any-return]

@@ -57,7 +57,9 @@ def axis_angles(
     """
     coordinates = grid_coordinates(rope, grid_size, device)
     if periods is None:
-        periods = rope.theta ** (torch.arange(head_dim // 4, dtype=torch.float64, device=device) / (head_dim // 4))
+        steps = torch.arange(head_dim // 4, dtype=torch.float64, device=device)
+        both = torch.stack((steps, steps + 0.5 if rope.frequencies == "alternate" else steps))
+        periods = rope.theta ** (both / (head_dim // 4))
     turns = 2 * math.pi if rope.coordinates == "centered" else 1.0
     return (coordinates[:, :, None] * (turns / periods.to(coordinates))).flatten(1)
 

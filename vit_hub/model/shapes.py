@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from vit_hub.model.config import CHOICES, ViTConfig
+from vit_hub.model.config import ATTENTION_POOLS, CHOICES, ViTConfig
 
 __all__ = ["PARTS", "Part", "field_of", "fields_of", "num_parameters", "tensor_shapes"]
 
@@ -29,6 +29,8 @@ AXES: dict[str, Callable[[ViTConfig], int]] = {
     "H": lambda c: c.num_heads,
     "E": lambda c: c.head_dim,
     "e": lambda c: c.head_dim // 2,
+    "y": lambda c: c.grid_size[0],
+    "x": lambda c: c.grid_size[1],
     "f": lambda c: c.head_dim // 4,
     "L": lambda c: c.depth,
     "R": lambda c: c.num_registers,
@@ -41,6 +43,11 @@ AXES: dict[str, Callable[[ViTConfig], int]] = {
     "J": lambda c: c.projection_dim,
     "X": lambda c: c.feature_dim,
     "K": lambda c: c.num_classes,
+}
+# Those that differ between blocks.
+BLOCK_AXES: dict[str, Callable[[ViTConfig, int], int]] = {
+    "Q": lambda c, block: c.embed_dim + 2 * c.kv_dim(block),
+    "V": lambda c, block: c.kv_dim(block),
 }
 # Those that are fields of the config.
 _SIZES = {
@@ -76,9 +83,15 @@ class Part:
         """Return whether a model of this config has the tensor."""
         return all(_holds(getattr(config, field), wanted) for field, wanted in self.when.items())
 
-    def size(self, config: ViTConfig) -> Shape:
-        """Return the tensor's shape in a model of this config."""
-        return tuple(factor * (AXES[axis](config) if axis else 1) for factor, axis in _axes(self.shape))
+    def size(self, config: ViTConfig, block: int = 0) -> Shape:
+        """Return the tensor's shape in a model of this config, in one of its blocks."""
+        return tuple(factor * _length(axis, config, block) for factor, axis in _axes(self.shape))
+
+
+def _length(axis: str, config: ViTConfig, block: int) -> int:
+    if axis in BLOCK_AXES:
+        return BLOCK_AXES[axis](config, block)
+    return AXES[axis](config) if axis else 1
 
 
 def _holds(value: object, wanted: Any) -> bool:
@@ -100,12 +113,19 @@ def _tensor(name: str, shape: str, *, trained: bool = True, **when: Any) -> tupl
     return (Part(name, shape, when, trained),)
 
 
-def _norm(name: str, width: str, **when: Any) -> tuple[Part, ...]:
-    return (Part(f"{name}.weight", width, when), Part(f"{name}.bias", width, when))
+# The kinds of norms with which those of the blocks, and those after them, have a bias.
+_IN_BLOCKS = "layer"
+_AFTER_BLOCKS = ("layer", "rms_blocks")
 
 
-def _linear(name: str, outputs: str, inputs: str, **when: Any) -> tuple[Part, ...]:
-    return (Part(f"{name}.weight", f"{outputs} {inputs}", when), Part(f"{name}.bias", outputs, when))
+def _norm(name: str, width: str, norm: Any = _IN_BLOCKS, **when: Any) -> tuple[Part, ...]:
+    return (Part(f"{name}.weight", width, when), Part(f"{name}.bias", width, {**when, "norm": norm}))
+
+
+def _linear(name: str, outputs: str, inputs: str, bias: str = "", **when: Any) -> tuple[Part, ...]:
+    """A linear layer; ``bias`` is the field that its bias hangs on, too."""
+    biased = {**when, **({bias: True} if bias else {})}
+    return (Part(f"{name}.weight", f"{outputs} {inputs}", when), Part(f"{name}.bias", outputs, biased))
 
 
 def _statistics(name: str, width: str, **when: Any) -> tuple[Part, ...]:
@@ -120,47 +140,57 @@ _TOKENS = (
     *_tensor("dist_token", "1 1 D", distilled=True),
     *_tensor("reg_token", "1 R D", num_registers=bool),
     *_tensor("pos_embed", "1 P D", pos_embed="learned"),
+    *_tensor("pos_embed_y", "1 y D", pos_embed="factorized"),
+    *_tensor("pos_embed_x", "1 x D", pos_embed="factorized"),
 )
 # Between these two come the tensors of a stem.
 _EMBEDDING = (
     *_tensor("patch_embed.proj.weight", "D C p q"),
     *_tensor("patch_embed.proj.bias", "D", patch_bias=True),
+    *_norm("patch_embed.norm", "D", patch_norm=True),
     *_norm("norm_pre", "D", pre_norm=True),
     *_tensor("rope_embed.periods", "f", trained=False, rope=lambda rope: rope is not None and rope.stored_periods),
     *_tensor("rope.freqs", "2 L H e", rope=lambda rope: rope is not None and rope.mixed),
+    *_tensor("rope.class_angles", "1 e", rope=lambda rope: rope is not None and rope.class_angles),
     *_tensor(f"rel_pos_bias.{_RELATIVE_TABLE}", "T H", rel_pos="shared"),
 )
 _BLOCK = (
     *_norm("blocks.{i}.norm1", "D"),
-    *_tensor("blocks.{i}.attn.qkv.weight", "3D D"),
-    *_tensor("blocks.{i}.attn.qkv.bias", "3D", qkv_bias=(True, "masked")),
-    *_tensor("blocks.{i}.attn.qkv.bias_mask", "3D", trained=False, qkv_bias="masked"),
+    *_tensor("blocks.{i}.attn.qkv.weight", "Q D"),
+    *_tensor("blocks.{i}.attn.qkv.bias", "Q", qkv_bias=(True, "masked")),
+    *_tensor("blocks.{i}.attn.qkv.bias_mask", "Q", trained=False, qkv_bias="masked"),
     *_tensor("blocks.{i}.attn.q_bias", "D", qkv_bias="qv"),
-    *_tensor("blocks.{i}.attn.v_bias", "D", qkv_bias="qv"),
-    *_norm("blocks.{i}.attn.q_norm", "E", qk_norm=True),
-    *_norm("blocks.{i}.attn.k_norm", "E", qk_norm=True),
+    *_tensor("blocks.{i}.attn.v_bias", "V", qkv_bias="qv"),
+    *_tensor("blocks.{i}.attn.q_norm.weight", "E", qk_norm=(True, "rms")),
+    *_tensor("blocks.{i}.attn.q_norm.bias", "E", qk_norm=True),
+    *_tensor("blocks.{i}.attn.q_norm.weight", "D", qk_norm="rms_width"),
+    *_tensor("blocks.{i}.attn.k_norm.weight", "E", qk_norm=(True, "rms")),
+    *_tensor("blocks.{i}.attn.k_norm.bias", "E", qk_norm=True),
+    *_tensor("blocks.{i}.attn.k_norm.weight", "V", qk_norm="rms_width"),
     *_tensor(f"blocks.{{i}}.attn.{_RELATIVE_TABLE}", "T H", rel_pos="block"),
     *_norm("blocks.{i}.attn.norm", "D", attn_norm=True),
-    *_linear("blocks.{i}.attn.proj", "D", "D"),
-    *_tensor("blocks.{i}.ls1.gamma", "D", layer_scale=True),
+    *_linear("blocks.{i}.attn.proj", "D", "D", "proj_bias"),
+    *_tensor("blocks.{i}.ls1.gamma", "D", layer_scale=(True, "attn")),
     *_norm("blocks.{i}.norm2", "D"),
-    *_linear("blocks.{i}.mlp.fc1_g", "M", "D", ffn="swiglu"),
-    *_linear("blocks.{i}.mlp.fc1_x", "M", "D", ffn="swiglu"),
-    *_linear("blocks.{i}.mlp.fc1", "M", "D", ffn="mlp"),
-    *_linear("blocks.{i}.mlp.fc1", "2M", "D", ffn="swiglu_packed"),
+    *_linear("blocks.{i}.mlp.fc1_g", "M", "D", "mlp_bias", ffn="swiglu"),
+    *_linear("blocks.{i}.mlp.fc1_x", "M", "D", "mlp_bias", ffn="swiglu"),
+    *_linear("blocks.{i}.mlp.fc1", "M", "D", "mlp_bias", ffn="mlp"),
+    *_linear("blocks.{i}.mlp.fc1", "2M", "D", "mlp_bias", ffn="swiglu_packed"),
     *_norm("blocks.{i}.mlp.norm", "M", mlp_norm=True),
-    *_linear("blocks.{i}.mlp.fc2", "D", "M"),
+    *_linear("blocks.{i}.mlp.fc2", "D", "M", "mlp_bias"),
     *_tensor("blocks.{i}.ls2.gamma", "D", layer_scale=True),
 )
 _OUTPUT = (
-    *_norm("cls_norm", "D", prefix_norm=True),
-    *_norm("norm", "D", final_norm="before"),
-    *_norm("fc_norm", "D", final_norm="after"),
-    *_tensor("attn_pool.latent", "1 1 D", pool="map"),
+    *_norm("cls_norm", "D", _AFTER_BLOCKS, prefix_norm=True),
+    *_norm("norm", "D", _AFTER_BLOCKS, final_norm="before"),
+    *_norm("fc_norm", "D", _AFTER_BLOCKS, final_norm="after"),
+    *_tensor("attn_pool.latent", "1 1 D", pool=ATTENTION_POOLS),
     *_linear("attn_pool.q", "D", "D", pool="map"),
-    *_linear("attn_pool.kv", "2D", "D", pool="map"),
-    *_linear("attn_pool.proj", "D", "D", pool="map"),
-    *_norm("attn_pool.norm", "D", pool="map"),
+    *_tensor("attn_pool.kv.weight", "2D D", pool=ATTENTION_POOLS),
+    *_tensor("attn_pool.kv.bias", "2D", pool="map"),
+    *_tensor("attn_pool.kv.bias", "2D", pool="attn", qkv_bias=bool),
+    *_linear("attn_pool.proj", "D", "D", pool=ATTENTION_POOLS),
+    *_norm("attn_pool.norm", "D", _AFTER_BLOCKS, pool="map"),
     *_linear("attn_pool.mlp.fc1", "A", "D", pool="map"),
     *_linear("attn_pool.mlp.fc2", "D", "A", pool="map"),
     *_linear("pre_logits.fc", "F", "D", representation_dim=bool),
@@ -176,12 +206,16 @@ PARTS = (*_TOKENS, *_EMBEDDING, *_BLOCK, *_OUTPUT)
 
 def tensor_shapes(config: ViTConfig) -> dict[str, Shape]:
     """Return every canonical tensor of a model, name -> shape, in the order in which files store them."""
-    block = [(part.name, part.size(config)) for part in _BLOCK if part.fits(config)]
+    block = [part for part in _BLOCK if part.fits(config)]
     return {
         **{part.name: part.size(config) for part in _TOKENS if part.fits(config)},
         **dict(_stem_shapes(config)),
         **{part.name: part.size(config) for part in _EMBEDDING if part.fits(config)},
-        **{name.replace("{i}", str(index)): shape for index in range(config.depth) for name, shape in block},
+        **{
+            part.name.replace("{i}", str(index)): part.size(config, index)
+            for index in range(config.depth)
+            for part in block
+        },
         **{part.name: part.size(config) for part in _OUTPUT if part.fits(config)},
     }
 
@@ -221,7 +255,12 @@ def fields_of(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     if sizes.get("A") == sizes.get("M"):
         found.pop("pool_mlp_dim", None)
     if "E" in sizes and "D" in sizes:
-        found["num_heads"] = sizes["D"] // sizes["E"]
+        if found["qk_norm"] == "rms" and sizes["E"] == sizes["D"]:
+            found["qk_norm"] = "rms_width"
+        else:
+            found["num_heads"] = sizes["D"] // sizes["E"]
+    if found["norm"] == "rms" and {"norm.bias", "fc_norm.bias", "attn_pool.norm.bias"} & present.keys():
+        found["norm"] = "rms_blocks"
     return found | _stem_fields(shapes)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vit_hub.errors import ConfigError
-from vit_hub.model.config import ViTConfig, size_pair
+from vit_hub.model.config import ATTENTION_POOLS, ViTConfig, size_pair
 from vit_hub.model.layers import (
     AttentionPool,
     Bias,
@@ -31,6 +31,7 @@ from vit_hub.model.layers import (
     is_recorded,
     is_tracing,
     is_watched,
+    make_norm,
     surely,
 )
 from vit_hub.model.positions import HOST, Geometry, Holder, Resized, computed_tables, relative_bias
@@ -90,7 +91,7 @@ class VisionTransformer(nn.Module):
         self.config = config
         self.input_size = config.image_size
         # Where nothing learned depends on the grid (RoPE alone, sincos tables), any size is as native as another.
-        self.dynamic = config.pos_embed != "learned" and config.rel_pos == "none"
+        self.dynamic = config.pos_embed not in ("learned", "factorized") and config.rel_pos == "none"
         self.pad = False
         self.resize = "source"
         self.grad_checkpointing = False
@@ -101,7 +102,7 @@ class VisionTransformer(nn.Module):
         dim = config.embed_dim
 
         def norm(wanted: bool) -> nn.Module:
-            return nn.LayerNorm(dim, eps=config.norm_eps) if wanted else nn.Identity()
+            return make_norm(config.output_norm, dim, config.norm_eps) if wanted else nn.Identity()
 
         # Eq. 1: tokens before the patches, and their positions.
         self.cls_token = _token(1, dim) if config.class_token else None
@@ -109,6 +110,8 @@ class VisionTransformer(nn.Module):
         self.reg_token = _token(config.num_registers, dim) if config.num_registers else None
         rows = config.num_prefix_rows + config.num_patches
         self.pos_embed: Tensor | None = _token(rows, dim) if config.pos_embed == "learned" else None
+        sides = config.grid_size if config.pos_embed == "factorized" else (0, 0)
+        self.pos_embed_y, self.pos_embed_x = (_token(side, dim) if side else None for side in sides)
         # Positions that the attention of eq. 2 takes in instead: rotations, and biases of the logits.
         self.rope_embed: nn.Module | None = None
         if config.rope and config.rope.stored_periods:
@@ -118,6 +121,8 @@ class VisionTransformer(nn.Module):
         if config.rope and config.rope.mixed:
             freqs = torch.zeros(2, config.depth, config.num_heads, config.head_dim // 2)
             self.rope = Holder("freqs", nn.Parameter(freqs))
+        if config.rope and config.rope.class_angles:
+            self.rope = Holder("class_angles", nn.Parameter(torch.zeros(1, config.head_dim // 2)))
         self.rel_pos_bias: nn.Module | None = None
         if config.rel_pos == "shared":
             table = torch.zeros(config.num_relative_rows, config.num_heads)
@@ -127,16 +132,16 @@ class VisionTransformer(nn.Module):
         # Eq. 1: the patch embedding.
         self.patch_embed = PatchEmbed(config)
         self.pos_drop = dropout(drop_rate)
-        self.norm_pre = norm(config.pre_norm)
+        self.norm_pre = make_norm(config.block_norm, dim, config.norm_eps) if config.pre_norm else nn.Identity()
         # Eq. 2 and 3.
         steps = max(config.depth - 1, 1)
         self.blocks = nn.ModuleList(
-            Block(config, drop_rate, attn_drop_rate, drop_path_rate * i / steps) for i in range(config.depth)
+            Block(config, i, drop_rate, attn_drop_rate, drop_path_rate * i / steps) for i in range(config.depth)
         )
         # Eq. 4, and the pooling of other families.
         self.norm = norm(config.final_norm == "before")
         self.cls_norm = norm(True) if config.prefix_norm else None
-        self.attn_pool = AttentionPool(config) if config.pool == "map" else None
+        self.attn_pool = AttentionPool(config) if config.pool in ATTENTION_POOLS else None
         self.fc_norm = norm(config.final_norm == "after")
         # Heads.
         self.pre_logits: nn.Module = nn.Identity()
@@ -232,6 +237,10 @@ class VisionTransformer(nn.Module):
         positions, rows = geometry.positions, self.config.num_prefix_rows
         if self.pos_embed is not None:
             positions = self._table("pos_embed", geometry, self.pos_embed)
+        elif self.pos_embed_y is not None and self.pos_embed_x is not None:
+            rows_table = self._table("pos_embed_y", geometry, self.pos_embed_y)
+            columns_table = self._table("pos_embed_x", geometry, self.pos_embed_x)
+            positions = (rows_table[:, :, None] + columns_table[:, None]).flatten(1, 2)
         if positions is not None:
             x = x + positions[:, rows:]
         if prefix:
@@ -472,7 +481,8 @@ class VisionTransformer(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that are customarily trained without weight decay."""
-        names = ("cls_token", "dist_token", "reg_token", "pos_embed", "rope.freqs", "attn_pool.latent")
+        tokens = ("cls_token", "dist_token", "reg_token", "pos_embed", "pos_embed_y", "pos_embed_x")
+        names = (*tokens, "rope.freqs", "rope.class_angles", "attn_pool.latent")
         tables = (name for name, _ in self.named_parameters() if name.endswith(_RELATIVE_TABLE))
         return {*names, *tables} & {name for name, _ in self.named_parameters()}
 
@@ -598,9 +608,14 @@ class VisionTransformer(nn.Module):
         Tables are read where the module that has them is called.
         """
         rope, bias, pairs = geometry.rope, None, geometry.pairs
-        if self.rope is not None and self.config.rope is not None:
-            angles = mixed_angles(self.config.rope, geometry.grid_size, self.rope()[:, index])
-            rope = expand_angles(self.config.rope, angles, self.config.num_prefix_tokens)
+        config = self.config.rope
+        if self.rope is not None and config is not None and config.mixed:
+            angles = mixed_angles(config, geometry.grid_size, self.rope()[:, index])
+            rope = expand_angles(config, angles, self.config.num_prefix_tokens)
+        elif self.rope is not None and config is not None and rope is not None:  # the class token turns, too
+            first = expand_angles(config, self.rope().to(rope[0].dtype), 0)
+            cos, sin = (torch.cat((one, others[1:])) for one, others in zip(first, rope, strict=True))
+            rope = cos, sin
         if self.rel_pos_bias is not None and pairs is not None:
             table = self._table(f"rel_pos_bias.{_RELATIVE_TABLE}", geometry, self.rel_pos_bias())
             bias = relative_bias(table, pairs)
