@@ -12,6 +12,8 @@ from typing import Any
 
 FILE = Path(__file__).parent.parent / "converters" / "formats" / "_transformers_defaults.json"
 MODEL_TYPES = (
+    "aimv2",
+    "aimv2_vision_model",
     "altclip_vision_model",
     "beit",
     "blip_2_vision_model",
@@ -32,11 +34,15 @@ MODEL_TYPES = (
     "ijepa",
     "instructblip_vision_model",
     "instructblipvideo_vision_model",
+    "internvl_vision",
     "kosmos_2_vision_model",
     "metaclip_2_vision_model",
     "minicpmv4_6_vision",
+    "mlcd_vision_model",
     "owlv2_vision_model",
     "owlvit_vision_model",
+    "pixtral",
+    "sapiens2",
     "siglip",
     "siglip2",
     "siglip2_vision_model",
