@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vit_hub.converters.build import build
 from vit_hub.converters.casting import from_tensor, to_torch
 from vit_hub.converters.containers import RawCheckpoint
+from vit_hub.converters.formats.timm_naflex import check_square
 from vit_hub.converters.read import read_raw
 from vit_hub.converters.save import snapshot
 from vit_hub.converters.write import foreign_tensors
@@ -149,14 +150,14 @@ def from_module(module: nn.Module) -> VisionTransformer:
 
 
 # timm's class -> the format of its state dicts -> the block that computes as the names of its layers suggest.
-_CLASSES = {"VisionTransformer": "timm", "Eva": "timm-eva", "Beit": "timm-beit"}
-_BLOCKS = {"timm": "Block", "timm-eva": "EvaBlock", "timm-beit": "Block"}
+_CLASSES = {"VisionTransformer": "timm", "Eva": "timm-eva", "Beit": "timm-beit", "NaFlexVit": "timm-naflex"}
+_BLOCKS = {"timm": "Block", "timm-eva": "EvaBlock", "timm-beit": "Block", "timm-naflex": "Block"}
 _ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu", "ReLU": "relu"}
 _POOLS = {"token": "cls", "avg": "avg", "map": "map", "": "none"}
 
 
 def timm_format(module: nn.Module) -> str:
-    """Return the format of a module's state dict; empty if it is none of the three classes."""
+    """Return the format of a module's state dict; empty if it is none of the classes."""
     found = (cls.__name__ for cls in type(module).__mro__ if cls.__module__.startswith("timm."))
     label = next((_CLASSES[name] for name in found if name in _CLASSES), "")
     return f"{label}-split" if label == "timm-eva" and module.blocks[0].attn.qkv is None else label  # type: ignore[index, union-attr]
@@ -172,24 +173,57 @@ def timm_facts(module: Any) -> dict[str, Any]:
     known = _BLOCKS[timm_format(module).removesuffix("-split")]
     if type(block).__name__ != known:
         raise ConfigError(f"blocks: timm's {type(block).__name__} is not supported, {known} is")
-    if not isinstance(block.norm1, nn.LayerNorm):
-        raise ConfigError(f"norm_eps: timm's {type(block.norm1).__name__} is not supported, LayerNorm is")
+    embeddings = getattr(module, "patch_embed", None) or module.embeds
+    norms = [block.norm1, *(norm for norm in (getattr(embeddings, "norm", None),) if _has_weights(norm))]
+    if any(_norm(norm) != _norm(block.norm1) for norm in norms):
+        raise ConfigError("patch_norm: patch embeddings with another norm than the blocks are not supported")
     if type(block.mlp).__name__ not in ("Mlp", "SwiGLU", "GluMlp") or getattr(block.mlp, "gate_last", False):
         raise ConfigError(f"ffn: timm's {type(block.mlp).__name__} of this kind is not supported")
     facts = {
         "num_heads": block.attn.num_heads,
-        "norm_eps": block.norm1.eps,
+        "norm_eps": _norm(block.norm1)[1],
         "act": _activation(block.mlp.act),
-        "image_size": tuple(module.patch_embed.img_size),
+        **(_naflex_facts(embeddings) if hasattr(module, "embeds") else {"image_size": tuple(embeddings.img_size)}),
         "rope": _rope(getattr(module, "rope", None), getattr(block.attn, "rotate_half", False)),
     }
-    stem = getattr(module.patch_embed, "backbone", None)
+    stem = getattr(embeddings, "backbone", None)
     if stem is not None:
         first = getattr(stem, "stem", stem)
         if not hasattr(first, "norm"):
             raise ConfigError(f"stem: timm's {type(stem).__name__} is not supported, the ResNet of the hybrids is")
         facts |= {"stem_standardize": "var", "stem_norm_eps": first.norm.eps}
     return facts | _pooling(module, facts["act"])
+
+
+def _naflex_facts(embeddings: Any) -> dict[str, Any]:
+    """Sizes and resizing of a NaFlexVit, whose native images fill its position table."""
+    if not embeddings.channels_last and embeddings.is_linear:
+        raise ConfigError("patch_size: timm's patches with channels first are supported in files only")
+    patch, mode = embeddings.patch_size, embeddings.pos_embed_interp_mode
+    ending = "-align-corners" if embeddings.pos_embed_align_corners else "-antialias" * embeddings.pos_embed_antialias
+    if embeddings.pos_embed_type == "factorized":
+        check_square(tuple(embeddings.pos_embed_grid_size), embeddings.pos_embed_ar_preserving)
+    grid = embeddings.pos_embed_grid_size or (224 // patch[0], 224 // patch[1])
+    return {
+        "image_size": tuple(int(count * side) for count, side in zip(grid, patch, strict=True)),
+        "patch_size": tuple(patch),
+        "resize": "bilinear" if embeddings.pos_embed_type == "factorized" else mode + ending,
+        "resize_square": bool(embeddings.pos_embed_ar_preserving),
+    }
+
+
+def _has_weights(layer: nn.Module | None) -> bool:
+    """Return whether a layer is there and has parameters."""
+    return layer is not None and any(True for _ in layer.parameters())
+
+
+def _norm(layer: nn.Module) -> tuple[str, float]:
+    """Kind and epsilon of a norm."""
+    name = type(layer).__name__
+    kind = "layer" if isinstance(layer, nn.LayerNorm) else "rms" if name.startswith("RmsNorm") else ""
+    if not kind or getattr(layer, "weight", None) is None:
+        raise ConfigError(f"norm: timm's {name} of this kind is not supported, LayerNorm and RmsNorm are")
+    return kind, float(layer.eps)  # type: ignore[arg-type]
 
 
 def _activation(layer: nn.Module) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _timm
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
-from vit_hub.converters.rules.table import rule
+from vit_hub.converters.rules.format import ANY, Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.table import rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 from vit_hub.preprocessing.labels import names_of, stated_descriptions
@@ -23,6 +23,8 @@ from vit_hub.preprocessing.spec import Preprocessing
 
 _ATTENTION = ("attn.qkv", "attn.q_norm", "attn.k_norm", "attn.norm", "attn.proj")
 _BLOCK_LAYERS = ("norm1", *_ATTENTION, "norm2", "mlp.fc1", "mlp.norm", "mlp.fc2")
+# Gates and values of models whose feed-forward layer is timm's SwiGLU.
+_GATES = ("mlp.fc1_g", "mlp.fc1_x")
 _MAP_LAYERS = ("q", "kv", "proj", "norm", "mlp.fc1", "mlp.fc2")
 NAMES = (
     "cls_token",
@@ -34,6 +36,7 @@ NAMES = (
         f"{layer}.{part}"
         for layer in (
             "patch_embed.proj",
+            "patch_embed.norm",
             "norm_pre",
             *(f"blocks.{{i}}.{layer}" for layer in _BLOCK_LAYERS),
             "norm",
@@ -75,7 +78,7 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
     if _timm.is_named(raw):
         stated = _timm.state(raw, tensors)
         return dataclasses.replace(stated, fields={**stated.fields, **shown})
-    if "norm_pre.weight" in tensors:
+    if "norm_pre.weight" in tensors or "patch_embed.norm.weight" in tensors:
         shown["norm_eps"] = 1e-5
     return Stated(shown, "what timm's architectures with these tensors do")
 
@@ -84,6 +87,12 @@ def evidence(raw: RawCheckpoint, *classes: str) -> int:
     """Return 1 if config.json names an architecture of one of timm's classes, -1 if of another, 0 if it names none."""
     named = _timm.timm_class(raw)
     return (1 if named in classes else -1) if named else 0
+
+
+def _evidence(raw: RawCheckpoint, prefix: str) -> int:
+    """Return the evidence of the architecture; gates of two tensors are else Eva's, but for AIMv2's."""
+    eva = f"{prefix}blocks.0.mlp.fc1_g.weight" in raw.tensors and f"{prefix}patch_embed.norm.weight" not in raw.tensors
+    return evidence(raw, "VisionTransformer", "VisionTransformerDistilled") or -eva
 
 
 # The hybrids' ResNets, by units a stage.
@@ -96,6 +105,7 @@ _RESNETS = {
 # timm's functions fix what model_args cannot state: the class, the epsilon of norms, a packed SwiGLU.
 _ARCHITECTURES: tuple[tuple[Callable[[ViTConfig], bool], str], ...] = (
     (lambda c: c.pool == "cls_dist", "deit_base_distilled_patch16_224"),
+    (lambda c: c.patch_norm, "aimv2_large_patch14_224"),
     (lambda c: c.ffn == "swiglu_packed", "vit_giant_patch14_dinov2"),
     (lambda c: c.norm_eps == 1e-5, "vit_base_patch16_clip_224"),
     (lambda c: True, "vit_base_patch16_224"),
@@ -132,7 +142,7 @@ def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
         **shared_args(config),
         "mlp_ratio": mlp_ratio(config.embed_dim, config.mlp_dim * (2 if config.ffn == "swiglu_packed" else 1)),
         "qkv_bias": config.qkv_bias,
-        "qk_norm": config.qk_norm,
+        "qk_norm": bool(config.qk_norm),
         "scale_attn_norm": config.attn_norm,
         "scale_mlp_norm": config.mlp_norm,
         "class_token": config.class_token,
@@ -143,7 +153,10 @@ def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
         "final_norm": config.final_norm != "none",
         "fc_norm": config.final_norm == "after",
         "act_layer": config.act,
+        "proj_bias": config.proj_bias,
     }
+    if config.norm == "rms" and not config.patch_norm:
+        args["norm_layer"] = "rmsnorm"
     if config.pool_prefix:
         args["pool_include_prefix"] = True
     if config.pool == "cls_dist":  # fixed by timm's distilled class
@@ -196,6 +209,11 @@ NO_EXTRAS = {"pos_embed": ("learned", "none"), "representation_dim": 0, "stem": 
 PATCH_BIAS = Requirement(
     "patch_bias", lambda c: c.patch_bias != c.pre_norm, "a pre-norm model has no patch bias, others do"
 )
+QK_NORM = Requirement(
+    "qk_norm",
+    lambda c: c.qk_norm in (False, "rms" if c.norm == "rms" else True) and c.qk_norm_eps is None,
+    "its norms of queries and keys are as its others, over each head",
+)
 REGISTER_ROWS = Requirement(
     "pos_embed_registers",
     lambda c: not c.num_registers or c.pos_embed_prefix == c.pos_embed_registers,
@@ -206,13 +224,21 @@ FORMATS = (
     Format(
         name="timm",
         project="timm",
-        rules=(*(rule(name, name) for name in (*NAMES, *_LAYER_SCALE)), *_STEM),
+        rules=(
+            *(rule(name, name) for name in (*NAMES, *_LAYER_SCALE)),
+            *(one for layer in _GATES for one in weight_and_bias(f"blocks.{{i}}.{layer}")),
+            *_STEM,
+        ),
         dialects=(Dialect("", {"root": "stem."}), Dialect("", {"root": ""})),
         prefixes=PREFIXES,
         conventions={"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic-antialias"},
         limits={
             "qkv_bias": (True, False),
-            "ffn": ("mlp", "swiglu_packed"),
+            "ffn": ("mlp", "swiglu_packed", "swiglu"),
+            "norm": ("layer", "rms"),
+            "qk_norm": ANY,
+            "proj_bias": (True, False),
+            "mlp_bias": (True, False),
             "pos_embed": ("learned", "none"),
             "representation_dim": 0,
             "pool": ("cls", "cls_dist", "avg", "map", "none"),
@@ -243,8 +269,18 @@ FORMATS = (
                 "it pools with an MLP as wide as its blocks'",
             ),
             REGISTER_ROWS,
+            QK_NORM,
+            Requirement(
+                "proj_bias", lambda c: c.proj_bias == c.mlp_bias, "one setting is for the biases of all linear layers"
+            ),
+            Requirement("ffn", lambda c: c.ffn != "swiglu" or c.patch_norm, "only its AIMv2 has gates of two tensors"),
+            Requirement(
+                "patch_norm",
+                lambda c: not c.patch_norm or (c.ffn == "swiglu" and c.norm == "rms"),
+                "only its AIMv2, with RMSNorm and gates of two tensors, norms patch embeddings",
+            ),
         ),
-        evidence=lambda raw, prefix: evidence(raw, "VisionTransformer", "VisionTransformerDistilled"),
+        evidence=_evidence,
         refuses=_timm.refusal,
         state=_state,
         sidecars=_sidecars,
