@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,8 @@ from vit_hub.model.rope import expand_angles, mixed_angles
 
 __all__ = ["VisionTransformer"]
 
+# A batch, or images of several sizes.
+Images = Tensor | list[Tensor] | tuple[Tensor, ...]
 # Sizes whose tables a dynamic model keeps.
 _KEPT_SIZES = 8
 # The pools that read only the first tokens, and how many.
@@ -161,19 +163,23 @@ class VisionTransformer(nn.Module):
         self.reset_tables()
         self.register_load_state_dict_post_hook(_reset_tables)  # type: ignore[no-untyped-call]
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Images) -> Tensor:
         """Return what the model is for: logits, else projection, else embedding, else tokens.
 
         Args:
-            images: [B, C, h, w], already preprocessed.
+            images: [B, C, h, w], already preprocessed; or a list of B images [C, h, w], which may have several sizes if
+                the model is dynamic. They are computed as one batch, whose padding takes no part.
 
         Returns:
             [B, ``num_classes``] with a head; [B, ``projection_dim``] with CLIP's projection; [B, D] (or
             ``representation_dim``) without; [B, T, D] where the model does not pool.
 
         Raises:
-            ConfigError: the images are not of the model's size.
+            ConfigError: the images are not of the model's size, or the model does not pool and is given a list.
         """
+        if isinstance(images, (list, tuple)):
+            self._check_pooled()
+            return torch.cat([self.forward_head(tokens) for tokens in self._encode_each(images)])
         # A head that reads the class token alone needs nothing else of the last block.
         leading = _LEADING_TOKENS.get(self.config.pool) if self.config.head_input == "pooled" else None
         return self.forward_head(self._encode(images, leading))
@@ -215,6 +221,50 @@ class VisionTransformer(nn.Module):
             else:
                 z = self._block(index, z, geometry, wanted)  # z_l, eq. 2 and 3
         return self._norm(z)  # the norm of eq. 4
+
+    def _encode_each(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """LN(z_L) of images [C, h, w], each [1, T, D], computed as one batch, padded to the most tokens.
+
+        Padding is masked as keys; what it becomes itself is cut off.
+        """
+        if not images:
+            raise ConfigError("the list of images is empty")
+        geometries = [self._geometry(image.unsqueeze(0)) for image in images]
+        tokens = [
+            self._tokens(image.unsqueeze(0), geometry) for image, geometry in zip(images, geometries, strict=True)
+        ]
+        lengths = [part.shape[1] for part in tokens]
+        z = torch.cat([_padded(part, max(lengths)) for part in tokens])
+        places, counts = torch.arange(max(lengths), device=z.device), torch.tensor(lengths, device=z.device)
+        mask = z.new_zeros(len(lengths), 1, 1, max(lengths))
+        mask.masked_fill_((places >= counts[:, None])[:, None, None], -torch.inf)
+        for index in range(len(self.blocks)):
+            z = self.blocks[index](z, None, *self._positions_of_batch(index, geometries, mask))
+        z = self._norm(z)
+        return [z[index : index + 1, :length] for index, length in enumerate(lengths)]
+
+    def _positions_of_batch(
+        self, index: int, geometries: Sequence[Geometry], mask: Tensor
+    ) -> tuple[tuple[Tensor, Tensor] | None, Bias]:
+        """What :meth:`_attention_positions` gives for each image, padded, with the mask of padded keys [B, 1, 1, T]."""
+        longest = mask.shape[-1]
+        found = [self._attention_positions(index, geometry) for geometry in geometries]
+        ropes = [rope for rope, _ in found if rope is not None]
+        rope = None
+        if ropes:
+            cos, sin = (torch.stack([_padded(part, longest) for part in parts]) for parts in zip(*ropes, strict=True))
+            rope = (cos, sin) if cos.dim() == 4 else (cos.unsqueeze(1), sin.unsqueeze(1))
+        biases = [bias for _, bias in found if bias is not None]
+
+        def joined(parts: Sequence[Tensor]) -> Tensor:
+            square = (_padded(_padded(part, longest).mT, longest).mT for part in parts)
+            return torch.cat(list(square)) + mask
+
+        if not biases:
+            return rope, mask
+        if isinstance(biases[0], Tensor):
+            return rope, joined([bias for bias in biases if isinstance(bias, Tensor)])
+        return rope, lambda table: joined([bias(table) for bias in biases if not isinstance(bias, Tensor)])
 
     def _tokens(self, images: Tensor, geometry: Geometry) -> Tensor:
         """Input of the first block: z_0 of eq. 1, [B, T, D].
@@ -282,11 +332,15 @@ class VisionTransformer(nn.Module):
             z = z[:, 0 if pool == "cls" else prefix]
         return self.norm(z) if self.config.pool_renorm else self.fc_norm(z)  # type: ignore[no-any-return]
 
-    def embed(self, images: Tensor) -> Tensor:
+    def _check_pooled(self) -> None:
+        if self.config.pool == "none":
+            raise ConfigError("pool='none': the model has no pooled embedding", hint="use forward_features")
+
+    def embed(self, images: Images) -> Tensor:
         """Return the pooled embedding, before representation layer, projection and head.
 
         Args:
-            images: [B, C, h, w], already preprocessed.
+            images: [B, C, h, w], already preprocessed, or a list of images as for :meth:`forward`.
 
         Returns:
             [B, D]; for ``cls_dist`` the mean of both tokens.
@@ -294,23 +348,34 @@ class VisionTransformer(nn.Module):
         Raises:
             ConfigError: the images are not of the model's size, or the model does not pool.
         """
-        if self.config.pool == "none":
-            raise ConfigError("pool='none': the model has no pooled embedding", hint="use forward_features")
-        y = self._pool(self._encode(images, _LEADING_TOKENS.get(self.config.pool)))
+        self._check_pooled()
+        if isinstance(images, (list, tuple)):
+            y = torch.cat([self._pool(tokens) for tokens in self._encode_each(images)])
+        else:
+            y = self._pool(self._encode(images, _LEADING_TOKENS.get(self.config.pool)))
         return y.mean(dim=1) if self.config.pool == "cls_dist" else y
 
-    def forward_features(self, images: Tensor) -> Tensor:
+    @overload
+    def forward_features(self, images: Tensor) -> Tensor: ...
+
+    @overload
+    def forward_features(self, images: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]: ...
+
+    def forward_features(self, images: Images) -> Tensor | list[Tensor]:
         """Return the tokens before pooling: class, distillation, registers, then patches in row-major order.
 
         Args:
-            images: [B, C, h, w], already preprocessed.
+            images: [B, C, h, w], already preprocessed, or a list of images as for :meth:`forward`.
 
         Returns:
-            [B, T, D]; normed where ``final_norm`` is ``before``, as they leave the last block otherwise.
+            [B, T, D], or for a list one [T, D] an image; normed where ``final_norm`` is ``before``, as they leave the
+            last block otherwise.
 
         Raises:
             ConfigError: the images are not of the model's size.
         """
+        if isinstance(images, (list, tuple)):
+            return [tokens[0] for tokens in self._encode_each(images)]
         return self._encode(images)
 
     def forward_intermediates(
@@ -647,6 +712,11 @@ def _reset_tables(model: nn.Module, incompatible: object) -> None:
     """Let the tables follow the periods that load_state_dict brought."""
     if isinstance(model, VisionTransformer):
         model.reset_tables()
+
+
+def _padded(tokens: Tensor, length: int) -> Tensor:
+    """[..., T, D] -> [..., length, D], with zeros."""
+    return F.pad(tokens, (0, 0, 0, length - tokens.shape[-2]))
 
 
 def _token(rows: int, dim: int) -> nn.Parameter:
