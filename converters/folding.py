@@ -17,6 +17,7 @@ import numpy as np
 from vit_hub.converters.casting import cast, floats
 from vit_hub.converters.tensors import DTYPES, Array, LazyTensor, concat, from_array, split, zeros
 from vit_hub.model.config import ViTConfig
+from vit_hub.model.shapes import tensor_shapes
 
 __all__ = ["FOLDS", "Fold"]
 
@@ -53,20 +54,21 @@ def _is_zero(tensor: LazyTensor) -> bool:
         return not floats(tensor).any()
 
 
-def _biases(config: ViTConfig, tensors: Tensors, name: str) -> list[LazyTensor] | None:
-    """Return the biases of queries, keys and values, each [D]; None if they are masked by values other than 0 and 1."""
-    nothing = zeros(tensors[f"{name}.qkv.weight"].dtype, (config.embed_dim,))
+def _biases(config: ViTConfig, tensors: Tensors, block: int) -> list[LazyTensor] | None:
+    """Return the biases of queries, keys and values of a block; None if a mask of them has values but 0 and 1."""
+    name, widths = f"blocks.{block}.attn", (config.embed_dim, config.kv_dim(block), config.kv_dim(block))
+    nothing = [zeros(tensors[f"{name}.qkv.weight"].dtype, (width,)) for width in widths]
     if config.qkv_bias == "qv":
-        return [tensors[f"{name}.q_bias"], nothing, tensors[f"{name}.v_bias"]]
+        return [tensors[f"{name}.q_bias"], nothing[1], tensors[f"{name}.v_bias"]]
     if not config.qkv_bias:
-        return [nothing] * 3
+        return nothing
     bias = tensors[f"{name}.qkv.bias"]
     if config.qkv_bias == "masked":
         mask = floats(tensors[f"{name}.qkv.bias_mask"])
         if not np.isin(mask, (0, 1)).all():
             return None
         bias = from_array(np.where(mask == 1, bias.read(), 0).astype(DTYPES[bias.dtype].carrier), bias.dtype)
-    return split(bias, (1, 1, 1))
+    return split(bias, widths)
 
 
 def _to_qkv_bias(target: bool | str, *, without_keys: bool = False) -> Callable[[ViTConfig, Tensors], Folded | None]:
@@ -77,13 +79,13 @@ def _to_qkv_bias(target: bool | str, *, without_keys: bool = False) -> Callable[
     """
 
     def apply(config: ViTConfig, tensors: Tensors) -> Folded | None:
-        if config.qkv_bias == target or config.branches > 1:
+        if config.qkv_bias == target or config.branches > 1 or (target == "masked" and config.kv_heads):
             return None
         changed = dict(tensors)
         cancels = without_keys and config.rope is None and not config.qk_norm
         for index in range(config.depth):
             name = f"blocks.{index}.attn"
-            parts = _biases(config, tensors, name)
+            parts = _biases(config, tensors, index)
             if parts is None or not (target is True or cancels or _is_zero(parts[1])):
                 return None
             for old in ("qkv.bias", "qkv.bias_mask", "q_bias", "v_bias"):
@@ -96,6 +98,8 @@ def _to_qkv_bias(target: bool | str, *, without_keys: bool = False) -> Callable[
                 ones = np.ones((3, config.embed_dim), np.float32)
                 ones[1] = 0
                 changed[f"{name}.qkv.bias_mask"] = cast(from_array(ones.reshape(-1)), parts[0].dtype)
+        if config.pool == "attn" and not config.qkv_bias:  # its keys and values have biases as those of the blocks
+            changed["attn_pool.kv.bias"] = zeros(tensors["attn_pool.kv.weight"].dtype, (2 * config.embed_dim,))
         return config.replace(qkv_bias=target), changed
 
     return apply
@@ -113,15 +117,15 @@ def _patch_bias(config: ViTConfig, tensors: Tensors) -> Folded | None:
 
 def _computed_table(config: ViTConfig, tensors: Tensors) -> Folded | None:
     """Store a sine-cosine table as a learned one."""
-    if config.pos_embed != "sincos2d":
+    if not config.pos_embed.startswith("sincos2d"):
         return None
     shape = (1, config.num_patches, config.embed_dim)
-    grid, width = config.grid_size, config.embed_dim
+    grid, width, reached = config.grid_size, config.embed_dim, config.pos_embed == "sincos2d"
 
     def values() -> Array:
         from vit_hub.model.positions import sincos2d
 
-        return np.asarray(sincos2d(grid, width).reshape(shape))
+        return np.asarray(sincos2d(grid, width, reached=reached).reshape(shape))
 
     table = _computed(tensors["patch_embed.proj.weight"], shape, values)
     changed = config.replace(pos_embed="learned", pos_embed_prefix=False, pos_embed_registers=False)
@@ -170,21 +174,40 @@ def _merge_all_rows(config: ViTConfig, tensors: Tensors) -> Folded | None:
     return changed, _merge_rows(config, tensors, 0)
 
 
-def _layer_scale(config: ViTConfig, tensors: Tensors) -> Folded | None:
-    """Multiply layer scale, a diagonal matrix, into the linear layer before it; or add one of ones."""
-    if config.norm_position == "post" or config.parallel != "none" or config.branches > 1:
-        return None
-    changed = dict(tensors)
-    for index in range(config.depth):
-        for scale, layer in (("ls1", "attn.proj"), ("ls2", "mlp.fc2")):
-            gamma, name = f"blocks.{index}.{scale}.gamma", f"blocks.{index}.{layer}"
-            if config.layer_scale:
-                factor = changed.pop(gamma)
-                changed |= {key: _scaled(tensors[key], factor) for key in (f"{name}.weight", f"{name}.bias")}
-            else:
-                ones = from_array(np.ones(config.embed_dim, np.float32))
-                changed[gamma] = cast(ones, tensors[f"{name}.weight"].dtype)
-    return config.replace(layer_scale=not config.layer_scale), changed
+_SCALES = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
+# Layer scale -> the branches that have it.
+_SCALED: dict[bool | str, tuple[str, ...]] = {True: ("ls1", "ls2"), "attn": ("ls1",), False: ()}
+
+
+def _to_layer_scale(target: bool | str) -> Callable[[ViTConfig, Tensors], Folded | None]:
+    """Return the fold that multiplies layer scale, a diagonal matrix, into the layers before it, or adds ones."""
+
+    def apply(config: ViTConfig, tensors: Tensors) -> Folded | None:
+        side_by_side = config.parallel != "none" or config.branches > 1
+        if config.layer_scale == target or config.norm_position == "post" or side_by_side:
+            return None
+        changed = dict(tensors)
+        for index in range(config.depth):
+            for scale, layer in _SCALES.items():
+                gamma, name = f"blocks.{index}.{scale}.gamma", f"blocks.{index}.{layer}"
+                if gamma in changed and scale not in _SCALED[target]:
+                    factor = changed.pop(gamma)
+                    keys = (key for key in (f"{name}.weight", f"{name}.bias") if key in tensors)
+                    changed |= {key: _scaled(tensors[key], factor) for key in keys}
+                elif gamma not in changed and scale in _SCALED[target]:
+                    ones = from_array(np.ones(config.embed_dim, np.float32))
+                    changed[gamma] = cast(ones, tensors[f"{name}.weight"].dtype)
+        return config.replace(layer_scale=target), changed
+
+    return apply
+
+
+def _block_biases(config: ViTConfig, tensors: Tensors) -> Folded | None:
+    """Add biases of zeros where linear layers of the blocks have none."""
+    changed = config.replace(proj_bias=True, mlp_bias=True)
+    missing = {name: shape for name, shape in tensor_shapes(changed).items() if name not in tensors}
+    dtype = tensors["patch_embed.proj.weight"].dtype
+    return (changed, {**tensors, **{name: zeros(dtype, shape) for name, shape in missing.items()}}) if missing else None
 
 
 def _scaled(tensor: LazyTensor, factor: LazyTensor) -> LazyTensor:
@@ -250,7 +273,10 @@ FOLDS = (
     Fold(_ROWS, "the position table gets rows of zeros for tokens that have none", _add_rows),
     Fold(_ROWS, "rows of the position table are added to the registers", _merge_register_rows),
     Fold(_ROWS, "rows of the position table are added to the tokens before the patches", _merge_all_rows),
-    Fold(("layer_scale",), "layer scale is multiplied into the layers before it, or added as ones", _layer_scale),
+    Fold(("layer_scale",), "layer scale is multiplied into the layers before it", _to_layer_scale(False)),
+    Fold(("layer_scale",), "layer scale is added as ones", _to_layer_scale(True)),
+    Fold(("layer_scale",), "layer scale of the feed-forward layers is multiplied into them", _to_layer_scale("attn")),
+    Fold(("proj_bias", "mlp_bias"), "biases of zeros are added to linear layers", _block_biases),
     Fold(("final_norm",), "all tokens are normed, not only the one that is read", _norm_before, cost=5),
     Fold(("projection_dim",), "a projection is a head with a bias of zeros, or such a head a projection", _projection),
     Fold(("rope",), "periods of the rotary embedding are computed, or stored as they are computed", _rope_periods),

@@ -50,12 +50,15 @@ def infer_config(
     warnings: tuple[str, ...] = ()
 
     if "num_heads" not in fields:
-        fields["num_heads"] = conventional_heads(fields["embed_dim"], fields["depth"], fields.get("ffn", "mlp"))
+        width = 128 if fields.get("patch_norm") else 64
+        fields["num_heads"] = conventional_heads(fields["embed_dim"], fields["depth"], fields.get("ffn", "mlp"), width)
         inferred["num_heads"] = "convention: 64 channels a head, but for published shapes with others"
         warnings = (
             f"num_heads={fields['num_heads']} is a guess, from the width of {fields['embed_dim']}: nothing in the "
             f"file tells it; if the model has another number, give it: {_SET_HEADS}",
         )
+    if "kv_heads" not in fields and (shared := _kv_heads(shapes, fields)):
+        fields["kv_heads"], inferred["kv_heads"] = shared, "tensor names and shapes"
     if "image_size" not in fields:
         fields["image_size"], inferred["image_size"] = _image_size(shapes, fields)
     rows = _prefix_rows(shapes, fields)
@@ -85,15 +88,17 @@ def _pool(shapes: Shapes) -> str:
     if "neck.weight" in shapes or "neck.1.weight" in shapes or "merger.norm.weight" in shapes:
         return "avg" if "head.weight" in shapes else "none"
     if "attn_pool.latent" in shapes:
-        return "attentive" if "attn_pool.norm1.weight" in shapes else "map"
+        if "attn_pool.norm1.weight" in shapes:
+            return "attentive"
+        return "map" if "attn_pool.q.weight" in shapes else "attn"
     if "head_dist.weight" in shapes:
         return "cls_dist"
     return "avg" if "fc_norm.weight" in shapes or "cls_token" not in shapes else "cls"
 
 
 # Published shapes (embed_dim, depth, ffn) whose heads are not 64 wide: ViT-H, ViT-g, ViT-G, So400m, SigLIP 2's giant,
-# Perception Encoder G, EVA-02 enormous and DINOv3 7B (arXiv 2010.11929, 2106.04560, 2305.13035, 2502.14786, 2504.13181,
-# 2303.11331, 2508.10104).
+# Perception Encoder G, EVA-02 enormous, DINOv3 7B and InternViT-6B (arXiv 2010.11929, 2106.04560, 2305.13035,
+# 2502.14786, 2504.13181, 2303.11331, 2508.10104, 2312.14238).
 _PUBLISHED_HEADS = {
     (1280, 32, "mlp"): 16,
     (1408, 40, "mlp"): 16,
@@ -104,21 +109,38 @@ _PUBLISHED_HEADS = {
     (1536, 47, "mlp"): 16,
     (1792, 64, "mlp"): 16,
     (4096, 40, "swiglu"): 32,
+    (3200, 48, "mlp"): 25,
+    (3200, 45, "mlp"): 25,
 }
 
 
-def conventional_heads(dim: int, depth: int, ffn: str) -> int:
+def _kv_heads(shapes: Shapes, fields: Mapping[str, Any]) -> tuple[int, ...]:
+    """Heads of keys and values in each block, by the rows of ``qkv``; empty if there are as many as of queries."""
+    dim, heads = fields["embed_dim"], fields["num_heads"]
+    rows = [shapes.get(f"blocks.{index}.attn.qkv.weight", (3 * dim,))[0] for index in range(fields["depth"])]
+    if not isinstance(heads, int) or all(count == 3 * dim for count in rows):
+        return ()
+    return tuple(max((count - dim) // 2 * heads // dim, 1) for count in rows)
+
+
+def conventional_heads(dim: int, depth: int, ffn: str, width: int = 64) -> int:
     """Return the attention heads of the published models of a shape: 64 channels per head, but for a few.
 
+    Args:
+        dim: width of the model.
+        depth: number of blocks.
+        ffn: kind of the feed-forward layers.
+        width: channels per head, where a kind of models has others (AIMv2: 128).
+
     Raises:
-        ConfigError: the width is not a multiple of 64.
+        ConfigError: the width of the model is not a multiple of that.
     """
-    if (dim, depth, ffn) in _PUBLISHED_HEADS:
+    if width == 64 and (dim, depth, ffn) in _PUBLISHED_HEADS:
         return _PUBLISHED_HEADS[dim, depth, ffn]
-    heads, rest = divmod(dim, 64)
+    heads, rest = divmod(dim, width)
     if rest or not heads:
         raise ConfigError(
-            f"num_heads cannot be inferred from the tensors, and embed_dim={dim} is not a multiple of 64",
+            f"num_heads cannot be inferred from the tensors, and embed_dim={dim} is not a multiple of {width}",
             hint=f"give it: {_SET_HEADS}",
         )
     return heads
@@ -130,6 +152,9 @@ def _class_tokens(fields: Mapping[str, Any]) -> int:
 
 def _image_size(shapes: Shapes, fields: Mapping[str, Any]) -> tuple[tuple[int, int], str]:
     """A square image from the rows of the position table, with or without prefix rows."""
+    if "pos_embed_y" in shapes and "pos_embed_x" in shapes:
+        grid, patch = (shapes["pos_embed_y"][1], shapes["pos_embed_x"][1]), _pixels_per_patch(fields)
+        return (grid[0] * patch[0], grid[1] * patch[1]), "rows of pos_embed_y and pos_embed_x"
     if fields.get("pos_embed") != "learned":
         return _image_size_without_table(shapes, fields)
     rows, leading = shapes["pos_embed"][1], _class_tokens(fields)

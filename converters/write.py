@@ -37,7 +37,7 @@ _OPTIONS = ("num_heads", "image_size")
 # Tensors that the model does not use, and that fit no other image size, are named so.
 _SIZED = "sized."
 # The resize method does not change outputs at the stored size.
-_NOT_NUMERIC = ("resize", "resize_by_count")
+_NOT_NUMERIC = ("resize", "resize_by_count", "resize_square")
 
 
 @dataclass(frozen=True)
@@ -314,7 +314,7 @@ def _distance(fmt: Format, config: ViTConfig, passport: Passport, sidecars: Side
 def _axis_sizes(config: ViTConfig) -> dict[str, int]:
     heads = {"h": config.num_heads, "m": config.pool_heads or config.num_heads}
     patch = {"p": config.patch_size[0], "q": config.patch_size[1], "c": config.patch_chans}
-    return {**heads, **patch, "y": config.grid_size[0]}
+    return {**heads, **patch, "y": config.grid_size[0], "x": config.grid_size[1], "D": config.embed_dim}
 
 
 def _header(fmt: Format, passport: Passport, native: bool) -> dict[str, str]:

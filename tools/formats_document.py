@@ -46,6 +46,7 @@ MODELS = {
     "timm_dpwee": "ViT, parallel layers, differential attention",
     "timm_eva02_rope_swiglu": "EVA-02",
     "timm_pe_core_map": "Perception Encoder",
+    "naflex_gap": "NaFlexVit",
     "hf_vit_cls": "ViT, epsilon 1e-12",
     "hf_deit_teacher": "DeiT with teacher",
     "hf_vitmsn_model": "ViTMSN",
@@ -57,6 +58,11 @@ MODELS = {
     "hf_siglip2_vision_square": "Siglip2",
     "hf_clip_vision_projection": "CLIP",
     "hf_ijepa_model": "I-JEPA, epsilon 1e-12",
+    "hf_aimv2_head": "AIMv2, attention pooling",
+    "hf_internvl_vision": "InternViT",
+    "hf_sapiens2": "Sapiens 2",
+    "hf_pixtral": "Pixtral",
+    "hf_mlcd": "MLCD",
     "hfflax_beit_cls": "BEiT, epsilon 1e-12",
     "hfflax_clip_whole": "CLIP",
     "hftf_data2vec_cls": "Data2VecVision, epsilon 1e-12",
@@ -85,6 +91,7 @@ MODELS = {
 }
 # Prefix of the recorded models -> format.
 SOURCES = {
+    "naflex": "timm",
     "vitjax": "vit_jax",
     "bv": "big_vision",
     "fb": "facebook",
@@ -173,9 +180,9 @@ fields that the format cannot express; `--lossy` writes it nevertheless and repo
 What is folded: a mask over attention biases is applied to them; biases that a class always has are added as zeros, and
 those of keys are left out where they have no effect; a computed position table is stored; rows of a position table are
 added to the class token and the registers, or rows of zeros put before it; layer scale is multiplied into the layer
-before it, or added as ones; all tokens are normed where only the class token was; CLIP's projection becomes a head
-with a bias of zeros; stored periods of rotary embeddings are left out if they equal the computed ones. Sums and
-products are kept in float32.
+before it, or added as ones; missing biases of the blocks are added as zeros; all tokens are normed where only the class
+token was; CLIP's projection becomes a head with a bias of zeros; stored periods of rotary embeddings are left out if
+they equal the computed ones. Sums and products are kept in float32.
 
 """
 VERSIONS = """
@@ -223,11 +230,12 @@ def _formats() -> str:
 
 
 def _conventions() -> str:
-    rows = ""
+    rows = {}
     for fmt in all_formats():
         known, label = fmt.conventions, fmt.label(fmt.dialects[0])
-        rows += _row(f"`{label}`", fmt.project, f"`{known['act']}`", f"{known['norm_eps']:.0e}", f"`{known['resize']}`")
-    return rows.replace("e-0", "e-")
+        eps = f"{known['norm_eps']:.0e}".replace("e-0", "e-")
+        rows[_row(f"`{label}`", fmt.project, f"`{known['act']}`", eps, f"`{known['resize']}`")] = label
+    return "".join(rows)
 
 
 def _limits() -> str:

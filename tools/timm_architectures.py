@@ -18,6 +18,7 @@ import timm
 import torch
 from timm.layers import LayerNorm, get_act_layer, get_norm_layer
 from timm.models import model_entrypoint
+from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 
 from vit_hub.converters.formats._timm import NO_EFFECT
 
@@ -44,6 +45,7 @@ CLASSES = (
     "VisionTransformerSAM",
     "Eva",
     "Beit",
+    "NaFlexVit",
 )
 # Arguments of timm's factory, not of a class.
 _FACTORY = ("pretrained_filter_fn", "pretrained_strict", "feature_cfg", "kwargs_filter", "pretrained_cfg", "model_cfg")
@@ -79,7 +81,9 @@ def _arguments(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _defaults(cls: type) -> dict[str, Any]:
-    """Defaults of the arguments of a class, which a subclass may pass on."""
+    """Defaults of the arguments of a class, which a subclass may pass on, or of a config that it takes instead."""
+    if cls is NaFlexVit:
+        return {**_arguments({**vars(NaFlexVitCfg()), "norm_layer": LayerNorm}), "norm_layer": None, "in_chans": 3}
     base = next(base for base in cls.__mro__ if "embed_dim" in inspect.signature(base).parameters)
     found = {name: item.default for name, item in inspect.signature(base).parameters.items()}
     return {"norm_layer": None, **_arguments({**found, "norm_layer": found.get("norm_layer") or LayerNorm})}
@@ -90,7 +94,8 @@ def table() -> dict[str, Any]:
     built: dict[str, tuple[type, dict[str, Any]]] = {}
 
     def describe(cls: type, variant: str, pretrained: bool = False, **arguments: Any) -> None:
-        built[variant] = (cls, arguments)
+        config = arguments.pop("cfg", None)
+        built[variant] = (cls, {**arguments, **(vars(config) if config else {})})
         raise _Described
 
     deprecated: dict[str, str] = {}

@@ -15,6 +15,7 @@ from vit_hub.converters.build import build
 from vit_hub.converters.casting import from_tensor, to_torch
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats._timm import BLOCKS
+from vit_hub.converters.formats.timm_naflex import check_square
 from vit_hub.converters.read import read_raw
 from vit_hub.converters.save import snapshot
 from vit_hub.converters.write import foreign_tensors
@@ -156,6 +157,7 @@ _CLASSES = {
     "VisionTransformer": "timm",
     "VisionTransformerRelPos": "timm-relpos",
     "VisionTransformerSAM": "timm-sam",
+    "NaFlexVit": "timm-naflex",
     "Eva": "timm-eva",
     "Beit": "timm-beit",
 }
@@ -182,17 +184,19 @@ def timm_facts(module: Any) -> dict[str, Any]:
         ConfigError: it computes something that the canonical model does not.
     """
     block = _block(module.blocks[0])
-    if not isinstance(block.norm, nn.LayerNorm):
-        raise ConfigError(f"norm_eps: timm's {type(block.norm).__name__} is not supported, LayerNorm is")
+    embeddings = getattr(module, "patch_embed", None) or module.embeds
+    first: Any = getattr(embeddings, "norm", None)
+    if _has_weights(first) and _norm(first) != _norm(block.norm):
+        raise ConfigError("patch_norm: patch embeddings with another norm than the blocks are not supported")
     facts = {
         "num_heads": block.attn.num_heads,
-        "norm_eps": block.norm.eps,
+        "norm_eps": _norm(block.norm)[1],
         "act": _activation(block.act),
-        "image_size": tuple(module.patch_embed.img_size),
+        **(_naflex_facts(embeddings) if hasattr(module, "embeds") else {"image_size": tuple(embeddings.img_size)}),
         "rope": _rope(getattr(module, "rope", None), getattr(block.attn, "rotate_half", False)),
         **block.fields,
     }
-    stem = getattr(module.patch_embed, "backbone", None)
+    stem = getattr(embeddings, "backbone", None)
     if stem is not None:
         first = getattr(stem, "stem", stem)
         if not hasattr(first, "norm"):
@@ -240,6 +244,37 @@ def _windows(module: Any) -> dict[str, Any]:
     if module.global_pool not in _POOLS:
         raise ConfigError(f"pool: timm's global_pool={module.global_pool!r} is not supported")
     return {"windows": windows, "pool": _POOLS[module.global_pool]}
+
+
+def _naflex_facts(embeddings: Any) -> dict[str, Any]:
+    """Sizes and resizing of a NaFlexVit, whose native images fill its position table."""
+    if not embeddings.channels_last and embeddings.is_linear:
+        raise ConfigError("patch_size: timm's patches with channels first are supported in files only")
+    patch, mode = embeddings.patch_size, embeddings.pos_embed_interp_mode
+    ending = "-align-corners" if embeddings.pos_embed_align_corners else "-antialias" * embeddings.pos_embed_antialias
+    if embeddings.pos_embed_type == "factorized":
+        check_square(tuple(embeddings.pos_embed_grid_size), embeddings.pos_embed_ar_preserving)
+    grid = embeddings.pos_embed_grid_size or (224 // patch[0], 224 // patch[1])
+    return {
+        "image_size": tuple(int(count * side) for count, side in zip(grid, patch, strict=True)),
+        "patch_size": tuple(patch),
+        "resize": "bilinear" if embeddings.pos_embed_type == "factorized" else mode + ending,
+        "resize_square": bool(embeddings.pos_embed_ar_preserving),
+    }
+
+
+def _has_weights(layer: Any) -> bool:
+    """Return whether a layer is there and has parameters."""
+    return layer is not None and any(True for _ in layer.parameters())
+
+
+def _norm(layer: nn.Module) -> tuple[str, float]:
+    """Kind and epsilon of a norm."""
+    name = type(layer).__name__
+    kind = "layer" if isinstance(layer, nn.LayerNorm) else "rms" if name.startswith("RmsNorm") else ""
+    if not kind or getattr(layer, "weight", None) is None:
+        raise ConfigError(f"norm: timm's {name} of this kind is not supported, LayerNorm and RmsNorm are")
+    return kind, float(layer.eps)  # type: ignore[arg-type]
 
 
 def _activation(layer: nn.Module) -> str:

@@ -55,23 +55,35 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "parallelscalingblock": {"parallel": "separate"},
     "diffparallelscalingblock": {"parallel": "joint", "differential": True},
 }
+# Norms -> their kind; those of the patch embeddings are of the same as the others.
+_NORMS = {"layernorm": "layer", "layernormfp32": "layer", "rmsnorm": "rms", "rmsnormfp32": "rms"}
 # Argument -> the values that can be computed; layers by the names of :func:`_layer`.
 _SUPPORTED: dict[str, tuple[object, ...]] = {
     "block_fn": tuple(BLOCKS),
     "attn_layer": (None, "", "attn", "attention", "diff"),
     "attn_type": ("eva", "rope"),
-    "num_kv_heads": (None,),
-    "norm_layer": (None, "", "layernorm", "layernormfp32"),
-    "embed_norm_layer": (None, ""),
+    "norm_layer": (None, "", *_NORMS),
+    "embed_norm_layer": (None, "", *_NORMS),
     "act_layer": tuple(_ACTIVATIONS),
-    "mlp_layer": ("mlp", "swiglupacked"),
+    "mlp_layer": ("mlp", "swiglupacked", "swiglu"),
     "embed_layer": ("patchembed", "hybridembed(resnetv2)", "hybridembed(sequential)"),
-    "proj_bias": (True,),
-    "attn_only_layer_scale": (False, None),
     "global_pool": (*POOLS, None),
     "rope_type": ("cat", "mixed", "dinov3", None),
     "use_rope": (False, None),
     "head_hidden_size": (None,),
+}
+# What NaFlexVit, which can have the blocks of VisionTransformer and of Eva, is supported with.
+_SUPPORTED_NAFLEX: dict[str, tuple[object, ...]] = {
+    "block_fn": (None, "", "block"),
+    "attn_type": ("standard",),
+    "attn_gated": (False,),
+    "attn_only_layer_scale": (False,),
+    "num_kv_heads": (None,),
+    "rope_type": (None, "", "none"),
+    "swiglu_mlp": (False,),
+    "mlp_layer": (None, "", "mlp"),
+    "input_norm_layer": (None, ""),
+    "pos_embed_interp_mode": ("bilinear", "bicubic"),
 }
 
 
@@ -128,7 +140,7 @@ def _model(raw: RawCheckpoint) -> _Model | None:
     name = stated.rpartition("/")[2].partition(".")[0]
     name = table["deprecated"].get(name, name)
     if given.get("use_naflex"):
-        return _Model(stated, "NaFlexVit", {}, given)
+        return _Model(stated, "NaFlexVit of another class", {}, given)
     for cls, architectures in table["architectures"].items():
         if name in architectures:
             args = {**table["defaults"][cls], **architectures[name]}
@@ -159,10 +171,18 @@ def refusal(raw: RawCheckpoint) -> str:
         return ""
     if model.cls and model.cls not in _table()["defaults"]:
         return f"config.json: architecture {model.name}: timm's class {model.cls} is not supported"
+    supported = {**_SUPPORTED, **(_SUPPORTED_NAFLEX if model.cls == "NaFlexVit" else {})}
     for name, value in model.args.items():
         layer = _layer(value)
-        if name in _SUPPORTED and layer not in _SUPPORTED[name]:
+        if name in supported and layer not in supported[name]:
             return f"config.json: architecture {model.name}: {name}={value} is not supported"
+    embedding, others = (_layer(model.args.get(name)) for name in ("embed_norm_layer", "norm_layer"))
+    both = ("embed_norm_layer" in model.given) == ("norm_layer" in model.given)
+    if embedding and not (both and _NORMS[embedding] == _NORMS[others or "layernorm"]):
+        return (
+            f"config.json: architecture {model.name}: embed_norm_layer={model.args['embed_norm_layer']}, "
+            "another norm than the other layers have, is not supported"
+        )
     return ""
 
 
@@ -208,7 +228,7 @@ def _doubts(model: _Model, tensors: Tensors) -> list[str]:
             "similar models of timm"
         )
     names = {name for cls in ([model.cls] if model.cls else defaults) for name in defaults[cls]} - {"norm_eps"}
-    unknown = sorted(set(model.given) - names - {*NO_EFFECT, "use_naflex"})
+    unknown = sorted(set(model.given) - names - {*NO_EFFECT, "use_naflex", "num_classes"})
     if unknown:
         found.append(
             f"config.json: model_args {', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} not known "
@@ -252,7 +272,7 @@ def _activation(model: _Model, tensors: Tensors) -> tuple[dict[str, Any], list[s
     """The activation, unless gates are or are not in the tensors other than the architecture has it."""
     if "act_layer" not in model.args:
         return {}, []
-    gates = _layer(model.args.get("mlp_layer")) == "swiglupacked"
+    gates = _layer(model.args.get("mlp_layer")) in ("swiglupacked", "swiglu")
     if "act_layer" in model.given or gates == gated(tensors):
         return {"act": _ACTIVATIONS[_layer(model.args["act_layer"])]}, []
     act = "gelu" if gates else "silu"

@@ -210,6 +210,32 @@ def tower_dialect(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
     return next((d for d in dialects if d.name and bool(d.variables["root"]) != alone), dialects[0])
 
 
+def check_qkv_bias(raw: RawCheckpoint, values: Mapping[str, Any], *, key: bool) -> None:
+    """Check that there are biases of queries, keys and values in a combination that models have.
+
+    Args:
+        raw: the source.
+        values: the values of its config.json.
+        key: the class default of ``key_bias``; those of the others are True.
+
+    Raises:
+        ConfigError: they have biases in another combination.
+    """
+    query, keys, value = (values.get(f"{part}_bias", key or part != "key") for part in ("query", "key", "value"))
+    if query != value or (keys and not query):
+        raise ConfigError(
+            f"{raw.path}: qkv_bias: config.json says query_bias={query}, key_bias={keys}, value_bias={value}: "
+            f"models have biases on all three, on queries and values, or on none"
+        )
+
+
+def rope_theta(values: Mapping[str, Any], default: float) -> float:
+    """Return the base of rotary frequencies in a config.json, of transformers 4 or 5."""
+    parameters = values.get("rope_parameters")
+    found = (parameters if isinstance(parameters, Mapping) else values).get("rope_theta")
+    return float(found) if isinstance(found, (int, float)) else default
+
+
 def read_config(raw: RawCheckpoint, types: Sequence[ModelType]) -> tuple[dict[str, Any], Stated]:
     """Return the values of config.json for the image tower, and the config fields that they state.
 
@@ -328,7 +354,7 @@ def _labels(file: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 def _defaults(name: str, config: ViTConfig) -> dict[str, Any]:
     """Return the keys of a model type with the defaults of its class at the size of a model."""
-    found = dict(_all_defaults()[name])
+    found = dict(_all_defaults().get(name, {}))
     if "pooler_output_size" in found:
         found["pooler_output_size"] = config.embed_dim
     return {**found, **_stages(config.depth)} if "stage_names" in found else found

@@ -15,7 +15,6 @@ from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Requirement, Sidecars, Stated
 from vit_hub.converters.rules.table import rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
-from vit_hub.errors import ConfigError
 from vit_hub.model.config import Rope, ViTConfig
 
 _GATE = "${first}.mlp.gate_proj.weight"
@@ -65,15 +64,7 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
         ConfigError: unsupported combination of biases.
     """
     values, stated = hf.read_config(raw, TYPES)
-    for key in ("proj_bias", "mlp_bias"):
-        if values.get(key) is False:
-            raise ConfigError(f"{raw.path}: config.json says {key}=false: models without it are not supported")
-    query, key, value = (values.get(f"{part}_bias", part != "key") for part in ("query", "key", "value"))
-    if query != value or (key and not query):
-        raise ConfigError(
-            f"{raw.path}: qkv_bias: config.json says query_bias={query}, key_bias={key}, value_bias={value}: "
-            f"models have biases on all three, on queries and values, or on none"
-        )
+    hf.check_qkv_bias(raw, values, key=False)
     fields = dict(stated.fields)
     if isinstance(values.get("rope_theta"), (int, float)):
         fields["rope"] = {**_ROPE, "theta": float(values["rope_theta"])}
@@ -88,8 +79,8 @@ def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
         "query_bias": bool(config.qkv_bias),
         "key_bias": config.qkv_bias is True,
         "value_bias": bool(config.qkv_bias),
-        "proj_bias": True,
-        "mlp_bias": True,
+        "proj_bias": config.proj_bias,
+        "mlp_bias": config.mlp_bias,
     }
     return hf.write_config(TYPES[0], config, passport, extra=extra, head="Model")
 
@@ -112,6 +103,8 @@ FORMATS = (
             "pos_embed": "none",
             "layer_scale": True,
             "qkv_bias": (True, False, "qv"),
+            "proj_bias": (True, False),
+            "mlp_bias": (True, False),
             "patch_bias": True,
             "ffn": ("mlp", "swiglu"),
             "pool": "cls",

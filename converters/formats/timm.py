@@ -13,8 +13,8 @@ from typing import Any
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _timm
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
-from vit_hub.converters.rules.table import rule
+from vit_hub.converters.rules.format import ANY, Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.table import rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 from vit_hub.preprocessing.labels import names_of, stated_descriptions
@@ -32,6 +32,8 @@ _BRANCH_LAYERS = (
     "ffns.{j}.norm",
     *(f"ffns.{{j}}.{layer}" for layer in ("mlp.fc1", "mlp.norm", "mlp.fc2")),
 )
+# Gates and values of models whose feed-forward layer is timm's SwiGLU.
+_GATES = ("mlp.fc1_g", "mlp.fc1_x")
 _MAP_LAYERS = ("q", "kv", "proj", "norm", "mlp.fc1", "mlp.fc2")
 NAMES = (
     "cls_token",
@@ -43,6 +45,7 @@ NAMES = (
         f"{layer}.{part}"
         for layer in (
             "patch_embed.proj",
+            "patch_embed.norm",
             "norm_pre",
             *(f"blocks.{{i}}.{layer}" for layer in _BLOCK_LAYERS),
             "norm",
@@ -100,7 +103,8 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
     if _timm.is_named(raw):
         stated = _timm.state(raw, tensors)
         return dataclasses.replace(stated, fields={**stated.fields, **shown})
-    if "norm_pre.weight" in tensors or "blocks.0.attn.norm.weight" in tensors:  # CLIP and BEiT-3
+    clip, beit3, aimv2 = "norm_pre.weight", "blocks.0.attn.norm.weight", "patch_embed.norm.weight"
+    if any(name in tensors for name in (clip, beit3, aimv2)):
         shown["norm_eps"] = 1e-5
     names = {name.removeprefix("blocks.0.") for name in tensors}
     guesses = POST_NORM_GUESS if "norm1.weight" in names and not _PRE_NORM & names else {}
@@ -114,6 +118,12 @@ def evidence(raw: RawCheckpoint, *classes: str) -> int:
     return (1 if named in classes else -1) if named else 0
 
 
+def _evidence(raw: RawCheckpoint, prefix: str) -> int:
+    """Return the evidence of the architecture; gates of two tensors are else Eva's, but for AIMv2's."""
+    eva = f"{prefix}blocks.0.mlp.fc1_g.weight" in raw.tensors and f"{prefix}patch_embed.norm.weight" not in raw.tensors
+    return evidence(raw, "VisionTransformer", "VisionTransformerDistilled") or -eva
+
+
 # The hybrids' ResNets, by units a stage.
 _RESNETS = {
     (): "vit_tiny_r_s16_p8_224",
@@ -124,6 +134,7 @@ _RESNETS = {
 # timm's functions fix what model_args cannot state: the class, the epsilon of norms, a packed SwiGLU.
 _ARCHITECTURES: tuple[tuple[Callable[[ViTConfig], bool], str], ...] = (
     (lambda c: c.pool == "cls_dist", "deit_base_distilled_patch16_224"),
+    (lambda c: c.patch_norm, "aimv2_large_patch14_224"),
     (lambda c: c.ffn == "swiglu_packed", "vit_giant_patch14_dinov2"),
     (lambda c: c.norm_eps == 1e-5, "vit_base_patch16_clip_224"),
     (lambda c: c.norm_position == "post", "vit_base_patch16_rpn_224"),
@@ -164,7 +175,7 @@ def sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
         **shared_args(config),
         "mlp_ratio": mlp_ratio(config.embed_dim, config.mlp_dim * (2 if config.ffn == "swiglu_packed" else 1)),
         "qkv_bias": config.qkv_bias,
-        "qk_norm": config.qk_norm,
+        "qk_norm": bool(config.qk_norm),
         "scale_attn_norm": config.attn_norm,
         "scale_mlp_norm": config.mlp_norm,
         "class_token": config.class_token,
@@ -175,7 +186,10 @@ def sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
         "final_norm": config.final_norm != "none",
         "fc_norm": config.final_norm == "after",
         "act_layer": config.act,
+        "proj_bias": config.proj_bias,
     }
+    if config.norm == "rms" and not config.patch_norm:
+        args["norm_layer"] = "rmsnorm"
     if config.pool_prefix:
         args["pool_include_prefix"] = True
     if config.differential and config.parallel == "none":
@@ -230,6 +244,11 @@ NO_EXTRAS = {"pos_embed": ("learned", "none"), "representation_dim": 0, "stem": 
 PATCH_BIAS = Requirement(
     "patch_bias", lambda c: c.patch_bias != c.pre_norm, "a pre-norm model has no patch bias, others do"
 )
+QK_NORM = Requirement(
+    "qk_norm",
+    lambda c: c.qk_norm in (False, "rms" if c.norm == "rms" else True) and c.qk_norm_eps is None,
+    "its norms of queries and keys are as its others, over each head",
+)
 REGISTER_ROWS = Requirement(
     "pos_embed_registers",
     lambda c: not c.num_registers or c.pos_embed_prefix == c.pos_embed_registers,
@@ -240,14 +259,22 @@ FORMATS = (
     Format(
         name="timm",
         project="timm",
-        rules=(*(rule(name, name) for name in (*NAMES, *_LAYER_SCALE, *_DIFFERENTIAL, *_BRANCHES)), *_STEM),
+        rules=(
+            *(rule(name, name) for name in (*NAMES, *_LAYER_SCALE, *_DIFFERENTIAL, *_BRANCHES)),
+            *(one for layer in _GATES for one in weight_and_bias(f"blocks.{{i}}.{layer}")),
+            *_STEM,
+        ),
         dialects=(Dialect("", {"root": "stem."}), Dialect("", {"root": ""})),
         prefixes=PREFIXES,
         conventions={"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic-antialias"},
         limits={
             "branches": (1, 2),
             "qkv_bias": (True, False),
-            "ffn": ("mlp", "swiglu_packed"),
+            "ffn": ("mlp", "swiglu_packed", "swiglu"),
+            "norm": ("layer", "rms"),
+            "qk_norm": ANY,
+            "proj_bias": (True, False),
+            "mlp_bias": (True, False),
             "pos_embed": ("learned", "none"),
             "representation_dim": 0,
             "pool": ("cls", "cls_dist", "avg", "map", "none"),
@@ -278,8 +305,18 @@ FORMATS = (
                 "it pools with an MLP as wide as its blocks'",
             ),
             REGISTER_ROWS,
+            QK_NORM,
+            Requirement(
+                "proj_bias", lambda c: c.proj_bias == c.mlp_bias, "one setting is for the biases of all linear layers"
+            ),
+            Requirement("ffn", lambda c: c.ffn != "swiglu" or c.patch_norm, "only its AIMv2 has gates of two tensors"),
+            Requirement(
+                "patch_norm",
+                lambda c: not c.patch_norm or (c.ffn == "swiglu" and c.norm == "rms"),
+                "only its AIMv2, with RMSNorm and gates of two tensors, norms patch embeddings",
+            ),
         ),
-        evidence=lambda raw, prefix: evidence(raw, "VisionTransformer", "VisionTransformerDistilled"),
+        evidence=_evidence,
         refuses=_timm.refusal,
         state=_state,
         sidecars=sidecars,

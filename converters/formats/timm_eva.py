@@ -15,7 +15,7 @@ from typing import Any
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _timm, timm
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.format import ANY, Dialect, Format, Requirement, Sidecars, Stated
 from vit_hub.converters.rules.table import Rule, rule
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import ConfigError
@@ -35,8 +35,8 @@ _FUSED = tuple(
     for name in ("qkv.weight", "qkv.bias", "q_bias", "v_bias")
 )
 _SPLIT = (
-    rule("blocks.{i}.attn.qkv.weight", tuple(f"{name}.weight" for name in _QKV)),
-    rule("blocks.{i}.attn.qkv.bias", tuple(f"{name}.bias" for name in _QKV)),
+    rule("blocks.{i}.attn.qkv.weight", tuple(f"{name}.weight" for name in _QKV), first="D"),
+    rule("blocks.{i}.attn.qkv.bias", tuple(f"{name}.bias" for name in _QKV), first="D"),
     rule("blocks.{i}.attn.q_bias", f"{_QKV[0]}.bias"),
     rule("blocks.{i}.attn.v_bias", f"{_QKV[2]}.bias"),
 )
@@ -144,12 +144,16 @@ def _sidecars(config: ViTConfig, passport: Passport | None, fused: bool) -> Side
     """Return timm's hub config.json, from which create_model("local-dir:FOLDER") builds the model."""
     # The architecture fixes only what model_args cannot state: the epsilon of norms.
     architecture = "vit_small_patch16_dinov3" if config.norm_eps == 1e-5 else "eva02_tiny_patch14_224"
+    if config.norm == "rms":
+        architecture = "vit_base_patch16_sapiens2"
     split_gate = config.ffn == "swiglu"
     args: dict[str, Any] = {
         **timm.shared_args(config),
         "qkv_bias": config.qkv_bias is not False,
         "qkv_fused": fused,
-        "qk_norm": config.qk_norm,
+        "qk_norm": bool(config.qk_norm),
+        "num_kv_heads": list(config.kv_heads) or None,
+        "attn_only_layer_scale": config.layer_scale == "attn",
         "mlp_ratio": timm.mlp_ratio(config.embed_dim, config.mlp_dim),
         "swiglu_mlp": config.ffn != "mlp",
         "swiglu_align_to": 1 if split_gate and not config.mlp_norm else 0,
@@ -185,6 +189,9 @@ _LIMITS = {
     "ffn": ("mlp", "swiglu", "swiglu_packed"),
     "pool": ("cls", "avg", "map", "none"),
     "distilled": False,
+    "norm": ("layer", "rms"),
+    "qk_norm": ANY,
+    "layer_scale": ANY,
 }
 _REQUIRES = (
     timm.PATCH_BIAS,
@@ -219,6 +226,7 @@ _REQUIRES = (
         "its blocks with norms after the layers have gates of two tensors only where these are normed",
     ),
     timm.REGISTER_ROWS,
+    timm.QK_NORM,
 )
 
 
@@ -230,7 +238,7 @@ def _format(dialect: str, qkv: tuple[Rule, ...], fused: bool) -> Format:
         dialects=(Dialect(dialect),),
         prefixes=timm.PREFIXES,
         conventions={"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic-antialias"},
-        limits=_LIMITS,
+        limits=_LIMITS if fused else {**_LIMITS, "kv_heads": ANY},
         requires=_REQUIRES,
         evidence=_evidence,
         state=_state,

@@ -75,6 +75,11 @@ DEFAULT_LIMITS: dict[str, object] = {
     "neck": None,
     "merger": None,
     "video": None,
+    "qk_norm": (True, False),
+    "layer_scale": (True, False),
+    "proj_bias": True,
+    "mlp_bias": True,
+    "kv_heads": ((),),
 }
 
 SQUARE_IMAGES = Requirement("image_size", lambda c: c.image_size[0] == c.image_size[1], "its images are square")

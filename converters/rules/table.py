@@ -9,7 +9,8 @@ functions, so that its inverse needs no second table.
 * ``{_i}`` is an index after an underscore, left out where it is zero, as Keras numbers its layers.
 * Several foreign names are joined along the first axis (q, k, v into qkv); several canonical names cut it, in the
   proportion ``weights``, or are each a copy of the whole (``copies``). A weight may be an axis of known size and a
-  factor (``"3d"``); ``axis`` is the axis that is cut, where it is not the first.
+  factor (``"3d"``); ``axis`` is the axis that is cut, where it is not the first. Foreign tensors have equal shares of
+  the first axis, but for one whose share is the size of the axis ``first`` (the queries of grouped-query attention).
 * ``layout`` maps each foreign tensor to the canonical axes (see :mod:`vit_hub.converters.rules.layouts`); ``h`` heads,
   ``m`` heads of map pooling, ``p`` x ``q`` patch and ``c`` channels of the patch embedding, ``y`` rows of the grid are
   known from the config, other axes from the shape. Alternatives after the first are accepted when read; the shape
@@ -46,6 +47,7 @@ class Rule:
     Attributes:
         layouts: how each foreign tensor maps to canonical axes; the first is written.
         weights: proportions of the canonical tensors along the axis that is cut.
+        first: the axis whose size the first foreign tensor has along its first axis; empty if all have the same.
         copies: the canonical tensors are equal, each the whole foreign tensor.
         carried: the model does not use the tensor; it is kept to be written back.
         axis: the axis that canonical tensors cut.
@@ -60,6 +62,7 @@ class Rule:
     carried: bool = False
     unless: str = ""
     axis: int = 0
+    first: str = ""
 
     @property
     def stacked(self) -> bool:
@@ -76,11 +79,13 @@ def rule(
     carried: bool = False,
     unless: str = "",
     axis: int = 0,
+    first: str = "",
 ) -> Rule:
     """Return a rule from single names or tuples of them."""
     names = (canonical,) if isinstance(canonical, str) else canonical
     others = (foreign,) if isinstance(foreign, str) else foreign
-    return Rule(names, others, layouts or ("",), weights or (1,) * len(names), copies, carried, unless, axis)
+    cut = weights or (1,) * len(names)
+    return Rule(names, others, layouts or ("",), cut, copies, carried, unless, axis, first)
 
 
 def weight_and_bias(canonical: str, foreign: str = "", joint: str = ".", **options: Any) -> tuple[Rule, Rule]:
@@ -261,8 +266,8 @@ class Table:
     ) -> tuple[dict[str, LazyTensor], list[str]]:
         """Convert canonical tensors to foreign ones, lazily; also return the canonical names that no rule writes.
 
-        Foreign tensors have the order of the table, which is that of the project's own files: successive rules with a
-        layer index are written layer by layer.
+        A rule does not write tensors of shapes that its layout cannot hold. Foreign tensors have the order of the
+        table, which is that of the project's own files: successive rules with a layer index are written layer by layer.
         """
         runs = _runs(self._rules)
         foreign: dict[str, LazyTensor] = {}
@@ -283,22 +288,31 @@ class Table:
                 if any(part not in tensors or part in claimed for part in flat):
                     continue
                 try:
-                    columns = [
-                        [
-                            rearrange(piece, r.layouts[0], sizes, inverse=True)
-                            for piece in split(_joined(r, parts, tensors), (1,) * len(r.foreign))
-                        ]
-                        for parts in names
-                    ]
-                except ValueError:  # a tensor of other axes, which the format has no place for
+                    pieces = _written(r, names, tensors, sizes)
+                except ValueError:
                     continue
                 claimed.update(flat)
-                for target, column in zip(r.foreign, zip(*columns, strict=True), strict=True):
+                for target, piece in zip(r.foreign, pieces, strict=True):
                     written = _format(target, indices)
-                    foreign[written] = stack(column) if r.stacked else column[0]
+                    foreign[written] = piece
                     order[written] = (runs[position], indices.get("i", 0), position)
         ordered = {name: foreign[name] for name in sorted(foreign, key=lambda name: order[name])}
         return ordered, [name for name in tensors if name not in claimed]
+
+
+def _written(
+    r: Rule, layers: Sequence[Sequence[str]], tensors: Mapping[str, LazyTensor], sizes: Mapping[str, int]
+) -> list[LazyTensor]:
+    """Return the foreign tensors of a rule for the canonical names of each layer.
+
+    Raises:
+        ValueError: a shape does not fit.
+    """
+    columns = [
+        [rearrange(piece, r.layouts[0], sizes, inverse=True) for piece in _shares(r, _joined(r, names, tensors), sizes)]
+        for names in layers
+    ]
+    return [stack(column) if r.stacked else column[0] for column in zip(*columns, strict=True)]
 
 
 def _joined(r: Rule, names: Sequence[str], tensors: Mapping[str, LazyTensor]) -> LazyTensor:
@@ -335,6 +349,15 @@ def _with_first(tensor: LazyTensor, axis: int) -> LazyTensor:
         raise ValueError(f"shape {tensor.shape} has no axis {axis}")
     order[0], order[axis] = axis, 0
     return tensor.permute(order)
+
+
+def _shares(r: Rule, whole: LazyTensor, sizes: Mapping[str, int]) -> list[LazyTensor]:
+    """Return what each foreign tensor of a rule has of a canonical one."""
+    count = len(r.foreign)
+    if not r.first:
+        return split(whole, (1,) * count)
+    first = sizes[r.first]
+    return split(whole, (first, *((whole.shape[0] - first) // (count - 1) for _ in range(count - 1))))
 
 
 def _equal(parts: Sequence[LazyTensor], names: Sequence[str]) -> LazyTensor:

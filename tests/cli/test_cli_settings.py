@@ -35,6 +35,9 @@ Run = Callable[..., Result]
         ("stem_convs=64x3x2,128x3x1", ((64, 3, 2), (128, 3, 1))),
         ('rope={"theta": 100.0}', {"theta": 100.0}),
         ("rope=none", None),
+        ("qk_norm_eps=1e-5", 1e-5),
+        ("qk_norm_eps=none", None),
+        ("kv_heads=2x1", (2, 1)),
     ],
 )
 def test_values_get_the_type_of_the_field(setting: str, expected: object) -> None:
@@ -73,7 +76,7 @@ def test_the_type_of_a_field_decides_how_it_is_parsed(annotation: Any, text: str
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
-        ("heads=3", "the config has no field 'heads', did you mean num_heads? Fields: image_size, "),
+        ("heads=3", "the config has no field 'heads', did you mean kv_heads or num_heads? Fields: image_size, "),
         ("num_heads", "'num_heads' has no '='; write num_heads=12."),
         ("num_heads=many", "num_heads takes a whole number, as in num_heads=12, not 'many'."),
         ("num_heads=", "num_heads takes a whole number"),

@@ -38,6 +38,7 @@ def test_python_blocks(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "(1, 1, 32, 32) 7",
         "(1, 1, 48, 48) 7",
         "(1, 1, 40, 64) 7",
+        "(2, 10)",
         "(45, 45) (48, 48)",
         "image_size=(45, 45) is not a whole number of patches of (4, 4) pixels "
         "(nearest sizes that are: (44, 44) and (48, 48); or pad=True in vit_hub.load)",

@@ -103,6 +103,7 @@ def test_the_shortcut_to_the_pooled_output_gives_what_all_tokens_give(config: vi
         "cls_dist": lambda: tokens[:, :2],
         "avg": lambda: tokens[:, first:].mean(dim=1),
         "first": lambda: tokens[:, first],
+        "attn": lambda: model.attn_pool(tokens if config.pool_prefix else tokens[:, first:]),
         "map": lambda: model.attn_pool(tokens[:, first:]),
     }
     if config.pool_prefix:

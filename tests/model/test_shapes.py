@@ -19,11 +19,13 @@ UNSEEN = {"pool", "pos_embed", "num_heads", "pool_mlp_dim", "in_chans", "stem_co
 @examples(200)
 def test_shapes_give_the_fields_back_that_decide_them(config: vit_hub.ViTConfig) -> None:
     found = fields_of(tensor_shapes(config))
+    if config.num_heads == 1 and config.qk_norm == "rms":  # the norm of one head is that of all
+        assert found.pop("qk_norm") == "rms_width"
     wrong = {field: value for field, value in found.items() if field not in UNSEEN and getattr(config, field) != value}
     assert not wrong
     if config.pos_embed == "learned":
         assert found["pos_embed"] == "learned"
-    if config.qk_norm or config.rel_pos != "none":
+    if found.get("qk_norm") in (True, "rms") or config.rel_pos != "none":
         assert found["num_heads"] == config.num_heads
     if config.pool_mlp_dim:
         assert found["pool_mlp_dim"] == config.pool_mlp_dim

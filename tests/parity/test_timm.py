@@ -264,12 +264,10 @@ def test_a_folder_that_timm_saved_needs_no_hint(tmp_path: Path) -> None:
     [
         ("patch_bias", {"pre_norm": True}),
         ("qkv_bias", {"qkv_bias": "masked"}),
-        ("act", {"ffn": "swiglu", "act": "gelu"}),
+        ("ffn", {"ffn": "swiglu", "act": "gelu"}),
         ("ffn", {"ffn": "swiglu_packed", "act": "silu", "pool": "map"}),
         ("representation_dim", {"representation_dim": 4}),
         ("pool", {"pool": "first"}),
-        ("pool_heads", {"pool": "map", "pool_heads": 1}),
-        ("pool_mlp_dim", {"pool": "map", "pool_mlp_dim": 6}),
         ("head_input", {"head_input": "cls_avg"}),
         ("head_norm", {"head_norm": True}),
         ("prefix_norm", {"prefix_norm": True}),
@@ -308,10 +306,9 @@ def test_what_timm_cannot_express_is_refused_naming_the_field(
         {"global_pool": ""},
         {"proj_bias": False},
         {"attn_layer": DualAttention},
-        {"norm_layer": "rmsnorm"},
         {"act_layer": "mish"},
         {"mlp_layer": functools.partial(GluMlp, gate_last=True)},
-        {"embed_norm_layer": "layernorm"},
+        {"embed_norm_layer": "rmsnorm"},
     ],
     ids=lambda arguments: "-".join(map(str, arguments)),
 )
@@ -319,6 +316,39 @@ def test_a_timm_model_that_computes_otherwise_is_refused(arguments: dict[str, An
     theirs = made(TimmVisionTransformer, SMALL | arguments, torch.float64)
     with pytest.raises(VitHubError):
         vit_hub.from_module(theirs)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"proj_bias": False},
+        {"norm_layer": "rmsnorm"},
+        {"norm_layer": "rmsnorm", "qk_norm": True},
+        {"embed_norm_layer": "layernorm"},
+    ],
+    ids=str,
+)
+def test_other_norms_and_missing_biases_are_computed(arguments: dict[str, Any]) -> None:
+    theirs = made(TimmVisionTransformer, SMALL | arguments, torch.float64)
+    ours = vit_hub.from_module(theirs)
+    images = random_images(ours.config, torch.float64)
+    with torch.inference_mode():
+        assert relative_error(ours(images), theirs(images)) <= EXACT
+    state = vit_hub.to_timm(ours)
+    assert all(torch.equal(state[name], value) for name, value in theirs.state_dict().items())
+
+
+@pytest.mark.parametrize("changes", [{"pool_heads": 1}, {"pool_mlp_dim": 6}], ids=str)
+def test_pooling_that_only_naflexvit_has_is_written_as_one(changes: dict[str, Any], tmp_path: Path) -> None:
+    small = {"image_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2, "mlp_dim": 8}
+    config = vit_hub.ViTConfig(**small, num_classes=2, pool="map", pos_embed_prefix=False, norm_eps=1e-6, **changes)
+    model = random_model(config, dtype=torch.float64)
+    report = vit_hub.convert(model.save(tmp_path / "model.safetensors"), tmp_path / "timm", to="timm")
+    assert report.format == "timm-naflex"
+    theirs = timm.create_model(f"local-dir:{report.path}", pretrained=True).double().eval()
+    images = random_images(config, torch.float64)
+    with torch.inference_mode():
+        assert relative_error(theirs(images), model(images)) <= 1e-6
 
 
 def test_tensors_that_need_no_change_are_shared() -> None:

@@ -243,10 +243,8 @@ def test_a_hybrid_gives_the_same_numbers_and_goes_back(
 @pytest.mark.parametrize(
     ("cls", "arguments"),
     [
-        (Eva, {"attn_only_layer_scale": True, "init_values": 1e-5}),
         (Eva, {"global_pool": "max"}),
         (Eva, {"global_pool": "map", "swiglu_mlp": True}),
-        (Eva, {"num_kv_heads": 1, "attn_type": "rope", "qkv_fused": False}),
         (Eva, {"use_rot_pos_emb": True, "rope_type": "mrope", "embed_dim": 128, "rope_mrope_section": (8, 12, 12)}),
         (Beit, {"use_rel_pos_bias": True, "use_shared_rel_pos_bias": True}),
     ],

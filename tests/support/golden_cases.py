@@ -32,6 +32,7 @@ OUTPUTS: dict[str, Callable[[VisionTransformer, Tensor], Tensor]] = {
     "pre_logits": lambda model, images: model.pre_logits(model.embed(images)),
     "pooled": lambda model, images: model.embed(images),
     "tokens_final_norm": lambda model, images: model.forward_features(images),
+    "tokens_final": lambda model, images: model.forward_features(images),
     "tokens_prenorm": lambda model, images: model.forward_features(images),
     "tokens_last_hidden": lambda model, images: model.forward_features(images),
     "feature_map": lambda model, images: (model if model.config.pool == "none" else model.forward_features)(images),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,13 @@ PLAIN: dict[str, Any] = {
     "parallel": "none",
     "branches": 1,
     "stem": "patch",
+    "norm": "layer",
+    "qk_norm_eps": None,
+    "proj_bias": True,
+    "mlp_bias": True,
+    "kv_heads": (),
+    "patch_norm": False,
+    "resize_square": False,
 }
 
 _SIDES = st.tuples(st.integers(1, 4), st.integers(1, 4))
@@ -91,6 +99,7 @@ _ROPES = st.builds(
     order=st.sampled_from(("yx", "xy")),
     pairs=st.sampled_from(("half", "interleaved")),
     mixed=st.booleans(),
+    frequencies=st.sampled_from(("same", "same", "alternate")),
 ) | st.builds(Rope, coordinates=st.just("centered"), stored_periods=st.just(True))
 
 _REL_POS_MLPS = st.builds(RelPosMlp, hidden_dim=st.sampled_from((1, 6)), scale=st.sampled_from(("log", "swin")))
@@ -127,39 +136,55 @@ def configs(draw: st.DrawFn, **fixed: Any) -> vit_hub.ViTConfig:
     field("in_chans", st.integers(1, 4))
     field("ffn", st.sampled_from(("mlp", "swiglu", "swiglu_packed")))
     field("act", st.sampled_from(ACTIVATIONS))
-    field("norm_eps", st.sampled_from((1e-12, 1e-6, 1e-5, 1e-3)))
-    field("qkv_bias", st.sampled_from((True, False, "qv", "masked")))
-    for name in ("patch_bias", "qk_norm", "pre_norm"):
+    eps = field("norm_eps", st.sampled_from((1e-12, 1e-6, 1e-5, 1e-3)))
+    # RMSNorm makes anything of gates that are closed.
+    root = eps > 1e-12 and found["act"] != "relu"
+    field("norm", st.sampled_from(("layer", "layer", "layer", *(("rms", "rms_blocks") if root else ()))))
+    bias = field("qkv_bias", st.sampled_from((True, False, "qv", "masked")))
+    for name in ("patch_bias", "pre_norm"):
         field(name, st.booleans())
     post = field("norm_position", st.sampled_from(("pre", "pre", "pre", "post"))) == "post"
-    field_if(not post, "layer_scale", st.booleans())
+    field_if(not post, "layer_scale", st.sampled_from((True, False, "attn")))
     side_by_side = field_if(not post, "parallel", st.sampled_from(("none",) * 6 + ("separate", "joint")))
     branches = field_if(not post and side_by_side == "none", "branches", st.sampled_from((1,) * 6 + (2, 3)))
     differential = field("differential", _MOSTLY_NOT)
-    for name in ("attn_norm", "mlp_norm"):
+    field("qk_norm", st.sampled_from((True, False, False, "rms", "rms_width")[: 3 if differential else None]))
+    field_if(found["qk_norm"], "qk_norm_eps", st.sampled_from((None, None, 1e-4)))
+    for name in ("attn_norm", "mlp_norm", "patch_norm"):
         field(name, _MOSTLY_NOT)
+    for name in ("proj_bias", "mlp_bias"):
+        field(name, _MOSTLY_NOT.map(lambda missing: not missing))
+    divisors = st.sampled_from([count for count in (1, 2, 3) if heads % count == 0])
+    shared = st.lists(divisors, min_size=found["depth"], max_size=found["depth"]).map(tuple)
+    field_if(bias != "masked", "kv_heads", st.just(()) | st.just(()) | shared)
     classes = field("class_token", st.booleans())
     field_if(classes, "distilled", st.booleans())
     registers = field("num_registers", st.sampled_from((0, 0, 1, 4)))
     prefix = classes + found.get("distilled", False) + registers
-    learned = field("pos_embed", st.sampled_from(("learned", "learned", "sincos2d", "none"))) == "learned"
+    tables = ("learned", "learned", "learned", "sincos2d", "none", "sincos2d_mae", "factorized")
+    learned = field("pos_embed", st.sampled_from(tables)) == "learned"
     if not (learned and classes):
         found["pos_embed_prefix"] = False
     rows = field_if(learned and classes, "pos_embed_prefix", st.booleans())
     field_if(rows and registers, "pos_embed_registers", st.booleans())
     field_if(not differential, "rope", st.none() | st.none() | _ROPES)
+    rope = found.get("rope")
+    if rope and rope.mixed:
+        found.pop("kv_heads", None)
+    elif classes and rope and "rope" not in fixed:
+        found["rope"] = dataclasses.replace(rope, class_angles=draw(_MOSTLY_NOT))
     places = st.sampled_from(("none", "none", "block", "shared"))
     relative = field_if(prefix == int(classes) and (branches or 1) == 1, "rel_pos", places)
     field_if(relative not in (None, "none"), "rel_pos_mlp", st.none() | _REL_POS_MLPS)
 
-    pools = ["avg", "map", "first", "none"] + ["cls"] * classes + ["cls_dist"] * found.get("distilled", False)
+    pools = ["avg", "map", "first", "none", "attn"] + ["cls"] * classes + ["cls_dist"] * found.get("distilled", False)
     pool = field("pool", st.sampled_from(pools))
     norm = field("final_norm", st.sampled_from(["before", "none"] + ["after"] * (pool != "none")))
     field_if(prefix and norm == "before", "prefix_norm", _MOSTLY_NOT)
-    field_if(pool == "map", "pool_heads", st.sampled_from((0, 0, 1 if heads > 1 else 2)))
+    field_if(pool in ("map", "attn"), "pool_heads", st.sampled_from((0, 0, 1 if heads > 1 else 2)))
     hidden = st.integers(1, 20).filter(lambda size: size != found["mlp_dim"])
     field_if(pool == "map", "pool_mlp_dim", st.just(0) | hidden)
-    field_if(pool in ("map", "avg") and prefix, "pool_prefix", st.booleans())
+    field_if(pool in ("map", "attn", "avg") and prefix, "pool_prefix", st.booleans())
     head = field_if(pool != "none", "num_classes", st.integers(0, 5))
     single = pool not in ("none", "cls_dist")
     both = field_if(pool == "cls" and head, "head_input", st.sampled_from(("pooled", "pooled", "pooled", "cls_avg")))
@@ -169,6 +194,7 @@ def configs(draw: st.DrawFn, **fixed: Any) -> vit_hub.ViTConfig:
     field_if(plain and head, "head_norm", _MOSTLY_NOT)
     field("resize", st.sampled_from(RESIZE_METHODS))
     field("resize_by_count", st.booleans())
+    field_if(found["pos_embed"] in ("learned", "factorized"), "resize_square", _MOSTLY_NOT)
     return vit_hub.ViTConfig(**found)
 
 

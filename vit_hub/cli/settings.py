@@ -61,6 +61,10 @@ def _none_or_fields(text: str) -> dict[str, Any] | None:
     return fields
 
 
+def _number_or_none(text: str) -> float | None:
+    return None if text == "none" else float(text)
+
+
 class _Kind(NamedTuple):
     """Parser of a value, which raises KeyError or ValueError, with a name for it and an example."""
 
@@ -72,6 +76,7 @@ class _Kind(NamedTuple):
 _KINDS: dict[Any, _Kind] = {
     int: _Kind(int, "a whole number", "12"),
     float: _Kind(float, "a number", "1e-6"),
+    float | None: _Kind(_number_or_none, "none or a number", "1e-6"),
     bool: _Kind(_boolean, "true or false", "true"),
     str: _Kind(str, "a word", "NAME"),
     tuple[int, int]: _Kind(parse_size, "HEIGHTxWIDTH or one number for both", "224x224"),
@@ -122,8 +127,8 @@ def _parse(setting: str) -> tuple[str, Any]:
     """
     name, equals, text = (part.strip() for part in setting.partition("="))
     if name not in _FIELDS:
-        near = difflib.get_close_matches(name, _FIELDS, n=1)
-        meant = f", did you mean {near[0]}?" if near else "."
+        near = difflib.get_close_matches(name, _FIELDS, n=2)
+        meant = f", did you mean {' or '.join(near)}?" if near else "."
         raise ValueError(f"the config has no field {name!r}{meant} Fields: {', '.join(_FIELDS)}.")
     parse, kind, example = _FIELDS[name]
     if not equals:

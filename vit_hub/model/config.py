@@ -17,8 +17,8 @@ from typing import Any, Literal
 from vit_hub.errors import ConfigError
 
 __all__ = [
-    "ACTIVATIONS", "CHOICES", "RESIZE_METHODS", "Merger", "Neck", "RelPosMlp", "Rope", "ViTConfig", "Video", "Windows",
-    "check_choices", "size_pair",
+    "ACTIVATIONS", "ATTENTION_POOLS", "CHOICES", "RESIZE_METHODS", "Merger", "Neck", "RelPosMlp", "Rope", "ViTConfig",
+    "Video", "Windows", "check_choices", "size_pair",
 ]  # fmt: skip
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
@@ -41,6 +41,8 @@ _NOT_NEGATIVE = (
     "pool_depth",
 )  # fmt: skip
 _SIZES = ("image_size", "patch_size")
+ATTENTION_POOLS = ("map", "attn", "attentive")
+"""The pools by attention of a learned query."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,9 @@ class Rope:
         stored_periods: the periods are in the checkpoint and used as stored (DINOv3).
         frames: the frame of a video is a coordinate, too, and comes first: each of the three turns the even part of a
             third of the channels, and the rest is not rotated (V-JEPA 2, arXiv 2506.09985).
+        frequencies: both axes have the ``same`` E/4 frequencies; or they ``alternate``: of E/2 frequencies the first
+            axis has the even ones, the second the odd ones (Pixtral, arXiv 2410.07073).
+        class_angles: the class token is rotated, too, by learned angles that all blocks and heads share (MLCD).
     """
 
     theta: float = 10_000.0
@@ -73,6 +78,8 @@ class Rope:
     mixed: bool = False
     stored_periods: bool = False
     frames: bool = False
+    frequencies: Literal["same", "alternate"] = "same"
+    class_angles: bool = False
 
     def __post_init__(self) -> None:
         check_choices(self, "rope.")
@@ -226,17 +233,26 @@ class ViTConfig:
         act: ``gelu`` (exact, erf), ``gelu_tanh`` (tanh approximation), ``quick_gelu`` (x * sigmoid(1.702 x));
             all three are in arXiv 1606.08415, section 2; or ``silu``, ``relu``.
         norm_eps: epsilon of every norm.
-        norm: kind of the norms: ``layer`` (LayerNorm); ``rms`` (RMSNorm, arXiv 1910.07467).
+        norm: kind of the norms: ``layer`` (LayerNorm); ``rms`` (RMSNorm, arXiv 1910.07467); ``rms_blocks``: RMSNorm in
+            the blocks, LayerNorm after them (InternViT-6B).
         qkv_bias: True, False, ``"qv"`` for models whose keys have no bias (BEiT, EVA), or ``"masked"`` for a full bias
             that is multiplied by a stored mask (DINOv3).
+        proj_bias: whether the projection after attention has a bias.
+        mlp_bias: whether the linear layers of the feed-forward layer have biases.
+        kv_heads: heads of keys and values in each block, each shared by as many heads of queries (arXiv 2305.13245);
+            empty: as many as heads of queries in all blocks.
         patch_bias: whether the patch embedding has a bias (CLIP has none).
-        qk_norm: LayerNorm over each head's queries and keys (arXiv 2302.05442, section 2).
+        patch_norm: norm of the patch embeddings, before positions are added (AIMv2, arXiv 2411.14402).
+        qk_norm: norm of queries and keys (arXiv 2302.05442, section 2): True: LayerNorm over each head; ``rms``:
+            RMSNorm over each head; ``rms_width``: RMSNorm over all heads together (InternViT-6B).
+        qk_norm_eps: epsilon of these norms; None: that of the others.
         pre_norm: LayerNorm on the tokens before the first block (CLIP).
         class_token: a learned class token is prepended (x_class in eq. 1).
         distilled: a distillation token follows the class token (DeiT, arXiv 2012.12877, section 4).
         num_registers: register tokens after class and distillation tokens (arXiv 2309.16588).
-        pos_embed: ``learned`` table (E_pos in eq. 1), ``sincos2d`` computed as in big_vision, ``sincos1d`` over all
-            patches of a video in order (arXiv 1706.03762, section 3.5), or ``none``.
+        pos_embed: ``learned`` table (E_pos in eq. 1); ``factorized``: one learned table for rows and one for columns,
+            which are added; computed: ``sincos2d`` as in big_vision, ``sincos2d_mae`` as in MAE, ``sincos1d`` over all
+            patches of a video in order (arXiv 1706.03762, section 3.5); or ``none``.
         pos_embed_prefix: the learned table has rows for the class and distillation tokens.
         pos_embed_registers: the learned table has rows for the registers too, after those.
         rope: rotary position embedding of the patch tokens, or None.
@@ -246,17 +262,19 @@ class ViTConfig:
         attn_norm: LayerNorm on the attention output before its projection (EVA-02, arXiv 2303.11331).
         mlp_norm: LayerNorm on the hidden activations of the feed-forward layer (EVA-02).
         prefix_norm: class and register tokens have a final norm of their own (DINOv3's untied norms).
-        layer_scale: a learned per-channel factor on each residual branch (arXiv 2103.17239, eq. 4).
+        layer_scale: a learned per-channel factor on each residual branch (arXiv 2103.17239, eq. 4), or on that of
+            attention alone (``attn``).
         pool: ``cls`` token, ``cls_dist`` (class and distillation token: the logits are the mean of two heads, the
             embedding is the mean of the tokens; 2012.12877, section 4), ``avg`` of patch tokens, ``map`` (multi-head
-            attention pooling, arXiv 2106.04560, appendix), ``attentive`` (further blocks, then a query that attends to
-            normed tokens and stays in the sum, arXiv 2404.08471, section 3.3), ``first`` patch token, or ``none``.
+            attention pooling, arXiv 2106.04560, appendix), ``attn`` (the same without a projection of the query and
+            without an MLP, AIMv2), ``attentive`` (further blocks, then a query that attends to normed tokens and stays
+            in the sum, arXiv 2404.08471, section 3.3), ``first`` patch token, or ``none``.
         final_norm: LayerNorm ``before`` pooling on all tokens (eq. 4), ``after`` pooling, or ``none``.
         pool_renorm: the pooled token is normed once more by the final norm (BLIP's image encoder).
         representation_dim: width of the tanh layer between pooling and head (2010.11929, section 3.1); 0: none.
         projection_dim: width of CLIP's bias-free projection of the pooled embedding; 0: none.
-        pool_heads: attention heads of ``map`` and ``attentive`` pooling; 0: as many as in a block.
-        pool_prefix: ``map`` and ``avg`` pooling read class and register tokens, too, not the patches only.
+        pool_heads: attention heads of ``map``, ``attn`` and ``attentive`` pooling; 0: as many as in a block.
+        pool_prefix: ``map``, ``attn`` and ``avg`` pooling read class and register tokens, too, not the patches only.
         pool_mlp_dim: hidden width of the MLPs of attention pooling; 0: as in a block.
         pool_depth: blocks of ``attentive`` pooling before its query attends.
         head_input: what the head reads: the ``pooled`` embedding, or class token and patch mean side by side
@@ -286,6 +304,7 @@ class ViTConfig:
             ``separate`` biases or a ``joint`` one after them; ``none``: one after the other.
         branches: so many attention layers side by side, then as many feed-forward layers, each with a norm of its own
             (arXiv 2203.09795, section 3).
+        resize_square: that project resizes a table to the square of the grid's longer side, and crops it (NaFlexVit).
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -298,15 +317,20 @@ class ViTConfig:
     ffn: Literal["mlp", "swiglu", "swiglu_packed"] = "mlp"
     act: Activation = "gelu"
     norm_eps: float = 1e-6
-    norm: Literal["layer", "rms"] = "layer"
+    norm: Literal["layer", "rms", "rms_blocks"] = "layer"
     qkv_bias: bool | Literal["qv", "masked"] = True
+    proj_bias: bool = True
+    mlp_bias: bool = True
+    kv_heads: tuple[int, ...] = ()
     patch_bias: bool = True
-    qk_norm: bool = False
+    patch_norm: bool = False
+    qk_norm: bool | Literal["rms", "rms_width"] = False
+    qk_norm_eps: float | None = None
     pre_norm: bool = False
     class_token: bool = True
     distilled: bool = False
     num_registers: int = 0
-    pos_embed: Literal["learned", "sincos2d", "sincos1d", "none"] = "learned"
+    pos_embed: Literal["learned", "sincos2d", "sincos1d", "none", "factorized", "sincos2d_mae"] = "learned"
     pos_embed_prefix: bool = True
     pos_embed_registers: bool = False
     rope: Rope | None = None
@@ -314,8 +338,8 @@ class ViTConfig:
     attn_norm: bool = False
     mlp_norm: bool = False
     prefix_norm: bool = False
-    layer_scale: bool = False
-    pool: Literal["cls", "cls_dist", "avg", "map", "attentive", "first", "none"] = "cls"
+    layer_scale: bool | Literal["attn"] = False
+    pool: Literal["cls", "cls_dist", "avg", "map", "attentive", "first", "none", "attn"] = "cls"
     final_norm: Literal["before", "after", "none"] = "before"
     pool_renorm: bool = False
     representation_dim: int = 0
@@ -345,6 +369,7 @@ class ViTConfig:
     differential: bool = False
     parallel: Literal["none", "separate", "joint"] = "none"
     branches: int = 1
+    resize_square: bool = False
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -353,12 +378,13 @@ class ViTConfig:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _group(name, group, getattr(self, name)))
         object.__setattr__(self, "stem_stages", tuple(self.stem_stages))
+        object.__setattr__(self, "kv_heads", _numbers("kv_heads", self.kv_heads))
         object.__setattr__(self, "stem_convs", tuple(tuple(conv) for conv in self.stem_convs))
         _check_numbers(self, {**dict.fromkeys(_POSITIVE, 1), **dict.fromkeys(_NOT_NEGATIVE, 0)})
         check_choices(self)
-        for name in ("norm_eps", "final_norm_eps"):
+        for name in ("norm_eps", "qk_norm_eps", "final_norm_eps"):
             eps = getattr(self, name)
-            if not (isinstance(eps, float) and 0 < eps < 1) and not (eps is None and name != "norm_eps"):
+            if not (isinstance(eps, float) and 0 < eps < 1) and (name == "norm_eps" or eps is not None):
                 raise ConfigError(f"{name} must be a number between 0 and 1, not {eps!r}")
         self._check_consistency()
         # Fields without effect take their defaults, so that configs of the same model are equal.
@@ -368,11 +394,13 @@ class ViTConfig:
     def _without_effect(self) -> dict[str, Any]:
         """The fields that change nothing in this config, each with the value that says so."""
         found: dict[str, Any] = {}
+        if self.pos_embed not in ("learned", "factorized"):
+            found["resize_square"] = False
         if not self.num_registers or self.pos_embed != "learned":
             found["pos_embed_registers"] = False
         if not self.num_prefix_rows:
             found["pos_embed_prefix"] = False
-        attends = self.pool in ("map", "attentive")
+        attends = self.pool in ATTENTION_POOLS
         if not attends or self.pool_heads == self.num_heads:
             found["pool_heads"] = 0
         if not attends or self.pool_mlp_dim == self.mlp_dim:
@@ -385,6 +413,14 @@ class ViTConfig:
             full = tuple(block for block in self.windows.full if block < self.depth)
             windowed = len(full) < self.depth
             found["windows"] = dataclasses.replace(self.windows, full=full) if windowed else None
+        if all(heads == self.num_heads for heads in self.kv_heads):
+            found["kv_heads"] = ()
+        if self.num_heads == 1 and self.qk_norm == "rms_width":
+            found["qk_norm"] = "rms"
+        if self.norm == "rms_blocks" and self.final_norm == "none" and self.pool != "map":
+            found["norm"] = "rms"
+        if not self.qk_norm or self.qk_norm_eps == self.norm_eps:
+            found["qk_norm_eps"] = None
         if self.stem != "resnet":
             default = {item.name: item.default for item in dataclasses.fields(self)}
             found |= {name: default[name] for name in ("stem_width", "stem_standardize", "stem_norm_eps")}
@@ -435,8 +471,21 @@ class ViTConfig:
             "stem_stages: stem_stages needs stem='resnet'": self.stem == "resnet" or not self.stem_stages,
             "stem_width: group norm needs a multiple of 32 channels": self.stem_width % 32 == 0,
             "pool: pool='cls' needs class_token=True": pool != "cls" or self.class_token,
-            "pool_prefix: pool_prefix=True needs pool='map' or 'avg' and prefix tokens": (
-                not self.pool_prefix or (pool in ("map", "avg") and prefix > 0)
+            "pool_prefix: pool_prefix=True needs pool='map', 'attn' or 'avg' and prefix tokens": (
+                not self.pool_prefix or (pool in ("avg", *ATTENTION_POOLS) and prefix > 0)
+            ),
+            "kv_heads: kv_heads needs a divisor of num_heads for each block": (
+                not self.kv_heads
+                or (len(self.kv_heads) == self.depth and all(self.num_heads % heads == 0 for heads in self.kv_heads))
+            ),
+            "qkv_bias: qkv_bias='masked' needs as many heads of keys and values as of queries": (
+                self.qkv_bias != "masked" or all(heads == self.num_heads for heads in self.kv_heads)
+            ),
+            "kv_heads: kv_heads excludes rope.mixed, whose frequencies are those of each head": (
+                self.rope is None or not self.rope.mixed or all(heads == self.num_heads for heads in self.kv_heads)
+            ),
+            "rope: rope.class_angles=True needs class_token=True, and excludes rope.mixed": (
+                self.rope is None or not self.rope.class_angles or (self.class_token and not self.rope.mixed)
             ),
             "distilled: distilled=True needs class_token=True": self.class_token or not self.distilled,
             "pool: pool='cls_dist' needs distilled=True and no representation layer": (
@@ -461,8 +510,8 @@ class ViTConfig:
             "pos_embed_registers: pos_embed_registers=True needs pos_embed_prefix=True": (
                 not self.pos_embed_registers or self.pos_embed_prefix
             ),
-            "pos_embed: pos_embed='sincos2d' needs embed_dim to be a multiple of 4": (
-                self.pos_embed != "sincos2d" or dim % 4 == 0
+            f"pos_embed: pos_embed={self.pos_embed!r} needs embed_dim to be a multiple of 4": (
+                not self.pos_embed.startswith("sincos2d") or dim % 4 == 0
             ),
             "pos_embed: pos_embed='sincos1d' needs an even embed_dim": self.pos_embed != "sincos1d" or dim % 2 == 0,
             "pos_embed: a video of joint frames has pos_embed='sincos1d' or 'none', and nothing else has the former": (
@@ -563,6 +612,20 @@ class ViTConfig:
         return None if self.windows is None or block in self.windows.full else self.windows.size
 
     @property
+    def block_norm(self) -> str:
+        """Kind of the norms before and in the blocks, ``layer`` or ``rms``."""
+        return "layer" if self.norm == "layer" else "rms"
+
+    @property
+    def output_norm(self) -> str:
+        """Kind of the norms after the blocks, ``layer`` or ``rms``."""
+        return "rms" if self.norm == "rms" else "layer"
+
+    def kv_dim(self, block: int) -> int:
+        """Return the width of the keys, and of the values, of one block."""
+        return (self.kv_heads[block] if self.kv_heads else self.num_heads) * self.head_dim
+
+    @property
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.embed_dim // self.num_heads
@@ -597,6 +660,18 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return {key: _plain(item) for key, item in vars(value).items()} if dataclasses.is_dataclass(value) else value
+
+
+def _numbers(name: str, values: Any) -> tuple[int, ...]:
+    """Return a sequence of whole numbers above zero as a tuple.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = tuple(values) if isinstance(values, (list, tuple)) else None
+    if found is None or any(isinstance(value, bool) or not isinstance(value, int) or value < 1 for value in found):
+        raise ConfigError(f"{name} must hold whole numbers >= 1, not {values!r}")
+    return found
 
 
 CHOICES = _choices(ViTConfig)

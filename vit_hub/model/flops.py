@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from vit_hub.model.config import ViTConfig
+from vit_hub.model.config import ATTENTION_POOLS, ViTConfig
 from vit_hub.model.shapes import tensor_shapes
 
 __all__ = ["activation_values", "forward_flops", "tokens_of"]
@@ -34,7 +34,7 @@ def forward_flops(config: ViTConfig) -> int:
     """
     tokens = tokens_of(config)
     total = config.branches * sum(_attention(config, block) for block in range(config.depth))
-    if config.pool in ("map", "attentive"):
+    if config.pool in ATTENTION_POOLS:
         total += 4 * (tokens + config.pool_depth * tokens**2) * config.embed_dim
     for name, shape in tensor_shapes(config).items():
         if name.endswith(".weight") and len(shape) > 1:  # a matrix or a kernel

@@ -138,6 +138,11 @@ def dropped(layer: nn.Module | None, x: Tensor) -> Tensor:
     return x if layer is None else layer(x)
 
 
+def _cut(qkv: Tensor, dim: int, kv_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[..., dim + 2 kv_dim] -> queries [..., dim], keys and values [..., kv_dim]."""
+    return qkv[..., :dim], qkv[..., dim : dim + kv_dim], qkv[..., dim + kv_dim :]
+
+
 def _split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, T, D] -> [B, H, T, D/H]."""
     return x.reshape(x.shape[0], x.shape[1], heads, x.shape[-1] // heads).transpose(1, 2)
@@ -172,10 +177,15 @@ class PatchEmbed(nn.Module):
         else:
             patch = (config.video.tubelet, *config.patch_size)
             self.proj = nn.Conv3d(config.in_chans, config.embed_dim, patch, patch, bias=config.patch_bias)
+        self.norm = (
+            make_norm(config.block_norm, config.embed_dim, config.norm_eps) if config.patch_norm else nn.Identity()
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Return a token for every whole patch; pixels to the right and below that do not fill one are left out."""
-        images = self.backbone(images)
+        return self.norm(self._project(self.backbone(images)))  # type: ignore[no-any-return]
+
+    def _project(self, images: Tensor) -> Tensor:
         video = images.dim() == 5
         if not is_plain(self.proj, nn.Conv2d, nn.Conv3d):
             images = images.transpose(1, 2) if video else images
@@ -219,29 +229,34 @@ class MaskedLinear(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, eq. 2 of arXiv 2010.11929 and section 3.2 of arXiv 1706.03762."""
+    """Multi-head self-attention, eq. 2 of arXiv 2010.11929 and section 3.2 of arXiv 1706.03762.
+
+    Several heads of queries may share one of keys and values (arXiv 2305.13245).
+    """
 
     softmaxes = 1  # of each head
 
-    def __init__(self, config: ViTConfig, drop_rate: float = 0.0, attn_drop_rate: float = 0.0, index: int = 0) -> None:
+    def __init__(self, config: ViTConfig, block: int = 0, drop_rate: float = 0.0, attn_drop_rate: float = 0.0) -> None:
         super().__init__()
-        dim = config.embed_dim
-        self.num_heads = config.num_heads
+        dim, kv_dim = config.embed_dim, config.kv_dim(block)
+        self.num_heads, self.num_kv_heads = config.num_heads, kv_dim // config.head_dim
         if config.qkv_bias == "masked":
             self.qkv: nn.Linear = MaskedLinear(dim, 3 * dim, torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(dim))
         else:
-            self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias is True)
+            self.qkv = nn.Linear(dim, dim + 2 * kv_dim, bias=config.qkv_bias is True)
         self.q_bias: Tensor | None = None
         self.v_bias: Tensor | None = None
         if config.qkv_bias == "qv":
             self.q_bias = nn.Parameter(torch.zeros(dim))
-            self.v_bias = nn.Parameter(torch.zeros(dim))
+            self.v_bias = nn.Parameter(torch.zeros(kv_dim))
         self.q_norm: nn.Module = nn.Identity()
         self.k_norm: nn.Module = nn.Identity()
+        self.norms_heads = config.qk_norm != "rms_width"
         if config.qk_norm:
-            width = config.head_dim // 2 if config.differential else config.head_dim
-            self.q_norm = make_norm(config.norm, width, config.norm_eps)
-            self.k_norm = make_norm(config.norm, width, config.norm_eps)
+            kind, eps = "layer" if config.qk_norm is True else "rms", config.qk_norm_eps or config.norm_eps
+            width = config.head_dim // self.softmaxes
+            widths = (width, width) if self.norms_heads else (dim, kv_dim)
+            self.q_norm, self.k_norm = (make_norm(kind, width, eps) for width in widths)
         self.relative_position_bias_table: Tensor | None = None
         self.rel_pos: nn.Module | None = None
         if config.rel_pos == "block" and config.rel_pos_mlp:
@@ -251,35 +266,34 @@ class Attention(nn.Module):
         self.rel_pos_h: Tensor | None = None
         self.rel_pos_w: Tensor | None = None
         if config.rel_pos == "decomposed":
-            rows, columns = config.window(index) or config.grid_size
+            rows, columns = config.window(block) or config.grid_size
             self.rel_pos_h = nn.Parameter(torch.zeros(2 * rows - 1, config.head_dim))
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * columns - 1, config.head_dim))
         self.pairs = config.rope.pairs if config.rope else ""
         self.attn_drop = nn.Dropout(attn_drop_rate)  # never called: the attention kernel takes its rate
-        self.norm = make_norm(config.norm, dim, config.norm_eps) if config.attn_norm else nn.Identity()
-        self.proj = nn.Linear(dim, dim, bias=config.parallel != "joint")
+        self.norm = make_norm(config.block_norm, dim, config.norm_eps) if config.attn_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim, bias=config.proj_bias and config.parallel != "joint")
         self.proj_drop = dropout(drop_rate)
 
     def _separate_bias(self) -> Tensor | None:
-        """The bias of queries and values that stands beside ``qkv`` (BEiT, EVA), with zeros for the keys, [3D]."""
+        """The bias of queries and values that stands beside ``qkv`` (BEiT, EVA), with zeros for the keys."""
         if self.q_bias is None or self.v_bias is None:
             return None
-        return torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        return torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
 
     def _project(self, x: Tensor, leading: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of the ``leading`` tokens (None: all), keys and values of all, each [B, *, D]."""
-        separate = self._separate_bias()
+        """Queries of the ``leading`` tokens (None: all), keys and values of all, each [B, *, heads * D/H]."""
+        separate, dim = self._separate_bias(), x.shape[-1]
+        kv_dim = dim // self.num_heads * self.num_kv_heads
         if not is_plain(self.qkv, nn.Linear, MaskedLinear):
             qkv = self.qkv(x) if separate is None else self.qkv(x) + separate
-            q, k, v = qkv.chunk(3, dim=-1)
+            q, k, v = _cut(qkv, dim, kv_dim)
             return q[:, :leading], k, v
         weight = self.qkv.weight
         bias = self.qkv.effective_bias if isinstance(self.qkv, MaskedLinear) else self.qkv.bias
         bias = separate if separate is not None else bias
         if leading is None:
-            q, k, v = F.linear(x, weight, bias).chunk(3, dim=-1)
-            return q, k, v
-        dim = x.shape[-1]
+            return _cut(F.linear(x, weight, bias), dim, kv_dim)
         q = F.linear(x[:, :leading], weight[:dim], None if bias is None else bias[:dim])
         k, v = F.linear(x, weight[dim:], None if bias is None else bias[dim:]).chunk(2, dim=-1)
         return q, k, v
@@ -289,12 +303,21 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries of the ``leading`` tokens (None: all), keys and values of all, each [B, H, *, D/H]."""
         q, k, v = self._project(x, leading)
-        q, k = (_split_heads(part, self.softmaxes * self.num_heads) for part in (q, k))
-        q, k, v = self.q_norm(q), self.k_norm(k), _split_heads(v, self.num_heads)
+        if not self.norms_heads:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = (
+            _split_heads(part, self.softmaxes * heads) for part, heads in ((q, self.num_heads), (k, self.num_kv_heads))
+        )
+        v = _split_heads(v, self.num_kv_heads)
+        if self.norms_heads:
+            q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             cos, sin = rope
             q = rotate(q, cos[..., :leading, :], sin[..., :leading, :], self.pairs)
             k = rotate(k, cos, sin, self.pairs)
+        shared = self.num_heads // self.num_kv_heads
+        if shared > 1:
+            k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)
         return q, k, v
 
     def forward(
@@ -354,13 +377,13 @@ class DifferentialAttention(Attention):
 
     softmaxes = 2
 
-    def __init__(self, config: ViTConfig, drop_rate: float = 0.0, attn_drop_rate: float = 0.0, index: int = 0) -> None:
-        super().__init__(config, drop_rate, attn_drop_rate, index)
+    def __init__(self, config: ViTConfig, block: int = 0, drop_rate: float = 0.0, attn_drop_rate: float = 0.0) -> None:
+        super().__init__(config, block, drop_rate, attn_drop_rate)
         half = config.head_dim // 2
         self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2 = (
             nn.Parameter(nn.init.normal_(torch.empty(half), std=0.1)) for _ in range(4)
         )
-        self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * index)
+        self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * block)
         self.sub_norm = nn.RMSNorm(config.head_dim, eps=1e-5)
 
     def _lambda(self) -> Tensor:
@@ -410,13 +433,21 @@ class RelativePositionMlp(nn.Module):
 class Mlp(nn.Module):
     """Two linear layers with an activation between them, eq. 3 of arXiv 2010.11929."""
 
-    def __init__(self, dim: int, hidden: int, act: str, norm: nn.Module | None = None, drop_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        act: str,
+        norm: nn.Module | None = None,
+        drop_rate: float = 0.0,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         self.act = act
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = nn.Linear(dim, hidden, bias=bias)
         self.drop1 = dropout(drop_rate)
         self.norm = norm or nn.Identity()
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = nn.Linear(hidden, dim, bias=bias)
         self.drop2 = dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -428,14 +459,22 @@ class Mlp(nn.Module):
 class SwiGLU(nn.Module):
     """Gated feed-forward (act(x W) * x V) W2, arXiv 2002.05202, eq. 6; gate and value are two tensors."""
 
-    def __init__(self, dim: int, hidden: int, act: str, norm: nn.Module | None = None, drop_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        act: str,
+        norm: nn.Module | None = None,
+        drop_rate: float = 0.0,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         self.act = act
-        self.fc1_g = nn.Linear(dim, hidden)
-        self.fc1_x = nn.Linear(dim, hidden)
+        self.fc1_g = nn.Linear(dim, hidden, bias=bias)
+        self.fc1_x = nn.Linear(dim, hidden, bias=bias)
         self.drop1 = dropout(drop_rate)
         self.norm = norm or nn.Identity()
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = nn.Linear(hidden, dim, bias=bias)
         self.drop2 = dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -448,13 +487,21 @@ class SwiGLU(nn.Module):
 class PackedSwiGLU(nn.Module):
     """The same gated feed-forward with gate and value in one tensor, gate first (DINOv2's giant)."""
 
-    def __init__(self, dim: int, hidden: int, act: str, norm: nn.Module | None = None, drop_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        act: str,
+        norm: nn.Module | None = None,
+        drop_rate: float = 0.0,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         self.act = act
-        self.fc1 = nn.Linear(dim, 2 * hidden)
+        self.fc1 = nn.Linear(dim, 2 * hidden, bias=bias)
         self.drop1 = dropout(drop_rate)
         self.norm = norm or nn.Identity()
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = nn.Linear(hidden, dim, bias=bias)
         self.drop2 = dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -472,8 +519,8 @@ _FEED_FORWARD: dict[str, type[Mlp] | type[SwiGLU] | type[PackedSwiGLU]] = {
 
 
 def _feed_forward(config: ViTConfig, drop_rate: float) -> nn.Module:
-    inner = make_norm(config.norm, config.mlp_dim, config.norm_eps) if config.mlp_norm else None
-    return _FEED_FORWARD[config.ffn](config.embed_dim, config.mlp_dim, config.act, inner, drop_rate)
+    inner = make_norm(config.block_norm, config.mlp_dim, config.norm_eps) if config.mlp_norm else None
+    return _FEED_FORWARD[config.ffn](config.embed_dim, config.mlp_dim, config.act, inner, drop_rate, config.mlp_bias)
 
 
 class LayerScale(nn.Module):
@@ -524,21 +571,21 @@ class Block(nn.Module):
     def __init__(
         self,
         config: ViTConfig,
+        block: int = 0,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        index: int = 0,
     ) -> None:
         super().__init__()
-        dim, eps = config.embed_dim, config.norm_eps
-        self.norm1 = make_norm(config.norm, dim, eps)
-        self.attn = attention_class(config)(config, drop_rate, attn_drop_rate, index)
+        dim, eps, kind = config.embed_dim, config.norm_eps, config.block_norm
+        alone = config.parallel == "none"
+        self.norm1 = make_norm(kind, dim, eps)
+        self.attn = attention_class(config)(config, block, drop_rate, attn_drop_rate)
         self.ls1 = LayerScale(dim) if config.layer_scale else nn.Identity()
         self.drop_path1 = DropPath(drop_path_rate) if drop_path_rate else None
-        alone = config.parallel == "none"
-        self.norm2 = make_norm(config.norm, dim, eps) if alone else nn.Identity()
+        self.norm2 = make_norm(kind, dim, eps) if alone else nn.Identity()
         self.mlp = _feed_forward(config, drop_rate)
-        self.ls2 = LayerScale(dim) if config.layer_scale and alone else nn.Identity()
+        self.ls2 = LayerScale(dim) if config.layer_scale is True and alone else nn.Identity()
         self.drop_path2 = DropPath(drop_path_rate) if drop_path_rate else None
 
     def forward(
@@ -601,22 +648,22 @@ class BranchedBlock(nn.Module):
     def __init__(
         self,
         config: ViTConfig,
+        block: int = 0,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        index: int = 0,
     ) -> None:
         super().__init__()
         dim = config.embed_dim
 
         def branch(name: str, layer: nn.Module) -> nn.ModuleDict:
-            norm = make_norm(config.norm, dim, config.norm_eps)
+            norm = make_norm(config.block_norm, dim, config.norm_eps)
             scale = LayerScale(dim) if config.layer_scale else nn.Identity()
             drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
             return nn.ModuleDict({"norm": norm, name: layer, "ls": scale, "drop_path": drop_path})
 
         attention, count = attention_class(config), range(config.branches)
-        self.attns = nn.ModuleList(branch("attn", attention(config, drop_rate, attn_drop_rate, index)) for _ in count)
+        self.attns = nn.ModuleList(branch("attn", attention(config, block, drop_rate, attn_drop_rate)) for _ in count)
         self.ffns = nn.ModuleList(branch("mlp", _feed_forward(config, drop_rate)) for _ in count)
 
     def forward(
@@ -656,19 +703,21 @@ def block_class(config: ViTConfig) -> type[Block] | type[BranchedBlock]:
 class AttentionPool(nn.Module):
     """Multi-head attention pooling: one learned query attends to all tokens (arXiv 2106.04560; big_vision MAPHead).
 
-    The attention output, without the query, is the residual of the MLP.
+    The attention output, without the query, is the residual of the MLP. In AIMv2 the query is not projected, and there
+    is no MLP.
     """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         dim = config.embed_dim
         self.num_heads = config.pool_heads or config.num_heads
+        full = config.pool == "map"
         self.latent = nn.Parameter(torch.zeros(1, 1, dim))
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
+        self.q = nn.Linear(dim, dim) if full else nn.Identity()
+        self.kv = nn.Linear(dim, 2 * dim, bias=full or bool(config.qkv_bias))
         self.proj = nn.Linear(dim, dim)
-        self.norm = make_norm(config.norm, dim, config.norm_eps)
-        self.mlp = Mlp(dim, config.pool_mlp_dim or config.mlp_dim, config.act)
+        self.norm: nn.Module | None = make_norm(config.output_norm, dim, config.norm_eps) if full else None
+        self.mlp = Mlp(dim, config.pool_mlp_dim or config.mlp_dim, config.act) if full else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, D]."""
@@ -676,7 +725,9 @@ class AttentionPool(nn.Module):
         k, v = self.kv(x).chunk(2, dim=-1)
         k, v = _split_heads(k, self.num_heads), _split_heads(v, self.num_heads)
         pooled = self.proj(_join_heads(F.scaled_dot_product_attention(q, k, v)))
-        return (pooled + self.mlp(self.norm(pooled)))[:, 0]  # type: ignore[no-any-return]
+        if self.mlp is not None and self.norm is not None:
+            pooled = pooled + self.mlp(self.norm(pooled))
+        return pooled[:, 0]  # type: ignore[no-any-return]
 
 
 class AttentivePool(nn.Module):

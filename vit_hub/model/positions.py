@@ -96,11 +96,13 @@ def computed_tables(
         tubelets: patches of a video at each place of the grid.
     """
     found: dict[str, Tensor] = {}
-    if config.pos_embed == "sincos2d":
-        found["pos_table"] = _sincos(grid_size, config.embed_dim, device=device).to(like).unsqueeze(0)
     if config.pos_embed == "sincos1d":
         count = tubelets * grid_size[0] * grid_size[1]
         found["pos_table"] = _sincos1d(count, config.embed_dim, device).to(like).unsqueeze(0)
+    elif config.pos_embed.startswith("sincos2d"):
+        reached = config.pos_embed == "sincos2d"
+        table = _sincos(grid_size, config.embed_dim, reached=reached, device=device)
+        found["pos_table"] = table.to(like).unsqueeze(0)
     if config.rope and not config.rope.mixed:
         stored = None if periods is None or periods.is_meta else periods
         angles = axis_angles(config.rope, grid_size, config.head_dim, stored, device, tubelets)
@@ -154,27 +156,36 @@ def relative_bias(table: Tensor, index: Tensor) -> Tensor:
     return table[index].permute(2, 0, 1).unsqueeze(0)
 
 
-def sincos2d(grid_size: tuple[int, int], dim: int, temperature: float = 10_000.0) -> npt.NDArray[np.float64]:
+def sincos2d(
+    grid_size: tuple[int, int], dim: int, temperature: float = 10_000.0, reached: bool = True
+) -> npt.NDArray[np.float64]:
     """Return big_vision's fixed table ``posemb_sincos_2d`` (arXiv 2104.02057, appendix, but for the frequencies).
 
-    Columns are sin(x w), cos(x w), sin(y w), cos(y w) with w_k = temperature ** -(k / (dim/4 - 1)), k < dim/4: unlike
-    MoCo v3 and MAE, the last frequency is reached exactly.
+    Columns are sin(x w), cos(x w), sin(y w), cos(y w) with w_k = temperature ** -(k / (dim/4 - 1)), k < dim/4: the last
+    frequency is reached exactly. In MoCo v3, MAE and AIMv2 it is not: k is divided by dim/4.
 
     Args:
         grid_size: (rows, columns) of patches.
         dim: width of the table, a multiple of 4.
         temperature: the base of the frequencies.
+        reached: whether the last frequency is reached.
 
     Returns:
         [rows * columns, dim] float64, patches in row-major order.
     """
-    return np.asarray(_sincos(grid_size, dim, temperature, HOST).numpy(), dtype=np.float64)
+    return np.asarray(_sincos(grid_size, dim, temperature, reached).numpy(), dtype=np.float64)
 
 
-def _sincos(grid_size: tuple[int, int], dim: int, temperature: float = 10_000.0, device: torch.device = HOST) -> Tensor:
+def _sincos(
+    grid_size: tuple[int, int],
+    dim: int,
+    temperature: float = 10_000.0,
+    reached: bool = True,
+    device: torch.device = HOST,
+) -> Tensor:
     sides = (torch.arange(size, dtype=torch.float64, device=device) for size in grid_size)
     y, x = torch.meshgrid(*sides, indexing="ij")
-    exponents = torch.arange(dim // 4, dtype=torch.float64, device=device) / max(dim // 4 - 1, 1)
+    exponents = torch.arange(dim // 4, dtype=torch.float64, device=device) / max(dim // 4 - reached, 1)
     x_angles, y_angles = (part.flatten()[:, None] * temperature**-exponents for part in (x, y))
     return torch.cat((x_angles.sin(), x_angles.cos(), y_angles.sin(), y_angles.cos()), dim=1)
 

@@ -20,7 +20,7 @@ Size = tuple[int, int]
 
 # The ends of the names of stored tensors that depend on the image size, and with them of those on the patch size.
 DECOMPOSED = ("rel_pos_h", "rel_pos_w")
-TABLES = ("pos_embed", "relative_position_bias_table", *DECOMPOSED)
+TABLES = ("pos_embed", "pos_embed_y", "pos_embed_x", "relative_position_bias_table", *DECOMPOSED)
 SIZED = (*TABLES, "patch_embed.proj.weight")
 
 # Models with a relative table may have an absolute one beside it, which their projects resize so.
@@ -137,9 +137,15 @@ def resize_table(
     by_count = name == "pos_embed" and resize == "source" and config.resize_by_count
     if not symbolic and (old == grid or (by_count and old[0] * old[1] == grid[0] * grid[1])):
         return table
-    if name == "pos_embed":
+    if name.startswith("pos_embed"):
         prefix = config.num_prefix_rows
-        resized = _resample(table[0, prefix:], old, grid, _BESIDE_RELATIVE.get(method, method), symbolic)
+        # Of a factorized table each part has one axis.
+        before, after = _sides(name, old), _sides(name, grid)
+        square: int = torch.sym_max(*grid)  # type: ignore[no-untyped-call]
+        wanted = _sides(name, (square, square)) if config.resize_square else after
+        resized = _resample(table[0, prefix:], before, wanted, _BESIDE_RELATIVE.get(method, method), symbolic)
+        if config.resize_square:  # cropped
+            resized = resized.reshape(*wanted, -1)[: after[0], : after[1]].flatten(0, 1)
         resized = torch.cat((table[0, :prefix], resized))[None]
     elif name.endswith(DECOMPOSED):  # of one axis, which all projects resize so
         axis = DECOMPOSED.index(name.rpartition(".")[2])
@@ -150,6 +156,11 @@ def resize_table(
         count = config.num_relative_offsets
         resized = torch.cat((_resample(table[:count], before, after, method, symbolic), table[count:]))
     return _unless_same(table, resized, old, grid, by_count) if symbolic else resized
+
+
+def _sides(name: str, grid: Size) -> Size:
+    """The (rows, columns) that a position table has of a grid: one of either, where it is for one axis."""
+    return (1 if name == "pos_embed_x" else grid[0], 1 if name == "pos_embed_y" else grid[1])
 
 
 def _resample(rows: Tensor, old: Size, new: Size, method: str, symbolic: bool) -> Tensor:

@@ -66,7 +66,9 @@ def axis_angles(
     coordinates = grid_coordinates(rope, grid_size, device, tubelets)
     if periods is None:
         pairs = head_dim // (6 if rope.frames else 4)  # of each axis
-        periods = rope.theta ** (torch.arange(pairs, dtype=torch.float64, device=device) / pairs)
+        steps = torch.arange(pairs, dtype=torch.float64, device=device)
+        both = torch.stack((steps, steps + 0.5)) if rope.frequencies == "alternate" else steps
+        periods = rope.theta ** (both / pairs)
     turns = 2 * math.pi if rope.coordinates == "centered" else 1.0
     return (coordinates[:, :, None] * (turns / periods.to(coordinates))).flatten(1)
 

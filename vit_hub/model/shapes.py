@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from vit_hub.model.config import CHOICES, Neck, RelPosMlp, ViTConfig
+from vit_hub.model.config import ATTENTION_POOLS, CHOICES, Neck, RelPosMlp, ViTConfig
 
 __all__ = ["PARTS", "Part", "field_of", "fields_of", "num_parameters", "tensor_shapes"]
 
@@ -28,8 +28,10 @@ AXES: dict[str, Callable[[ViTConfig], int]] = {
     "A": lambda c: c.pool_mlp_dim or c.mlp_dim,
     "H": lambda c: c.num_heads,
     "E": lambda c: c.head_dim,
-    "Q": lambda c: c.head_dim // 2 if c.differential else c.head_dim,
+    "d": lambda c: c.head_dim // 2 if c.differential else c.head_dim,
     "e": lambda c: c.head_dim // 2,
+    "y": lambda c: c.grid_size[0],
+    "x": lambda c: c.grid_size[1],
     "f": lambda c: c.head_dim // 4,
     "L": lambda c: c.depth,
     "R": lambda c: c.num_registers,
@@ -52,6 +54,8 @@ AXES: dict[str, Callable[[ViTConfig], int]] = {
 BLOCK_AXES: dict[str, Callable[[ViTConfig, int], int]] = {
     "u": lambda c, block: 2 * (c.window(block) or c.grid_size)[0] - 1,
     "v": lambda c, block: 2 * (c.window(block) or c.grid_size)[1] - 1,
+    "Q": lambda c, block: c.embed_dim + 2 * c.kv_dim(block),
+    "V": lambda c, block: c.kv_dim(block),
 }
 # Those that are fields of the config.
 _SIZES = {
@@ -117,12 +121,19 @@ def _tensor(name: str, shape: str, *, trained: bool = True, **when: Any) -> tupl
     return (Part(name, shape, when, trained),)
 
 
-def _norm(name: str, width: str, **when: Any) -> tuple[Part, ...]:
-    return (Part(f"{name}.weight", width, when), Part(f"{name}.bias", width, {**when, "norm": "layer"}))
+# The kinds of norms with which those of the blocks, and those after them, have a bias.
+_IN_BLOCKS = "layer"
+_AFTER_BLOCKS = ("layer", "rms_blocks")
 
 
-def _linear(name: str, outputs: str, inputs: str, **when: Any) -> tuple[Part, ...]:
-    return (Part(f"{name}.weight", f"{outputs} {inputs}", when), Part(f"{name}.bias", outputs, when))
+def _norm(name: str, width: str, norm: Any = _IN_BLOCKS, **when: Any) -> tuple[Part, ...]:
+    return (Part(f"{name}.weight", width, when), Part(f"{name}.bias", width, {**when, "norm": norm}))
+
+
+def _linear(name: str, outputs: str, inputs: str, bias: str = "", **when: Any) -> tuple[Part, ...]:
+    """A linear layer; ``bias`` is the field that its bias hangs on, too."""
+    biased = {**when, **({bias: True} if bias else {})}
+    return (Part(f"{name}.weight", f"{outputs} {inputs}", when), Part(f"{name}.bias", outputs, biased))
 
 
 def _statistics(name: str, width: str, **when: Any) -> tuple[Part, ...]:
@@ -160,54 +171,62 @@ def _relative(place: str) -> tuple[Part, ...]:
     )
 
 
-_ATTENDS = ("map", "attentive")
+_WITH_MLP = ("map", "attentive")
 _TOKENS = (
     *_tensor("cls_token", "1 1 D", class_token=True),
     *_tensor("dist_token", "1 1 D", distilled=True),
     *_tensor("reg_token", "1 R D", num_registers=bool),
     *_tensor("pos_embed", "1 P D", pos_embed="learned"),
+    *_tensor("pos_embed_y", "1 y D", pos_embed="factorized"),
+    *_tensor("pos_embed_x", "1 x D", pos_embed="factorized"),
 )
 # Between these two come the tensors of a stem.
 _EMBEDDING = (
     *_tensor("patch_embed.proj.weight", "D C p q", video=None),
     *_tensor("patch_embed.proj.weight", "D C t p q", video=_given),
     *_tensor("patch_embed.proj.bias", "D", patch_bias=True),
+    *_norm("patch_embed.norm", "D", patch_norm=True),
     *_norm("norm_pre", "D", pre_norm=True),
     *_tensor("rope_embed.periods", "f", trained=False, rope=lambda rope: rope is not None and rope.stored_periods),
     *_tensor("rope.freqs", "2 L H e", rope=lambda rope: rope is not None and rope.mixed),
+    *_tensor("rope.class_angles", "1 e", rope=lambda rope: rope is not None and rope.class_angles),
     *_relative("shared"),
 )
 _BLOCK = (
     *_norm("blocks.{i}.norm1", "D"),
-    *_tensor("blocks.{i}.attn.qkv.weight", "3D D"),
-    *_tensor("blocks.{i}.attn.qkv.bias", "3D", qkv_bias=(True, "masked")),
-    *_tensor("blocks.{i}.attn.qkv.bias_mask", "3D", trained=False, qkv_bias="masked"),
+    *_tensor("blocks.{i}.attn.qkv.weight", "Q D"),
+    *_tensor("blocks.{i}.attn.qkv.bias", "Q", qkv_bias=(True, "masked")),
+    *_tensor("blocks.{i}.attn.qkv.bias_mask", "Q", trained=False, qkv_bias="masked"),
     *_tensor("blocks.{i}.attn.q_bias", "D", qkv_bias="qv"),
-    *_tensor("blocks.{i}.attn.v_bias", "D", qkv_bias="qv"),
-    *_norm("blocks.{i}.attn.q_norm", "Q", qk_norm=True),
-    *_norm("blocks.{i}.attn.k_norm", "Q", qk_norm=True),
+    *_tensor("blocks.{i}.attn.v_bias", "V", qkv_bias="qv"),
+    *_tensor("blocks.{i}.attn.q_norm.weight", "d", qk_norm=(True, "rms")),
+    *_tensor("blocks.{i}.attn.q_norm.bias", "d", qk_norm=True),
+    *_tensor("blocks.{i}.attn.q_norm.weight", "D", qk_norm="rms_width"),
+    *_tensor("blocks.{i}.attn.k_norm.weight", "d", qk_norm=(True, "rms")),
+    *_tensor("blocks.{i}.attn.k_norm.bias", "d", qk_norm=True),
+    *_tensor("blocks.{i}.attn.k_norm.weight", "V", qk_norm="rms_width"),
     *_relative("block"),
     *_tensor("blocks.{i}.attn.rel_pos_h", "u E", rel_pos="decomposed"),
     *_tensor("blocks.{i}.attn.rel_pos_w", "v E", rel_pos="decomposed"),
-    *(Part(f"blocks.{{i}}.attn.lambda_{part}", "Q", {"differential": True}) for part in ("q1", "k1", "q2", "k2")),
+    *(Part(f"blocks.{{i}}.attn.lambda_{part}", "d", {"differential": True}) for part in ("q1", "k1", "q2", "k2")),
     *_tensor("blocks.{i}.attn.sub_norm.weight", "E", differential=True),
     *_norm("blocks.{i}.attn.norm", "D", attn_norm=True),
     *_tensor("blocks.{i}.attn.proj.weight", "D D"),
-    *_tensor("blocks.{i}.attn.proj.bias", "D", parallel=("none", "separate")),
-    *_tensor("blocks.{i}.ls1.gamma", "D", layer_scale=True),
+    *_tensor("blocks.{i}.attn.proj.bias", "D", proj_bias=True, parallel=("none", "separate")),
+    *_tensor("blocks.{i}.ls1.gamma", "D", layer_scale=(True, "attn")),
     *_norm("blocks.{i}.norm2", "D", parallel="none"),
-    *_linear("blocks.{i}.mlp.fc1_g", "M", "D", ffn="swiglu"),
-    *_linear("blocks.{i}.mlp.fc1_x", "M", "D", ffn="swiglu"),
-    *_linear("blocks.{i}.mlp.fc1", "M", "D", ffn="mlp"),
-    *_linear("blocks.{i}.mlp.fc1", "2M", "D", ffn="swiglu_packed"),
+    *_linear("blocks.{i}.mlp.fc1_g", "M", "D", "mlp_bias", ffn="swiglu"),
+    *_linear("blocks.{i}.mlp.fc1_x", "M", "D", "mlp_bias", ffn="swiglu"),
+    *_linear("blocks.{i}.mlp.fc1", "M", "D", "mlp_bias", ffn="mlp"),
+    *_linear("blocks.{i}.mlp.fc1", "2M", "D", "mlp_bias", ffn="swiglu_packed"),
     *_norm("blocks.{i}.mlp.norm", "M", mlp_norm=True),
-    *_linear("blocks.{i}.mlp.fc2", "D", "M"),
+    *_linear("blocks.{i}.mlp.fc2", "D", "M", "mlp_bias"),
     *_tensor("blocks.{i}.ls2.gamma", "D", layer_scale=True, parallel="none"),
 )
 _OUTPUT = (
-    *_norm("cls_norm", "D", prefix_norm=True),
-    *_norm("norm", "D", final_norm="before"),
-    *_norm("fc_norm", "D", final_norm="after"),
+    *_norm("cls_norm", "D", _AFTER_BLOCKS, prefix_norm=True),
+    *_norm("norm", "D", _AFTER_BLOCKS, final_norm="before"),
+    *_norm("fc_norm", "D", _AFTER_BLOCKS, final_norm="after"),
     *_tensor("neck.0.weight", "N D 1 1", neck=_convolves),
     *_norm("neck.1", "N", neck=_convolves),
     *_tensor("neck.2.weight", "N N 3 3", neck=_convolves),
@@ -216,7 +235,7 @@ _OUTPUT = (
     *_norm("merger.norm", "D", merger=_given),
     *_linear("merger.fc1", "S", "S", merger=_given),
     *_linear("merger.fc2", "O", "S", merger=_given),
-    *_tensor("attn_pool.latent", "1 1 D", pool=_ATTENDS),
+    *_tensor("attn_pool.latent", "1 1 D", pool=ATTENTION_POOLS),
     *_norm("attn_pool.blocks.{j}.norm1", "D", pool="attentive"),
     *_linear("attn_pool.blocks.{j}.attn.qkv", "3D", "D", pool="attentive"),
     *_linear("attn_pool.blocks.{j}.attn.proj", "D", "D", pool="attentive"),
@@ -224,12 +243,14 @@ _OUTPUT = (
     *_linear("attn_pool.blocks.{j}.mlp.fc1", "A", "D", pool="attentive"),
     *_linear("attn_pool.blocks.{j}.mlp.fc2", "D", "A", pool="attentive"),
     *_norm("attn_pool.norm1", "D", pool="attentive"),
-    *_linear("attn_pool.q", "D", "D", pool=_ATTENDS),
-    *_linear("attn_pool.kv", "2D", "D", pool=_ATTENDS),
-    *_linear("attn_pool.proj", "D", "D", pool="map"),
-    *_norm("attn_pool.norm", "D", pool=_ATTENDS),
-    *_linear("attn_pool.mlp.fc1", "A", "D", pool=_ATTENDS),
-    *_linear("attn_pool.mlp.fc2", "D", "A", pool=_ATTENDS),
+    *_linear("attn_pool.q", "D", "D", pool=_WITH_MLP),
+    *_tensor("attn_pool.kv.weight", "2D D", pool=ATTENTION_POOLS),
+    *_tensor("attn_pool.kv.bias", "2D", pool=_WITH_MLP),
+    *_tensor("attn_pool.kv.bias", "2D", pool="attn", qkv_bias=bool),
+    *_linear("attn_pool.proj", "D", "D", pool=("map", "attn")),
+    *_norm("attn_pool.norm", "D", _AFTER_BLOCKS, pool=_WITH_MLP),
+    *_linear("attn_pool.mlp.fc1", "A", "D", pool=_WITH_MLP),
+    *_linear("attn_pool.mlp.fc2", "D", "A", pool=_WITH_MLP),
     *_linear("pre_logits.fc", "F", "D", representation_dim=bool),
     *_tensor("projection.weight", "J D", projection_dim=bool),
     *_statistics("head_norm", "X", head_norm=True),
@@ -332,9 +353,13 @@ def fields_of(shapes: Mapping[str, Shape]) -> dict[str, Any]:
         found["head_input"] = "cls_avg"
     if sizes.get("A") == sizes.get("M"):
         found.pop("pool_mlp_dim", None)
-    head = sizes.get("E", sizes.get("Q"))  # differential attention has a norm of its whole heads
-    if head and "D" in sizes:
-        found["num_heads"] = sizes["D"] // head
+    width, head = sizes.get("d"), sizes.get("E")  # differential attention has a norm of its whole heads
+    if width and found["qk_norm"] == "rms" and width == sizes.get("D"):
+        found["qk_norm"] = "rms_width"
+    elif (head or width) and "D" in sizes:
+        found["num_heads"] = sizes["D"] // (head or width or 1)
+    if found["norm"] == "rms" and {"norm.bias", "fc_norm.bias", "attn_pool.norm.bias"} & present.keys():
+        found["norm"] = "rms_blocks"
     return found | _group_fields(shapes) | _stem_fields(shapes)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -45,12 +45,15 @@ from vit_hub.model.windows import Partition, decomposed_bias
 
 __all__ = ["VisionTransformer"]
 
+# A batch, or images of several sizes.
+Images = Tensor | list[Tensor] | tuple[Tensor, ...]
 # Sizes whose tables a dynamic model keeps.
 _KEPT_SIZES = 8
 # The pools that read only the first tokens, and how many.
 _LEADING_TOKENS = {"cls": 1, "cls_dist": 2}
 _RELATIVE_TABLE = "relative_position_bias_table"
 _ATTENTION_POOLS: dict[str, type[AttentionPool] | type[AttentivePool]] = {
+    "attn": AttentionPool,
     "map": AttentionPool,
     "attentive": AttentivePool,
 }
@@ -102,8 +105,8 @@ class VisionTransformer(nn.Module):
         self.input_size = config.image_size
         # Where nothing learned depends on the grid (RoPE alone, sincos tables), any size is as native as another.
         # Towers of language models resize their table for each image.
-        tables = config.rel_pos != "none" and config.rel_pos_mlp is None
-        self.dynamic = (config.pos_embed != "learned" and not tables) or config.merger is not None
+        tables = config.pos_embed in ("learned", "factorized") or (config.rel_pos != "none" and not config.rel_pos_mlp)
+        self.dynamic = not tables or config.merger is not None
         self.pad = False
         self.resize = "source"
         self.grad_checkpointing = False
@@ -114,7 +117,7 @@ class VisionTransformer(nn.Module):
         dim = config.embed_dim
 
         def norm(wanted: bool, eps: float = config.norm_eps) -> nn.Module:
-            return make_norm(config.norm, dim, eps) if wanted else nn.Identity()
+            return make_norm(config.output_norm, dim, eps) if wanted else nn.Identity()
 
         # Eq. 1: tokens before the patches, and their positions.
         self.cls_token = _token(1, dim) if config.class_token else None
@@ -122,6 +125,8 @@ class VisionTransformer(nn.Module):
         self.reg_token = _token(config.num_registers, dim) if config.num_registers else None
         rows = config.num_prefix_rows + config.num_patches
         self.pos_embed: Tensor | None = _token(rows, dim) if config.pos_embed == "learned" else None
+        sides = config.grid_size if config.pos_embed == "factorized" else (0, 0)
+        self.pos_embed_y, self.pos_embed_x = (_token(side, dim) if side else None for side in sides)
         # Positions that the attention of eq. 2 takes in instead: rotations, and biases of the logits.
         self.rope_embed: nn.Module | None = None
         if config.rope and config.rope.stored_periods:
@@ -131,6 +136,8 @@ class VisionTransformer(nn.Module):
         if config.rope and config.rope.mixed:
             freqs = torch.zeros(2, config.depth, config.num_heads, config.head_dim // 2)
             self.rope = Holder("freqs", nn.Parameter(freqs))
+        if config.rope and config.rope.class_angles:
+            self.rope = Holder("class_angles", nn.Parameter(torch.zeros(1, config.head_dim // 2)))
         self.rel_pos_bias: nn.Module | None = None
         self.shared_rel_pos: nn.Module | None = None
         if config.rel_pos == "shared" and config.rel_pos_mlp:
@@ -143,12 +150,12 @@ class VisionTransformer(nn.Module):
         # Eq. 1: the patch embedding.
         self.patch_embed = PatchEmbed(config)
         self.pos_drop = dropout(drop_rate)
-        self.norm_pre = norm(config.pre_norm)
+        self.norm_pre = make_norm(config.block_norm, dim, config.norm_eps) if config.pre_norm else nn.Identity()
         # Eq. 2 and 3.
         steps = max(config.depth - 1, 1)
         block = block_class(config)
         self.blocks = nn.ModuleList(
-            block(config, drop_rate, attn_drop_rate, drop_path_rate * i / steps, i) for i in range(config.depth)
+            block(config, i, drop_rate, attn_drop_rate, drop_path_rate * i / steps) for i in range(config.depth)
         )
         # Eq. 4, and the pooling of other families.
         final_eps = config.final_norm_eps or config.norm_eps
@@ -177,11 +184,13 @@ class VisionTransformer(nn.Module):
         self.reset_tables()
         self.register_load_state_dict_post_hook(_reset_tables)  # type: ignore[no-untyped-call]
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Images) -> Tensor:
         """Return what the model is for: logits, else projection, else embedding, else tokens.
 
         Args:
-            images: [B, C, h, w], already preprocessed; a model of videos takes [B, T, C, h, w], too.
+            images: [B, C, h, w], already preprocessed; a model of videos takes [B, T, C, h, w], too; or a list of B
+                images [C, h, w], which may have several sizes if the model is dynamic. They are computed as one batch,
+                whose padding takes no part.
 
         Returns:
             [B, ``num_classes``] with a head; [B, ``projection_dim``] with CLIP's projection; [B, D] (or
@@ -189,8 +198,11 @@ class VisionTransformer(nn.Module):
             [B, ``neck.chans``, rows, columns]; with a merger [B, N / ``merger.size`` ** 2, ``merger.dim``].
 
         Raises:
-            ConfigError: the images are not of the model's size.
+            ConfigError: the images are not of the model's size, or the model does not pool and is given a list.
         """
+        if isinstance(images, (list, tuple)):
+            self._check_pooled()
+            return torch.cat([self.forward_head(tokens) for tokens in self._encode_each(images)])
         # A head that reads the class token alone needs nothing else of the last block.
         leading = _LEADING_TOKENS.get(self.config.pool) if self.config.head_input == "pooled" else None
         geometry = self._geometry(images)
@@ -267,6 +279,54 @@ class VisionTransformer(nn.Module):
         """Tokens of all frames of a video side by side, [B, T, D]."""
         return z.reshape(images.shape[0], -1, z.shape[-1]) if self._apart else z
 
+    def _encode_each(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """LN(z_L) of images [C, h, w], each [1, T, D], computed as one batch, padded to the most tokens.
+
+        Padding is masked as keys; what it becomes itself is cut off.
+        """
+        if not images:
+            raise ConfigError("the list of images is empty")
+        if self.config.windows or self.config.neck or self.config.merger or self.config.video:
+            # What depends on the grid inside of the blocks, or after them, is computed one by one.
+            batches = [image.unsqueeze(0) for image in images]
+            return [self._features(batch, self._geometry(batch)) for batch in batches]
+        geometries = [self._geometry(image.unsqueeze(0)) for image in images]
+        tokens = [
+            self._tokens(image.unsqueeze(0), geometry) for image, geometry in zip(images, geometries, strict=True)
+        ]
+        lengths = [part.shape[1] for part in tokens]
+        z = torch.cat([_padded(part, max(lengths)) for part in tokens])
+        places, counts = torch.arange(max(lengths), device=z.device), torch.tensor(lengths, device=z.device)
+        mask = z.new_zeros(len(lengths), 1, 1, max(lengths))
+        mask.masked_fill_((places >= counts[:, None])[:, None, None], -torch.inf)
+        for index in range(len(self.blocks)):
+            z = self.blocks[index](z, None, *self._positions_of_batch(index, geometries, mask))
+        z = self._norm(z)
+        return [z[index : index + 1, :length] for index, length in enumerate(lengths)]
+
+    def _positions_of_batch(
+        self, index: int, geometries: Sequence[Geometry], mask: Tensor
+    ) -> tuple[tuple[Tensor, Tensor] | None, Bias]:
+        """What :meth:`_attention_positions` gives for each image, padded, with the mask of padded keys [B, 1, 1, T]."""
+        longest = mask.shape[-1]
+        found = [self._attention_positions(index, geometry) for geometry in geometries]
+        ropes = [rope for rope, _ in found if rope is not None]
+        rope = None
+        if ropes:
+            cos, sin = (torch.stack([_padded(part, longest) for part in parts]) for parts in zip(*ropes, strict=True))
+            rope = (cos, sin) if cos.dim() == 4 else (cos.unsqueeze(1), sin.unsqueeze(1))
+        biases = [bias for _, bias in found if bias is not None]
+
+        def joined(parts: Sequence[Tensor]) -> Tensor:
+            square = (_padded(_padded(part, longest).mT, longest).mT for part in parts)
+            return torch.cat(list(square)) + mask
+
+        if not biases:
+            return rope, mask
+        if isinstance(biases[0], Tensor):
+            return rope, joined([bias for bias in biases if isinstance(bias, Tensor)])
+        return rope, lambda table: joined([bias(table) for bias in biases if not isinstance(bias, Tensor)])
+
     def _tokens(self, images: Tensor, geometry: Geometry) -> Tensor:
         """Input of the first block: z_0 of eq. 1, [B, T, D].
 
@@ -292,6 +352,10 @@ class VisionTransformer(nn.Module):
         positions, rows = geometry.positions, self.config.num_prefix_rows
         if self.pos_embed is not None:
             positions = self._table("pos_embed", geometry, self.pos_embed)
+        elif self.pos_embed_y is not None and self.pos_embed_x is not None:
+            rows_table = self._table("pos_embed_y", geometry, self.pos_embed_y)
+            columns_table = self._table("pos_embed_x", geometry, self.pos_embed_x)
+            positions = (rows_table[:, :, None] + columns_table[:, None]).flatten(1, 2)
         if positions is not None:
             x = x + positions[:, rows:]
         if prefix:
@@ -353,11 +417,15 @@ class VisionTransformer(nn.Module):
             z = z[:, 0 if pool == "cls" else prefix]
         return self.norm(z) if self.config.pool_renorm else self.fc_norm(z)  # type: ignore[no-any-return]
 
-    def embed(self, images: Tensor) -> Tensor:
+    def _check_pooled(self) -> None:
+        if self.config.pool == "none":
+            raise ConfigError("pool='none': the model has no pooled embedding", hint="use forward_features")
+
+    def embed(self, images: Images) -> Tensor:
         """Return the pooled embedding, before representation layer, projection and head.
 
         Args:
-            images: [B, C, h, w], already preprocessed.
+            images: [B, C, h, w], already preprocessed, or a list of images as for :meth:`forward`.
 
         Returns:
             [B, D]; for ``cls_dist`` the mean of both tokens, with a neck the mean of its map.
@@ -365,25 +433,34 @@ class VisionTransformer(nn.Module):
         Raises:
             ConfigError: the images are not of the model's size, or the model does not pool.
         """
-        if self.config.pool == "none":
-            raise ConfigError("pool='none': the model has no pooled embedding", hint="use forward_features")
-        geometry = self._geometry(images)
-        y = self._pool(self._features(images, geometry, _LEADING_TOKENS.get(self.config.pool)))
+        self._check_pooled()
+        if isinstance(images, (list, tuple)):
+            y = torch.cat([self._pool(tokens) for tokens in self._encode_each(images)])
+        else:
+            y = self._pool(self._features(images, self._geometry(images), _LEADING_TOKENS.get(self.config.pool)))
         return y.mean(dim=1) if self.config.pool == "cls_dist" else y
 
-    def forward_features(self, images: Tensor) -> Tensor:
+    @overload
+    def forward_features(self, images: Tensor) -> Tensor: ...
+
+    @overload
+    def forward_features(self, images: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]: ...
+
+    def forward_features(self, images: Images) -> Tensor | list[Tensor]:
         """Return the tokens before pooling: class, distillation, registers, then patches in row-major order.
 
         Args:
-            images: [B, C, h, w], already preprocessed.
+            images: [B, C, h, w], already preprocessed, or a list of images as for :meth:`forward`.
 
         Returns:
-            [B, T, D]; normed where ``final_norm`` is ``before``, as they leave the last block otherwise. Where a neck's
-            map is pooled, that map [B, C, rows, columns].
+            [B, T, D], or for a list one [T, D] an image; normed where ``final_norm`` is ``before``, as they leave the
+            last block otherwise. Where a neck's map is pooled, that map [B, C, rows, columns].
 
         Raises:
             ConfigError: the images are not of the model's size.
         """
+        if isinstance(images, (list, tuple)):
+            return [tokens[0] for tokens in self._encode_each(images)]
         return self._features(images, self._geometry(images))
 
     def forward_intermediates(
@@ -560,7 +637,8 @@ class VisionTransformer(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that are customarily trained without weight decay."""
-        names = ("cls_token", "dist_token", "reg_token", "pos_embed", "rope.freqs", "attn_pool.latent")
+        tokens = ("cls_token", "dist_token", "reg_token", "pos_embed", "pos_embed_y", "pos_embed_x")
+        names = (*tokens, "rope.freqs", "rope.class_angles", "attn_pool.latent")
         ends = (_RELATIVE_TABLE, "rel_pos_h", "rel_pos_w")
         tables = (name for name, _ in self.named_parameters() if name.endswith(ends))
         return {*names, *tables} & {name for name, _ in self.named_parameters()}
@@ -700,9 +778,14 @@ class VisionTransformer(nn.Module):
         Tables are read where the module that has them is called.
         """
         rope, pairs, offsets = geometry.rope, geometry.pairs, geometry.offsets
-        if self.rope is not None and self.config.rope is not None:
-            angles = mixed_angles(self.config.rope, geometry.grid_size, self.rope()[:, index])
-            rope = expand_angles(self.config.rope, angles, self.config.num_prefix_tokens, self.config.head_dim)
+        config = self.config.rope
+        if self.rope is not None and config is not None and config.mixed:
+            angles = mixed_angles(config, geometry.grid_size, self.rope()[:, index])
+            rope = expand_angles(config, angles, self.config.num_prefix_tokens, self.config.head_dim)
+        elif self.rope is not None and config is not None and rope is not None:  # the class token turns, too
+            first = expand_angles(config, self.rope().to(rope[0].dtype), 0, self.config.head_dim)
+            cos, sin = (torch.cat((one, others[1:])) for one, others in zip(first, rope, strict=True))
+            rope = cos, sin
         if self.config.rel_pos == "decomposed":
             return rope, self._decomposed(index, geometry)
         if pairs is None:
@@ -753,6 +836,11 @@ def _reset_tables(model: nn.Module, incompatible: object) -> None:
     """Let the tables follow the periods that load_state_dict brought."""
     if isinstance(model, VisionTransformer):
         model.reset_tables()
+
+
+def _padded(tokens: Tensor, length: int) -> Tensor:
+    """[..., T, D] -> [..., length, D], with zeros."""
+    return F.pad(tokens, (0, 0, 0, length - tokens.shape[-2]))
 
 
 def _token(rows: int, dim: int) -> nn.Parameter:

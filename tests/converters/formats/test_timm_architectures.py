@@ -53,6 +53,11 @@ def live(module: Any) -> ViTConfig:
     return read_raw(unread(module, {}), format=timm_format(module), overrides=timm_facts(module)).config
 
 
+def size_of(module: Any) -> list[int]:
+    """The size of a model's images; that of a NaFlexVit fills its position table."""
+    return list(module.patch_embed.img_size if hasattr(module, "patch_embed") else timm_facts(module)["image_size"])
+
+
 def on_meta(name: str, **arguments: Any) -> Any:
     with torch.device("meta"):
         return model_entrypoint(name)(pretrained=False, **arguments)
@@ -67,7 +72,8 @@ def test_the_table_is_what_the_tool_writes() -> None:
 IN_TENSORS = {
     *("in_chans", "num_classes", "embed_dim", "depth", "patch_size", "class_token", "reg_tokens", "num_reg_tokens"),
     *("mlp_ratio", "swiglu_mlp", "swiglu_align_to", "qkv_bias", "qkv_fused", "qk_norm", "attn_pool_mlp_ratio"),
-    *("scale_mlp", "scale_attn_inner", "scale_attn_norm", "scale_mlp_norm", "init_values"),
+    *("scale_mlp", "scale_attn_inner", "scale_attn_norm", "scale_mlp_norm", "init_values", "scale_attn_inner_norm"),
+    *("num_kv_heads", "attn_only_layer_scale", "proj_bias", "embed_proj_type"),
     *("pos_embed", "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias"),
     *("rel_pos_type", "rel_pos_dim", "shared_rel_pos", "use_abs_pos", "use_rel_pos", "neck_chans"),
     *("pre_norm", "use_pre_transformer_norm", "final_norm", "use_post_transformer_norm", "fc_norm", "use_fc_norm"),
@@ -76,13 +82,20 @@ READ = {
     *("num_heads", "norm_eps", "global_pool", "pool_include_prefix", "no_embed_class", "img_size"),
     *("attn_pool_num_heads", "use_rot_pos_emb", "rope_temperature", "rope_grid_offset", "rope_grid_indexing"),
     *("rope_rotate_half", "ref_feat_shape", "use_post_norm", "window_size", "global_attn_indexes"),
+    *("pos_embed_grid_size", "pos_embed_interp_mode", "pos_embed_ar_preserving", "pos_embed_antialias"),
+    *("pos_embed_align_corners", "patchify_channels_last"),
+}
+# What has an effect only together with what is refused, or on several images at once.
+WITHOUT_EFFECT = {
+    *("rope_mrope_section", "rope_ref_feat_shape"),
+    *("pos_embed_use_grid_sample", "use_key_only_attn_mask", "enable_patch_interpolator"),
 }
 
 
 def test_every_argument_of_timms_classes_is_accounted_for() -> None:
     arguments = {name for defaults in TABLE["defaults"].values() for name in defaults}
-    # mrope, which alone has sections, is refused.
-    assert arguments - IN_TENSORS - READ - _timm._SUPPORTED.keys() == {"rope_mrope_section"}
+    supported = _timm._SUPPORTED.keys() | _timm._SUPPORTED_NAFLEX.keys()
+    assert arguments - IN_TENSORS - READ - supported == WITHOUT_EFFECT
 
 
 @same_timm
@@ -91,7 +104,7 @@ def test_an_architecture_is_read_as_timms_own_module_or_refused(name: str) -> No
     """From its name alone, with two blocks; what cannot be computed is refused by name, and nothing else is."""
     depth = {"depth": 2, **({"num_kv_heads": 4} if "sapiens2" in name else {})}
     module = on_meta(name, num_classes=5, **depth)
-    size = {"input_size": [3, *module.patch_embed.img_size]}
+    size = {"input_size": [3, *size_of(module)]}
     file = {"architecture": f"{name}.some_tag", "num_classes": 5, "model_args": depth, "pretrained_cfg": size}
     try:
         expected = live(module)
@@ -193,7 +206,7 @@ def test_model_args_override_what_the_architecture_fixes(model: tuple[str, dict[
     except Exception:
         assume(False)
     file = json.loads(json.dumps({"architecture": name, "global_pool": module.global_pool, "model_args": arguments}))
-    file["pretrained_cfg"] = {"input_size": [3, *module.patch_embed.img_size]}
+    file["pretrained_cfg"] = {"input_size": [3, *size_of(module)]}
     try:
         expected = live(module)
     except VitHubError:
@@ -431,19 +444,22 @@ def test_published_shapes_have_the_heads_that_most_of_timms_architectures_have()
     wrong = set()
     for name, cls in CLASS_OF.items():
         args = {**TABLE["defaults"][cls], **TABLE["architectures"][cls][name]}
-        if _timm.refusal(unread(nn.Identity(), {"config.json": {"architecture": name}})):
+        refused = _timm.refusal(unread(nn.Identity(), {"config.json": {"architecture": name}}))
+        if refused or args.get("qk_norm"):  # norms of heads show their number
             continue
         gated = args.get("swiglu_mlp") or args.get("mlp_layer") == "SwiGLUPacked"
         split = args.get("swiglu_align_to") or args.get("scale_mlp")
+        width = 128 if args.get("embed_norm_layer") else 64
         ffn = ("swiglu" if split else "swiglu_packed") if gated else "mlp"
         try:
-            heads = conventional_heads(args["embed_dim"], args["depth"], ffn)
+            heads = conventional_heads(args["embed_dim"], args["depth"], ffn, width)
         except ConfigError:
             heads = 0
         if heads != args["num_heads"]:
             wrong.add(name)
-    tests = {"test_vit", "test_vit2", "test_vit3", "test_vit_relpos"}
-    assert wrong == {*tests, "vit_base_patch16_gap_224", "vit_giant_patch16_radio_v3"}
+    tests = {"test_vit", "test_vit2", "test_vit3", "test_vit4", "test_vit_relpos"}
+    giants = {"vit_giant_patch16_radio_v3", "naflexvit_giant_patch16_radio_v3"}
+    assert wrong == {*tests, "vit_base_patch16_gap_224", *giants}
 
 
 @pytest.mark.parametrize(
