@@ -21,6 +21,7 @@ from vit_hub.preprocessing.labels import names_of, stated_descriptions
 from vit_hub.preprocessing.project_files import timm_data_config
 from vit_hub.preprocessing.spec import Preprocessing
 
+_PARTS = ("weight", "bias")
 _ATTENTION = ("attn.qkv", "attn.q_norm", "attn.k_norm", "attn.norm", "attn.proj")
 _BLOCK_LAYERS = ("norm1", *_ATTENTION, "norm2", "mlp.fc1", "mlp.norm", "mlp.fc2")
 # Of differential attention.
@@ -86,14 +87,25 @@ PREFIXES = tuple(wrapper + module for wrapper in ("", *_WRAPPERS) for module in 
 _HYBRID = {"stem_standardize": "var", "stem_norm_eps": 1e-5}
 
 
-# Of timm's architectures without any of these, all norm after their layers.
-_PRE_NORM = {"cls_token", "reg_token", "attn.qkv.bias", "ls1.gamma", "norm.weight", "norm_pre.weight"}
-POST_NORM = {"norm_position": "post"}
+# The only tensors of a block and before them in those of timm's architectures that norm after their layers.
+_POST_NORM_BLOCK = {
+    "attn.qkv.weight",
+    *(f"{layer}.{part}" for layer in ("norm1", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2") for part in _PARTS),
+}
+_POST_NORM_TOKENS = {"pos_embed", *(f"patch_embed.proj.{part}" for part in _PARTS)}
 POST_NORM_GUESS = {
     "norm_position": "norm_position=post is a guess: norms before and after the layers have the same names, and "
     "those of timm's architectures with these tensors come after; "
     'overrides={"norm_position": "pre"}, on the command line --set norm_position=pre, sets it otherwise'
 }
+
+
+def post_norm_guess(tensors: Mapping[str, LazyTensor]) -> Mapping[str, str]:
+    """Return the warning that a bare file is taken for a model with norms after its layers; empty if it is not."""
+    layers = {name.removeprefix("blocks.0.") for name in tensors if name.startswith("blocks.0.")}
+    others = {name for name in tensors if not name.startswith(("blocks.", "fc_norm.", "head."))}
+    same = layers == _POST_NORM_BLOCK and others == _POST_NORM_TOKENS and not _timm.gated(tensors)
+    return POST_NORM_GUESS if same else {}
 
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
@@ -106,10 +118,10 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
     clip, beit3, aimv2 = "norm_pre.weight", "blocks.0.attn.norm.weight", "patch_embed.norm.weight"
     if any(name in tensors for name in (clip, beit3, aimv2)):
         shown["norm_eps"] = 1e-5
-    names = {name.removeprefix("blocks.0.") for name in tensors}
-    guesses = POST_NORM_GUESS if "norm1.weight" in names and not _PRE_NORM & names else {}
-    fields = {**shown, **(POST_NORM if guesses else {})}
-    return Stated(fields, "what timm's architectures with these tensors do", guesses=guesses)
+    guesses = post_norm_guess(tensors)
+    if guesses:
+        shown["norm_position"] = "post"
+    return Stated(shown, "what timm's architectures with these tensors do", guesses=guesses)
 
 
 def evidence(raw: RawCheckpoint, *classes: str) -> int:

@@ -108,9 +108,11 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
     stated = _timm.state(raw, tensors)
     if _timm.timm_class(raw):
         return stated
-    fields, guesses = _facts(tensors), _guesses(tensors)
+    fields, post = _facts(tensors), timm.post_norm_guess(tensors)
+    if post:  # tensors that timm's VisionTransformer has, too
+        fields["norm_position"] = "post"
     by = stated.by or "what timm's architectures with these tensors do"
-    return Stated({**fields, **stated.fields}, by, (*stated.warnings, *guesses))
+    return Stated({**fields, **stated.fields}, by, (*stated.warnings, *_guesses(tensors)), post)
 
 
 def _guesses(tensors: Mapping[str, LazyTensor]) -> tuple[str, ...]:
