@@ -17,7 +17,7 @@ from torch.export import Dim
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import vit_hub
-from vit_hub.model.config import RESIZE_METHODS, Rope, ViTConfig
+from vit_hub.model.config import RESIZE_METHODS, RelPosMlp, Rope, ViTConfig
 
 SMALL: dict[str, Any] = {
     "image_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_dim": 48, "num_classes": 5,
@@ -91,6 +91,8 @@ ANY_SIZE: dict[str, dict[str, Any]] = {
     },
     "longer side": {**NO_TABLE, "rope": Rope(coordinates="centered", normalize="max")},
     "learned rotations": {**NO_TABLE, "rope": Rope(mixed=True)},
+    "relative, by a network": {**NO_TABLE, "rel_pos": "block", "rel_pos_mlp": RelPosMlp(hidden_dim=6, scale="swin")},
+    "differential": {"differential": True, "parallel": "joint"},
     "sincos": {**VARIETIES["map"], "pos_embed": "sincos2d"},
     "hybrid": VARIETIES["hybrid"],
     "conv": {"stem": "conv", "stem_convs": ((8, 3, 2), (12, 3, 2)), "image_size": 32, "patch_size": 2},

@@ -396,20 +396,17 @@ class DifferentialAttention(Attention):
         return first - second + self.lambda_init
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        (q1, q2), (k1, k2) = self._halves(q), self._halves(k)
-        first, second = super()._attend(q1, k1, v, bias), super()._attend(q2, k2, v, bias)
+        # The halves of a head are next to each other.
+        first = super()._attend(q[:, ::2], k[:, ::2], v, bias)
+        second = super()._attend(q[:, 1::2], k[:, 1::2], v, bias)
         difference = first - self._lambda().to(first.dtype) * second
         return self.sub_norm(difference) * (1 - self.lambda_init)  # type: ignore[no-any-return]
 
     def _weights(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
         """The difference of both softmaxes, [B, H, T, T]."""
-        (q1, q2), (k1, k2) = self._halves(q), self._halves(k)
-        first, second = super()._weights(q1, k1, bias), super()._weights(q2, k2, bias)
+        first = super()._weights(q[:, ::2], k[:, ::2], bias)
+        second = super()._weights(q[:, 1::2], k[:, 1::2], bias)
         return first - self._lambda().to(first.dtype) * second
-
-    def _halves(self, x: Tensor) -> tuple[Tensor, ...]:
-        """[B, 2H, T, D/2H] -> two of [B, H, T, D/2H]."""
-        return x.reshape(len(x), self.num_heads, 2, *x.shape[2:]).unbind(2)
 
 
 class RelativePositionMlp(nn.Module):
