@@ -70,6 +70,7 @@ _OTHERS = (
 SIDECARS = (
     "config.json",
     "preprocessor_config.json",
+    "video_preprocessor_config.json",
     "open_clip_config.json",
     "task.json",
     "preprocessor.json",

@@ -96,6 +96,21 @@ ANY_SIZE: dict[str, dict[str, Any]] = {
     "sincos": {**VARIETIES["map"], "pos_embed": "sincos2d"},
     "hybrid": VARIETIES["hybrid"],
     "conv": {"stem": "conv", "stem_convs": ((8, 3, 2), (12, 3, 2)), "image_size": 32, "patch_size": 2},
+    "windows": {
+        "class_token": False,
+        "pool": "avg",
+        "final_norm": "none",
+        "rel_pos": "decomposed",
+        "neck": {"chans": 6},
+        "windows": {"size": (2, 3), "full": (1,)},
+    },
+    "videos": {
+        **NO_TABLE,
+        "class_token": False,
+        "pool": "attentive",
+        "video": {"frames": 4},
+        "rope": Rope(frames=True, pairs="tiled"),
+    },
 }
 # (images, rows, columns): the model's own grid, others of as many patches, larger, smaller, not square.
 GRIDS = [(2, 4, 4), (1, 2, 8), (3, 8, 2), (2, 6, 5), (1, 3, 7), (4, 12, 13)]

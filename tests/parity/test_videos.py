@@ -229,3 +229,33 @@ def test_another_number_of_channels_and_another_patch_size(tmp_path: Path) -> No
     small = vit_hub.load(tmp_path / "hf", patch_size=2)
     assert small.config.image_size == (8, 8)
     assert small(torch.zeros(1, 2, 3, 8, 8)).shape == (1, 16, 24)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "processor", "expected"),
+    [
+        (
+            "VideoMAEModel",
+            "preprocessor_config.json",
+            transformers.VideoMAEImageProcessor(size={"shortest_edge": 18}, crop_size={"height": 16, "width": 16}),
+            (16 / 18, (0.5, 0.5, 0.5)),
+        ),
+        (
+            "VJEPA2Model",
+            "video_preprocessor_config.json",
+            transformers.VJEPA2VideoProcessor(crop_size=16),
+            (16 / 18, (0.485, 0.456, 0.406)),
+        ),
+    ],
+    ids=["image processor", "video processor"],
+)
+def test_the_preprocessing_of_frames_is_read(
+    kind: str, file: str, processor: Any, expected: tuple[float, Any], tmp_path: Path
+) -> None:
+    tiny(kind).save_pretrained(tmp_path)
+    (tmp_path / file).write_text(processor.to_json_string())
+    found = vit_hub.preprocess(vit_hub.load(tmp_path))
+    assert (found.image_size, found.crop_mode, found.interpolation) == ((16, 16), "center", "bilinear")
+    assert found.resize_to == (18, 18)
+    assert found.crop_pct == pytest.approx(expected[0])
+    assert found.mean == pytest.approx(expected[1])

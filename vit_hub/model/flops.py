@@ -87,7 +87,7 @@ def _rows(weight: str, config: ViTConfig) -> int:
         return config.num_relative_offsets
     if weight.startswith("merger.") and config.merger:
         return config.num_patches // config.merger.size**2
-    if weight.endswith(".attn.qkv.weight") and config.windows and config.windows.pad:
+    if weight.endswith(".attn.qkv.weight") and config.windows:
         window = config.window(int(weight.split(".")[1]))
         return _filled(config, window) if window else tokens_of(config)
     return tokens_of(config) if weight.startswith(("blocks.", "attn_pool.kv.", "attn_pool.blocks.")) else 1

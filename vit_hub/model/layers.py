@@ -343,7 +343,9 @@ class Attention(nn.Module):
         Returns:
             [B, T, D] or [B, leading, D].
         """
-        q, k, v = self.qkv_heads(x if windows is None else windows.fill(x), leading, rope)
+        if windows is not None:
+            x, rope = windows.tokens(x), windows.rotations(rope)
+        q, k, v = self.qkv_heads(x, leading, rope)
         if windows is not None:
             q, k, v = windows.split(q), windows.split(k), windows.split(v)
         own = self.relative_position_bias_table if self.rel_pos is None else self.rel_pos
@@ -799,9 +801,10 @@ class PatchMerger(nn.Module):
         self.fc1 = nn.Linear(width, width)
         self.fc2 = nn.Linear(width, merger.dim)
 
-    def forward(self, x: Tensor, columns: int) -> Tensor:
-        """[B, N, D] in rows of so many columns -> [B, N / size ** 2, dim], squares row-major."""
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[B, N, D], the patches of a grid or of several, -> [B, N / size ** 2, dim], squares row-major."""
         side, dim = self.size, x.shape[-1]
-        squares = self.norm(x).reshape(x.shape[0], -1, side, columns // side, side, dim).permute(0, 1, 3, 2, 4, 5)
-        joined = squares.reshape(x.shape[0], -1, side * side * dim)
+        grids, rows, columns = x.shape[1] // (grid[0] * grid[1]), grid[0] // side, grid[1] // side
+        squares = self.norm(x).reshape(x.shape[0], grids * rows, side, columns, side, dim).permute(0, 1, 3, 2, 4, 5)
+        joined = squares.reshape(x.shape[0], grids * rows * columns, side * side * dim)
         return self.fc2(F.gelu(self.fc1(joined)))  # type: ignore[no-any-return]

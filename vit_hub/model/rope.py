@@ -41,7 +41,7 @@ def grid_coordinates(rope: Rope, grid_size: tuple[int, int], device: torch.devic
     places = torch.stack([part.flatten() for part in order], dim=1)
     if not rope.frames:
         return places
-    times = torch.arange(tubelets, dtype=torch.float64, device=device).repeat_interleave(len(places))
+    times = torch.arange(tubelets, dtype=torch.float64, device=device).repeat_interleave(places.shape[0])
     return torch.cat((times[:, None], places.repeat(tubelets, 1)), dim=1)
 
 

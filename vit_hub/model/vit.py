@@ -226,7 +226,7 @@ class VisionTransformer(nn.Module):
                     f"a grid of {grid} patches has no whole squares of {self.merger.size}",
                     hint=f"image sizes in multiples of {self.merger.size} patches of {self.config.patch_size} pixels",
                 )
-            return self.merger(tokens, grid[1])  # type: ignore[no-any-return]
+            return self.merger(tokens, grid)  # type: ignore[no-any-return]
         if self.neck is not None and self.config.pool == "none":
             return self._map(tokens, grid)
         if self.config.head_input == "cls_avg":

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["Partition", "decomposed_bias"]
@@ -18,6 +17,9 @@ Size = tuple[int, int]
 
 class Partition(NamedTuple):
     """A grid cut into windows from its upper left corner; those at the other edges may reach beyond it.
+
+    Places are computed, not reshaped, so that a program which is recorded for any size does not depend on how many
+    windows there are.
 
     Attributes:
         grid: (rows, columns) of patches.
@@ -35,38 +37,47 @@ class Partition(NamedTuple):
         rows, columns = ((side + step - 1) // step for side, step in zip(self.grid, self.size, strict=True))
         return rows, columns
 
-    @property
-    def _beyond(self) -> Size:
-        """Rows and columns of the windows that lie beyond the grid."""
-        down, right = (
-            count * step - side for count, step, side in zip(self._windows, self.size, self.grid, strict=True)
-        )
-        return down, right
+    def _patches(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The patch at each place of all windows, [W * S], and whether there is one; else it is some other."""
+        (rows, columns), (down, right) = self.size, self._windows
+        place = torch.arange(down * right * rows * columns, device=device)
+        window, within = place // (rows * columns), place % (rows * columns)
+        y, x = window // right * rows + within // columns, window % right * columns + within % columns
+        inside = (y < self.grid[0]) & (x < self.grid[1])
+        return y.clamp(max=self.grid[0] - 1) * self.grid[1] + x.clamp(max=self.grid[1] - 1), inside
 
-    def _filled(self, x: Tensor) -> Tensor:
-        """[..., N, D] -> [..., W * S, D], row-major, zeros beyond the grid."""
-        down, right = self._beyond
-        if isinstance(down, int) and isinstance(right, int) and not (down or right):
-            return x
-        return F.pad(torch.unflatten(x, -2, self.grid), (0, 0, 0, right, 0, down)).flatten(-3, -2)
+    def _places(self, device: torch.device) -> Tensor:
+        """The place of each patch in all windows, [N]."""
+        (rows, columns), (_, right) = self.size, self._windows
+        patch = torch.arange(self.grid[0] * self.grid[1], device=device)
+        y, x = patch // self.grid[1], patch % self.grid[1]
+        window, within = y // rows * right + x // columns, y % rows * columns + x % columns
+        return window * rows * columns + within
 
-    def fill(self, x: Tensor) -> Tensor:
-        """Return the tokens that queries, keys and values are computed of: [B, N, D] -> [B, N or W * S, D]."""
-        return self._filled(x) if self.pad else x
+    def tokens(self, x: Tensor) -> Tensor:
+        """Return the tokens of all windows, one after the other, zeros beyond the grid: [B, N, D] -> [B, W * S, D]."""
+        patches, inside = self._patches(x.device)
+        return x.index_select(1, patches) * inside[:, None].to(x.dtype)
+
+    def rotations(self, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+        """Return cosines and sines [..., N, D] for those tokens, [..., W * S, D]."""
+        if rope is None:
+            return None
+        cos, sin = (part.index_select(-2, self._patches(part.device)[0]) for part in rope)
+        return cos, sin
 
     def split(self, x: Tensor) -> Tensor:
-        """Cut queries, keys or values into windows: [B, H, *, D] of :meth:`fill`'s tokens -> [B * W, H, S, D]."""
-        (down, right), (rows, columns) = self._windows, self.size
-        whole = x if self.pad else self._filled(x)
-        parts = whole.reshape(x.shape[0], x.shape[1], down, rows, right, columns, x.shape[-1])
-        return parts.permute(0, 2, 4, 1, 3, 5, 6).reshape(-1, x.shape[1], rows * columns, x.shape[-1])
+        """Cut queries, keys or values into windows: [B, H, W * S, D] -> [B * W, H, S, D]."""
+        down, right = self._windows
+        parts = x.reshape(x.shape[0], x.shape[1], down * right, self.size[0] * self.size[1], x.shape[-1])
+        return parts.transpose(1, 2).clone(memory_format=torch.contiguous_format).flatten(0, 1)
 
     def join(self, x: Tensor) -> Tensor:
         """Put the windows back, without what lies beyond the grid: [B * W, H, S, D] -> [B, H, N, D]."""
-        (down, right), (rows, columns) = self._windows, self.size
-        parts = x.reshape(-1, down, right, x.shape[1], rows, columns, x.shape[-1]).permute(0, 3, 1, 4, 2, 5, 6)
-        whole = parts.flatten(4, 5).flatten(2, 3)
-        return whole[:, :, : self.grid[0], : self.grid[1]].flatten(2, 3)
+        count = self._windows[0] * self._windows[1]
+        parts = x.reshape(x.shape[0] // count, count, *x.shape[1:]).transpose(1, 2)
+        whole = parts.clone(memory_format=torch.contiguous_format).flatten(2, 3)
+        return whole.index_select(2, self._places(x.device))
 
     def mask(self, like: Tensor) -> Tensor | None:
         """Return minus infinity for keys beyond the grid that take no part, [B * W, 1, 1, S]; None if all do.
@@ -74,26 +85,27 @@ class Partition(NamedTuple):
         Args:
             like: queries of the windows, [B * W, H, S, D].
         """
-        if self.pad or not any(self._beyond):
+        fits = all(isinstance(side, int) and side % step == 0 for side, step in zip(self.grid, self.size, strict=True))
+        if self.pad or fits:
             return None
-        places = like.new_ones(1, 1, self.grid[0] * self.grid[1], 1)
-        inside = self.split(places)[..., 0]  # [W, 1, S]
-        penalty = torch.zeros_like(inside).masked_fill(inside == 0, -torch.inf)
-        return penalty.repeat(like.shape[0] // len(penalty), 1, 1).unsqueeze(2)
+        _, inside = self._patches(like.device)
+        count = self._windows[0] * self._windows[1]
+        penalty = like.new_zeros(inside.shape).masked_fill(~inside, -torch.inf)
+        return penalty.reshape(count, 1, 1, like.shape[2]).repeat(like.shape[0] // count, 1, 1, 1)
 
     def scatter(self, maps: Tensor) -> Tensor:
         """Return attention within windows as that of the whole grid: [B * W, H, S, S] -> [B, H, N, N].
 
         What the zeros beyond the grid get of a row is left out.
         """
-        count = self.grid[0] * self.grid[1]
-        numbers = torch.arange(1, count + 1, device=maps.device).reshape(1, 1, count, 1)
-        places = self.split(self._filled(numbers) if self.pad else numbers)[:, 0, :, 0]  # [W, S], zero beyond
-        batch = maps.shape[0] // len(places)
-        whole = maps.new_zeros(batch, maps.shape[1], count + 1, count + 1)
-        parts = torch.unflatten(maps, 0, (batch, len(places))).transpose(1, 2)
+        patches, inside = self._patches(maps.device)
+        count, total = self._windows[0] * self._windows[1], self.grid[0] * self.grid[1]
+        places = torch.where(inside, patches, total).reshape(count, -1)  # one more place, for what is left out
+        batch = maps.shape[0] // count
+        whole = maps.new_zeros(batch, maps.shape[1], total + 1, total + 1)
+        parts = maps.reshape(batch, count, *maps.shape[1:]).transpose(1, 2)
         whole[:, :, places[:, :, None], places[:, None, :]] = parts
-        return whole[:, :, 1:, 1:]
+        return whole[:, :, :total, :total]
 
 
 def decomposed_bias(q: Tensor, rows: Tensor, columns: Tensor, grid: Size) -> Tensor:
@@ -110,8 +122,8 @@ def decomposed_bias(q: Tensor, rows: Tensor, columns: Tensor, grid: Size) -> Ten
     """
     down, right = (_offsets(table, side) for table, side in zip((rows, columns), grid, strict=True))
     places = torch.unflatten(q, 2, grid)
-    by_row = torch.einsum("bhyxd,ykd->bhyxk", places, down)
-    by_column = torch.einsum("bhyxd,xkd->bhyxk", places, right)
+    by_row = places @ down.transpose(1, 2)  # [B, H, r, c, r]
+    by_column = (places.transpose(2, 3) @ right.transpose(1, 2)).transpose(2, 3)  # [B, H, r, c, c]
     return (by_row.unsqueeze(-1) + by_column.unsqueeze(-2)).flatten(4).flatten(2, 3)
 
 

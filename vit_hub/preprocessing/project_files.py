@@ -48,6 +48,8 @@ _HF_COMMON = {
 _HF_SQUARE = {"size": 224, "default_to_square": True, "image_mean": _HALF["mean"], "image_std": _HALF["std"]}
 _HF_SHORTER = {"size": 224, "default_to_square": False, "image_mean": _CLIP["mean"], "image_std": _CLIP["std"]}
 _HF_CROP = {"do_center_crop": True, "crop_size": 224}
+_HF_HALF = {"image_mean": _HALF["mean"], "image_std": _HALF["std"]}
+_HF_IMAGENET = {"image_mean": _IMAGENET["mean"], "image_std": _IMAGENET["std"]}
 _HF_DEFAULTS: dict[str, dict[str, Any]] = {
     "ViT": {**_HF_SQUARE, "resample": 2},
     "DeiT": {**_HF_SQUARE, **_HF_CROP, "resample": 3, "size": 256},
@@ -57,6 +59,8 @@ _HF_DEFAULTS: dict[str, dict[str, Any]] = {
     "Siglip2": {**_HF_SQUARE, "resample": 2, "size": 256},
     "CLIP": {**_HF_SHORTER, **_HF_CROP, "resample": 3},
     "Bit": {**_HF_SHORTER, **_HF_CROP, "resample": 3},
+    "VideoMAE": {**_HF_SHORTER, **_HF_CROP, **_HF_HALF, "resample": 2},
+    "VJEPA2": {**_HF_SHORTER, **_HF_CROP, **_HF_IMAGENET, "resample": 2, "size": 292, "crop_size": 256},
     "DINOv3ViT": {**_HF_SQUARE, "resample": 2, "image_mean": _IMAGENET["mean"], "image_std": _IMAGENET["std"]},
 }
 # Processors that resize after scaling to 0..1, where nothing is rounded.
@@ -121,6 +125,8 @@ def from_timm(cfg: Mapping[str, Any]) -> Preprocessing:
 def from_hf(config: Mapping[str, Any]) -> Preprocessing:
     """Read a ``preprocessor_config.json`` of a transformers image processor that returns images of one fixed size.
 
+    Of a processor of videos it is what is done to each frame, as to an image.
+
     The numbers are those of the processor's Pillow implementation (once called "slow"); its torchvision one
     rounds some pixels to a neighbouring 8-bit value. Missing entries take the default of the processor
     class that the file names.
@@ -129,8 +135,9 @@ def from_hf(config: Mapping[str, Any]) -> Preprocessing:
         ConfigError: an entry is missing without a known default, or has no meaning here: no resizing, a size that
             follows the image's aspect ratio, a crop larger than the resized image.
     """
-    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
-    for suffix in ("Fast", "Pil", "ImageProcessor", "FeatureExtractor"):
+    named = ("image_processor_type", "video_processor_type", "feature_extractor_type")
+    kind = next((str(config[name]) for name in named if config.get(name)), "")
+    for suffix in ("Fast", "Pil", "ImageProcessor", "VideoProcessor", "FeatureExtractor"):
         kind = kind.removesuffix(suffix)
     given = {key: value for key, value in config.items() if value is not None}
     merged = {**_HF_COMMON, **_HF_DEFAULTS.get(kind, {}), **given}
@@ -228,8 +235,9 @@ def stated_preprocessing(
     """
     config, open_clip = sidecars.get("config.json", {}), sidecars.get("open_clip_config.json", {})
     found: dict[str, tuple[Callable[[Mapping[str, Any]], Preprocessing | None], Any]] = {}
-    if "preprocessor_config.json" in sidecars:
-        found["preprocessor_config.json"] = (from_hf, sidecars["preprocessor_config.json"])
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        if name in sidecars:
+            found[name] = (from_hf, sidecars[name])
     if "architecture" in config or "pretrained_cfg" in config:
         # timm's files had everything at the top once.
         found["config.json"] = (from_timm, config.get("pretrained_cfg", config))
