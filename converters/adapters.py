@@ -23,7 +23,7 @@ from vit_hub.converters.containers.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vit_hub.converters.formats import all_formats
 from vit_hub.converters.read import Checkpoint, read_raw
 from vit_hub.converters.rules.extras import beside_reason
-from vit_hub.converters.rules.format import Dialect, Format
+from vit_hub.converters.rules.format import Dialect, Format, axis_sizes
 from vit_hub.converters.tensors import Array, LazyTensor
 from vit_hub.errors import CheckpointError
 from vit_hub.model.config import ViTConfig
@@ -278,14 +278,7 @@ def _spellings(base: Checkpoint, adapter: Adapter) -> Iterator[_Spelling]:
     for fmt in formats:
         for dialect in fmt.dialects:
             config = base.config
-            sizes = {
-                "h": config.num_heads,
-                "m": config.pool_heads or config.num_heads,
-                "p": config.patch_size[0],
-                "q": config.patch_size[1],
-                "c": config.patch_chans,
-            }
-            tensors, left = fmt.table(dialect).write(base.tensors, sizes)
+            tensors, left = fmt.table(dialect).write(base.tensors, axis_sizes(config))
             if any(name not in base.passport.carried for name in left):
                 continue
             modules = {name.rpartition(".")[0] for name in tensors}

@@ -23,7 +23,7 @@ from vit_hub.converters.formats import all_formats, format_names, formats_named
 from vit_hub.converters.metadata import label_losses, preprocessing_losses
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.read import CONFIG_KEY, PASSPORT_KEY, Checkpoint, open_checkpoint, read_raw
-from vit_hub.converters.rules.format import Dialect, Format, Sidecars
+from vit_hub.converters.rules.format import Dialect, Format, Sidecars, axis_sizes
 from vit_hub.converters.tensors import LazyTensor, zeros
 from vit_hub.errors import CheckpointError, ConfigError, UnknownFormatError, UnsupportedByFormatError, VitHubError
 from vit_hub.model.config import ViTConfig
@@ -266,7 +266,7 @@ def _plain_plan(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], labe
     problems = [need for need in fmt.obstacles(config) if not native or need[0] in passport.resized_from]
     sized = {name for name in ckpt.tensors if name.startswith(_SIZED)} if passport.resized_from else set[str]()
     kept = {name: tensor for name, tensor in ckpt.tensors.items() if name not in sized}
-    foreign, left = fmt.table(dialect).write(kept, _axis_sizes(config))
+    foreign, left = fmt.table(dialect).write(kept, axis_sizes(config))
     if not native or sized:
         dtype = next(iter(ckpt.tensors.values())).dtype
         filled = fmt.zeros(config, dialect).items()
@@ -309,12 +309,6 @@ def _distance(fmt: Format, config: ViTConfig, passport: Passport, sidecars: Side
         for key, value in content.items()
     )
     return -kept, -sum(getattr(config, name) == value for name, value in fmt.conventions.items())
-
-
-def _axis_sizes(config: ViTConfig) -> dict[str, int]:
-    heads = {"h": config.num_heads, "m": config.pool_heads or config.num_heads}
-    patch = {"p": config.patch_size[0], "q": config.patch_size[1], "c": config.patch_chans}
-    return {**heads, **patch, "y": config.grid_size[0], "x": config.grid_size[1], "D": config.embed_dim}
 
 
 def _header(fmt: Format, passport: Passport, native: bool) -> dict[str, str]:

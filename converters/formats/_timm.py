@@ -251,7 +251,7 @@ def _block(args: Mapping[str, Any]) -> dict[str, Any]:
         return {"norm_position": "post" if args["use_post_norm"] else "pre"}
     if "block_fn" not in args:
         return {}
-    fixed = BLOCKS[_layer(args["block_fn"])]
+    fixed = BLOCKS[_layer(args["block_fn"]) or "block"]
     differential = _layer(args.get("attn_layer")) == "diff" and "parallel" not in fixed
     return {"norm_position": "pre", "parallel": "none", "branches": 1, "differential": differential, **fixed}
 

@@ -16,7 +16,9 @@ from vit_hub.converters.rules.table import Drop, Reading, Rule, Table
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 
-__all__ = ["ANY", "SQUARE_IMAGES", "SQUARE_PATCHES", "Dialect", "Format", "Requirement", "Sidecars", "Stated"]
+__all__ = [
+    "ANY", "SQUARE_IMAGES", "SQUARE_PATCHES", "Dialect", "Format", "Requirement", "Sidecars", "Stated", "axis_sizes",
+]  # fmt: skip
 
 Sidecars = dict[str, dict[str, Any]]
 
@@ -84,6 +86,13 @@ DEFAULT_LIMITS: dict[str, object] = {
 
 SQUARE_IMAGES = Requirement("image_size", lambda c: c.image_size[0] == c.image_size[1], "its images are square")
 SQUARE_PATCHES = Requirement("patch_size", lambda c: c.patch_size[0] == c.patch_size[1], "its patches are square")
+
+
+def axis_sizes(config: ViTConfig) -> dict[str, int]:
+    """Return the sizes of layout axes that shapes alone do not show, of a model that is written."""
+    heads = {"h": config.num_heads, "m": config.pool_heads or config.num_heads}
+    patch = {"p": config.patch_size[0], "q": config.patch_size[1], "c": config.patch_chans}
+    return {**heads, **patch, "y": config.grid_size[0], "x": config.grid_size[1], "D": config.embed_dim}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,11 +138,22 @@ class Table:
     def __init__(
         self, rules: Sequence[Rule], drops: Sequence[Drop] = (), variables: Mapping[str, str] | None = None
     ) -> None:
-        values = variables or {}
-        self._rules = [_resolved(r, values) for r in rules]
-        self._drops = [(re.compile(_substitute(drop.pattern, values, re.escape)), drop.reason) for drop in drops]
-        # Many tables are tried for many names: outlines rule most of them out without a regular expression.
-        self._by_outline = _grouped(self.foreign_names())
+        self._given, self._given_drops, self._values = rules, drops, variables or {}
+
+    # Of most tables nothing but the name of the patch embedding is ever asked for.
+    @cached_property
+    def _rules(self) -> list[Rule]:
+        return [_resolved(r, self._values) for r in self._given]
+
+    @cached_property
+    def _drops(self) -> list[tuple[re.Pattern[str], str]]:
+        patterns = ((_substitute(drop.pattern, self._values, re.escape), drop.reason) for drop in self._given_drops)
+        return [(re.compile(pattern), reason) for pattern, reason in patterns]
+
+    @cached_property
+    def _by_outline(self) -> dict[str, list[str]]:
+        """Many tables are tried for many names: outlines rule most of them out without a regular expression."""
+        return _grouped(self.foreign_names())
 
     @cached_property
     def _writers(self) -> dict[str, list[int]]:
@@ -176,8 +187,8 @@ class Table:
 
     def foreign_name(self, canonical: str) -> str:
         """Return the foreign name of a canonical tensor that one rule maps to one name; empty if none does."""
-        found = (r.foreign[0] for r in self._rules if r.canonical == (canonical,) and len(r.foreign) == 1)
-        return next(found, "")
+        resolved = (_resolved(r, self._values) for r in self._given if r.canonical == (canonical,))
+        return next((r.foreign[0] for r in resolved if len(r.foreign) == 1), "")
 
     def explain(self, name: str) -> str:
         """Return what explains a foreign name: ``"rule"``, ``"drop"`` or ``""``."""

@@ -413,6 +413,10 @@ class ViTConfig:
             full = tuple(block for block in self.windows.full if block < self.depth)
             windowed = len(full) < self.depth
             found["windows"] = dataclasses.replace(self.windows, full=full) if windowed else None
+        if self.parallel == "joint" or (self.parallel == "separate" and not self.proj_bias):
+            found |= {"parallel": "joint", "proj_bias": True}
+        if self.parallel != "none" and self.layer_scale == "attn":
+            found["layer_scale"] = True
         if all(heads == self.num_heads for heads in self.kv_heads):
             found["kv_heads"] = ()
         if self.num_heads == 1 and self.qk_norm == "rms_width":

@@ -341,7 +341,7 @@ def fields_of(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     blocks = {int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")}
     pooling = {int(name.split(".")[2]) for name in shapes if name.startswith("attn_pool.blocks.")}
     found: dict[str, Any] = {"depth": max(blocks, default=-1) + 1, "pool_depth": max(pooling, default=-1) + 1}
-    found |= {"branches": branches, **_relative_fields(present, sizes)}
+    found |= {"branches": branches, **_block_fields(present), **_relative_fields(present, sizes)}
     found |= {field: sizes[axis] for axis, field in _SIZES.items() if axis in sizes}
     if "p" in sizes and "q" in sizes:
         found["patch_size"] = (sizes["p"], sizes["q"])
@@ -372,6 +372,14 @@ def _group_fields(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     if len(merger) == 2 and kernel:
         found["merger"] = {"dim": merger[0], "size": max(math.isqrt(merger[1] // kernel[0]), 1)}
     return found
+
+
+def _block_fields(present: Mapping[str, Shape]) -> dict[str, Any]:
+    """What several fields decide together: layers side by side, the bias after attention, and layer scale."""
+    bias, first, second = (f"blocks.{{i}}.{name}" in present for name in ("attn.proj.bias", "ls1.gamma", "ls2.gamma"))
+    if "blocks.{i}.norm2.weight" in present:
+        return {"parallel": "none", "proj_bias": bias, "layer_scale": second or ("attn" if first else False)}
+    return {"parallel": "separate" if bias else "joint", "proj_bias": True, "layer_scale": first}
 
 
 def _relative_fields(present: Mapping[str, Shape], sizes: Mapping[str, int]) -> dict[str, Any]:
