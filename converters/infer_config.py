@@ -118,9 +118,12 @@ def _kv_heads(shapes: Shapes, fields: Mapping[str, Any]) -> tuple[int, ...]:
     """Heads of keys and values in each block, by the rows of ``qkv``; empty if there are as many as of queries."""
     dim, heads = fields["embed_dim"], fields["num_heads"]
     rows = [shapes.get(f"blocks.{index}.attn.qkv.weight", (3 * dim,))[0] for index in range(fields["depth"])]
-    if not isinstance(heads, int) or all(count == 3 * dim for count in rows):
+    if not isinstance(heads, int) or heads < 1 or all(count == 3 * dim for count in rows):
         return ()
-    return tuple(max((count - dim) // 2 * heads // dim, 1) for count in rows)
+    width = 2 * (dim // heads)  # rows of a head of keys and one of values
+    found = tuple((count - dim) // width for count in rows)
+    # What is no whole number of heads is damage, which is said of the tensor.
+    return found if all(dim + n * width == count and n for n, count in zip(found, rows, strict=True)) else ()
 
 
 def conventional_heads(dim: int, depth: int, ffn: str, width: int = 64) -> int:

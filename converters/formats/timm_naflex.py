@@ -73,7 +73,8 @@ def _axes(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor]) -> dict[str, in
     kernel = tensors.get(_KERNEL)
     if kernel is None or len(kernel.shape) not in (2, 4) or 0 in kernel.shape:
         return {}
-    return dict(zip("pqc", _patch(raw, kernel), strict=True))
+    p, q, _ = _patch(raw, kernel)
+    return {"p": p, "q": q}
 
 
 def _grid(tensors: Mapping[str, LazyTensor]) -> tuple[int, int] | None:

@@ -255,7 +255,8 @@ def test_a_wrapped_state_dict_comes_back_in_its_wrapper(
     state = {module + name: value for name, value in timm_state(config, dtype).items()}
     tree: dict[str, Any] = {wrapper: state, "epoch": 3, "arch": "vit"} if wrapper else state
     torch.save(tree, folder / "source.pth")
-    options = {"overrides": {"num_heads": config.num_heads, "image_size": config.image_size}}
+    told = {name: getattr(config, name) for name in ("num_heads", "image_size", "norm_position")}
+    options = {"overrides": told}
     ckpt = vit_hub.open_checkpoint(folder / "source.pth", **options)
     assert same_model(ckpt.config, config)
     back, report = way_and_back(folder / "source.pth", folder, **options)

@@ -199,7 +199,7 @@ def test_rotary_and_computed_positions_take_other_sizes(family: str) -> None:
     theirs = precise(theirs)
     ours = vit_hub.from_module(theirs)
     assert ours.dynamic
-    images = torch.randn(2, 3, 12, 20, dtype=torch.float64)
+    images = torch.randn(2, 3, 12, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert relative_error(ours.forward_features(images), outputs(theirs, images)[0]) <= SINGLE
 

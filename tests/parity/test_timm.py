@@ -304,7 +304,6 @@ def test_what_timm_cannot_express_is_refused_naming_the_field(
         {"global_pool": "avgmax"},
         {"global_pool": "prr"},
         {"global_pool": ""},
-        {"proj_bias": False},
         {"attn_layer": DualAttention},
         {"act_layer": "mish"},
         {"mlp_layer": functools.partial(GluMlp, gate_last=True)},
@@ -321,7 +320,6 @@ def test_a_timm_model_that_computes_otherwise_is_refused(arguments: dict[str, An
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"proj_bias": False},
         {"norm_layer": "rmsnorm"},
         {"norm_layer": "rmsnorm", "qk_norm": True},
         {"embed_norm_layer": "layernorm"},

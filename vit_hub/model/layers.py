@@ -655,15 +655,17 @@ class BranchedBlock(nn.Module):
         super().__init__()
         dim = config.embed_dim
 
-        def branch(name: str, layer: nn.Module) -> nn.ModuleDict:
+        def branch(name: str, layer: nn.Module, scaled: bool) -> nn.ModuleDict:
             norm = make_norm(config.block_norm, dim, config.norm_eps)
-            scale = LayerScale(dim) if config.layer_scale else nn.Identity()
+            scale = LayerScale(dim) if scaled else nn.Identity()
             drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
             return nn.ModuleDict({"norm": norm, name: layer, "ls": scale, "drop_path": drop_path})
 
         attention, count = attention_class(config), range(config.branches)
-        self.attns = nn.ModuleList(branch("attn", attention(config, block, drop_rate, attn_drop_rate)) for _ in count)
-        self.ffns = nn.ModuleList(branch("mlp", _feed_forward(config, drop_rate)) for _ in count)
+        attentions = (attention(config, block, drop_rate, attn_drop_rate) for _ in count)
+        self.attns = nn.ModuleList(branch("attn", layer, bool(config.layer_scale)) for layer in attentions)
+        layers = (_feed_forward(config, drop_rate) for _ in count)
+        self.ffns = nn.ModuleList(branch("mlp", layer, config.layer_scale is True) for layer in layers)
 
     def forward(
         self,

@@ -411,12 +411,14 @@ _KINDS = {"pool", "rope", "neck", "merger", "video"}
 def _decided_by_one_field() -> dict[str, list[Part]]:
     """The parts whose presence hangs on one field alone, by that field.
 
-    Pooling and groups of fields have kinds without tensors of their own, so tensors do not tell those.
+    Pooling and groups of fields have kinds without tensors of their own, so tensors do not tell those. That biases of
+    norms hang on the kind of the norms, too, does not count.
     """
     found: dict[str, list[Part]] = {}
     for part in PARTS:
-        if len(part.when) == 1 and not _KINDS & set(part.when):
-            found.setdefault(next(iter(part.when)), []).append(part)
+        [first, *others] = {*part.when} - {"norm"} or {*part.when} or {""}
+        if first and not others and first not in _KINDS:
+            found.setdefault(first, []).append(part)
     return found
 
 

@@ -190,6 +190,8 @@ def described(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
             "shared_rel_pos": st.booleans(),
         }
         del choices["no_embed_class"]
+    if cls == "NaFlexVit":
+        del choices["img_size"]  # its table has a grid of its own
     if cls == "Beit":
         choices |= {"use_abs_pos_emb": st.booleans(), "use_fc_norm": one_of(None, True, False)}
     names = draw(st.lists(st.sampled_from(sorted(choices)), max_size=5, unique=True))
