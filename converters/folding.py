@@ -161,14 +161,14 @@ def _added(token: LazyTensor, table: LazyTensor, rows: slice) -> LazyTensor:
 
 
 def _merge_register_rows(config: ViTConfig, tensors: Tensors) -> Folded | None:
-    if not config.pos_embed_registers:
+    if not config.pos_embed_registers or config.num_detection_tokens:
         return None
     kept = int(config.class_token) + int(config.distilled)
     return config.replace(pos_embed_registers=False), _merge_rows(config, tensors, kept)
 
 
 def _merge_all_rows(config: ViTConfig, tensors: Tensors) -> Folded | None:
-    if not config.num_prefix_rows:
+    if not config.num_prefix_rows or config.num_detection_tokens:
         return None
     changed = config.replace(pos_embed_prefix=False, pos_embed_registers=False)
     return changed, _merge_rows(config, tensors, 0)
@@ -250,6 +250,8 @@ def _other_pool(config: ViTConfig, tensors: Tensors) -> Folded | None:
     if config.num_classes or config.projection_dim or config.representation_dim or config.pool_renorm:
         return None
     others = {"cls": "avg", "avg": "cls"} if config.class_token and config.final_norm != "after" else {}
+    if config.distilled:
+        others = {"cls": "cls_dist", "cls_dist": "cls"}
     return (config.replace(pool=others[config.pool]), dict(tensors)) if config.pool in others else None
 
 

@@ -160,7 +160,7 @@ def _image_size(shapes: Shapes, fields: Mapping[str, Any]) -> tuple[tuple[int, i
         return (grid[0] * patch[0], grid[1] * patch[1]), "rows of pos_embed_y and pos_embed_x"
     if fields.get("pos_embed") != "learned":
         return _image_size_without_table(shapes, fields)
-    rows, leading = shapes["pos_embed"][1], _class_tokens(fields)
+    rows, leading = shapes["pos_embed"][1] - fields.get("num_detection_tokens", 0), _class_tokens(fields)
     every = leading + fields["num_registers"]
     options = list(dict.fromkeys((leading, every, 0)))
     if "pos_embed_registers" in fields:
@@ -196,7 +196,8 @@ def _prefix_rows(shapes: Shapes, fields: Mapping[str, Any]) -> int:
     if "pos_embed" not in shapes:
         return 0
     (height, width), (p, q) = size_pair("image_size", fields["image_size"]), _pixels_per_patch(fields)
-    return max(shapes["pos_embed"][1] - (height // p) * (width // q), 0)
+    rows = shapes["pos_embed"][1] - int(fields.get("num_detection_tokens", 0))
+    return max(rows - (height // p) * (width // q), 0)
 
 
 def _pixels_per_patch(fields: Mapping[str, Any]) -> tuple[int, int]:

@@ -236,8 +236,10 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
     warnings: tuple[str, ...] = ()
     if dialect.variables["fc1"] == _GATED["fc1"] and any(name.endswith(".w12.weight") for name in tensors):
         fields["act"] = "silu"
-    if fields.get("pool") == "cls" and has["dist_token"]:
-        fields["pool"] = "cls_dist"
+    if has["dist_token"]:
+        fields["pool"] = "cls"
+        if any("head_dist." in name for name in tensors):
+            fields["head_input"] = "cls_dist"
     if not _backbone(stated_config(raw.sidecars)):
         if f"{at}pre_norm.weight" in tensors:
             warnings = (
@@ -246,8 +248,6 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
             )
         if not has["cls_token"] and not has["ln2.weight"]:
             fields["pool"] = "none"
-        elif has["dist_token"]:
-            fields["pool"] = "cls_dist"
     return Stated(fields, by, warnings)
 
 
@@ -350,7 +350,7 @@ def _sidecars(
 
     The text of an earlier one is kept where it says the same.
     """
-    outputs = {"cls": "cls_token", "cls_dist": "cls_token", "avg": "avg_featmap"}
+    outputs = {"cls": "cls_token", "avg": "avg_featmap"}
     hidden = config.mlp_dim * 3 // 2 if config.ffn == "swiglu_packed" else config.mlp_dim
     sizes = {"embed_dims": config.embed_dim, "num_layers": config.depth, "num_heads": config.num_heads}
     acts = {act: {"type": name} for name, act in reversed(_ACTIVATIONS.items())}
@@ -399,7 +399,7 @@ def _head(config: ViTConfig, passport: Passport | None) -> dict[str, Any] | None
     if config.representation_dim:
         head["hidden_dim"] = config.representation_dim
     kinds = {"head.layers.head": "VisionTransformerClsHead", "head.fc": "LinearClsHead"}
-    kind = "DeiTClsHead" if config.pool == "cls_dist" else kinds[_head_of(config, passport)]
+    kind = "DeiTClsHead" if config.head_input == "cls_dist" else kinds[_head_of(config, passport)]
     return {"type": kind, **head, "loss": {"type": "CrossEntropyLoss"}}
 
 
@@ -495,10 +495,10 @@ _LIMITS: dict[str, object] = {
     "attn_norm": False,
     "mlp_norm": False,
     "prefix_norm": False,
-    "pool": ("cls", "cls_dist", "avg", "none"),
+    "pool": ("cls", "avg", "none"),
     "pool_prefix": False,
     "projection_dim": 0,
-    "head_input": "pooled",
+    "head_input": ("pooled", "cls_dist"),
     "stem": "patch",
 }
 _REQUIRES = (
@@ -507,7 +507,11 @@ _REQUIRES = (
         lambda c: (c.pool == "avg") == (c.final_norm == "after"),
         "it norms the mean of the patches after it is taken, and all tokens otherwise",
     ),
-    Requirement("distilled", lambda c: c.distilled == (c.pool == "cls_dist"), "its distilled class reads both tokens"),
+    Requirement(
+        "distilled",
+        lambda c: not c.num_classes or c.distilled == (c.head_input == "cls_dist"),
+        "its distilled class has a head for either token",
+    ),
     Requirement(
         "representation_dim",
         lambda c: not c.representation_dim or c.num_classes > 0,

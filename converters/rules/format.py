@@ -73,6 +73,7 @@ DEFAULT_LIMITS: dict[str, object] = {
     "norm": "layer",
     "parallel": "none",
     "branches": 1,
+    "patch_padding": 0,
     "windows": None,
     "neck": None,
     "merger": None,

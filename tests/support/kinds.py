@@ -39,6 +39,8 @@ _FIELDS: dict[str, dict[str, Any]] = {
         "rel_pos": "shared",
         "rel_pos_mlp": RelPosMlp(hidden_dim=24),
     },
+    "detections": {"num_detection_tokens": 2, "mid_pos_embed": True},
+    "padded patches": {"patch_padding": 1},
     "norms after the layers": {"norm_position": "post", "pool": "avg"},
     "differential": {"differential": True, "layer_scale": True},
     "parallel": {"parallel": "separate", "layer_scale": True},

@@ -38,7 +38,7 @@ RESIZE_METHODS: tuple[ResizeMethod, ...] = typing.get_args(ResizeMethod)
 _POSITIVE = ("in_chans", "embed_dim", "depth", "num_heads", "mlp_dim", "stem_width", "branches")
 _NOT_NEGATIVE = (
     "num_registers", "representation_dim", "projection_dim", "num_classes", "pool_heads", "pool_mlp_dim",
-    "pool_depth",
+    "pool_depth", "num_detection_tokens", "patch_padding",
 )  # fmt: skip
 _SIZES = ("image_size", "patch_size")
 ATTENTION_POOLS = ("map", "attn", "attentive")
@@ -242,12 +242,16 @@ class ViTConfig:
         kv_heads: heads of keys and values in each block, each shared by as many heads of queries (arXiv 2305.13245);
             empty: as many as heads of queries in all blocks.
         patch_bias: whether the patch embedding has a bias (CLIP has none).
+        patch_padding: rows and columns of zeros around the image, in pixels, before it is cut into patches (ViTPose).
         patch_norm: norm of the patch embeddings, before positions are added (AIMv2, arXiv 2411.14402).
         qk_norm: norm of queries and keys (arXiv 2302.05442, section 2): True: LayerNorm over each head; ``rms``:
             RMSNorm over each head; ``rms_width``: RMSNorm over all heads together (InternViT-6B).
         qk_norm_eps: epsilon of these norms; None: that of the others.
         pre_norm: LayerNorm on the tokens before the first block (CLIP).
         class_token: a learned class token is prepended (x_class in eq. 1).
+        num_detection_tokens: learned tokens after the patches, each with a row at the end of the position table (YOLOS,
+            arXiv 2106.00666, section 3.1).
+        mid_pos_embed: a further position table is added after every block but the last (YOLOS).
         distilled: a distillation token follows the class token (DeiT, arXiv 2012.12877, section 4).
         num_registers: register tokens after class and distillation tokens (arXiv 2309.16588).
         pos_embed: ``learned`` table (E_pos in eq. 1); ``factorized``: one learned table for rows and one for columns,
@@ -277,8 +281,9 @@ class ViTConfig:
         pool_prefix: ``map``, ``attn`` and ``avg`` pooling read class and register tokens, too, not the patches only.
         pool_mlp_dim: hidden width of the MLPs of attention pooling; 0: as in a block.
         pool_depth: blocks of ``attentive`` pooling before its query attends.
-        head_input: what the head reads: the ``pooled`` embedding, or class token and patch mean side by side
-            (``cls_avg``, linear heads of DINOv2).
+        head_input: what the head reads: the ``pooled`` embedding; class token and patch mean side by side (``cls_avg``,
+            linear heads of DINOv2); or class and distillation token, each with a head of its own, whose logits are
+            averaged (``cls_dist``: as ``pool="cls_dist"``, but the embedding is the class token's).
         head_norm: BatchNorm without learned parameters before the head (linear probes of MAE, arXiv 2111.06377, A.1).
         num_classes: outputs of the linear head; 0: no head.
         stem: what comes before the patch embedding: nothing (``patch``), the ``resnet`` of the hybrids, or ``conv``;
@@ -347,7 +352,7 @@ class ViTConfig:
     pool_heads: int = 0
     pool_mlp_dim: int = 0
     pool_prefix: bool = False
-    head_input: Literal["pooled", "cls_avg"] = "pooled"
+    head_input: Literal["pooled", "cls_avg", "cls_dist"] = "pooled"
     head_norm: bool = False
     num_classes: int = 0
     stem: Literal["patch", "resnet", "conv"] = "patch"
@@ -358,6 +363,9 @@ class ViTConfig:
     stem_convs: tuple[tuple[int, int, int], ...] = ()
     resize: ResizeMethod = "bicubic-antialias"
     resize_by_count: bool = False
+    num_detection_tokens: int = 0
+    mid_pos_embed: bool = False
+    patch_padding: int = 0
     final_norm_eps: float | None = None
     pool_depth: int = 0
     windows: Windows | None = None
@@ -465,8 +473,11 @@ class ViTConfig:
             "prefix_norm: prefix_norm=True needs prefix tokens and final_norm='before'": (
                 not self.prefix_norm or (prefix > 0 and self.final_norm == "before")
             ),
-            "head_input: head_input='cls_avg' needs pool='cls' and a head": (
+            "head_input: head_input='cls_avg' or 'cls_dist' needs pool='cls' and a head": (
                 self.head_input == "pooled" or (pool == "cls" and head)
+            ),
+            "head_input: head_input='cls_dist' needs distilled=True and no layer before the head": (
+                self.head_input != "cls_dist" or (self.distilled and not (width or self.projection_dim))
             ),
             "head_norm: head_norm=True needs one head that reads the pooled embedding": (
                 not self.head_norm or (head and not both_tokens and self.head_input == "pooled")
@@ -492,6 +503,16 @@ class ViTConfig:
                 self.rope is None or not self.rope.class_angles or (self.class_token and not self.rope.mixed)
             ),
             "distilled: distilled=True needs class_token=True": self.class_token or not self.distilled,
+            "num_detection_tokens: detection tokens need a learned position table with rows for all tokens": (
+                not self.num_detection_tokens
+                or (self.num_prefix_rows == prefix > 0 and pool in ("cls", "none") and not self.rope)
+            ),
+            "mid_pos_embed: mid_pos_embed=True needs detection tokens and several blocks": (
+                not self.mid_pos_embed or (self.num_detection_tokens > 0 and self.depth > 1)
+            ),
+            "patch_padding: patch_padding needs images cut into larger patches than twice of it": (
+                not self.patch_padding or (self.stem == "patch" and 2 * self.patch_padding < min(self.patch_size))
+            ),
             "pool: pool='cls_dist' needs distilled=True and no representation layer": (
                 not both_tokens or (self.distilled and not width)
             ),
@@ -543,7 +564,7 @@ class ViTConfig:
     @property
     def grid_size(self) -> tuple[int, int]:
         """(rows, columns) of patches; pixels that do not fill a patch are left out."""
-        (height, width), (p, q) = self.image_size, self.patch_size
+        (height, width), (p, q) = (side + 2 * self.patch_padding for side in self.image_size), self.patch_size
         for stride in self.stem_strides:
             height, width = -(-height // stride), -(-width // stride)
         return height // p, width // q

@@ -15,7 +15,7 @@ _HIDDEN = {"mlp": (1, 1), "swiglu": (3, 2), "swiglu_packed": (3, 3)}
 
 def tokens_of(config: ViTConfig) -> int:
     """Return the number of tokens in a block, T: class, distillation, registers and N patches (of all frames)."""
-    return config.num_prefix_tokens + config.num_tubelets * config.num_patches
+    return config.num_prefix_tokens + config.num_tubelets * config.num_patches + config.num_detection_tokens
 
 
 def forward_flops(config: ViTConfig) -> int:

@@ -169,6 +169,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.backbone = _STEMS[config.stem](config) if config.stem in _STEMS else nn.Identity()
+        self.padding = config.patch_padding
         self.proj: nn.Conv2d | nn.Conv3d
         if config.video is None:
             self.proj = nn.Conv2d(
@@ -183,6 +184,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return a token for every whole patch; pixels to the right and below that do not fill one are left out."""
+        if self.padding:
+            images = F.pad(images, (self.padding,) * 4)
         return self.norm(self._project(self.backbone(images)))  # type: ignore[no-any-return]
 
     def _project(self, images: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ Size = tuple[int, int]
 
 # The ends of the names of stored tensors that depend on the image size, and with them of those on the patch size.
 DECOMPOSED = ("rel_pos_h", "rel_pos_w")
-TABLES = ("pos_embed", "pos_embed_y", "pos_embed_x", "relative_position_bias_table", *DECOMPOSED)
+TABLES = ("pos_embed", "mid_pos_embed", "pos_embed_y", "pos_embed_x", "relative_position_bias_table", *DECOMPOSED)
 SIZED = (*TABLES, "patch_embed.proj.weight")
 
 # Models with a relative table may have an absolute one beside it, which their projects resize so.
@@ -137,16 +137,19 @@ def resize_table(
     by_count = name == "pos_embed" and resize == "source" and config.resize_by_count
     if not symbolic and (old == grid or (by_count and old[0] * old[1] == grid[0] * grid[1])):
         return table
-    if name.startswith("pos_embed"):
-        prefix = config.num_prefix_rows
+    if name.startswith(("pos_embed", "mid_pos_embed")):
+        first, last = config.num_prefix_rows, table.shape[-2] - config.num_detection_tokens
         # Of a factorized table each part has one axis.
         before, after = _sides(name, old), _sides(name, grid)
         square: int = torch.sym_max(*grid)  # type: ignore[no-untyped-call]
         wanted = _sides(name, (square, square)) if config.resize_square else after
-        resized = _resample(table[0, prefix:], before, wanted, _BESIDE_RELATIVE.get(method, method), symbolic)
-        if config.resize_square:  # cropped
-            resized = resized.reshape(*wanted, -1)[: after[0], : after[1]].flatten(0, 1)
-        resized = torch.cat((table[0, :prefix], resized))[None]
+        parts = []
+        for part in table.flatten(0, -3):
+            patches = _resample(part[first:last], before, wanted, _BESIDE_RELATIVE.get(method, method), symbolic)
+            if config.resize_square:  # cropped
+                patches = patches.reshape(*wanted, -1)[: after[0], : after[1]].flatten(0, 1)
+            parts.append(torch.cat((part[:first], patches, part[last:])))
+        resized = torch.stack(parts).reshape(*table.shape[:-2], -1, table.shape[-1])
     elif name.endswith(DECOMPOSED):  # of one axis, which all projects resize so
         axis = DECOMPOSED.index(name.rpartition(".")[2])
         before, after = (2 * old[axis] - 1, 1), (2 * grid[axis] - 1, 1)

@@ -38,7 +38,9 @@ AXES: dict[str, Callable[[ViTConfig], int]] = {
     "C": lambda c: c.patch_chans,
     "p": lambda c: c.patch_size[0],
     "q": lambda c: c.patch_size[1],
-    "P": lambda c: c.num_prefix_rows + c.num_patches,
+    "P": lambda c: c.num_prefix_rows + c.num_patches + c.num_detection_tokens,
+    "n": lambda c: c.num_detection_tokens,
+    "l": lambda c: c.depth - 1,
     "T": lambda c: c.num_relative_rows,
     "G": lambda c: c.rel_pos_mlp.hidden_dim if c.rel_pos_mlp else 0,
     "F": lambda c: c.representation_dim,
@@ -65,6 +67,7 @@ _SIZES = {
     "H": "num_heads",
     "C": "in_chans",
     "R": "num_registers",
+    "n": "num_detection_tokens",
     "F": "representation_dim",
     "J": "projection_dim",
     "K": "num_classes",
@@ -176,7 +179,9 @@ _TOKENS = (
     *_tensor("cls_token", "1 1 D", class_token=True),
     *_tensor("dist_token", "1 1 D", distilled=True),
     *_tensor("reg_token", "1 R D", num_registers=bool),
+    *_tensor("det_token", "1 n D", num_detection_tokens=bool),
     *_tensor("pos_embed", "1 P D", pos_embed="learned"),
+    *_tensor("mid_pos_embed", "l 1 P D", mid_pos_embed=True),
     *_tensor("pos_embed_y", "1 y D", pos_embed="factorized"),
     *_tensor("pos_embed_x", "1 x D", pos_embed="factorized"),
 )
@@ -254,9 +259,10 @@ _OUTPUT = (
     *_linear("pre_logits.fc", "F", "D", representation_dim=bool),
     *_tensor("projection.weight", "J D", projection_dim=bool),
     *_statistics("head_norm", "X", head_norm=True),
-    *_linear("head", "K", "X", num_classes=bool, head_input="pooled"),
+    *_linear("head", "K", "X", num_classes=bool, head_input=("pooled", "cls_dist")),
     *_linear("head", "K", "2X", num_classes=bool, head_input="cls_avg"),
-    *_linear("head_dist", "K", "X", pool="cls_dist", num_classes=bool),
+    *_linear("head_dist", "K", "X", num_classes=bool, pool="cls_dist"),
+    *_linear("head_dist", "K", "X", num_classes=bool, head_input="cls_dist"),
 )
 PARTS = (*_TOKENS, *_EMBEDDING, *_BLOCK, *_OUTPUT)
 """Every tensor but those of a stem, in the order in which files store them."""

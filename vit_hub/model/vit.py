@@ -123,8 +123,12 @@ class VisionTransformer(nn.Module):
         self.cls_token = _token(1, dim) if config.class_token else None
         self.dist_token = _token(1, dim) if config.distilled else None
         self.reg_token = _token(config.num_registers, dim) if config.num_registers else None
-        rows = config.num_prefix_rows + config.num_patches
+        self.det_token = _token(config.num_detection_tokens, dim) if config.num_detection_tokens else None
+        rows = config.num_prefix_rows + config.num_patches + config.num_detection_tokens
         self.pos_embed: Tensor | None = _token(rows, dim) if config.pos_embed == "learned" else None
+        self.mid_pos_embed: Tensor | None = None
+        if config.mid_pos_embed:
+            self.mid_pos_embed = nn.Parameter(torch.zeros(config.depth - 1, 1, rows, dim))
         sides = config.grid_size if config.pos_embed == "factorized" else (0, 0)
         self.pos_embed_y, self.pos_embed_x = (_token(side, dim) if side else None for side in sides)
         # Positions that the attention of eq. 2 takes in instead: rotations, and biases of the logits.
@@ -178,7 +182,7 @@ class VisionTransformer(nn.Module):
         features = self.head_hidden_size
         self.head: nn.Module = nn.Linear(features, config.num_classes) if config.num_classes else nn.Identity()
         self.head_dist: nn.Module | None = None
-        if config.pool == "cls_dist":
+        if "cls_dist" in (config.pool, config.head_input):
             self.head_dist = nn.Linear(features, config.num_classes) if config.num_classes else nn.Identity()
         self.apply(_init_weights)
         self.reset_tables()
@@ -204,7 +208,8 @@ class VisionTransformer(nn.Module):
             self._check_pooled()
             return torch.cat([self.forward_head(tokens) for tokens in self._encode_each(images)])
         # A head that reads the class token alone needs nothing else of the last block.
-        leading = _LEADING_TOKENS.get(self.config.pool) if self.config.head_input == "pooled" else None
+        source = self.config.pool if self.config.head_input == "pooled" else self.config.head_input
+        leading = _LEADING_TOKENS.get(source)
         geometry = self._geometry(images)
         return self._head(self._features(images, geometry, leading), geometry.grid_size)
 
@@ -229,7 +234,12 @@ class VisionTransformer(nn.Module):
             return self.merger(tokens, grid)  # type: ignore[no-any-return]
         if self.neck is not None and self.config.pool == "none":
             return self._map(tokens, grid)
-        if self.config.head_input == "cls_avg":
+        y: Tensor
+        if self.config.head_input == "cls_dist":
+            y = self.fc_norm(tokens[:, :2])
+            if pre_logits:
+                return y[:, 0]
+        elif self.config.head_input == "cls_avg":
             y = torch.cat((tokens[:, 0], tokens[:, self.config.num_prefix_tokens :].mean(dim=1)), dim=1)
         else:
             y = self.head_norm(self.projection(self.pre_logits(self._pool(tokens))))
@@ -286,7 +296,8 @@ class VisionTransformer(nn.Module):
         """
         if not images:
             raise ConfigError("the list of images is empty")
-        if self.config.windows or self.config.neck or self.config.merger or self.config.video:
+        config = self.config
+        if config.windows or config.neck or config.merger or config.video or config.mid_pos_embed:
             # What depends on the grid inside of the blocks, or after them, is computed one by one.
             batches = [image.unsqueeze(0) for image in images]
             return [self._features(batch, self._geometry(batch)) for batch in batches]
@@ -356,13 +367,16 @@ class VisionTransformer(nn.Module):
             rows_table = self._table("pos_embed_y", geometry, self.pos_embed_y)
             columns_table = self._table("pos_embed_x", geometry, self.pos_embed_x)
             positions = (rows_table[:, :, None] + columns_table[:, None]).flatten(1, 2)
+        detections = self.config.num_detection_tokens
         if positions is not None:
-            x = x + positions[:, rows:]
+            x = x + positions[:, rows : positions.shape[1] - detections]
         if prefix:
             leading = torch.cat(prefix, dim=1)
             if positions is not None and rows:
                 leading = torch.cat((leading[:, :rows] + positions[:, :rows], leading[:, rows:]), dim=1)
             x = torch.cat((leading.expand(x.shape[0], -1, -1), x), dim=1)
+        if self.det_token is not None and positions is not None:
+            x = torch.cat((x, (self.det_token + positions[:, -detections:]).expand(x.shape[0], -1, -1)), dim=1)
         return self.norm_pre(dropped(self.pos_drop, x))  # type: ignore[no-any-return]
 
     def _still(self, images: Tensor) -> Tensor:
@@ -390,10 +404,13 @@ class VisionTransformer(nn.Module):
     ) -> Tensor:
         """One block, eq. 2 and 3, with what its attention takes in of positions."""
         rope, bias, window = *self._attention_positions(index, geometry), self.config.window(index)
-        if window is None or self.config.windows is None:
-            return self.blocks[index](z, leading, rope, bias, maps)  # type: ignore[no-any-return]
-        windows = Partition(geometry.grid_size, window, self.config.windows.pad)
-        return self.blocks[index](z, leading, rope, bias, maps, windows)  # type: ignore[no-any-return]
+        if window is not None and self.config.windows is not None:
+            windows = Partition(geometry.grid_size, window, self.config.windows.pad)
+            return self.blocks[index](z, leading, rope, bias, maps, windows)  # type: ignore[no-any-return]
+        z = self.blocks[index](z, leading, rope, bias, maps)
+        if self.mid_pos_embed is not None and index < len(self.blocks) - 1:
+            z = z + self._table("mid_pos_embed", geometry, self.mid_pos_embed)[index]
+        return z
 
     def _norm(self, z: Tensor) -> Tensor:
         """The final norm, of all tokens or of the first ones."""
@@ -447,7 +464,7 @@ class VisionTransformer(nn.Module):
     def forward_features(self, images: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]: ...
 
     def forward_features(self, images: Images) -> Tensor | list[Tensor]:
-        """Return the tokens before pooling: class, distillation, registers, then patches in row-major order.
+        """Return the tokens before pooling: class, distillation, registers, patches in row-major order, detections.
 
         Args:
             images: [B, C, h, w], already preprocessed, or a list of images as for :meth:`forward`.
@@ -551,7 +568,7 @@ class VisionTransformer(nn.Module):
 
         Maps of videos are [B, D, frames of patches, rows, columns].
         """
-        patches = tokens[:, self.config.num_prefix_tokens :]
+        patches = tokens[:, self.config.num_prefix_tokens : tokens.shape[1] - self.config.num_detection_tokens]
         if not reshape:
             return patches
         shape = (-1, *grid) if frames else grid
@@ -637,7 +654,10 @@ class VisionTransformer(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that are customarily trained without weight decay."""
-        tokens = ("cls_token", "dist_token", "reg_token", "pos_embed", "pos_embed_y", "pos_embed_x")
+        tokens = (
+            *("cls_token", "dist_token", "reg_token", "det_token"),
+            *("pos_embed", "pos_embed_y", "pos_embed_x", "mid_pos_embed"),
+        )
         names = (*tokens, "rope.freqs", "rope.class_angles", "attn_pool.latent")
         ends = (_RELATIVE_TABLE, "rel_pos_h", "rel_pos_w")
         tables = (name for name, _ in self.named_parameters() if name.endswith(ends))

@@ -75,7 +75,7 @@ def test_what_the_tensors_do_not_tell_is_written_as_config(tmp_path: Path) -> No
         {"ffn": "swiglu_packed", "act": "silu", "layer_scale": True},
         {"class_token": False, "pos_embed_prefix": False, "pool": "avg", "final_norm": "after"},
         {"pre_norm": True, "patch_bias": False, "act": "quick_gelu"},
-        {"distilled": True, "pool": "cls_dist"},
+        {"distilled": True, "head_input": "cls_dist"},
         {"representation_dim": 6, "image_size": (8, 12)},
         {"head_norm": True},
         {"rel_pos": "block", "pos_embed": "none", "qkv_bias": "qv", "resize": "relpos-geometric"},
