@@ -65,6 +65,8 @@ def _format(dialect: str, kind: str, rules: tuple[Rule, ...], *, differential: b
         limits={
             "parallel": kind,
             "differential": differential,
+            "norm": ("layer", "rms"),
+            "qk_norm": (True, False, "rms"),
             "norm_position": "pre",
             "qkv_bias": (True, False),
             "attn_norm": False,

@@ -262,8 +262,8 @@ def test_torch_fx_traces_a_model_for_its_own_size(config: ViTConfig) -> None:
 
 
 def test_torchvisions_feature_extractor_sees_all_tokens() -> None:
-    model = random_model(CONFIGS["table"])
-    images = torch.randn(2, 3, 16, 16)
+    model = random_model(CONFIGS["table"], dtype=torch.float64)
+    images = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     names = ["blocks.0", "blocks.1", "blocks.1.mlp.fc1", "norm", "head"]
     with torch.no_grad():
         found = create_feature_extractor(model, names)(images)

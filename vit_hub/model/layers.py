@@ -169,7 +169,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.backbone = _STEMS[config.stem](config) if config.stem in _STEMS else nn.Identity()
-        self.padding = config.patch_padding
+        self.padding, self.video = config.patch_padding, config.video is not None
         self.proj: nn.Conv2d | nn.Conv3d
         if config.video is None:
             self.proj = nn.Conv2d(
@@ -189,7 +189,7 @@ class PatchEmbed(nn.Module):
         return self.norm(self._project(self.backbone(images)))  # type: ignore[no-any-return]
 
     def _project(self, images: Tensor) -> Tensor:
-        video = images.dim() == 5
+        video = self.video
         if not is_plain(self.proj, nn.Conv2d, nn.Conv3d):
             images = images.transpose(1, 2) if video else images
             return self.proj(images).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]

@@ -146,8 +146,8 @@ def resize_table(
         parts = []
         for part in table.flatten(0, -3):
             patches = _resample(part[first:last], before, wanted, _BESIDE_RELATIVE.get(method, method), symbolic)
-            if config.resize_square:  # cropped
-                patches = patches.reshape(*wanted, -1)[: after[0], : after[1]].flatten(0, 1)
+            if config.resize_square:
+                patches = _cropped(patches, wanted, after)
             parts.append(torch.cat((part[:first], patches, part[last:])))
         resized = torch.stack(parts).reshape(*table.shape[:-2], -1, table.shape[-1])
     elif name.endswith(DECOMPOSED):  # of one axis, which all projects resize so
@@ -164,6 +164,15 @@ def resize_table(
 def _sides(name: str, grid: Size) -> Size:
     """The (rows, columns) that a position table has of a grid: one of either, where it is for one axis."""
     return (1 if name == "pos_embed_x" else grid[0], 1 if name == "pos_embed_y" else grid[1])
+
+
+def _cropped(rows: Tensor, old: Size, new: Size) -> Tensor:
+    """The first rows and columns of a grid's places, [N, C]."""
+    import torch
+
+    # By number: a slice's length is the lesser of two, of which a program for any size knows nothing.
+    y, x = (torch.arange(side, device=rows.device) for side in new)
+    return rows.index_select(0, (y[:, None] * old[1] + x).flatten())
 
 
 def _resample(rows: Tensor, old: Size, new: Size, method: str, symbolic: bool) -> Tensor:
