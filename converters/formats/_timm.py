@@ -246,7 +246,7 @@ def _doubts(model: _Model, tensors: Tensors) -> list[str]:
 
 
 def _block(args: Mapping[str, Any]) -> dict[str, Any]:
-    """What the class of the blocks fixes."""
+    """Fields that the class of the blocks fixes."""
     if "use_post_norm" in args:
         return {"norm_position": "post" if args["use_post_norm"] else "pre"}
     if "block_fn" not in args:

@@ -55,26 +55,25 @@ def _evidence(kind: str, raw: RawCheckpoint, prefix: str) -> int:
     return timm.evidence(raw, "NaFlexVit") + (2 if _kind(raw, kernel) == kind else -2)
 
 
-def _patch(raw: RawCheckpoint, kernel: LazyTensor) -> tuple[int, int, int]:
-    """Return height, width and channels of a patch; without a config.json it is square, with three channels or one."""
+def _patch(raw: RawCheckpoint, kernel: LazyTensor) -> tuple[int, int]:
+    """Return height and width of a patch; without a config.json it is square, with three channels or one."""
     if len(kernel.shape) == 4:
-        return kernel.shape[2], kernel.shape[3], kernel.shape[1]
+        return kernel.shape[2], kernel.shape[3]
     args, _ = _timm.arguments(raw)
     p, q = size_pair("patch_size", args["patch_size"]) if "patch_size" in args else (0, 0)
     if p and kernel.shape[1] % (p * q) == 0:
-        return p, q, kernel.shape[1] // (p * q)
+        return p, q
     pixels = kernel.shape[1]
     chans = 3 if 3 * math.isqrt(pixels // 3) ** 2 == pixels > 0 else 1
     side = math.isqrt(pixels // chans)
-    return side, side, chans
+    return side, side
 
 
 def _axes(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor]) -> dict[str, int]:
     kernel = tensors.get(_KERNEL)
     if kernel is None or len(kernel.shape) not in (2, 4) or 0 in kernel.shape:
         return {}
-    p, q, _ = _patch(raw, kernel)
-    return {"p": p, "q": q}
+    return dict(zip("pq", _patch(raw, kernel), strict=True))
 
 
 def _grid(tensors: Mapping[str, LazyTensor]) -> tuple[int, int] | None:
@@ -92,7 +91,7 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
     by = stated.by or "what timm's architectures with these tensors do"
     kernel, grid = tensors[_KERNEL], _grid(tensors)
     if len(kernel.shape) in (2, 4) and grid:
-        p, q, _ = _patch(raw, kernel)
+        p, q = _patch(raw, kernel)
         fields["image_size"] = (grid[0] * p, grid[1] * q)
     elif "embeds.pos_embed_y" in tensors:
         fields.pop("image_size", None)

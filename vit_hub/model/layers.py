@@ -564,10 +564,10 @@ class Block(nn.Module):
 
     Args:
         config: what the model is.
+        block: number of the block, from 0.
         drop_rate: as for :class:`vit_hub.model.vit.VisionTransformer`, like the next one.
         attn_drop_rate: likewise.
         drop_path_rate: share of images for which a residual branch is left out in training.
-        index: number of the block, from 0.
     """
 
     def __init__(

@@ -381,7 +381,7 @@ def _group_fields(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def _block_fields(present: Mapping[str, Shape]) -> dict[str, Any]:
-    """What several fields decide together: layers side by side, the bias after attention, and layer scale."""
+    """Fields that several tensors decide together: layers side by side, bias after attention, and layer scale."""
     bias, first, second = (f"blocks.{{i}}.{name}" in present for name in ("attn.proj.bias", "ls1.gamma", "ls2.gamma"))
     if "blocks.{i}.norm2.weight" in present:
         return {"parallel": "none", "proj_bias": bias, "layer_scale": second or ("attn" if first else False)}

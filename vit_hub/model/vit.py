@@ -253,7 +253,7 @@ class VisionTransformer(nn.Module):
         return self.neck(torch.unflatten(tokens.transpose(1, 2), 2, grid))  # type: ignore[no-any-return]
 
     def _features(self, images: Tensor, geometry: Geometry, leading: int | None = None) -> Tensor:
-        """What is pooled: tokens [B, T, D], of which the first may be enough, or the map of a neck."""
+        """The input of pooling: tokens [B, T, D], of which the first may be enough, or the map of a neck."""
         tokens = self._encode(images, geometry, leading)
         pooled_map = self.neck is not None and self.config.pool != "none"
         return self._map(tokens, geometry.grid_size) if pooled_map else tokens
@@ -282,7 +282,7 @@ class VisionTransformer(nn.Module):
 
     @property
     def _apart(self) -> bool:
-        """Whether the patches of different frames of a video do not see one another: they are another image then."""
+        """True where patches of different frames of a video do not see one another: they are another image then."""
         return self.config.video is not None and not self.config.video.joint
 
     def _together(self, z: Tensor, images: Tensor) -> Tensor:
@@ -318,7 +318,7 @@ class VisionTransformer(nn.Module):
     def _positions_of_batch(
         self, index: int, geometries: Sequence[Geometry], mask: Tensor
     ) -> tuple[tuple[Tensor, Tensor] | None, Bias]:
-        """What :meth:`_attention_positions` gives for each image, padded, with the mask of padded keys [B, 1, 1, T]."""
+        """Results of :meth:`_attention_positions` for each image, padded, with the mask of padded keys [B, 1, 1, T]."""
         longest = mask.shape[-1]
         found = [self._attention_positions(index, geometry) for geometry in geometries]
         ropes = [rope for rope, _ in found if rope is not None]
