@@ -14,7 +14,7 @@ from typing import Any
 
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated, rotary
 from vit_hub.converters.rules.table import Drop, rule, weight_and_bias
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import ViTConfig
@@ -138,6 +138,9 @@ VIT_PATCHES = (
 POSITION_IDS = Drop(r"(.*\.)?position_ids", "position_ids: a counter, not a weight")
 
 VIT_LIMITS = {"qkv_bias": (True, False), "patch_bias": True, "pos_embed": "learned", "final_norm": "before"}
+# Coordinates are counted in turns between the borders of the image (arXiv 2508.10104, section 3.2).
+DINO_ROPE: dict[str, Any] = {"theta": 100.0, "coordinates": "centered", "pairs": "half"}
+DINO_ROTARY = rotary(DINO_ROPE, "it has rotary positions, centred, rotating the halves of a head")
 SQUARE = Requirement(
     "image_size",
     lambda c: c.image_size[0] == c.image_size[1] and c.patch_size[0] == c.patch_size[1],

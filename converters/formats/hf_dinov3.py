@@ -12,10 +12,10 @@ from typing import Any
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules.format import Dialect, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.format import Dialect, Sidecars, Stated
 from vit_hub.converters.rules.table import rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
-from vit_hub.model.config import Rope, ViTConfig
+from vit_hub.model.config import ViTConfig
 
 _GATE = "${first}.mlp.gate_proj.weight"
 
@@ -53,9 +53,6 @@ _DEFAULTS = {
 }
 TYPES = (hf.ModelType("dinov3_vit", "DINOv3ViT", _DEFAULTS),)
 
-# Coordinates are counted in turns between the borders of the image (arXiv 2508.10104, section 3.2).
-_ROPE: dict[str, Any] = {"theta": 100.0, "coordinates": "centered", "pairs": "half"}
-
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Read config.json.
@@ -67,7 +64,7 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
     hf.check_qkv_bias(raw, values, key=False)
     fields = dict(stated.fields)
     if isinstance(values.get("rope_theta"), (int, float)):
-        fields["rope"] = {**_ROPE, "theta": float(values["rope_theta"])}
+        fields["rope"] = {**hf.DINO_ROPE, "theta": float(values["rope_theta"])}
     return replace(stated, fields=fields)
 
 
@@ -97,7 +94,7 @@ FORMATS = (
         rules=RULES,
         dialects=(_dialect("", "layer"), _dialect("v5", "model.layer")),
         # No file stores a position table, so that the resize method is never used.
-        conventions={"act": "gelu", "norm_eps": 1e-5, "rope": _ROPE, "resize": "bicubic-antialias"},
+        conventions={"act": "gelu", "norm_eps": 1e-5, "rope": hf.DINO_ROPE, "resize": "bicubic-antialias"},
         limits={
             "class_token": True,
             "pos_embed": "none",
@@ -111,13 +108,7 @@ FORMATS = (
             "final_norm": "before",
             "num_classes": 0,
         },
-        requires=(
-            Requirement(
-                "rope",
-                lambda c: c.rope is not None and c.rope == Rope(**{**_ROPE, "theta": c.rope.theta}),
-                "it has rotary positions, centred, rotating the halves of a head",
-            ),
-        ),
+        requires=(hf.DINO_ROTARY,),
         state=_state,
         zeros=_zeros,
         sidecars=_sidecars,

@@ -12,10 +12,10 @@ from typing import Any
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules.format import Dialect, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.format import Dialect, Sidecars, Stated, rotary
 from vit_hub.converters.rules.table import rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
-from vit_hub.model.config import Rope, ViTConfig
+from vit_hub.model.config import ViTConfig
 
 RULES = (
     rule("cls_token", "${root}embeddings.class_embedding", "d -> 1 1 d"),
@@ -64,10 +64,8 @@ FORMATS = (
         },
         requires=(
             hf.SQUARE,
-            Requirement(
-                "rope",
-                lambda c: c.rope is not None and c.rope == Rope(**{**_ROPE, "theta": c.rope.theta}),
-                "it has rotary positions, rotating the halves of a head, with learned angles of the class token",
+            rotary(
+                _ROPE, "it has rotary positions, rotating the halves of a head, with learned angles of the class token"
             ),
         ),
         state=_state,

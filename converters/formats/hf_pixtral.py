@@ -12,10 +12,10 @@ from typing import Any
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules.format import Dialect, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.format import Dialect, Sidecars, Stated, rotary
 from vit_hub.converters.rules.table import rule
 from vit_hub.converters.tensors import LazyTensor
-from vit_hub.model.config import Rope, ViTConfig
+from vit_hub.model.config import ViTConfig
 
 _LAYER = "transformer.layers.{i}"
 
@@ -79,11 +79,7 @@ FORMATS = (
         },
         requires=(
             hf.SQUARE,
-            Requirement(
-                "rope",
-                lambda c: c.rope is not None and c.rope == Rope(**{**_ROPE, "theta": c.rope.theta}),
-                "it has rotary positions, whose frequencies alternate between rows and columns",
-            ),
+            rotary(_ROPE, "it has rotary positions, whose frequencies alternate between rows and columns"),
         ),
         state=_state,
         sidecars=_sidecars,

@@ -15,7 +15,7 @@ from typing import Any
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules.format import ANY, Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.format import ANY, Dialect, Format, Requirement, Sidecars, Stated, rotary
 from vit_hub.converters.rules.table import Rule, rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import ConfigError
@@ -158,11 +158,7 @@ _REQUIRES = (
         lambda c: c.video == Video(frames=c.video.tubelet, tubelet=c.video.tubelet, joint=False) if c.video else False,
         "its patches span the frames of a patch only",
     ),
-    Requirement(
-        "rope",
-        lambda c: c.rope is not None and c.rope == Rope(theta=c.rope.theta, pairs="half"),
-        "its rotations are those of row and column, in halves",
-    ),
+    rotary({"pairs": "half"}, "its rotations are those of row and column, in halves"),
 )
 
 

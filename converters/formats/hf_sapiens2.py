@@ -12,10 +12,10 @@ from typing import Any
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules.format import ANY, Dialect, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.format import ANY, Dialect, Sidecars, Stated
 from vit_hub.converters.rules.table import Drop, rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
-from vit_hub.model.config import Rope, ViTConfig
+from vit_hub.model.config import ViTConfig
 
 _QKV = tuple(f"${{layer}}.${{{part}}}" for part in "qkv")
 
@@ -92,9 +92,6 @@ _DEFAULTS = {
 }
 TYPES = (hf.ModelType("sapiens2", "Sapiens2", _DEFAULTS),)
 
-# Coordinates are counted in turns between the borders of the image, as in DINOv3.
-_ROPE: dict[str, Any] = {"theta": 100.0, "coordinates": "centered", "pairs": "half"}
-
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Read config.json.
@@ -108,7 +105,7 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
     if isinstance(values.get("rms_norm_eps"), (int, float)):
         fields["norm_eps"] = float(values["rms_norm_eps"])
     if isinstance(values.get("rope_theta"), (int, float)):
-        fields["rope"] = {**_ROPE, "theta": float(values["rope_theta"])}
+        fields["rope"] = {**hf.DINO_ROPE, "theta": float(values["rope_theta"])}
     return replace(stated, fields=fields)
 
 
@@ -148,7 +145,7 @@ FORMATS = (
         drops=(Drop(r"rope_embed\.periods", "periods of the rotary embedding, which are computed"),),
         dialects=_DIALECTS,
         # No file stores a position table, so that the resize method is never used.
-        conventions={"act": "silu", "norm_eps": 1e-6, "rope": _ROPE, "resize": "bicubic-antialias"},
+        conventions={"act": "silu", "norm_eps": 1e-6, "rope": hf.DINO_ROPE, "resize": "bicubic-antialias"},
         limits={
             "norm": "rms",
             "qk_norm": (False, "rms"),
@@ -166,13 +163,7 @@ FORMATS = (
             "final_norm": "before",
             "num_classes": 0,
         },
-        requires=(
-            Requirement(
-                "rope",
-                lambda c: c.rope is not None and c.rope == Rope(**{**_ROPE, "theta": c.rope.theta}),
-                "it has rotary positions, centred, rotating the halves of a head",
-            ),
-        ),
+        requires=(hf.DINO_ROTARY,),
         state=_state,
         zeros=_zeros,
         sidecars=_sidecars,

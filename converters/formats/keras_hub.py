@@ -20,6 +20,7 @@ import numpy as np
 
 from vit_hub.converters.casting import floats
 from vit_hub.converters.containers import RawCheckpoint
+from vit_hub.converters.formats._transformers import DINO_ROPE, DINO_ROTARY
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import (
     SQUARE_IMAGES,
@@ -33,7 +34,7 @@ from vit_hub.converters.rules.format import (
 from vit_hub.converters.rules.table import Reading, Rule, rule
 from vit_hub.converters.tensors import Array, LazyTensor, from_array
 from vit_hub.errors import CheckpointError, ConfigError
-from vit_hub.model.config import Rope, ViTConfig
+from vit_hub.model.config import ViTConfig
 from vit_hub.model.resample import axis_matrix, narrow_cubic_matrix
 from vit_hub.preprocessing.project_files import keras_converter
 from vit_hub.preprocessing.spec import Preprocessing
@@ -698,14 +699,11 @@ def _dinov3_state(kind: _Kind, raw: RawCheckpoint, tensors: Mapping[str, LazyTen
     """Read config.json."""
     fields, theta = _fields(kind, raw, tensors), _stated(raw.sidecars, kind).get("rope_theta")
     if isinstance(theta, (int, float)):
-        fields["rope"] = {**_ROPE, "theta": float(theta)}
+        fields["rope"] = {**DINO_ROPE, "theta": float(theta)}
     return Stated(fields, f"{_CONFIG} and shapes of the original tensors")
 
 
 # As in transformers' DINOv3ViT.
-_ROPE: dict[str, Any] = {"theta": 100.0, "coordinates": "centered", "pairs": "half"}
-
-
 def _dinov3(mask: bool, registers: bool) -> Format:
     variables = _dino_variables(mask, registers, ())
     kind = _Kind("dinov3", "DINOV3", "DINOV3Backbone", partial(_dinov3_keys, mask=mask))
@@ -714,7 +712,7 @@ def _dinov3(mask: bool, registers: bool) -> Format:
         kind,
         _dino_rules("dinov3", variables, _DINOV3_BLOCK, "1 1 d -> 1 d"),
         dialects=(Dialect("", {"family": "-".join(("dinov3", *variables)), "layer": layer}),),
-        conventions={"act": "gelu", "norm_eps": 1e-5, "rope": _ROPE, "resize": "bicubic-antialias"},
+        conventions={"act": "gelu", "norm_eps": 1e-5, "rope": DINO_ROPE, "resize": "bicubic-antialias"},
         evidence=partial(_dino_evidence, kind, variables),
         state=partial(_dinov3_state, kind),
         zeros=partial(_dino_zeros, "dinov3", variables),
@@ -733,11 +731,7 @@ def _dinov3(mask: bool, registers: bool) -> Format:
         requires=(
             SQUARE_PATCHES,
             _WHOLE_PATCHES,
-            Requirement(
-                "rope",
-                lambda c: c.rope is not None and c.rope == Rope(**{**_ROPE, "theta": c.rope.theta}),
-                "it has rotary positions, centred, rotating the halves of a head",
-            ),
+            DINO_ROTARY,
             Requirement("num_registers", lambda c: bool(c.num_registers) == registers, "it has registers, or none"),
         ),
     )

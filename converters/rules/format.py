@@ -14,10 +14,11 @@ from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.table import Drop, Reading, Rule, Table
 from vit_hub.converters.tensors import LazyTensor
-from vit_hub.model.config import ViTConfig
+from vit_hub.model.config import Rope, ViTConfig
 
 __all__ = [
     "ANY", "SQUARE_IMAGES", "SQUARE_PATCHES", "Dialect", "Format", "Requirement", "Sidecars", "Stated", "axis_sizes",
+    "rotary",
 ]  # fmt: skip
 
 Sidecars = dict[str, dict[str, Any]]
@@ -87,6 +88,13 @@ DEFAULT_LIMITS: dict[str, object] = {
 
 SQUARE_IMAGES = Requirement("image_size", lambda c: c.image_size[0] == c.image_size[1], "its images are square")
 SQUARE_PATCHES = Requirement("patch_size", lambda c: c.patch_size[0] == c.patch_size[1], "its patches are square")
+
+
+def rotary(rope: Mapping[str, Any], message: str) -> Requirement:
+    """Return the requirement of a rotary embedding, whatever the base of its frequencies."""
+    return Requirement(
+        "rope", lambda c: c.rope is not None and c.rope == Rope(**{**rope, "theta": c.rope.theta}), message
+    )
 
 
 def axis_sizes(config: ViTConfig) -> dict[str, int]:
