@@ -10,7 +10,7 @@ from vit_hub.model.shapes import tensor_shapes
 __all__ = ["activation_values", "forward_flops", "tokens_of"]
 
 # Tensors of the feed-forward layer's hidden width that live at once: before its last matrix product, and in it.
-_HIDDEN = {"mlp": (1, 1), "swiglu": (3, 2), "swiglu_packed": (3, 3)}
+_HIDDEN = {"mlp": (1, 1), "swiglu": (3, 1), "swiglu_packed": (3, 1)}
 
 
 def tokens_of(config: ViTConfig) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,32 @@ from vit_hub.model.windows import Partition
 
 __all__ = [
     "Attention", "AttentionPool", "AttentivePool", "Block", "BranchedBlock", "DropPath", "LayerScale", "Mlp",
-    "PackedSwiGLU", "ParallelBlock", "PatchEmbed", "PatchMerger", "PostNormBlock", "RelativePositionMlp", "SwiGLU",
+    "PackedSwiGLU", "ParallelBlock", "PatchEmbed", "PatchMerger", "Positions", "PostNormBlock", "RelativePositionMlp",
+    "SwiGLU",
     "block_class", "dropout", "dropped", "make_neck", "make_norm",
 ]  # fmt: skip
 
 
 # A bias of attention's logits, or what makes it of the layer's own table or network, or of its queries and tables.
 Bias = Tensor | Callable[..., Tensor]
+
+
+class Positions(NamedTuple):
+    """What the attention of a block knows of positions.
+
+    Attributes:
+        rope: cosines and sines that rotate queries and keys, each [..., T, D/H].
+        bias: added to the logits, [1, H, T, T]; a function makes it of the layer's own table, or of queries and both
+            tables.
+        windows: patches attend to those of the same window only.
+    """
+
+    rope: tuple[Tensor, Tensor] | None = None
+    bias: Bias | None = None
+    windows: Partition | None = None
+
+
+_NO_POSITIONS = Positions()
 
 
 def make_norm(kind: str, width: int, eps: float) -> nn.Module:
@@ -327,25 +346,21 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         leading: int | None = None,
-        rope: tuple[Tensor, Tensor] | None = None,
-        bias: Bias | None = None,
+        positions: Positions = _NO_POSITIONS,
         maps: list[Tensor] | None = None,
-        windows: Partition | None = None,
     ) -> Tensor:
         """Attend to all tokens.
 
         Args:
             x: [B, T, D].
             leading: only the outputs of so many first tokens are wanted.
-            rope: cosines and sines, each [..., T, D/H].
-            bias: added to the logits, [1, H, T, T]; a function makes it of this layer's own table,
-                or of queries and both tables.
+            positions: rotations, bias and windows.
             maps: the weights of the attention are added to this list, [B, H, T or leading, T], computed explicitly.
-            windows: patches attend to those of the same window only.
 
         Returns:
             [B, T, D] or [B, leading, D].
         """
+        rope, bias, windows = positions
         if windows is not None:
             x, rope = windows.tokens(x), windows.rotations(rope)
         q, k, v = self.qkv_heads(x, leading, rope)
@@ -433,7 +448,16 @@ class RelativePositionMlp(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an activation between them, eq. 3 of arXiv 2010.11929."""
+    """Two linear layers with an activation between them, eq. 3 of arXiv 2010.11929.
+
+    Args:
+        dim: D.
+        hidden: width between the layers.
+        act: the activation, one of :data:`vit_hub.model.config.ACTIVATIONS`.
+        norm: of the hidden values.
+        drop_rate: of dropout after each layer in training.
+        bias: whether the layers have biases.
+    """
 
     def __init__(
         self,
@@ -446,7 +470,7 @@ class Mlp(nn.Module):
     ) -> None:
         super().__init__()
         self.act = act
-        self.fc1 = nn.Linear(dim, hidden, bias=bias)
+        self._make_first(dim, hidden, bias)
         self.drop1 = dropout(drop_rate)
         self.norm = norm or nn.Identity()
         self.fc2 = nn.Linear(hidden, dim, bias=bias)
@@ -454,70 +478,41 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        hidden = _activate(self.act, self.fc1(x), inplace=_may_overwrite(self.fc1))
-        return dropped(self.drop2, self.fc2(self.norm(dropped(self.drop1, hidden))))
+        return dropped(self.drop2, self.fc2(self.norm(dropped(self.drop1, self._hidden(x)))))
+
+    def _make_first(self, dim: int, hidden: int, bias: bool) -> None:
+        """Make the layers that read the input."""
+        self.fc1 = nn.Linear(dim, hidden, bias=bias)
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, hidden]."""
+        return _activate(self.act, self.fc1(x), inplace=_may_overwrite(self.fc1))
 
 
-class SwiGLU(nn.Module):
+class SwiGLU(Mlp):
     """Gated feed-forward (act(x W) * x V) W2, arXiv 2002.05202, eq. 6; gate and value are two tensors."""
 
-    def __init__(
-        self,
-        dim: int,
-        hidden: int,
-        act: str,
-        norm: nn.Module | None = None,
-        drop_rate: float = 0.0,
-        bias: bool = True,
-    ) -> None:
-        super().__init__()
-        self.act = act
+    def _make_first(self, dim: int, hidden: int, bias: bool) -> None:
         self.fc1_g = nn.Linear(dim, hidden, bias=bias)
         self.fc1_x = nn.Linear(dim, hidden, bias=bias)
-        self.drop1 = dropout(drop_rate)
-        self.norm = norm or nn.Identity()
-        self.fc2 = nn.Linear(hidden, dim, bias=bias)
-        self.drop2 = dropout(drop_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
+    def _hidden(self, x: Tensor) -> Tensor:
         gate = _activate(self.act, self.fc1_g(x), inplace=_may_overwrite(self.fc1_g))
-        gated = gate * self.fc1_x(x)
-        return dropped(self.drop2, self.fc2(self.norm(dropped(self.drop1, gated))))
+        return gate * self.fc1_x(x)  # type: ignore[no-any-return]
 
 
-class PackedSwiGLU(nn.Module):
+class PackedSwiGLU(Mlp):
     """The same gated feed-forward with gate and value in one tensor, gate first (DINOv2's giant)."""
 
-    def __init__(
-        self,
-        dim: int,
-        hidden: int,
-        act: str,
-        norm: nn.Module | None = None,
-        drop_rate: float = 0.0,
-        bias: bool = True,
-    ) -> None:
-        super().__init__()
-        self.act = act
+    def _make_first(self, dim: int, hidden: int, bias: bool) -> None:
         self.fc1 = nn.Linear(dim, 2 * hidden, bias=bias)
-        self.drop1 = dropout(drop_rate)
-        self.norm = norm or nn.Identity()
-        self.fc2 = nn.Linear(hidden, dim, bias=bias)
-        self.drop2 = dropout(drop_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
+    def _hidden(self, x: Tensor) -> Tensor:
         gate, value = self.fc1(x).chunk(2, dim=-1)
-        gate = _activate(self.act, gate, inplace=_may_overwrite(self.fc1))
-        return dropped(self.drop2, self.fc2(self.norm(dropped(self.drop1, gate * value))))
+        return _activate(self.act, gate, inplace=_may_overwrite(self.fc1)) * value  # type: ignore[no-any-return]
 
 
-_FEED_FORWARD: dict[str, type[Mlp] | type[SwiGLU] | type[PackedSwiGLU]] = {
-    "mlp": Mlp,
-    "swiglu": SwiGLU,
-    "swiglu_packed": PackedSwiGLU,
-}
+_FEED_FORWARD = {"mlp": Mlp, "swiglu": SwiGLU, "swiglu_packed": PackedSwiGLU}
 
 
 def _feed_forward(config: ViTConfig, drop_rate: float) -> nn.Module:
@@ -594,13 +589,11 @@ class Block(nn.Module):
         self,
         x: Tensor,
         leading: int | None = None,
-        rope: tuple[Tensor, Tensor] | None = None,
-        bias: Bias | None = None,
+        positions: Positions = _NO_POSITIONS,
         maps: list[Tensor] | None = None,
-        windows: Partition | None = None,
     ) -> Tensor:
         """[B, T, D] -> [B, T, D], or [B, leading, D]: the first tokens only, at their share of the cost."""
-        attended = self.attn(self.norm1(x), leading, rope, bias, maps, windows)
+        attended = self.attn(self.norm1(x), leading, positions, maps)
         x = x[:, :leading] + dropped(self.drop_path1, self.ls1(attended))
         return x + dropped(self.drop_path2, self.ls2(self.mlp(self.norm2(x))))
 
@@ -612,13 +605,11 @@ class PostNormBlock(Block):
         self,
         x: Tensor,
         leading: int | None = None,
-        rope: tuple[Tensor, Tensor] | None = None,
-        bias: Bias | None = None,
+        positions: Positions = _NO_POSITIONS,
         maps: list[Tensor] | None = None,
-        windows: Partition | None = None,
     ) -> Tensor:
         """[B, T, D] -> [B, T, D] or [B, leading, D]."""
-        attended = self.norm1(self.attn(x, leading, rope, bias, maps, windows))
+        attended = self.norm1(self.attn(x, leading, positions, maps))
         x = x[:, :leading] + dropped(self.drop_path1, attended)
         return x + dropped(self.drop_path2, self.norm2(self.mlp(x)))
 
@@ -630,14 +621,12 @@ class ParallelBlock(Block):
         self,
         x: Tensor,
         leading: int | None = None,
-        rope: tuple[Tensor, Tensor] | None = None,
-        bias: Bias | None = None,
+        positions: Positions = _NO_POSITIONS,
         maps: list[Tensor] | None = None,
-        windows: Partition | None = None,
     ) -> Tensor:
         """[B, T, D] -> [B, T, D] or [B, leading, D]."""
         normed = self.norm1(x)
-        both = self.attn(normed, leading, rope, bias, maps, windows) + self.mlp(normed[:, :leading])
+        both = self.attn(normed, leading, positions, maps) + self.mlp(normed[:, :leading])
         return x[:, :leading] + dropped(self.drop_path1, self.ls1(both))
 
 
@@ -674,15 +663,13 @@ class BranchedBlock(nn.Module):
         self,
         x: Tensor,
         leading: int | None = None,
-        rope: tuple[Tensor, Tensor] | None = None,
-        bias: Bias | None = None,
+        positions: Positions = _NO_POSITIONS,
         maps: list[Tensor] | None = None,
-        windows: Partition | None = None,
     ) -> Tensor:
         """[B, T, D] -> [B, T, D] or [B, leading, D]."""
         y = x[:, :leading]
         for attn in self.attns:
-            attended = attn["attn"](attn["norm"](x), leading, rope, bias, maps, windows)  # type: ignore[index]
+            attended = attn["attn"](attn["norm"](x), leading, positions, maps)  # type: ignore[index]
             y = y + attn["drop_path"](attn["ls"](attended))  # type: ignore[index]
         z = y
         for ffn in self.ffns:
@@ -702,6 +689,13 @@ def block_class(config: ViTConfig) -> type[Block] | type[BranchedBlock]:
     if config.parallel != "none":
         return ParallelBlock
     return PostNormBlock if config.norm_position == "post" else Block
+
+
+def _asked(query: Tensor, kv: Tensor, heads: int) -> Tensor:
+    """Let a learned query [1, 1, D] attend to the tokens of keys and values [B, T, 2 D]: [B, 1, D]."""
+    q = _split_heads(query, heads).expand(kv.shape[0], -1, -1, -1)
+    k, v = kv.chunk(2, dim=-1)
+    return _join_heads(F.scaled_dot_product_attention(q, _split_heads(k, heads), _split_heads(v, heads)))
 
 
 class AttentionPool(nn.Module):
@@ -725,10 +719,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, D]."""
-        q = _split_heads(self.q(self.latent), self.num_heads).expand(x.shape[0], -1, -1, -1)
-        k, v = self.kv(x).chunk(2, dim=-1)
-        k, v = _split_heads(k, self.num_heads), _split_heads(v, self.num_heads)
-        pooled = self.proj(_join_heads(F.scaled_dot_product_attention(q, k, v)))
+        pooled = self.proj(_asked(self.q(self.latent), self.kv(x), self.num_heads))
         if self.mlp is not None and self.norm is not None:
             pooled = pooled + self.mlp(self.norm(pooled))
         return pooled[:, 0]  # type: ignore[no-any-return]
@@ -759,10 +750,7 @@ class AttentivePool(nn.Module):
         """[B, T, D] -> [B, D]."""
         for block in self.blocks:
             x = block(x)
-        q = _split_heads(self.q(self.latent), self.num_heads).expand(x.shape[0], -1, -1, -1)
-        k, v = self.kv(self.norm1(x)).chunk(2, dim=-1)
-        k, v = _split_heads(k, self.num_heads), _split_heads(v, self.num_heads)
-        pooled = self.latent + _join_heads(F.scaled_dot_product_attention(q, k, v))
+        pooled = self.latent + _asked(self.q(self.latent), self.kv(self.norm1(x)), self.num_heads)
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]  # type: ignore[no-any-return]
 
 

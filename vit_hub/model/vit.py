@@ -26,6 +26,7 @@ from vit_hub.model.layers import (
     Bias,
     PatchEmbed,
     PatchMerger,
+    Positions,
     RelativePositionMlp,
     block_class,
     dropout,
@@ -311,32 +312,30 @@ class VisionTransformer(nn.Module):
         mask = z.new_zeros(len(lengths), 1, 1, max(lengths))
         mask.masked_fill_((places >= counts[:, None])[:, None, None], -torch.inf)
         for index in range(len(self.blocks)):
-            z = self.blocks[index](z, None, *self._positions_of_batch(index, geometries, mask))
+            z = self.blocks[index](z, None, self._positions_of_batch(index, geometries, mask))
         z = self._norm(z)
         return [z[index : index + 1, :length] for index, length in enumerate(lengths)]
 
-    def _positions_of_batch(
-        self, index: int, geometries: Sequence[Geometry], mask: Tensor
-    ) -> tuple[tuple[Tensor, Tensor] | None, Bias]:
-        """Results of :meth:`_attention_positions` for each image, padded, with the mask of padded keys [B, 1, 1, T]."""
+    def _positions_of_batch(self, index: int, geometries: Sequence[Geometry], mask: Tensor) -> Positions:
+        """The positions of each image for one block, padded, with the mask of padded keys [B, 1, 1, T]."""
         longest = mask.shape[-1]
-        found = [self._attention_positions(index, geometry) for geometry in geometries]
-        ropes = [rope for rope, _ in found if rope is not None]
+        found = [self._positions(index, geometry) for geometry in geometries]
+        ropes = [positions.rope for positions in found if positions.rope is not None]
         rope = None
         if ropes:
             cos, sin = (torch.stack([_padded(part, longest) for part in parts]) for parts in zip(*ropes, strict=True))
             rope = (cos, sin) if cos.dim() == 4 else (cos.unsqueeze(1), sin.unsqueeze(1))
-        biases = [bias for _, bias in found if bias is not None]
+        biases = [positions.bias for positions in found if positions.bias is not None]
 
         def joined(parts: Sequence[Tensor]) -> Tensor:
             square = (_padded(_padded(part, longest).mT, longest).mT for part in parts)
             return torch.cat(list(square)) + mask
 
         if not biases:
-            return rope, mask
+            return Positions(rope, mask)
         if isinstance(biases[0], Tensor):
-            return rope, joined([bias for bias in biases if isinstance(bias, Tensor)])
-        return rope, lambda table: joined([bias(table) for bias in biases if not isinstance(bias, Tensor)])
+            return Positions(rope, joined([bias for bias in biases if isinstance(bias, Tensor)]))
+        return Positions(rope, lambda table: joined([bias(table) for bias in biases if not isinstance(bias, Tensor)]))
 
     def _tokens(self, images: Tensor, geometry: Geometry) -> Tensor:
         """Input of the first block: z_0 of eq. 1, [B, T, D].
@@ -403,11 +402,7 @@ class VisionTransformer(nn.Module):
         maps: list[Tensor] | None = None,
     ) -> Tensor:
         """One block, eq. 2 and 3, with what its attention takes in of positions."""
-        rope, bias, window = *self._attention_positions(index, geometry), self.config.window(index)
-        if window is not None and self.config.windows is not None:
-            windows = Partition(geometry.grid_size, window, self.config.windows.pad)
-            return self.blocks[index](z, leading, rope, bias, maps, windows)  # type: ignore[no-any-return]
-        z = self.blocks[index](z, leading, rope, bias, maps)
+        z = self.blocks[index](z, leading, self._positions(index, geometry), maps)
         if self.mid_pos_embed is not None and index < len(self.blocks) - 1:
             z = z + self._table("mid_pos_embed", geometry, self.mid_pos_embed)[index]
         return z
@@ -792,33 +787,44 @@ class VisionTransformer(nn.Module):
             geometry.resized[name] = Resized(resized, table.clone())
         return resized
 
-    def _attention_positions(self, index: int, geometry: Geometry) -> tuple[tuple[Tensor, Tensor] | None, Bias | None]:
-        """Rotations of queries and keys, and a bias of the logits, for one block; each if there is one.
+    def _positions(self, index: int, geometry: Geometry) -> Positions:
+        """Rotations of queries and keys, bias of the logits and windows for one block; each if there is one."""
+        window, windows = self.config.window(index), None
+        if window is not None and self.config.windows is not None:
+            windows = Partition(geometry.grid_size, window, self.config.windows.pad)
+        return Positions(self._rotations(index, geometry), self._bias(index, geometry), windows)
 
-        Tables are read where the module that has them is called.
-        """
-        rope, pairs, offsets = geometry.rope, geometry.pairs, geometry.offsets
-        config = self.config.rope
-        if self.rope is not None and config is not None and config.mixed:
+    def _rotations(self, index: int, geometry: Geometry) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines for one block, each [..., T, D/H]."""
+        rope, config = geometry.rope, self.config.rope
+        if self.rope is None or config is None:
+            return rope
+        if config.mixed:
             angles = mixed_angles(config, geometry.grid_size, self.rope()[:, index])
-            rope = expand_angles(config, angles, self.config.num_prefix_tokens, self.config.head_dim)
-        elif self.rope is not None and config is not None and rope is not None:  # the class token turns, too
-            first = expand_angles(config, self.rope().to(rope[0].dtype), 0, self.config.head_dim)
-            cos, sin = (torch.cat((one, others[1:])) for one, others in zip(first, rope, strict=True))
-            rope = cos, sin
+            return expand_angles(config, angles, self.config.num_prefix_tokens, self.config.head_dim)
+        if rope is None:
+            return None
+        # The class token turns, too.
+        first = expand_angles(config, self.rope().to(rope[0].dtype), 0, self.config.head_dim)
+        cos, sin = (torch.cat((one, others[1:])) for one, others in zip(first, rope, strict=True))
+        return cos, sin
+
+    def _bias(self, index: int, geometry: Geometry) -> Bias | None:
+        """Bias of the logits for one block. Tables are read where the module that has them is called."""
+        pairs, offsets = geometry.pairs, geometry.offsets
         if self.config.rel_pos == "decomposed":
-            return rope, self._decomposed(index, geometry)
+            return self._decomposed(index, geometry)
         if pairs is None:
-            return rope, None
+            return None
         if offsets is not None and self.shared_rel_pos is not None:
-            return rope, relative_bias(self.shared_rel_pos(offsets), pairs)
+            return relative_bias(self.shared_rel_pos(offsets), pairs)
         if offsets is not None:
-            return rope, lambda network: relative_bias(network(offsets), pairs)
+            return lambda network: relative_bias(network(offsets), pairs)
         if self.rel_pos_bias is not None:
             table = self._table(f"rel_pos_bias.{_RELATIVE_TABLE}", geometry, self.rel_pos_bias())
-            return rope, relative_bias(table, pairs)
+            return relative_bias(table, pairs)
         name = f"blocks.{index}.attn.{_RELATIVE_TABLE}"
-        return rope, lambda table: relative_bias(self._table(name, geometry, table), pairs)
+        return lambda table: relative_bias(self._table(name, geometry, table), pairs)
 
     def _decomposed(self, index: int, geometry: Geometry) -> Bias:
         """A function of queries and both tables of a block; those of windows are the same for images of any size."""
