@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import random_images, random_model
+from hypothesis import given
+from hypothesis import strategies as st
+from small_models import configs, examples, random_images, random_model, relative_error
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -127,3 +129,56 @@ def test_it_is_refused_before_anything_is_written(name: str, tmp_path: Path) -> 
         model.save(tmp_path / "changed.safetensors")
     assert part in caught.value.message
     assert not list(tmp_path.iterdir())
+
+
+class Unlike(nn.Module):
+    """A layer that computes otherwise, with the tensors of the one in whose place it stands."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        for name, value in base.named_parameters(recurse=False):
+            self.register_parameter(name, value)
+        self.base = [base]
+
+    def forward(self, *args: torch.Tensor) -> torch.Tensor:
+        return 2 * self.base[0](*args)
+
+
+@st.composite
+def changes(draw: st.DrawFn, model: vit_hub.VisionTransformer) -> str:
+    """Change a model as its users do, and return what was done."""
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, nn.LayerNorm, nn.Conv2d))]
+    kinds = ["other", "other", "head", "no head", "blocks", "bias"]
+    kind = draw(st.sampled_from(kinds))
+    if kind == "head" and isinstance(model.head, nn.Linear):
+        model.head = nn.Linear(model.head.in_features, draw(st.integers(1, 7)))
+    elif kind == "no head":
+        model.head = nn.Identity()
+    elif kind == "blocks":
+        model.blocks = model.blocks[: draw(st.integers(1, len(model.blocks)))]
+    else:
+        name = draw(st.sampled_from(layers))
+        parent, _, attribute = name.rpartition(".")
+        layer = model.get_submodule(name)
+        if kind == "bias" and layer.bias is not None:
+            layer.bias = None
+        else:
+            setattr(model.get_submodule(parent), attribute, draw(st.sampled_from((Unlike, Wrapped)))(layer))
+    return kind
+
+
+@examples(120)
+@given(config=configs(), data=st.data())
+def test_any_change_is_saved_as_it_is_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, config: vit_hub.ViTConfig, data: st.DataObject
+) -> None:
+    folder, model = tmp_path_factory.mktemp("any"), random_model(config)
+    data.draw(changes(model))
+    try:
+        path = model.save(folder / "changed.safetensors")
+    except vit_hub.ConfigError:
+        assert not list(folder.iterdir())
+        return
+    images = random_images(config)
+    with torch.no_grad():
+        assert relative_error(vit_hub.load(path)(images), model(images)) <= 1e-5

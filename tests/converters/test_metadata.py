@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import pytest
 import timm
 import torch
 import transformers
-from small_models import random_model, randomise
+from hypothesis import given
+from hypothesis import strategies as st
+from small_models import examples, random_model, randomise
 from torch import nn
 
 import vit_hub
+from vit_hub.converters.passport import Passport
 from vit_hub.errors import UnsupportedByFormatError
 from vit_hub.preprocessing.labels import label_names
+from vit_hub.preprocessing.spec import Preprocessing
 
 NAMES = ["tabby cat", "dog, puppy", "émigré", "zèbre/zebra", "cup"]
 SMALL: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -380,3 +385,71 @@ class TestTextTowers:
         report = vit_hub.convert(file, tmp_path / "back", to="open_clip", keep_rest=True, strict_metadata=True)
         again = open_clip.create_model(f"local-dir:{report.path}")
         assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+# Targets whose config files hold more or less of it. A model of another size or activation would be refused first.
+_TARGETS = ("hf", "timm", "keras_hub", "mmpretrain", "open_clip", "torchvision", "vit_jax", "facebook", "big_vision")
+_NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=8)
+_SPECS = st.builds(
+    Preprocessing,
+    image_size=st.just((16, 16)),
+    mean=st.sampled_from(((0.5,) * 3, (0.1, 0.2, 0.3), (0.0,) * 3)),
+    std=st.sampled_from(((0.5,) * 3, (0.3, 0.4, 0.5), (1.0,) * 3)),
+    interpolation=st.sampled_from(("bilinear", "bicubic", "nearest", "lanczos")),
+    crop_pct=st.sampled_from((1.0, 0.9, 0.875, 0.5, 16 / 19)),
+    crop_mode=st.sampled_from(("center", "squash", "border")),
+    crop_offset=st.sampled_from(("round", "floor")),
+    quantize=st.sampled_from(("round", "round", "floor", "none")),
+) | st.builds(
+    Preprocessing,
+    image_size=st.just((16, 16)),
+    mean=st.just((0.5,) * 3),
+    std=st.just((0.5,) * 3),
+    interpolation=st.just("bilinear"),
+    antialias=st.just(False),
+)
+
+
+def with_metadata(folder: Path, labels: list[str] | None = None, spec: Preprocessing | None = None) -> Path:
+    """A canonical file of a small model with these class names and this preprocessing in its passport."""
+    model = random_model(CONFIG)
+    record = spec.to_dict() if spec else None
+    model.passport = Passport(format="canonical", labels=labels, preprocess=record)
+    return model.save(folder / "model.safetensors")
+
+
+@examples(80)
+@given(names=st.lists(_NAMES, min_size=5, max_size=5), to=st.sampled_from((*_TARGETS, "canonical")))
+def test_any_class_names_are_given_back_or_named_as_lost(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str], to: str
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    source = with_metadata(folder, labels=names)
+    assert vit_hub.class_names(vit_hub.load(source)) == tuple(names)
+    report = vit_hub.convert(source, folder / ("out.safetensors" if to == "canonical" else "out"), to=to, lossy=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = vit_hub.class_names(vit_hub.load(report.path, overrides={"num_heads": 2}))
+    said = [text for text in report.metadata_lost if text.startswith("class names: ")]
+    assert (found == tuple(names)) or (said and found is None)
+
+
+@examples(150)
+@given(spec=_SPECS, to=st.sampled_from((*_TARGETS, "canonical")), height=st.integers(9, 60), width=st.integers(9, 60))
+def test_any_preprocessing_is_given_back_or_named_as_lost(
+    tmp_path_factory: pytest.TempPathFactory, spec: Preprocessing, to: str, height: int, width: int
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    source = with_metadata(folder, spec=spec)
+    report = vit_hub.convert(source, folder / ("out.safetensors" if to == "canonical" else "out"), to=to, lossy=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = vit_hub.load(report.path, overrides={"num_heads": 2})
+        found = vit_hub.preprocess(model)
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    same = torch.allclose(found(image), spec(image), rtol=0, atol=1e-5)
+    assert same or any(text.startswith("preprocessing: ") for text in report.warnings)
+    back = vit_hub.convert(report.path, folder / "back.safetensors", overrides={"num_heads": 2}).path
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert vit_hub.preprocess(vit_hub.load(back)) == found

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from small_models import configs, examples, random_images, random_model, relative_error
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, parametrize, vector_to_parameters
@@ -192,6 +193,23 @@ def test_resized_tables_follow_the_values(fields: dict[str, Any], update: Callab
     assert torch.equal(used(images), fresh(images))
 
 
+@examples(60)
+@given(config=configs(), update=st.sampled_from([in_place, replaced, through_numpy, as_a_vector, by_state_dict]))
+def test_any_model_follows_its_values_at_any_size(
+    config: vit_hub.ViTConfig, update: Callable[[nn.Module], None]
+) -> None:
+    used, fresh = (random_model(config, dtype=torch.float64).requires_grad_(False) for _ in range(2))
+    used.dynamic = fresh.dynamic = True
+    own = random_images(config, torch.float64)
+    rows, columns = config.pixels_per_patch
+    other = torch.randn(1, config.in_chans, config.image_size[0] + rows, config.image_size[1] + 2 * columns).double()
+    used(own), used(other)
+    update(used)
+    update(fresh)
+    for images in (other, own):
+        assert torch.equal(used(images), fresh(images)) or used(images).isnan().any()
+
+
 def test_rotations_follow_the_periods_that_are_loaded() -> None:
     rope = {"theta": 100.0, "coordinates": "centered", "pairs": "half", "stored_periods": True}
     config = vit_hub.ViTConfig(**SMALL, pos_embed="none", rope=rope)
@@ -234,6 +252,25 @@ def test_casting_is_loading_in_that_dtype(fields: dict[str, Any], dtype: str, tm
     if model.rope_embed is not None:
         assert torch.equal(cast.rope_embed.periods, model.rope_embed.periods)
         assert torch.equal(loaded.rope_embed.periods, model.rope_embed.periods)
+
+
+@examples(40)
+@given(config=configs(), dtype=st.sampled_from(sorted(CASTS)))
+def test_casting_any_model_is_loading_it_in_that_dtype(
+    tmp_path_factory: pytest.TempPathFactory, config: vit_hub.ViTConfig, dtype: str
+) -> None:
+    model = random_model(config)
+    if dtype == "float32":  # rounded to half precision and back; rotations and tables that are computed are not
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                if value.is_floating_point() and not name.endswith("periods"):
+                    value.copy_(value.half())
+    file = model.save(tmp_path_factory.mktemp("any") / "m.safetensors")
+    loaded, cast = vit_hub.load(file, dtype=dtype), CASTS[dtype](vit_hub.load(file))
+    found = dict(cast.named_buffers()) | dict(cast.named_parameters())
+    for name, value in (*loaded.named_parameters(), *loaded.named_buffers()):
+        assert found[name].dtype == value.dtype, name
+        assert torch.equal(found[name], value), name
 
 
 def test_a_batch_of_no_images_gives_no_rows() -> None:
