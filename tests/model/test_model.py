@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from kinds import KINDS
 from small_models import configs, examples, random_images, random_model, relative_error
 
 import vit_hub
@@ -70,6 +71,15 @@ def test_the_parameters_are_those_of_the_layout(config: vit_hub.ViTConfig) -> No
     assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == tensor_shapes(config)
     assert sum(value.numel() for value in model.parameters()) == num_parameters(config)
     assert all(hasattr(config, field_of(name)) for name in tensor_shapes(config))
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", "rms_blocks"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_the_parameters_of_the_layout(kind: str, norm: str) -> None:
+    config = KINDS[kind].replace(norm=norm)
+    with torch.device("meta"):
+        model = VisionTransformer(config)
+    assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == tensor_shapes(config)
 
 
 @examples(60)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
+from kinds import KINDS
 from small_models import configs, examples, random_images, random_model, randomise, relative_error
 from timm.models._features import FeatureInfo
 from timm.models.eva import Eva
@@ -179,3 +181,30 @@ def test_a_format_of_outputs_that_is_none_is_refused() -> None:
     model = random_model(vit_hub.ViTConfig(**SMALL))
     with pytest.raises(vit_hub.ConfigError, match="output_fmt"):
         model.forward_intermediates(random_images(model.config), output_fmt="NHWC")
+
+
+def test_a_new_classifier_has_no_names_of_old_classes(tmp_path: Path) -> None:
+    model = vit_hub.load("vit-nano-digits")
+    assert vit_hub.class_names(model)
+    model.reset_classifier(10)
+    assert vit_hub.class_names(model) is None
+    assert vit_hub.class_names(vit_hub.load(model.save(tmp_path / "m.safetensors"))) is None
+
+
+def test_an_image_that_stands_for_a_video_has_maps_of_all_its_frames() -> None:
+    config = KINDS["video table"]
+    model = random_model(config)
+    images = torch.randn(2, 3, *config.image_size)
+    (maps,) = model.forward_intermediates(images, 1)
+    tubelets = config.num_tubelets
+    assert maps.shape == (2, config.embed_dim, tubelets, *config.grid_size)
+    (layer,) = model.get_intermediate_layers(images, 1, reshape=True)
+    assert layer.shape == maps.shape
+
+
+def test_every_parameter_has_a_group_of_its_depth() -> None:
+    model = random_model(KINDS["detections"])
+    groups = model.group_matcher()
+    stem = re.compile(groups["stem"])
+    early = [name for name, _ in model.named_parameters() if stem.match(name)]
+    assert {"cls_token", "det_token", "pos_embed", "mid_pos_embed", "patch_embed.proj.weight"} <= {*early}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from vit_hub.errors import ConfigError
 
 __all__ = [
     "ACTIVATIONS", "ATTENTION_POOLS", "CHOICES", "RESIZE_METHODS", "Merger", "Neck", "RelPosMlp", "Rope", "ViTConfig",
-    "Video", "Windows", "check_choices", "size_pair",
+    "Video", "Windows", "check_choices", "check_fields", "size_pair",
 ]  # fmt: skip
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
@@ -83,6 +84,10 @@ class Rope:
 
     def __post_init__(self) -> None:
         check_choices(self, "rope.")
+        for name, least in (("theta", 0), ("offset", -math.inf)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least < value < math.inf:
+                raise ConfigError(f"rope.{name} must be a number{' above zero' * (least == 0)}, not {value!r}")
         if self.reference_grid is not None:
             object.__setattr__(self, "reference_grid", size_pair("rope.reference_grid", self.reference_grid))
 
@@ -123,9 +128,7 @@ class Windows:
     def __post_init__(self) -> None:
         check_choices(self, "windows.")
         object.__setattr__(self, "size", size_pair("windows.size", self.size))
-        if not all(_is_whole(block) for block in self.full):
-            raise ConfigError(f"windows.full must hold numbers of blocks, not {self.full!r}")
-        object.__setattr__(self, "full", tuple(sorted(set(self.full))))
+        object.__setattr__(self, "full", tuple(sorted(set(_numbers("windows.full", self.full, least=0)))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,9 +214,27 @@ def _choices(cls: type) -> dict[str, tuple[Any, ...]]:
 def check_choices(instance: Any, prefix: str = "") -> None:
     """Raise ConfigError if a field of a dataclass has none of the values that its type names."""
     for name, values in _choices(instance.__class__).items():
-        value = getattr(instance, name)
-        if not any(type(value) is type(one) and value == one for one in values):  # 1 is no True
-            raise ConfigError(f"{prefix}{name} must be one of {', '.join(map(str, values))}, not {value!r}")
+        _check_choice(f"{prefix}{name}", getattr(instance, name), values)
+
+
+def _check_choice(name: str, value: Any, values: tuple[Any, ...]) -> None:
+    if not any(type(value) is type(one) and value == one for one in values):  # 1 is no True
+        raise ConfigError(f"{name} must be one of {', '.join(map(str, values))}, not {value!r}")
+
+
+def check_fields(fields: Mapping[str, Any]) -> None:
+    """Raise ConfigError if one of these fields of a :class:`ViTConfig` has a value that no config has there.
+
+    Groups check their own fields when they are made.
+    """
+    least = {**dict.fromkeys(_POSITIVE, 1), **dict.fromkeys(_NOT_NEGATIVE, 0)}
+    for name, value in fields.items():
+        if name in least and not _is_whole(value, least[name]):
+            raise ConfigError(f"{name} must be a whole number >= {least[name]}, not {value!r}")
+        if name in _SIZES:
+            size_pair(name, value)
+        if name in CHOICES:
+            _check_choice(name, value, CHOICES[name])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -385,14 +406,14 @@ class ViTConfig:
         for name, group in _GROUPS.items():
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _group(name, group, getattr(self, name)))
-        object.__setattr__(self, "stem_stages", tuple(self.stem_stages))
+        object.__setattr__(self, "stem_stages", _numbers("stem_stages", self.stem_stages))
         object.__setattr__(self, "kv_heads", _numbers("kv_heads", self.kv_heads))
-        object.__setattr__(self, "stem_convs", tuple(tuple(conv) for conv in self.stem_convs))
-        _check_numbers(self, {**dict.fromkeys(_POSITIVE, 1), **dict.fromkeys(_NOT_NEGATIVE, 0)})
-        check_choices(self)
-        for name in ("norm_eps", "qk_norm_eps", "final_norm_eps"):
+        object.__setattr__(self, "stem_convs", _convolutions(self.stem_convs))
+        check_fields(vars(self))
+        for name in ("norm_eps", "stem_norm_eps", "qk_norm_eps", "final_norm_eps"):
             eps = getattr(self, name)
-            if not (isinstance(eps, float) and 0 < eps < 1) and (name == "norm_eps" or eps is not None):
+            optional = name in ("qk_norm_eps", "final_norm_eps")
+            if not (isinstance(eps, float) and 0 < eps < 1) and not (optional and eps is None):
                 raise ConfigError(f"{name} must be a number between 0 and 1, not {eps!r}")
         self._check_consistency()
         # Fields without effect take their defaults, so that configs of the same model are equal.
@@ -475,6 +496,9 @@ class ViTConfig:
             ),
             "head_input: head_input='cls_avg' or 'cls_dist' needs pool='cls' and a head": (
                 self.head_input == "pooled" or (pool == "cls" and head)
+            ),
+            "head_input: head_input='cls_avg' reads tokens that no layer or norm follows": (
+                self.head_input != "cls_avg" or not (width or self.projection_dim or self.final_norm == "after")
             ),
             "head_input: head_input='cls_dist' needs distilled=True and no layer before the head": (
                 self.head_input != "cls_dist" or (self.distilled and not (width or self.projection_dim))
@@ -687,16 +711,28 @@ def _plain(value: Any) -> Any:
     return {key: _plain(item) for key, item in vars(value).items()} if dataclasses.is_dataclass(value) else value
 
 
-def _numbers(name: str, values: Any) -> tuple[int, ...]:
-    """Return a sequence of whole numbers above zero as a tuple.
+def _numbers(name: str, values: Any, least: int = 1) -> tuple[int, ...]:
+    """Return a sequence of whole numbers of at least a size as a tuple.
 
     Raises:
         ConfigError: it is none.
     """
     found = tuple(values) if isinstance(values, (list, tuple)) else None
-    if found is None or any(isinstance(value, bool) or not isinstance(value, int) or value < 1 for value in found):
-        raise ConfigError(f"{name} must hold whole numbers >= 1, not {values!r}")
+    if found is None or not all(_is_whole(value, least) for value in found):
+        raise ConfigError(f"{name} must hold whole numbers >= {least}, not {values!r}")
     return found
+
+
+def _convolutions(values: Any) -> tuple[tuple[int, int, int], ...]:
+    """Return the convolutions of a stem as tuples of (channels, kernel, stride).
+
+    Raises:
+        ConfigError: they are none.
+    """
+    found = [_numbers("stem_convs", conv) for conv in values] if isinstance(values, (list, tuple)) else None
+    if found is None or any(len(conv) != 3 for conv in found):
+        raise ConfigError(f"stem_convs must hold (channels, kernel, stride) for each convolution, not {values!r}")
+    return tuple(found)  # type: ignore[arg-type]
 
 
 CHOICES = _choices(ViTConfig)
@@ -734,9 +770,9 @@ def size_pair(name: str, value: Any) -> tuple[int, int]:
     Raises:
         ConfigError: ``value`` is neither; ``name`` is its name in the message.
     """
-    pair = (value, value) if isinstance(value, int) else value
+    pair = (value, value) if hasattr(value, "__index__") else value  # numpy's whole numbers, too
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise ConfigError(f"{name} must be one number or (height, width), not {value!r}")
-    if any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in pair):
+    if any(isinstance(side, bool) or not hasattr(side, "__index__") or operator.index(side) < 1 for side in pair):
         raise ConfigError(f"{name} must hold whole numbers >= 1, not {value!r}")
-    return int(pair[0]), int(pair[1])
+    return operator.index(pair[0]), operator.index(pair[1])

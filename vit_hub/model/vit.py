@@ -100,7 +100,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         rates = {"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate, "drop_path_rate": drop_path_rate}
         for name, rate in rates.items():
-            if not 0 <= rate < 1:
+            if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
                 raise ConfigError(f"{name} must be at least 0 and less than 1, not {rate!r}")
         self.config = config
         self.input_size = config.image_size
@@ -298,7 +298,8 @@ class VisionTransformer(nn.Module):
         if not images:
             raise ConfigError("the list of images is empty")
         config = self.config
-        if config.windows or config.neck or config.merger or config.video or config.mid_pos_embed:
+        decomposed = config.rel_pos == "decomposed"
+        if config.windows or decomposed or config.neck or config.merger or config.video or config.mid_pos_embed:
             # What depends on the grid inside of the blocks, or after them, is computed one by one.
             batches = [image.unsqueeze(0) for image in images]
             return [self._features(batch, self._geometry(batch)) for batch in batches]
@@ -566,7 +567,8 @@ class VisionTransformer(nn.Module):
         patches = tokens[:, self.config.num_prefix_tokens : tokens.shape[1] - self.config.num_detection_tokens]
         if not reshape:
             return patches
-        shape = (-1, *grid) if frames else grid
+        # An image that stands for a video has the patches of all its frames, too.
+        shape = (-1, *grid) if frames or patches.shape[1] != grid[0] * grid[1] else grid
         return patches.transpose(1, 2).reshape(len(patches), self.config.embed_dim, *shape).contiguous()
 
     def _intermediates(
@@ -635,6 +637,8 @@ class VisionTransformer(nn.Module):
             ConfigError: what the model computes before the head needs one.
         """
         self.config = self.config.replace(num_classes=num_classes)
+        if self.passport is not None:
+            self.passport = self.passport.without_labels()  # they name the classes of the old head
         weight = self.patch_embed.proj.weight
 
         def head() -> nn.Module:
@@ -664,7 +668,10 @@ class VisionTransformer(nn.Module):
         Args:
             coarse: as timm calls it; blocks are not divided further.
         """
-        stem = r"^cls_token|dist_token|reg_token|pos_embed|patch_embed|norm_pre|rope|rel_pos_bias|shared_rel_pos"
+        stem = (
+            r"^cls_token|dist_token|reg_token|det_token|pos_embed|mid_pos_embed|patch_embed|norm_pre|rope|rel_pos_bias"
+            r"|shared_rel_pos"
+        )
         return {"stem": stem, "blocks": [(r"^blocks\.(\d+)", None), (r"^(?:cls_)?norm", (99999,))]}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
