@@ -37,7 +37,7 @@ def torch_dtype(name: str) -> torch.dtype:
     """
     import torch
 
-    found = getattr(torch, DTYPES[name].torch if name in DTYPES else name, None)
+    found = getattr(torch, DTYPES[name].torch if name in DTYPES else str(name), None)
     if not isinstance(found, torch.dtype):
         raise ConfigError(f"dtype {name!r} is unknown", hint=f"known: {', '.join(_FLOATING.values())}")
     return found

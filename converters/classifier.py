@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vit_hub.converters.recognize import Match, beyond
-from vit_hub.converters.rules.extras import beside_reason
+from vit_hub.converters.rules.extras import OTHER, beside_reason
 from vit_hub.converters.tensors import LazyTensor
 
 __all__ = ["Classifier", "find_classifier"]
@@ -36,12 +36,15 @@ def find_classifier(match: Match, tensors: Mapping[str, LazyTensor], width: int,
         width: channels of the encoder.
         has_head: the table itself found a classifier.
     """
+    candidates = match.classifier or ({} if has_head else _lone_layer(match, tensors, width))
+    if not candidates:
+        return Classifier()
     layers: dict[str, dict[str, str]] = {}
-    for name, (layer, part) in match.classifier.items():
+    for name, (layer, part) in candidates.items():
         layers.setdefault(layer, {})[part] = name
     weights = [tensors[parts["weight"]].shape for parts in layers.values() if "weight" in parts]
     if not any(len(shape) == 2 for shape in weights):
-        return Classifier(dropped={name: beside_reason(beyond(match.prefix, name)) for name in match.classifier})
+        return Classifier(dropped={name: beside_reason(beyond(match.prefix, name)) for name in candidates})
     listed = ", ".join(layers)
     if len(layers) == 1 and not has_head and weights[0][1] == width:
         (layer, parts), table = next(iter(layers.items())), match.table
@@ -59,4 +62,16 @@ def find_classifier(match: Match, tensors: Mapping[str, LazyTensor], width: int,
             f"the classifier ({listed}) is no single linear layer: it is left out, and the model has num_classes=0; "
             "keep_rest=True (--keep-rest) keeps its tensors"
         )
-    return Classifier(dropped=dict.fromkeys(match.classifier, reason), warnings=(told,))
+    return Classifier(dropped=dict.fromkeys(candidates, reason), warnings=(told,))
+
+
+def _lone_layer(match: Match, tensors: Mapping[str, LazyTensor], width: int) -> dict[str, tuple[str, str]]:
+    """Return the tensors of the only other layer beside an encoder, if it reads embeddings: whatever it is called."""
+    beside = [name for name, reason in match.dropped.items() if reason == OTHER and name in tensors]
+    layers = {beyond(match.prefix, name).rpartition(".")[0] for name in beside}
+    shapes = {name.rpartition(".")[2]: tensors[name].shape for name in beside}
+    layer = layers.pop() if len(layers) == 1 else ""
+    if shapes.keys() != {"weight", "bias"} or not layer or "proj" in layer or "embed" in layer:
+        return {}
+    fits = len(shapes["weight"]) == 2 and shapes["weight"] == (*shapes["bias"], width)
+    return {name: (layer, name.rpartition(".")[2]) for name in beside} if fits else {}

@@ -117,7 +117,9 @@ def _compute_dtype(raw: RawCheckpoint) -> str:
 
 def _four_bits(raw: RawCheckpoint, name: str, packed: LazyTensor) -> LazyTensor:
     """Return a weight of two codes a byte, the first in the upper half, with a scale for each block of values."""
-    state = next(other for other in raw.tensors if other.startswith(f"{name}{_STATE}"))
+    state = next((other for other in raw.tensors if other.startswith(f"{name}{_STATE}")), None)
+    if state is None:
+        raise ValueError(f"{name} has no {_STATE.strip('.')}")
     about = json.loads(bytes(raw.tensors[state].read().astype(np.uint8)))
     shape, block = tuple(about["shape"]), about["blocksize"]
     if any(type(size) is not int or size < 0 for size in (*shape, block)) or not block or 0 in shape:

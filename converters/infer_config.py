@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_hub.errors import ConfigError
-from vit_hub.model.config import ViTConfig, size_pair
+from vit_hub.model.config import ViTConfig, check_fields, size_pair
 from vit_hub.model.shapes import fields_of
 
 __all__ = ["conventional_heads", "infer_config"]
@@ -43,7 +43,12 @@ def infer_config(
         ConfigError: a field can neither be inferred nor assumed, or the result is inconsistent.
     """
     known = {**stated, **overrides}
+    check_fields(known)
     visible = _from_tensors(shapes)
+    # Before anything is done for each block.
+    depth = max(visible["depth"], known.get("depth", 0))
+    if depth > len(shapes):
+        raise ConfigError(f"depth={depth}, and the tensors are {len(shapes)} in all")
     fields = {**conventions, **visible, **known}
     inferred = dict.fromkeys(conventions, f"convention of {convention_of}")
     inferred |= dict.fromkeys(visible, "tensor names and shapes") | dict.fromkeys(stated, stated_by)
@@ -66,6 +71,13 @@ def infer_config(
         if name not in fields:
             before = f"{rows} row{'s' * (rows != 1)} of pos_embed"
             fields[name], inferred[name] = present, f"{before} before those of the patches"
+    guessed = not {"image_size", "pos_embed_prefix"} & known.keys() and "pos_embed_prefix" not in conventions
+    if guessed and rows == 0 and fields["class_token"] and "pos_embed" in shapes:
+        warnings += (
+            f"pos_embed has {shapes['pos_embed'][1]} rows, taken for a square grid without a row for the class token; "
+            'if the images are not square, give their size: overrides={"image_size": (height, width)}, on the command '
+            "line --set image_size=HxW",
+        )
     config = ViTConfig.from_dict(fields)
     return config, {name: inferred[name] for name in sorted(inferred) if name not in overrides}, warnings
 

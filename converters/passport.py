@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +34,7 @@ class Passport:
         names: names that the format writes by default -> the names found in the source, where they differ.
         channels_last: names in the source of kernels that have their channels last, as in MLX.
         carried: canonical names of tensors that the model does not use.
+        absent: canonical names of biases that the source has not, which are zeros.
         overrides: config fields that the caller gave.
         resized_from: ``image_size`` and ``patch_size`` of the source, where the model was resized.
         sidecars: config files found beside the weights, by file name.
@@ -51,6 +54,7 @@ class Passport:
     names: dict[str, str] = field(default_factory=dict)
     channels_last: list[str] = field(default_factory=list)
     carried: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
     overrides: dict[str, Any] = field(default_factory=dict)
     resized_from: dict[str, list[int]] = field(default_factory=dict)
     sidecars: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -115,4 +119,20 @@ class Passport:
         if not isinstance(data, Mapping) or "format" not in data:
             raise CheckpointError(f"{file}: the passport in the metadata has no field 'format'")
         # Fields of later versions are not needed to read the tensors.
-        return cls(**{key: value for key, value in data.items() if key in known})
+        found = {key: value for key, value in data.items() if key in known}
+        for key, value in found.items():
+            if not isinstance(value, _KINDS[key]):
+                raise CheckpointError(f"{file}: the passport in the metadata is damaged: {key} is {value!r}")
+        for name, content in found.get("sidecars", {}).items():
+            if not isinstance(content, dict):
+                raise CheckpointError(f"{file}: the passport in the metadata is damaged: {name} is no JSON object")
+        return cls(**found)
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """Return the types that a field's value may have, without those of its items."""
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    return tuple(typing.get_origin(part) or part for part in parts)
+
+
+_KINDS = {name: _kinds(hint) for name, hint in typing.get_type_hints(Passport).items()}

@@ -19,9 +19,9 @@ from vit_hub.converters.passport import Passport
 from vit_hub.converters.recognize import Match, beyond, encoder_names, recognize, unexplained
 from vit_hub.converters.rules.extras import DEQUANTIZE, beside
 from vit_hub.converters.rules.table import Reading
-from vit_hub.converters.tensors import DTYPES, LazyTensor
-from vit_hub.errors import CheckpointError, ConfigError
-from vit_hub.model.config import ViTConfig
+from vit_hub.converters.tensors import DTYPES, LazyTensor, zeros
+from vit_hub.errors import CheckpointError, ConfigError, VitHubError
+from vit_hub.model.config import ViTConfig, check_fields
 from vit_hub.model.shapes import field_of, tensor_shapes
 
 __all__ = ["CONFIG_KEY", "PASSPORT_KEY", "Checkpoint", "open_checkpoint", "read_raw"]
@@ -29,6 +29,7 @@ __all__ = ["CONFIG_KEY", "PASSPORT_KEY", "Checkpoint", "open_checkpoint", "read_
 CONFIG_KEY = "vit_hub.config"
 PASSPORT_KEY = "vit_hub.passport"
 _PATCH_KERNEL = "patch_embed.proj.weight"
+_HEADS = ("head", "head_dist")
 # A classifier beside them disables their rules, unless the caller says that the model has them.
 _PRE_LOGITS = ("pre_logits.fc.weight", "pre_logits.fc.bias")
 
@@ -107,6 +108,10 @@ def read_raw(
 ) -> Checkpoint:
     """Read contents that are open already, or never were a file; see :func:`open_checkpoint`."""
     given = dict(overrides or {})
+    try:
+        check_fields(given)
+    except ConfigError as error:
+        raise ConfigError(f"{raw.path}: {error.message}", hint=error.hint) from error
     if dequantize:
         raw = dequantized(raw)
     if not raw.tensors:
@@ -133,6 +138,7 @@ def read_raw(
     sizes = {**match.format.axes(raw, match.tensors), **_axis_sizes(given)}
     try:
         match, reading, classifier = _read(raw, match, sizes, given)
+        absent = _add_biases(reading)
         match.format.adjust(raw, reading)
     except CheckpointError as error:
         hint = "the file is damaged, or an override does not fit it"
@@ -146,7 +152,15 @@ def read_raw(
     unknown = [*match.unknown, *(match.prefix + name for name in reading.unknown)]
     if unknown:
         raise unexplained(match, raw, unknown)
-    stated = match.format.state(raw, match.tensors, match.dialect)
+    try:
+        stated = match.format.state(raw, match.tensors, match.dialect)
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        if isinstance(error, VitHubError):
+            raise
+        raise CheckpointError(
+            f"{raw.path}: the config files beside the weights are damaged: {type(error).__name__}: {error}",
+            hint=f"check {', '.join(raw.sidecars)}, or fetch them again",
+        ) from error
     try:
         config, inferred, guesses = infer_config(
             {name: tensor.shape for name, tensor in reading.tensors.items()},
@@ -165,6 +179,8 @@ def read_raw(
         inferred["prefix"] = f"{match.prefix!r} stands before the names of {match.label}"
     if channels_last:
         inferred["layout"] = "kernels have their channels last, as MLX stores them"
+    if absent:
+        warnings.append("the classifier has no bias, and gets one of zeros")
     if match.ambiguous:
         inferred["format"] = f"container, wrapper and tensors; {', '.join(match.ambiguous)} has the same tensor names"
         warnings.append(
@@ -186,6 +202,7 @@ def read_raw(
         names={name: found for name, found in names.items() if name != found},
         channels_last=sorted({full(part) for part in claimed} & {stored.get(name, name) for name in channels_last}),
         carried=sorted(reading.carried),
+        absent=absent,
         overrides={key: list(value) if isinstance(value, tuple) else value for key, value in given.items()},
         sidecars=dict(raw.sidecars),
         source=[{"file": file.name, "size": file.stat().st_size} for file in raw.files],
@@ -234,19 +251,30 @@ def _read(
     wanted = [name for name in _PRE_LOGITS if given.get(field_of(name))]
     reading = match.table.read(match.tensors, sizes, wanted)
     kernel = reading.tensors.get(_PATCH_KERNEL)
-    if not match.classifier or kernel is None:
+    if kernel is None:
         return match, reading, Classifier()
     classifier = find_classifier(match, raw.tensors, kernel.shape[0], has_head="head.weight" in reading.tensors)
     moved = {name: raw.tensors[found] for name, found in classifier.moved.items()}
     if not moved:
         return match, reading, classifier
-    match = dataclasses.replace(match, tensors={**match.tensors, **moved})
+    left = {name: reason for name, reason in match.dropped.items() if name not in classifier.moved.values()}
+    match = dataclasses.replace(match, tensors={**match.tensors, **moved}, dropped=left)
     reading = match.table.read(match.tensors, sizes, wanted)
     for name in set(reading.unknown) & moved.keys():
         # The table has no place for a classifier: it has the canonical name.
         reading.unknown.remove(name)
         reading.tensors[name], reading.origin[name] = moved[name], (name,)
     return match, reading, classifier
+
+
+def _add_biases(reading: Reading) -> list[str]:
+    """Give classifiers without a bias one of zeros; return the names of these."""
+    tensors = reading.tensors
+    absent = [f"{head}.bias" for head in _HEADS if f"{head}.weight" in tensors and f"{head}.bias" not in tensors]
+    for name in absent:
+        weight = tensors[name.replace("bias", "weight")]
+        tensors[name] = zeros(weight.dtype, weight.shape[:1])
+    return absent
 
 
 # What torch puts between the names of modules that it compiles, shards or checkpoints.
@@ -285,12 +313,17 @@ def _channels_first(raw: RawCheckpoint) -> tuple[RawCheckpoint, list[str]]:
     MLX has the channels last, [D, p, q, C], under the names of torch's checkpoints. Where no metadata say so, shapes of
     square patches of RGB images tell.
     """
-    kernels = [name for name, tensor in raw.tensors.items() if len(tensor.shape) == 4]
+    kernels = [name for name, tensor in raw.tensors.items() if len(tensor.shape) in (4, 5) and name.endswith("weight")]
     shapes = [raw.tensors[name].shape for name in kernels]
-    if raw.metadata.get("format") != "mlx" and not any(p == q > 4 and c == 3 for _, p, q, c in shapes):
+    if raw.metadata.get("format") != "mlx" and not any(p == q > 4 and c == 3 for *_, p, q, c in shapes):
         return raw, []
-    changed = {name: raw.tensors[name].permute((0, 3, 1, 2)) for name in kernels}
+    changed = {name: _last_to_second(raw.tensors[name]) for name in kernels}
     return dataclasses.replace(raw, tensors={**raw.tensors, **changed}), kernels
+
+
+def _last_to_second(tensor: LazyTensor) -> LazyTensor:
+    last = len(tensor.shape) - 1
+    return tensor.permute((0, last, *range(1, last)))
 
 
 def _axis_sizes(fields: Mapping[str, Any]) -> dict[str, int]:
@@ -342,6 +375,7 @@ def _ordered(
     """Return the tensors in canonical order; check that none is missing, surplus, or of another shape or dtype."""
     expected = tensor_shapes(config)
     missing = [name for name in expected if name not in tensors]
+    missing += [name for name in carried if name not in tensors]
     surplus = [name for name in tensors if name not in expected and name not in carried]
     if missing or surplus:
         parts = [f"missing {_listed(missing)}" * bool(missing), f"unexpected {_listed(surplus)}" * bool(surplus)]

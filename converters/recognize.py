@@ -24,8 +24,10 @@ __all__ = ["Match", "beyond", "encoder_names", "recognize", "unexplained"]
 
 # Separators of modules and of nested dicts in names.
 _LEVEL = re.compile(r"[./]")
-# A copy with this share of the other's tensors is another model, not a part of it.
+# A copy with this share of the other's tensors is another model, not a part of it; so is a smaller one that is whole,
+# with a patch embedding and a block at least.
 _COPY = 0.5
+_FEWEST = 10
 _SHOWN = 8
 
 
@@ -142,7 +144,7 @@ def _starts(names: Iterable[str], kernel: str, prefix: str | None) -> list[tuple
 
 def _begins(name: str, prefix: str) -> bool:
     """Return whether a name begins with a prefix, whose last separator may be left out."""
-    return name.startswith(prefix) and (prefix[-1:] in ("", ".", "/") or name[len(prefix)] in "./")
+    return name.startswith(prefix) and (prefix[-1:] in ("", ".", "/") or name[len(prefix) :][:1] in (".", "/"))
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,11 @@ def _choose(raw: RawCheckpoint, models: Sequence[Match]) -> Match:
     Raises:
         CheckpointError: there are several models.
     """
-    rivals = [match for match in models if match.ruled >= _COPY * models[0].ruled]
+    rivals = [
+        match
+        for match in models
+        if match.ruled >= _COPY * models[0].ruled or (not match.unknown and match.ruled >= _FEWEST)
+    ]
     for match in rivals:
         reasons = {other.prefix: _preferred(match.prefix, other.prefix) for other in rivals if other is not match}
         if all(reasons.values()):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -141,15 +142,21 @@ def convert_checkpoint(
         write_canonical(file, ckpt, dtype=dtype, progress=progress)
         report = Report(file, to, ckpt.config, dict(ckpt.dropped), dict(ckpt.inferred), list(ckpt.warnings))
     else:
-        rest = _read_rest(ckpt) if keep_rest else {}
+        kept = _read_rest(ckpt) if keep_rest else {}
+        # Tensors beside the encoder have the names of the source's format.
+        rest = kept if ckpt.passport.format.partition("-")[0] == to.partition("-")[0] else {}
         planned = ckpt if container or rest else _alone(ckpt)
         plan = _plan(_with_preprocessing(planned), to, container=container, lossy=lossy)
         sidecars = dict(plan.sidecars)
         if rest and plan.native:
             # The model is complete again, as the config files of the source describe it.
             sidecars |= {name: content for name, content in ckpt.passport.sidecars.items() if name in sidecars}
-        complete = bool(rest) and ckpt.passport.format.partition("-")[0] == plan.format.name
-        lost, remarks = _losses(ckpt, plan, sidecars, complete=complete)
+        lost, remarks = _losses(ckpt, plan, sidecars, complete=bool(rest))
+        if kept and not rest:
+            source = ckpt.passport.format
+            remarks.append(
+                f"the {len(kept)} tensors kept beside the source are not written: their names are {source}'s"
+            )
         if strict_metadata and lost:
             raise UnsupportedByFormatError(
                 f"{to} would lose what is known about the model: {'; '.join(lost)}",
@@ -161,7 +168,7 @@ def convert_checkpoint(
         if report.lossy:
             report.warnings.append(_loss(ckpt, report))
     if left_out:
-        write_tensors(_rest_path(report.path), "safetensors", left_out, {"format": "pt"})
+        write_tensors(_rest_path(target), "safetensors", left_out, {"format": "pt"})
     return report
 
 
@@ -265,7 +272,8 @@ def _plain_plan(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], labe
     # The original class could do what a source of its format held, but perhaps not at another size.
     problems = [need for need in fmt.obstacles(config) if not native or need[0] in passport.resized_from]
     sized = {name for name in ckpt.tensors if name.startswith(_SIZED)} if passport.resized_from else set[str]()
-    kept = {name: tensor for name, tensor in ckpt.tensors.items() if name not in sized}
+    absent = {name for name in passport.absent if native and not ckpt.tensors[name].read().any()}
+    kept = {name: tensor for name, tensor in ckpt.tensors.items() if name not in sized | absent}
     foreign, left = fmt.table(dialect).write(kept, axis_sizes(config))
     if not native or sized:
         dtype = next(iter(ckpt.tensors.values())).dtype
@@ -286,9 +294,12 @@ def _plain_plan(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], labe
     tensors = {prefix + name: tensor for name, tensor in foreign.items()}
     if native:
         tensors = {passport.names.get(name, name): tensor for name, tensor in tensors.items()}
-        shapes = passport.shapes
-        tensors = {name: tensor.reshape(shapes[name]) if name in shapes else tensor for name, tensor in tensors.items()}
-        tensors |= {name: tensors[name].permute((0, 2, 3, 1)) for name in passport.channels_last if name in tensors}
+        for name, shape in passport.shapes.items():
+            # A kernel for images of other channels has another size.
+            if name in tensors and math.prod(shape) == math.prod(tensors[name].shape):
+                tensors[name] = tensors[name].reshape(shape)
+        for name in tensors.keys() & set(passport.channels_last):
+            tensors[name] = tensors[name].permute((0, *range(2, len(tensors[name].shape)), 1))
     sidecars = fmt.sidecars(config, passport) if container in (None, "torch") else {}
     if container == "torch":
         sidecars = {name: content for name, content in sidecars.items() if name in EMBEDDED}
@@ -521,5 +532,7 @@ def _left_out(ckpt: Checkpoint) -> dict[str, LazyTensor]:
 
 
 def _read_rest(ckpt: Checkpoint) -> Mapping[str, LazyTensor]:
-    path = _rest_path(ckpt.path)
-    return open_raw(path).tensors if path.exists() else {}
+    beside = [_rest_path(ckpt.path)]
+    if ckpt.path.name == "model.safetensors":  # the file of a folder
+        beside.append(_rest_path(ckpt.path.parent))
+    return next((open_raw(path).tensors for path in beside if path.exists()), {})

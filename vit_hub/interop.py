@@ -113,7 +113,7 @@ def _no_progress_bar() -> Iterator[None]:
 def _foreign(model: VisionTransformer, to: str, source: str) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     """Return state dict and config files of the format ``to``, ignoring the names that the file of ``source`` had."""
     found = snapshot(model)
-    passport = dataclasses.replace(found.passport, format=source, prefix="", names={}, shapes={})
+    passport = dataclasses.replace(found.passport, format=source, prefix="", names={}, shapes={}, channels_last=[])
     tensors, sidecars, folded = foreign_tensors(dataclasses.replace(found, passport=passport), to)
     for message in folded:
         warnings.warn(message, stacklevel=3)

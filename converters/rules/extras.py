@@ -14,6 +14,7 @@ from vit_hub.converters.tensors import DTYPES, LazyTensor
 __all__ = [
     "CLASSIFIER",
     "DEQUANTIZE",
+    "OTHER",
     "PREFERENCES",
     "Preference",
     "beside",
@@ -58,7 +59,7 @@ _BESIDE = (
     Drop(r"(token_embedding|ln_final|positional_embedding|transformer)([./].*)?", "text tower"),
     Drop(r"(layernorm|norm)\..*", "norm before a head of another task, not part of the image encoder"),
 )
-_OTHER = "not part of the image encoder"
+OTHER = "not part of the image encoder"
 
 # Classifiers as people name and nest them; what follows the name are positions in a Sequential, or inner names.
 CLASSIFIER = re.compile(
@@ -165,7 +166,7 @@ def other_module(name: str) -> str:
 
 def beside_reason(name: str) -> str:
     """Return why a tensor beside an encoder, named from its level, is left out."""
-    return _reason((*_OTHER_MODULES, *_BESIDE), name) or _OTHER
+    return _reason((*_OTHER_MODULES, *_BESIDE), name) or OTHER
 
 
 def remedy(names: list[str]) -> tuple[str, str] | None:

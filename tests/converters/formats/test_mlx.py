@@ -15,8 +15,13 @@ import vit_hub
 from vit_hub.errors import VitHubError
 
 
+def is_kernel(name: str, tensor: torch.Tensor) -> bool:
+    """Weights of convolutions, of images or videos; tables of four axes stay."""
+    return name.endswith("weight") and tensor.dim() in (4, 5)
+
+
 def has_kernels(file: Path) -> bool:
-    return file.is_file() and any(tensor.dim() == 4 for tensor in load_file(file).values())
+    return file.is_file() and any(is_kernel(*item) for item in load_file(file).items())
 
 
 FOLDERS = [case for case in CASES if has_kernels(case.checkpoint / "model.safetensors")]
@@ -29,7 +34,7 @@ def written(case: Case, folder: Path) -> dict[str, torch.Tensor]:
         (folder / file.name).write_bytes(file.read_bytes())
     tensors = load_file(case.checkpoint / "model.safetensors")
     tensors = {
-        name: tensor.permute(0, 2, 3, 1).contiguous() if tensor.dim() == 4 else tensor
+        name: tensor.movedim(1, -1).contiguous() if is_kernel(name, tensor) else tensor
         for name, tensor in tensors.items()
     }
     save_file(tensors, folder / "model.safetensors", {"format": "mlx"})
