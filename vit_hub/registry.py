@@ -95,6 +95,7 @@ class Entry:
         labels: list of the class names, for :func:`vit_hub.preprocessing.labels.label_names`; None: unknown.
         metrics: published results.
         params: parameters of the first source, of the image tower with its head.
+        evidence: public documents that state config, preprocessing, licence and sources.
         notes: remarks for users.
     """
 
@@ -110,6 +111,7 @@ class Entry:
     metrics: tuple[Metric, ...] = ()
     params: int | None = None
     restricted: bool = False
+    evidence: str = ""
     notes: tuple[str, ...] = ()
 
 

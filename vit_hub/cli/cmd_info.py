@@ -173,6 +173,7 @@ def _summary(entry: Entry) -> Iterator[tuple[str, str]]:
     yield from (("also called", ", ".join(entry.aliases)), ("family", entry.family), ("licence", licence))
     yield from ((_STAGES.get(stage, stage), data) for stage, data in entry.data.items())
     yield "classes", _classes(entry)
+    yield "documented by", entry.evidence
     yield from (("note", note) for note in entry.notes)
 
 
