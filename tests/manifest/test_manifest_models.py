@@ -13,12 +13,15 @@ import torch
 
 from vit_hub.converters.casting import from_tensor
 from vit_hub.converters.containers import RawCheckpoint
-from vit_hub.converters.read import read_raw
+from vit_hub.converters.passport import Passport
+from vit_hub.converters.read import Checkpoint, read_raw
+from vit_hub.converters.tensors import zeros
+from vit_hub.converters.write import prospects
 from vit_hub.interop import timm_facts, timm_format
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.shapes import tensor_shapes
 from vit_hub.model.vit import VisionTransformer
-from vit_hub.registry import Entry, WeightSource, get_entry, list_models
+from vit_hub.registry import Entry, WeightSource, get_entry, list_models, preferring
 
 ENTRIES = [get_entry(model_id) for model_id in list_models()]
 FAMILIES = sorted({entry.family for entry in ENTRIES})
@@ -87,6 +90,40 @@ def test_timms_repositories_are_of_models_that_timm_knows() -> None:
         if source.format == "timm" and str(source.repo).startswith("timm/") and architecture(source) is None
     }
     assert unknown == set()
+
+
+def as_checkpoint(config: ViTConfig) -> Checkpoint:
+    """Return a model of zeros as an opened checkpoint."""
+    path = Path("model")
+    tensors = {name: zeros("F32", shape) for name, shape in tensor_shapes(config).items()}
+    source = RawCheckpoint(path, "safetensors", tensors, {}, {}, ())
+    return Checkpoint(
+        path=path,
+        format="canonical",
+        config=config,
+        tensors=tensors,
+        passport=Passport(format="canonical"),
+        source=source,
+        origin={name: (name,) for name in tensors},
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_can_be_files_of_the_formats_they_come_in(family: str) -> None:
+    """Checked on two blocks.
+
+    Exempt are open_clip's files of timm's towers, written only from files of the same kind, and the layer before the
+    head of timm's first files, which it has no more.
+    """
+    checked = set()
+    for entry in of_family(family):
+        for source in entry.sources:
+            config = preferring(entry, source).config
+            small = config.replace(**source.config, depth=2, kv_heads=config.kv_heads[:2])
+            if source.format != "open_clip" and (source.format, small) not in checked:
+                checked.add((source.format, small))
+                problems, _ = prospects(as_checkpoint(small), source.format)
+                assert set(problems) <= {"representation_dim"}, (entry.id, source.repo or source.url)
 
 
 def test_sources_say_what_differs_and_only_that() -> None:
