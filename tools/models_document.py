@@ -47,7 +47,12 @@ tools/refresh_manifest.py` fills in the rest from the servers' metadata.
 
 ## Not listed
 
-These published weights of Vision Transformers have no entry.
+These published weights of Vision Transformers have no entry: they are not plain or windowed Vision Transformers, or no
+public document says what an entry must.
+
+"""
+COPIES = """
+These copies of weights that have an entry are not among its files.
 
 """
 
@@ -70,12 +75,17 @@ def document() -> str:
     entries = [get_entry(model_id) for model_id in list_models()]
     families = {name: [entry for entry in entries if entry.family == name] for name in titles()}
     rows = [_family(name, titles()[name], members) for name, members in families.items()]
-    left_out = tomllib.loads(NOT_LISTED.read_text(encoding="utf-8"))["weights"]
+    left_out = {
+        key: [(item["name"], item["reason"]) for item in items]
+        for key, items in tomllib.loads(NOT_LISTED.read_text(encoding="utf-8")).items()
+    }
     return (
         INTRODUCTION.format(count=len(entries))
         + _table(("family", "models", "content", "example", "licence", "formats"), rows)
         + PINS
-        + _table(("weights", "reason"), [(item["name"], item["reason"]) for item in left_out])
+        + _table(("weights", "reason"), left_out["weights"])
+        + COPIES
+        + _table(("copies", "reason"), left_out["copies"])
     )
 
 
