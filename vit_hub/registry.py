@@ -91,10 +91,11 @@ class Entry:
         restricted: the licence is not an open one: no commercial use, or terms of its own.
         data: data sets of the stages ``pretrain`` and ``finetune``.
         preprocess: evaluation preprocessing of the first source's project: fields of
-            :class:`vit_hub.preprocessing.spec.Preprocessing`.
+            :class:`vit_hub.preprocessing.spec.Preprocessing`; empty: not documented, and as the files themselves say.
         labels: list of the class names, for :func:`vit_hub.preprocessing.labels.label_names`; None: unknown.
         metrics: published results.
         params: parameters of the first source, of the image tower with its head.
+        evidence: public documents that state config, preprocessing, licence and sources.
         notes: remarks for users.
     """
 
@@ -110,6 +111,7 @@ class Entry:
     metrics: tuple[Metric, ...] = ()
     params: int | None = None
     restricted: bool = False
+    evidence: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -176,7 +178,7 @@ def _entry(model_id: str, first: int = 0) -> Entry:
             **data,
             "config": config,
             "aliases": tuple(dict.fromkeys((*outline.aliases, *_derived_names(outline)))),
-            "preprocess": {"image_size": config.image_size, **preprocess},
+            "preprocess": {"image_size": config.image_size, **preprocess} if "mean" in preprocess else {},
             "sources": tuple(WeightSource(**source) for source in data["sources"]),
             "metrics": tuple(Metric(**metric) for metric in data.get("metrics", ())),
             "notes": tuple(data.get("notes", ())),

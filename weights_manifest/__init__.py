@@ -1,8 +1,8 @@
 """Published weights: where they are, their hashes, licences and preprocessing; one TOML file per family, no code.
 
-A file holds ``family``, then ``[defaults]`` for every model of the file, ``[formats.<format>]`` with the conventions of
-one checkpoint format (that of a model's first source applies), then one ``[[model]]`` per set of weights.
-``schema.json`` describes all keys.
+A file holds ``family`` and its ``title``, then ``[defaults]`` for every model of the file, ``[formats.<format>]`` with
+the conventions of one checkpoint format (that of a model's first source applies), then one ``[[model]]`` per set of
+weights. ``schema.json`` describes all keys.
 
 Parsing all files would take most of the time of ``vit-hub list``. So the text is only split at its ``[[model]]`` lines
 and searched for names and for the columns of a list; a model is parsed on demand. This requires keys at the start of a
@@ -23,7 +23,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["FOLDER", "Outline", "Summary", "model_data", "outlines", "summary"]
+__all__ = ["FOLDER", "Outline", "Summary", "model_data", "outlines", "summary", "titles"]
 
 FOLDER = Path(__file__).parent
 
@@ -32,7 +32,7 @@ _NAMES = re.compile(r"^(id|aliases|repo|url) = (\[[^\]]*\]|.*)", re.MULTILINE)
 _STRING = re.compile(r'"([^"]*)"')
 _SOURCE = "\n[[model.sources]]\n"
 _FIELD = re.compile(r'^(family|format|license|params|restricted|gated) = "?([^"\n]*)', re.MULTILINE)
-_IMAGE_SIZE = re.compile(r"\bimage_size = (?:(\d+)|\[(\d+), (\d+)\])")
+_IMAGE_SIZE = re.compile(r"^(?:config = .*?\b)?image_size = (?:(\d+)|\[(\d+), (\d+)\])", re.MULTILINE)
 _TOP1 = re.compile(r'^ *\{ name = "([^" ]+) top-1\b[^"]*", value = ([0-9.]+)', re.MULTILINE)
 
 
@@ -146,6 +146,12 @@ def summary(model_id: str) -> Summary:
         formats=tuple(dict.fromkeys(source["format"] for source in served)),
         top1=(top1[1], float(top1[2])) if top1 else None,
     )
+
+
+def titles() -> dict[str, str]:
+    """Return what each family is, by its name, in the order of :func:`outlines`."""
+    heads = [_head(path) for path in dict.fromkeys(outline.path for outline in outlines().values())]
+    return {head["family"]: head["title"] for head in heads}
 
 
 @functools.cache

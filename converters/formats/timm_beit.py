@@ -1,4 +1,8 @@
-"""timm's Beit class: BEiT and BEiT v2, with relative position tables. Source: timm/models/beit.py."""
+"""timm's Beit class: BEiT and BEiT v2, with relative position tables. Source: timm/models/beit.py.
+
+The authors' own files have the same names, and those before fine-tuning what predicts masked patches besides
+(microsoft/unilm, beit/modeling_pretrain.py and beit2/modeling_pretrain.py).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import Any
 
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _timm, timm
-from vit_hub.converters.formats.timm_eva import COMMON
+from vit_hub.converters.formats.timm_eva import COMMON, MASKED_PATCHES
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
 from vit_hub.converters.rules.table import Drop, rule
@@ -55,7 +59,10 @@ FORMATS = (
         name="timm",
         project="timm",
         rules=(*COMMON, *(rule(name, name) for name in _NAMES)),
-        drops=(Drop(r".*relative_position_index", "relative_position_index: a buffer that follows from the grid"),),
+        drops=(
+            Drop(r".*relative_position_index", "relative_position_index: a buffer that follows from the grid"),
+            MASKED_PATCHES,
+        ),
         dialects=(Dialect("beit"),),
         prefixes=timm.PREFIXES,
         conventions={"act": "gelu", "norm_eps": 1e-6, "resize": "relpos-geometric"},

@@ -3,6 +3,9 @@
 Names are those of timm's VisionTransformer except for layer scale and attention biases; queries, keys and values are
 fused or split. Bare files do not state their rotary embedding, so that it is taken from published models with the same
 tensors. Source: timm/models/eva.py, timm/layers/pos_embed_sincos.py.
+
+EVA's own files have the same names, and those before fine-tuning what predicts masked patches besides (baaivision/EVA,
+EVA-01/eva/modeling_finetune.py and modeling_pretrain.py).
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _timm, timm
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import ANY, Dialect, Format, Requirement, Sidecars, Stated
-from vit_hub.converters.rules.table import Rule, rule
+from vit_hub.converters.rules.table import Drop, Rule, rule
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import Rope, ViTConfig
@@ -40,6 +43,8 @@ _SPLIT = (
     rule("blocks.{i}.attn.q_bias", f"{_QKV[0]}.bias"),
     rule("blocks.{i}.attn.v_bias", f"{_QKV[2]}.bias"),
 )
+
+MASKED_PATCHES = Drop(r"(mask_token|lm_head\..*|cls_pt_.*)", "prediction of masked patches in the pre-training")
 
 _DINOV3 = Rope(theta=100.0, coordinates="centered", pairs="half")
 _EVA02 = Rope(reference_grid=(16, 16))
@@ -237,6 +242,7 @@ def _format(dialect: str, qkv: tuple[Rule, ...], fused: bool) -> Format:
         name="timm",
         project="timm",
         rules=(*COMMON, *qkv),
+        drops=(MASKED_PATCHES,) if fused else (),
         dialects=(Dialect(dialect),),
         prefixes=timm.PREFIXES,
         conventions={"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic-antialias"},

@@ -72,8 +72,8 @@ def test_list_by_family(run: Run) -> None:
         (("*vit-b61*",), "did you mean vit-b16"),
         (("vit_ti16",), "did you mean vit-ti16.augreg-in21k-ft-in1k-224?"),
         (("xyzzy",), "`vit-hub list` shows all names"),
-        (("--family", "resnet"), "families: augreg, "),
-        (("*sam*", "--family", "augreg"), "families: vit-gsam, vit-sam"),
+        (("--family", "resnet"), "families: aimv2, augreg, "),
+        (("*gsam*", "--family", "augreg"), "families: vit-gsam"),
     ],
 )
 def test_list_without_a_match(run: Run, args: tuple[str, ...], hint: str) -> None:

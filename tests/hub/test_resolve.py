@@ -321,6 +321,11 @@ def test_the_registry_says_what_the_file_cannot(make_entry: MakeEntry) -> None:
     assert Preprocessing.from_dict(ckpt.passport.preprocess) == PREPROCESS
 
 
+def test_undocumented_preprocessing_is_left_to_the_files(make_entry: MakeEntry) -> None:
+    make_entry("/tiny.safetensors", preprocess={})
+    assert open_resolved(resolve("tiny")).passport.preprocess is None
+
+
 def test_the_caller_knows_better_than_the_registry(make_entry: MakeEntry) -> None:
     make_entry("/tiny.safetensors")
     assert open_resolved(resolve("tiny"), overrides={"num_heads": 2}).config.num_heads == 2
@@ -385,4 +390,4 @@ def test_offline_a_source_in_the_cache_is_taken(make_entry: MakeEntry, server: S
 def test_every_entry_of_the_registry_has_what_a_passport_needs() -> None:
     for name in list_models():
         entry = get_entry(name)
-        assert Preprocessing.from_dict(entry.preprocess).image_size == entry.config.image_size
+        assert not entry.preprocess or Preprocessing.from_dict(entry.preprocess).image_size == entry.config.image_size

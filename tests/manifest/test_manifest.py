@@ -133,9 +133,10 @@ def test_labels_and_preprocessing_fit_the_config() -> None:
         entry = get_entry(model_id)
         if entry.labels is not None:
             assert len(label_names(entry.labels)) == entry.config.num_classes, model_id
-        preprocessing = Preprocessing.from_dict(entry.preprocess)
-        assert preprocessing.image_size == entry.config.image_size, model_id
-        assert len(preprocessing.mean) == entry.config.in_chans, model_id
+        if entry.preprocess:
+            preprocessing = Preprocessing.from_dict(entry.preprocess)
+            assert preprocessing.image_size == entry.config.image_size, model_id
+            assert len(preprocessing.mean) == entry.config.in_chans, model_id
 
 
 def test_bundled_files_are_those_that_the_manifest_pins() -> None:

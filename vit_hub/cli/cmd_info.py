@@ -146,9 +146,10 @@ def _file_lines(output: Output, ckpt: Checkpoint, overrides: dict[str, Any]) -> 
 
 
 def _preprocess(entry: Entry) -> dict[str, Any]:
+    """Return the documented preprocessing; empty: none is."""
     from vit_hub.preprocessing.spec import Preprocessing
 
-    return Preprocessing.from_dict(entry.preprocess).to_dict()
+    return Preprocessing.from_dict(entry.preprocess).to_dict() if entry.preprocess else {}
 
 
 def _entry_data(entry: Entry) -> dict[str, Any]:
@@ -159,7 +160,8 @@ def _entry_lines(output: Output, entry: Entry) -> list[str]:
     lines = [output.heading(entry.id), *output.fields(_summary(entry))]
     lines += ["", *config_lines(output, entry.config)]
     lines += ["", output.heading("Preprocessing")]
-    lines += output.fields((name, value_text(value)) for name, value in _preprocess(entry).items())
+    shown = [(name, value_text(value)) for name, value in _preprocess(entry).items()]
+    lines += output.fields(shown) or output.paragraphs(["as the files beside the weights say"])
     lines += ["", output.heading("Weights, in order of preference")]
     lines += output.fields(row for number, source in enumerate(entry.sources, 1) for row in _source(number, source))
     if entry.metrics:
@@ -173,6 +175,7 @@ def _summary(entry: Entry) -> Iterator[tuple[str, str]]:
     yield from (("also called", ", ".join(entry.aliases)), ("family", entry.family), ("licence", licence))
     yield from ((_STAGES.get(stage, stage), data) for stage, data in entry.data.items())
     yield "classes", _classes(entry)
+    yield "documented by", entry.evidence
     yield from (("note", note) for note in entry.notes)
 
 

@@ -167,7 +167,7 @@ def open_resolved(
             passport,
             weights_id=entry.id,
             license=entry.license,
-            preprocess=Preprocessing.from_dict(entry.preprocess).to_dict(),
+            preprocess=Preprocessing.from_dict(entry.preprocess).to_dict() if entry.preprocess else passport.preprocess,
             # A source may have another head than the entry describes, or none.
             labels=(entry.labels if ckpt.config.num_classes == entry.config.num_classes else None) or passport.labels,
         )
