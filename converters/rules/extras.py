@@ -107,7 +107,7 @@ _REMEDIES = (
     (
         r"(state_dict/)?(module\.)?(linear\.)?(weight|bias)",
         "a linear head alone, which is no backbone",
-        "give the backbone's own file",
+        "give the backbone's own file, and this one with it: head=..., on the command line --head",
     ),
     (
         r".*\.(lora_\w+|base_layer|lora_magnitude_vector)\..*",

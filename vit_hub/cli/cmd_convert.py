@@ -26,6 +26,7 @@ Examples:
   vit-hub convert vit-b16 b16.npz --to vit_jax              from the registry, for JAX
   vit-hub convert weights.pth out/ --set num_heads=3        supply what the file lacks
   vit-hub convert mae.pth out/ --keep-rest                  keep the decoder, too
+  vit-hub convert dino.pth out/ --head linear.pth           join a linear head with its backbone
   vit-hub convert vit-b16 b16_384/ --to timm --image-size 384    for larger images
 """
 

@@ -35,7 +35,7 @@ ResizeMethod = Literal[
 ]
 ACTIVATIONS: tuple[Activation, ...] = typing.get_args(Activation)
 RESIZE_METHODS: tuple[ResizeMethod, ...] = typing.get_args(ResizeMethod)
-_POSITIVE = ("in_chans", "embed_dim", "depth", "num_heads", "mlp_dim", "stem_width", "branches")
+_POSITIVE = ("in_chans", "embed_dim", "depth", "num_heads", "mlp_dim", "stem_width", "branches", "head_layers")
 _NOT_NEGATIVE = (
     "num_registers", "representation_dim", "projection_dim", "num_classes", "pool_heads", "pool_mlp_dim",
     "pool_depth", "num_detection_tokens", "patch_padding",
@@ -310,6 +310,9 @@ class ViTConfig:
         branches: so many attention layers side by side, then as many feed-forward layers, each with a norm of its own
             (arXiv 2203.09795, section 3).
         resize_square: that project resizes a table to the square of the grid's longer side, and crops it (NaFlexVit).
+        head_layers: the head reads class tokens of so many of the last blocks side by side, the earliest first, each
+            normed (linear evaluation of DINO and DINOv2, arXiv 2104.14294, appendix F); ``cls_avg`` adds the mean of
+            the patches of the last one.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -378,6 +381,7 @@ class ViTConfig:
     parallel: Literal["none", "separate", "joint"] = "none"
     branches: int = 1
     resize_square: bool = False
+    head_layers: int = 1
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -415,6 +419,8 @@ class ViTConfig:
             found["pool_mlp_dim"] = 0
         if self.pool != "attentive":
             found["pool_depth"] = 0
+        if not self.num_classes:
+            found["head_layers"] = 1
         if self.final_norm == "none" or self.final_norm_eps == self.norm_eps:
             found["final_norm_eps"] = None
         if self.windows is not None:
@@ -478,6 +484,17 @@ class ViTConfig:
             ),
             "head_input: head_input='cls_dist' needs distilled=True and no layer before the head": (
                 self.head_input != "cls_dist" or (self.distilled and not (width or self.projection_dim))
+            ),
+            f"head_layers: head_layers={self.head_layers} needs as many blocks, pool='cls', final_norm='before', and "
+            "no layer before the head": (
+                self.head_layers == 1
+                or not head
+                or (
+                    (pool, self.final_norm) == ("cls", "before")
+                    and self.head_layers <= self.depth
+                    and self.head_input != "cls_dist"
+                    and not (width or self.projection_dim or self.pool_renorm or self.head_norm)
+                )
             ),
             "head_norm: head_norm=True needs one head that reads the pooled embedding": (
                 not self.head_norm or (head and not both_tokens and self.head_input == "pooled")
@@ -613,6 +630,11 @@ class ViTConfig:
     def feature_dim(self) -> int:
         """Width of the embedding after projection or representation layer, where there is one."""
         return self.projection_dim or self.representation_dim or self.pooled_dim
+
+    @property
+    def head_width(self) -> int:
+        """Width of what the head reads: the embedding, or several tokens side by side."""
+        return self.feature_dim * (self.head_layers + (self.head_input == "cls_avg"))
 
     @property
     def num_prefix_rows(self) -> int:
