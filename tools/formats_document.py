@@ -265,7 +265,9 @@ def _overrides(name: str, config: dict[str, object]) -> dict[str, object]:
 
 
 def _matrix() -> str:
-    targets = [name for name in format_names() if "-" not in name and name != "canonical"]
+    targets = [
+        name for name in format_names() if any(fmt.name == name and not fmt.returned_only for fmt in all_formats())
+    ]
     text = _row("from", "model", *(f"`{name}`" for name in targets)) + _row(*["---"] * (2 + len(targets)))
     for case, model in MODELS.items():
         meta = json.loads((GOLDEN / case / "meta.json").read_text(encoding="utf-8"))

@@ -99,7 +99,8 @@ def _family(passport: Provenance | None) -> str:
     if passport is None:
         return "timm"
     model_type = str(passport.sidecars.get("config.json", {}).get("model_type", ""))
-    names = (_HF_FAMILIES.get(model_type, ""), passport.format.rpartition("-")[2], passport.format.partition("-")[0])
+    family, _, dialect = passport.format.partition("-")
+    names = (_HF_FAMILIES.get(model_type, ""), dialect, dialect.rpartition("-")[2], family)
     return next((name for name in names if name in CONVENTIONS), "timm")
 
 

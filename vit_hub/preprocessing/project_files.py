@@ -80,6 +80,8 @@ _CONVENTIONS: dict[str, dict[str, Any]] = {
     "deit3": {**_IMAGENET, "interpolation": "bicubic"},
     "mocov3": {**_IMAGENET, "interpolation": "bilinear", "crop_pct": 0.875},
     "dinov3": {**_IMAGENET, "interpolation": "bilinear", "crop_mode": "squash"},
+    "beit3": {**_HALF, "interpolation": "bicubic", "crop_mode": "squash"},
+    "beit3-imagenet": {**_IMAGENET, "interpolation": "bicubic"},
     "mmpretrain": {**_IMAGENET, "interpolation": "bicubic", "crop_pct": 0.875},
     "openai_clip": {**_CLIP, "interpolation": "bicubic"},
     "open_clip": {**_CLIP, "interpolation": "bicubic"},
@@ -92,7 +94,7 @@ CONVENTIONS: Mapping[str, Preprocessing] = {
 
 Sources: vit_jax ``input_pipeline.py``; big_vision ``pp/ops_image.py``; timm ``vision_transformer.py``; transformers'
 class defaults for ViT and SigLIP; torchvision ``ViT_B_16_Weights``; the evaluation transforms of DeiT, MAE, DINO and
-DINOv2 (``facebook``), DeiT III, MoCo v3, DINOv3, OpenAI CLIP and open_clip.
+DINOv2 (``facebook``), DeiT III, MoCo v3, DINOv3, OpenAI CLIP, open_clip and BEiT-3 (``datasets.py``).
 """
 
 
