@@ -35,6 +35,7 @@ MODEL_TYPES = (
     "instructblip_vision_model",
     "instructblipvideo_vision_model",
     "internvl_vision",
+    "kimi_k25_vision",
     "kosmos_2_vision_model",
     "metaclip_2_vision_model",
     "minicpmv4_6_vision",
@@ -59,6 +60,7 @@ MODEL_TYPES = (
     "vit",
     "vit_mae",
     "vit_msn",
+    "vitdet",
     "vjepa2",
 )
 # About the library that wrote a file, not about the model.
