@@ -66,6 +66,8 @@ class Rope:
         frequencies: both axes have the ``same`` E/4 frequencies; or they ``alternate``: of E/2 frequencies the first
             axis has the even ones, the second the odd ones (Pixtral, arXiv 2410.07073).
         class_angles: the class token is rotated, too, by learned angles that all blocks and heads share (MLCD).
+        axes: the angles of the first axis come before those of the second: they are ``apart``; or they take ``turns``,
+            frequency by frequency (MoonViT, arXiv 2504.07491).
     """
 
     theta: float = 10_000.0
@@ -80,6 +82,7 @@ class Rope:
     frames: bool = False
     frequencies: Literal["same", "alternate"] = "same"
     class_angles: bool = False
+    axes: Literal["apart", "turns"] = "apart"
 
     def __post_init__(self) -> None:
         check_choices(self, "rope.")
@@ -518,6 +521,9 @@ class ViTConfig:
             ),
             "rope: rope.class_angles=True needs class_token=True, and excludes rope.mixed": (
                 self.rope is None or not self.rope.class_angles or (self.class_token and not self.rope.mixed)
+            ),
+            "rope: rope.axes='turns' excludes pairs='tiled' and rope.mixed": (
+                self.rope is None or self.rope.axes == "apart" or not (self.rope.pairs == "tiled" or self.rope.mixed)
             ),
             "distilled: distilled=True needs class_token=True": self.class_token or not self.distilled,
             "num_detection_tokens: detection tokens need a learned position table with rows for all tokens": (

@@ -1,7 +1,7 @@
 """Rotary position embeddings of patch grids (arXiv 2104.09864, extended to two axes).
 
 Every published variant is angle[n, k] = coordinate of patch n on an axis * frequency k, the angles of the two axes side
-by side, and a rotation of channel pairs by those angles. They differ in coordinates, frequencies and pairing.
+by side or in turns, and a rotation of channel pairs by those angles. They differ in coordinates, frequencies and pairs.
 Shapes: N patches, P prefix tokens, T = P + N, E channels of one head.
 """
 
@@ -70,7 +70,8 @@ def axis_angles(
         both = torch.stack((steps, steps + 0.5)) if rope.frequencies == "alternate" else steps
         periods = rope.theta ** (both / pairs)
     turns = 2 * math.pi if rope.coordinates == "centered" else 1.0
-    return (coordinates[:, :, None] * (turns / periods.to(coordinates))).flatten(1)
+    angles = coordinates[:, :, None] * (turns / periods.to(coordinates))
+    return (angles.transpose(1, 2) if rope.axes == "turns" else angles).flatten(1)
 
 
 def mixed_angles(rope: Rope, grid_size: tuple[int, int], freqs: Tensor) -> Tensor:

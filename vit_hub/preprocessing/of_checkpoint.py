@@ -89,6 +89,7 @@ _HF_FAMILIES = {
     "dinov3_vit": "dinov3",
     **dict.fromkeys(("vjepa2", "sam", "sam_hq", "sam_vision_model", "sam_hq_vision_model"), "facebook"),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen2_vl_vision", "qwen2_5_vl_vision"), "openai_clip"),
+    **dict.fromkeys(("moonvit", "kimi_vl", "kimi_k25", "kimi_k25_vision"), "siglip"),
     **dict.fromkeys(("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"), "siglip"),
     **dict.fromkeys(("clip", "clip_vision_model"), "openai_clip"),
 }
