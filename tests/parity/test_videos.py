@@ -206,6 +206,8 @@ def test_a_model_of_images_takes_no_videos() -> None:
 @pytest.mark.parametrize("kind", ["VideoMAEModel", "VJEPA2Model"])
 @pytest.mark.parametrize("to", ["timm", "vit_jax", "big_vision", "facebook", "open_clip", "torchvision", "mmpretrain"])
 def test_formats_of_images_refuse_videos(kind: str, to: str, tmp_path: Path) -> None:
+    if (kind, to) == ("VJEPA2Model", "facebook"):
+        pytest.skip("it has a format for them")
     tiny(kind).save_pretrained(tmp_path / "hf")
     with pytest.raises(UnsupportedByFormatError, match=r"video: Video\(.*\) is not supported"):
         vit_hub.convert(tmp_path / "hf", tmp_path / "out", to=to)
