@@ -155,7 +155,7 @@ def _parts(sidecars: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], d
 
 
 # Where the config of a larger model has that of its image encoder.
-_TOWERS = ("vision_config", "backbone_config", "encoder", "vlm_config")
+_TOWERS = ("vision_config", "backbone_config", "encoder", "vlm_config", "thinker_config")
 
 
 def _tower(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -175,6 +175,23 @@ def stated_type(sidecars: Mapping[str, Mapping[str, Any]], types: Sequence[Model
     return next((kind for kind in types for name in names if name in (kind.name, kind.whole or kind.name)), None)
 
 
+# Model types whose tensors have the names of others', though they compute other outputs.
+_OTHERS = {
+    "paddleocr_vl_vision": "rotary positions beside SigLIP's table",
+    "phi4_multimodal_vision": "SigLIP's tensors, but other outputs",
+    "rf_detr_dinov2": "DINOv2's tensors, but windows of tokens",
+    "video_llama_3_vision": "SigLIP's tensors, but rotary positions",
+}
+
+
+def refusal(raw: RawCheckpoint) -> str:
+    """Return why the model type in config.json is not read, though its tensors have known names; empty if it is."""
+    whole, tower = _parts(raw.sidecars)
+    named = (str(part.get("model_type")) for part in (tower, whole))
+    found = next((name for name in named if name in _OTHERS), "")
+    return f"{_FILE}: the model type {found!r} is not supported: {_OTHERS[found]}" if found else ""
+
+
 def names_model_type(raw: RawCheckpoint, types: Sequence[ModelType]) -> int:
     """Return 1 if config.json names one of the model types, -1 if it names another, 0 if it names none."""
     if "model_type" not in raw.sidecars.get(_FILE, {}):
@@ -192,6 +209,7 @@ def transformers_format(types: Sequence[ModelType], **options: Any) -> Format:
     common = {
         "evidence": lambda raw, prefix: names_model_type(raw, types),
         "state": lambda raw, tensors, dialect: read_config(raw, types)[1],
+        "refuses": refusal,
     }
     return Format(name="hf", project=types[0].project, **{**common, **options})
 
