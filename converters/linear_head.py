@@ -7,6 +7,7 @@ Source: dino/eval_linear.py; dinov2/hub/classifiers.py, dinov2/eval/linear.py; d
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,8 @@ _INPUTS: dict[int, tuple[int, str]] = {1: (1, "pooled"), 2: (1, "cls_avg"), 4: (
 _IN_TURNS = re.compile(r"(.*/)?(module\.)?linear\.weight")
 _SHOWN = 4
 _TENSORS = {"weight": 2, "bias": 1}
+# Those of a batch norm without parameters before the layer, as MAE's linear probes have.
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def with_head(ckpt: Checkpoint, path: Path, overrides: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -49,7 +52,8 @@ def with_head(ckpt: Checkpoint, path: Path, overrides: Mapping[str, Any] | None 
     names = _linear_layer(path, raw.tensors)
     weight = raw.tensors[names["weight"]]
     given = {name: (overrides or {})[name] for name in HEAD_FIELDS if name in (overrides or {})}
-    fields = {**_input_of(ckpt, path, weight.shape[1]), **given, "num_classes": weight.shape[0], "head_norm": False}
+    normed = "running_mean" in names
+    fields = {**_input_of(ckpt, path, weight.shape[1]), **given, "num_classes": weight.shape[0], "head_norm": normed}
     try:
         config = ckpt.config.replace(**fields)
     except ConfigError as error:
@@ -61,6 +65,7 @@ def with_head(ckpt: Checkpoint, path: Path, overrides: Mapping[str, Any] | None 
     head = {
         "head.weight": _sorted_channels(weight) if in_turns else weight,
         "head.bias": raw.tensors[names["bias"]] if "bias" in names else zeros(weight.dtype, weight.shape[:1]),
+        **{f"head_norm.{part}": raw.tensors[names[part]] for part in _STATISTICS if normed},
     }
     stored = {f"{path.name}:{name}": raw.tensors[name] for name in names.values()}
     replaced = [name for name in ckpt.tensors if name.startswith(("head.", "head_dist.", "head_norm."))]
@@ -95,12 +100,18 @@ def with_head(ckpt: Checkpoint, path: Path, overrides: Mapping[str, Any] | None 
         source=dataclasses.replace(
             ckpt.source, tensors={**ckpt.source.tensors, **stored}, files=(*ckpt.source.files, *raw.files)
         ),
-        origin={**origin, **{f"head.{part}": (f"{path.name}:{name}",) for part, name in names.items()}},
+        origin={
+            **origin,
+            **{
+                f"{'head_norm' if part in _STATISTICS else 'head'}.{part}": (f"{path.name}:{name}",)
+                for part, name in names.items()
+            },
+        },
     )
 
 
 def _linear_layer(path: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, str]:
-    """Return the names of weight and bias of the only linear layer of a file.
+    """Return the names of weight and bias of the only linear layer of a file, and of statistics of a norm before it.
 
     Raises:
         CheckpointError: there is another number of layers, or another kind.
@@ -110,17 +121,21 @@ def _linear_layer(path: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, st
     for name in weights:
         start, end = re.fullmatch(r"(.*?)([^./]*)", name).groups()  # type: ignore[union-attr]
         layers.setdefault(start, {})[end] = name
-    found = next(iter(layers.values()), {})
+    norm = next((parts for parts in layers.values() if parts.keys() == {*_STATISTICS}), {})
+    found = next((parts for parts in layers.values() if parts is not norm), {})
     fits = {"weight"} <= found.keys() <= _TENSORS.keys()
     fits = fits and all(len(weights[name].shape) == _TENSORS[part] for part, name in found.items())
     fits = fits and all(DTYPES[weights[name].dtype].floating for name in found.values())
-    if len(layers) != 1 or not fits or len({weights[name].shape[0] for name in found.values()}) > 1:
+    widths = {weights[found["weight"]].shape[1]} if fits else set[int]()
+    widths |= {math.prod(weights[norm[part]].shape) for part in _STATISTICS[:2] if norm}
+    rows = {weights[name].shape[0] for name in found.values()} if fits else set[int]()
+    if len(layers) != 1 + bool(norm) or not fits or len(rows) > 1 or len(widths) > 1:
         shown = ", ".join(list(weights)[:_SHOWN]) + (f" and {len(weights) - _SHOWN} more" * (len(weights) > _SHOWN))
         raise CheckpointError(
             f"{path}: not one linear layer, but {shown or 'no weights'}",
             hint="head= (--head) takes the file of a linear head; a whole model is a source of its own",
         )
-    return found
+    return {**found, **norm}
 
 
 def _input_of(ckpt: Checkpoint, path: Path, width: int) -> dict[str, Any]:

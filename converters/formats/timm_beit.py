@@ -105,7 +105,10 @@ FORMATS = (
         (rule("mask_token", "mask_token", "1 1 d -> 1 d", carried=True),),
         (
             Drop(r"(cls_pt_)?lm_head\..*", "head of the pre-training, which predicts visual tokens"),
-            Drop(r"cls_pt_layers\..*", "blocks of the pre-training, which predict visual tokens from an early layer"),
+            Drop(
+                r"cls_pt_(layers|norm)\..*",
+                "blocks of the pre-training over the tokens of an early layer",
+            ),
         ),
         project="microsoft/unilm",
         evidence=lambda raw, prefix: 0 if f"{prefix}mask_token" in raw.tensors else -1,

@@ -118,6 +118,20 @@ def test_a_head_without_a_bias_over_a_mean(tmp_path: Path) -> None:
     torch.testing.assert_close(model(IMAGES), plain(IMAGES) @ state["weight"].T, atol=2e-5, rtol=1e-5)
 
 
+def test_a_probe_of_mae_with_a_batch_norm(tmp_path: Path) -> None:
+    source, state = backbone(tmp_path), linear(D)
+    norm = torch.nn.BatchNorm1d(D, affine=False, eps=1e-6)
+    norm(torch.randn(32, D, generator=torch.Generator().manual_seed(4)))
+    named = {f"head.0.{name}": value for name, value in norm.state_dict().items()}
+    torch.save({"model": {**named, **{f"head.1.{name}": value for name, value in state.items()}}}, tmp_path / "p.pth")
+    model = joined(source, tmp_path / "p.pth")
+    [tokens] = last_tokens(source, IMAGES, 1)
+    wanted = norm.eval()(tokens[:, 0]) @ state["weight"].T + state["bias"]
+    torch.testing.assert_close(model(IMAGES), wanted, atol=2e-5, rtol=1e-5)
+    ckpt = vit_hub.open_checkpoint(source, head=tmp_path / "p.pth", overrides={"num_heads": 3})
+    assert ckpt.origin["head_norm.running_var"] == ("p.pth:model/head.0.running_var",)
+
+
 def test_to_transformers_and_back(tmp_path: Path) -> None:
     source, state = backbone(tmp_path, layer_scale=True), linear(2 * D)
     torch.save(state, tmp_path / "head.pth")

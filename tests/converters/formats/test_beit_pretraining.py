@@ -33,7 +33,12 @@ def original(**options: Any) -> tuple[torch.nn.Module, dict[str, Tensor]]:
 
 HEAD = {"mask_token": (1, 1, 24), "lm_head.weight": (11, 24), "lm_head.bias": (11,)}
 # BEiT v2 predicts from a class token of an early layer, too.
-HEAD_V2 = {**HEAD, "cls_pt_layers.0.norm1.weight": (24,), "cls_pt_layers.1.attn.q_bias": (24,)}
+HEAD_V2 = {
+    **HEAD,
+    "cls_pt_layers.0.norm1.weight": (24,),
+    "cls_pt_layers.1.attn.q_bias": (24,),
+    "cls_pt_norm.bias": (24,),
+}
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "block"])
