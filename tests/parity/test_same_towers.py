@@ -64,7 +64,15 @@ def tokens(theirs: Any, images: Tensor) -> Tensor:
     return theirs(pixel_values=images).last_hidden_state  # type: ignore[no-any-return]
 
 
+def words(theirs: Any, images: Tensor) -> Tensor:
+    """The tokens before the layer of visual words."""
+    return theirs.transformer(images)[0]  # type: ignore[no-any-return]
+
+
 TOWERS = {
+    "JanusVisionModel": ("janus", tokens),
+    "QianfanOCRVisionModel": ("qianfan_ocr", tokens),
+    "Ovis2VisionModel": ("ovis2", words),
     "FlavaImageModel": ("flava", tokens),
     "DPTModel": ("dpt", tokens),
     "GotOcr2VisionEncoder": ("got_ocr2", maps),
@@ -93,7 +101,7 @@ def test_the_same_numbers_and_bytes(name: str, tmp_path: Path) -> None:
     images = random_images(ours.config, torch.float64)
     with torch.inference_mode():
         wanted = run(theirs.double(), images)
-        found = ours.forward_features(images) if run is tokens else ours(images)
+        found = ours.forward_features(images) if run in (tokens, words) else ours(images)
     assert relative_error(found, wanted) <= 1e-6  # some compute rotations and relative positions in float32
     vit_hub.convert(tmp_path / "hf", tmp_path / "middle.safetensors", keep_rest=True)
     vit_hub.convert(tmp_path / "middle.safetensors", tmp_path / "back", to=ckpt.format, keep_rest=True)
@@ -130,12 +138,11 @@ def test_what_computes_otherwise_is_refused(name: str, tmp_path: Path) -> None:
         vit_hub.open_checkpoint(tmp_path / "hf")
 
 
-@pytest.mark.parametrize("name", ["Sam3ViTModel", "JanusVisionModel", "QianfanOCRVisionModel", "Ovis2VisionModel"])
-def test_what_has_no_table_is_no_guess(name: str, tmp_path: Path) -> None:
-    modules = {"Sam3ViTModel": "sam3", "JanusVisionModel": "janus", "QianfanOCRVisionModel": "qianfan_ocr"}
+@pytest.mark.parametrize(("module", "name"), [("sam3", "Sam3ViTModel"), ("pixio", "PixioModel")])
+def test_what_has_no_table_is_no_guess(module: str, name: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = tower(modules.get(name, "ovis2"), name)
+        theirs = tower(module, name)
     theirs.save_pretrained(tmp_path / "hf")
     with pytest.raises(vit_hub.errors.CheckpointError):
         vit_hub.open_checkpoint(tmp_path / "hf")
