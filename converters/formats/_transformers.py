@@ -24,7 +24,8 @@ from vit_hub.preprocessing.project_files import hf_processor, stated_preprocessi
 from vit_hub.preprocessing.spec import Preprocessing
 
 _FILE = "config.json"
-_PROCESSOR = "preprocessor_config.json"
+# The first one that is there is about images, or about the frames of videos as about images.
+_PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json")
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -350,16 +351,17 @@ def write_config(
         file |= _labels(file, names or placeholders(config.num_classes))
     found: Sidecars = {_FILE: file}
     preprocess = Preprocessing.from_dict(passport.preprocess) if passport and passport.preprocess else None
-    if _PROCESSOR in sidecars and (preprocess is None or _agrees(sidecars[_PROCESSOR], preprocess)):
-        found[_PROCESSOR] = dict(sidecars[_PROCESSOR])
+    processors = {name: dict(sidecars[name]) for name in _PROCESSORS if name in sidecars}
+    if processors and (preprocess is None or _agrees(*next(iter(processors.items())), preprocess)):
+        found |= processors
     elif preprocess:
-        found[_PROCESSOR] = hf_processor(preprocess)
+        found[_PROCESSORS[0]] = hf_processor(preprocess)
     return found
 
 
-def _agrees(processor: Mapping[str, Any], preprocess: Preprocessing) -> bool:
+def _agrees(name: str, processor: Mapping[str, Any], preprocess: Preprocessing) -> bool:
     """Return whether an image processor's config says this preprocessing, or says what has no words here."""
-    stated, _ = stated_preprocessing({_PROCESSOR: processor})
+    stated, _ = stated_preprocessing({name: processor})
     return stated is None or not differences(preprocess, stated.with_image_size(preprocess.image_size))
 
 

@@ -72,6 +72,8 @@ _HF_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "DINOv3ViT": {**_HF_SQUARE, "resample": 2, "image_mean": _IMAGENET["mean"], "image_std": _IMAGENET["std"]},
 }
+# Files of processors of images, and of videos.
+_HF_FILES = ("preprocessor_config.json", "video_preprocessor_config.json")
 # Processors that resize after scaling to 0..1, where nothing is rounded.
 _HF_FLOAT = {"DINOv3ViT"}
 
@@ -280,7 +282,7 @@ def stated_preprocessing(
     """
     config, open_clip = sidecars.get("config.json", {}), sidecars.get("open_clip_config.json", {})
     found: dict[str, tuple[Callable[[Mapping[str, Any]], Preprocessing | None], Any]] = {}
-    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+    for name in _HF_FILES:
         if name in sidecars:
             found[name] = (from_hf, sidecars[name])
     if "architecture" in config or "pretrained_cfg" in config:
@@ -425,8 +427,9 @@ def resized_sidecars(
     An image processor that crops crops the same share as before; one that takes any size is left as it is.
     """
     found = {name: dict(content) for name, content in sidecars.items()}
-    if "preprocessor_config.json" in found:
-        found["preprocessor_config.json"] |= _resized_processor(found["preprocessor_config.json"], image_size)
+    for name in _HF_FILES:
+        if name in found:
+            found[name] |= _resized_processor(found[name], image_size)
     if "size" in found.get("open_clip_config.json", {}).get("preprocess_cfg", {}):
         preprocess = {**found["open_clip_config.json"]["preprocess_cfg"], "size": list(image_size)}
         found["open_clip_config.json"]["preprocess_cfg"] = preprocess
