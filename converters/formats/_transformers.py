@@ -176,12 +176,17 @@ def stated_type(sidecars: Mapping[str, Mapping[str, Any]], types: Sequence[Model
     return next((kind for kind in types for name in names if name in (kind.name, kind.whole or kind.name)), None)
 
 
-# Model types whose tensors have the names of others', though they compute other outputs.
+# Model types whose tensors have the names of others', all or most of them, though they compute other outputs.
 _OTHERS = {
-    "paddleocr_vl_vision": "rotary positions beside SigLIP's table",
-    "phi4_multimodal_vision": "SigLIP's tensors, but other outputs",
-    "rf_detr_dinov2": "DINOv2's tensors, but windows of tokens",
-    "video_llama_3_vision": "SigLIP's tensors, but rotary positions",
+    "paddleocr_vl_vision": "it has SigLIP's tensors, and rotary positions beside the table",
+    "phi4_multimodal_vision": "it has SigLIP's tensors, and computes other outputs",
+    "pixio": "it has several class tokens, whose mean is its output",
+    "rf_detr_dinov2": "it has DINOv2's tensors, and windows of tokens",
+    "sam3_vit_model": "it has rotary positions of its own in windows and in blocks without",
+    "timesformer": "its attention is divided over time and space",
+    "video_llama_3_vision": "it has SigLIP's tensors, and rotary positions",
+    "vivit": "it has a learned table of positions in time and space",
+    "xclip_vision_model": "its frames exchange messages",
 }
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from small_models import examples
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
+from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
 import vit_hub
 from vit_hub.errors import ConfigError
@@ -72,6 +73,22 @@ def test_qwen(size: tuple[int, int], patch: int, merge: int, least: int, most: i
     grid = wanted.image_grid_thw[0].tolist()
     assert tuple(found.shape) == (3, grid[1] * patch, grid[2] * patch)
     torch.testing.assert_close(found, unpatched(wanted.pixel_values, grid, patch, merge), atol=1e-6, rtol=1e-6)
+
+
+@examples(30)
+@given(size=st.tuples(st.integers(17, 90), st.integers(17, 90)), shorter=st.integers(16, 40))
+def test_frames_of_videos(size: tuple[int, int], shorter: int) -> None:
+    frames = [picture(size, seed) for seed in range(2)]
+    crop = {"height": 16, "width": 16}
+    theirs = VideoMAEImageProcessorPil(size={"shortest_edge": shorter}, crop_size=crop)
+    ours = from_hf(json.loads(theirs.to_json_string()))
+    assert torch.equal(ours(frames), theirs(frames, return_tensors="pt").pixel_values[0])
+    # That of V-JEPA 2 resizes with torchvision, which rounds some pixels to a neighbouring 8-bit value.
+    other = transformers.VJEPA2VideoProcessor(crop_size=16)
+    video = torch.stack([torch.from_numpy(np.array(frame)).permute(2, 0, 1) for frame in frames])
+    wanted = other(video, return_tensors="pt").pixel_values_videos[0]
+    found = from_hf(json.loads(other.to_json_string()))(frames)
+    assert float((found - wanted).abs().max()) <= 1.01 / 255 / 0.224
 
 
 def test_earlier_files_of_qwen_have_other_keys() -> None:
