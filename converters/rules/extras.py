@@ -84,6 +84,7 @@ PREFERENCES = (
     Preference("teacher", "model_ema", _AVERAGE),
     Preference("teacher", "gram", "auxiliary copy: the teacher is read"),
     Preference("target_encoder", "encoder", "context encoder: the target encoder, its moving average, is read"),
+    Preference("ema_encoder", "encoder", "context encoder: its moving average is read"),
     Preference("base_encoder", "momentum_encoder", "momentum encoder: the base encoder is read"),
     Preference("state_dict_ema", "state_dict", "student copy: the exponential moving average beside it is used"),
     Preference("state_dict_ema", "model", "student copy: the exponential moving average beside it is used"),

@@ -173,3 +173,95 @@ def test_the_first_vjepa_is_refused(tmp_path: Path) -> None:
     torch.save({"encoder": {**state, "pos_embed": torch.ones(1, 1568, 24)}}, tmp_path / "vitl16.pth")
     with pytest.raises(ConfigError, match="first V-JEPA"):
         vit_hub.open_checkpoint(tmp_path / "vitl16.pth", **HEADS)
+
+
+D, HEADS_2_1, P, TUBELET = 36, 2, 4, 2
+
+
+def vjepa2_1(width: int = D) -> dict[str, Tensor]:
+    """The tensors of an encoder of V-JEPA 2.1 of two blocks."""
+    generator = torch.Generator().manual_seed(1)
+    shapes: dict[str, tuple[int, ...]] = {
+        "patch_embed.proj.weight": (width, 3, TUBELET, P, P),
+        "patch_embed.proj.bias": (width,),
+        "patch_embed_img.proj.weight": (width, 3, 1, P, P),
+        "patch_embed_img.proj.bias": (width,),
+        "img_mod_embed": (1, 1, width),
+        "video_mod_embed": (1, 1, width),
+    }
+    layers = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+    layers |= {"mlp.fc1": (2 * width, width), "mlp.fc2": (width, 2 * width)}
+    for index in range(2):
+        names: dict[str, tuple[int, ...]] = {f"blocks.{index}.{layer}": shape for layer, shape in layers.items()}
+        names |= {f"blocks.{index}.{norm}": (width,) for norm in ("norm1", "norm2")}
+        shapes |= {f"{name}.weight": shape for name, shape in names.items()}
+        shapes |= {f"{name}.bias": shape[:1] for name, shape in names.items()}
+    shapes |= {f"norms_block.{k}.{end}": (width,) for k in range(4) for end in ("weight", "bias")}
+    return {name: torch.randn(shape, generator=generator, dtype=torch.float64) * 0.3 for name, shape in shapes.items()}
+
+
+def rotated(x: Tensor, place: Tensor) -> Tensor:
+    """Rotate neighbouring channels [..., N, E] by places [N], as the project does since V-JEPA 2.1."""
+    width = x.shape[-1]
+    turns = 1.0 / 10000 ** (torch.arange(width // 2, dtype=x.dtype) / (width / 2.0))
+    angles = (place[:, None] * turns).repeat_interleave(2, dim=-1)
+    first, second = x.unflatten(-1, (-1, 2)).unbind(dim=-1)
+    return x * angles.cos() + torch.stack((-second, first), dim=-1).flatten(-2) * angles.sin()
+
+
+def encoded(state: dict[str, Tensor], videos: Tensor) -> Tensor:
+    """The last tokens of V-JEPA 2.1's encoder, by its formulas, of videos [B, T, C, h, w]."""
+    kernel = state["patch_embed.proj.weight"]
+    boxes = torch.nn.functional.conv3d(videos.transpose(1, 2), kernel, state["patch_embed.proj.bias"], kernel.shape[2:])
+    frames, rows, columns = boxes.shape[2:]
+    x = boxes.flatten(2).transpose(1, 2) + state["video_mod_embed"]
+    number = torch.arange(frames * rows * columns)
+    places = (
+        (number // (rows * columns)).double(),
+        (number // columns % rows) * 15.0 / (rows - 1),
+        (number % columns) * 15.0 / (columns - 1),
+    )
+
+    def norm(name: str, value: Tensor) -> Tensor:
+        parts = (state[f"{name}.weight"], state[f"{name}.bias"])
+        return torch.nn.functional.layer_norm(value, parts[0].shape, *parts, eps=1e-6)
+
+    def linear(name: str, value: Tensor) -> Tensor:
+        return torch.nn.functional.linear(value, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    for index in range(2):
+        block = f"blocks.{index}"
+        qkv = linear(f"{block}.attn.qkv", norm(f"{block}.norm1", x)).unflatten(-1, (3, HEADS_2_1, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        step = 2 * ((q.shape[-1] // 3) // 2)
+
+        def turned(part: Tensor, step: int = step) -> Tensor:
+            axes = [rotated(part[..., n * step : (n + 1) * step], place) for n, place in enumerate(places)]
+            return torch.cat((*axes, part[..., 3 * step :]), dim=-1)
+
+        attended = torch.nn.functional.scaled_dot_product_attention(turned(q), turned(k), v)
+        x = x + linear(f"{block}.attn.proj", attended.transpose(1, 2).flatten(2))
+        hidden = torch.nn.functional.gelu(linear(f"{block}.mlp.fc1", norm(f"{block}.norm2", x)))
+        x = x + linear(f"{block}.mlp.fc2", hidden)
+    return norm("norms_block.3", x)
+
+
+@pytest.mark.parametrize("key", ["ema_encoder", "target_encoder"])
+@pytest.mark.parametrize("width", [D, 32])
+def test_vjepa2_1(tmp_path: Path, width: int, key: str) -> None:
+    state = vjepa2_1(width)
+    named = {f"module.backbone.{name}": value for name, value in state.items()}
+    student = {name: value + 1 for name, value in named.items()}
+    torch.save({"encoder": student, key: named, "predictor": {"module.x": torch.ones(2)}}, tmp_path / "vitb.pt")
+    with pytest.warns(UserWarning, match="patch_embed_img"):
+        ours = vit_hub.load(tmp_path / "vitb.pt", dtype="float64", **HEADS)
+    generator = torch.Generator().manual_seed(3)
+    for size in ((20, 12), (16, 16)):
+        videos = torch.randn(2, 6, 3, *size, generator=generator, dtype=torch.float64)
+        found = ours.set_image_size(size)(videos)
+        torch.testing.assert_close(found, encoded(state, videos), atol=1e-10, rtol=1e-10)
+    vit_hub.convert(tmp_path / "vitb.pt", tmp_path / "middle.safetensors", **HEADS)
+    vit_hub.convert(tmp_path / "middle.safetensors", tmp_path / "back.pt", to="facebook-vjepa2_1")
+    back = torch.load(tmp_path / "back.pt")[key]
+    assert back.keys() == named.keys()
+    assert all(torch.equal(back[name], value) for name, value in named.items())

@@ -55,6 +55,8 @@ class Rope:
         normalize: what centred coordinates are divided by: each axis' length, the longer or the shorter.
         offset: added to index coordinates.
         reference_grid: index coordinates are scaled to this grid (EVA-02); None: not scaled.
+        reference_ends: they are scaled so that the last patch of any grid has the coordinate of the last one of the
+            reference grid (V-JEPA 2.1), not by the ratio of the sizes.
         order: whether the row or the column comes first in the channels.
         pairs: ``half`` rotates channels k and k + E/2 together, ``interleaved`` 2k and 2k + 1; ``tiled`` has the
             latter's pairs, but channel k of an axis turns by the angle of frequency k modulo E/4, so that the two of a
@@ -83,11 +85,14 @@ class Rope:
     frequencies: Literal["same", "alternate"] = "same"
     class_angles: bool = False
     axes: Literal["apart", "turns"] = "apart"
+    reference_ends: bool = False
 
     def __post_init__(self) -> None:
         check_choices(self, "rope.")
         if self.reference_grid is not None:
             object.__setattr__(self, "reference_grid", size_pair("rope.reference_grid", self.reference_grid))
+        elif self.reference_ends:
+            raise ConfigError("rope.reference_ends=True needs rope.reference_grid")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -565,9 +570,9 @@ class ViTConfig:
             "pos_embed: a video of joint frames has pos_embed='sincos1d' or 'none', and nothing else has the former": (
                 self.pos_embed == "none" or joint == (self.pos_embed == "sincos1d")
             ),
-            "rope: rope.frames=True goes with a video of joint frames, and needs pairs='tiled'": (
+            "rope: rope.frames=True goes with a video of joint frames, and excludes pairs='half' and rope.mixed": (
                 self.rope is None
-                or (self.rope.frames == joint and (not joint or (self.rope.pairs == "tiled" and not self.rope.mixed)))
+                or (self.rope.frames == joint and (not joint or (self.rope.pairs != "half" and not self.rope.mixed)))
             ),
             "windows: windows need patches alone, and filled ones no rotary positions": (
                 self.windows is None or not (prefix or joint or (self.windows.pad and self.rope))
