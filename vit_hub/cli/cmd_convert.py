@@ -38,7 +38,7 @@ Examples:
     "--to",
     default="canonical",
     help="The format to write: canonical, timm, hf, hf_flax, hf_tf, keras_hub, vit_jax, big_vision, torchvision, "
-    "mmpretrain, openai_clip, open_clip or facebook; or a dialect of one (listed in docs/formats.md).",
+    "mmpretrain, openai_clip, open_clip, facebook, videomae or unilm; or a dialect of one (listed in docs/formats.md).",
 )
 @resize_options
 @click.option("--dtype", type=click.Choice(_DTYPES), help="Change the dtype. By default every tensor keeps its own.")
