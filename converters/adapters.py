@@ -59,7 +59,7 @@ _INITIAL_VALUES = (True, False, None, "gaussian", "eva", "orthogonal")
 # A group that repeats and is repeated takes for ever to match.
 _ENDLESS = re.compile(r"\)[*+{?]")
 # Config fields that a classifier in place of another, or of none, may change.
-_OF_HEADS = ("num_classes", "pool", "representation_dim", "head_input", "head_norm", "final_norm")
+_OF_HEADS = ("num_classes", "pool", "representation_dim", "head_input", "head_layers", "head_norm", "final_norm")
 
 
 @dataclass(frozen=True)

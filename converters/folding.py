@@ -222,7 +222,7 @@ def _projection(config: ViTConfig, tensors: Tensors) -> Folded | None:
         weight = changed["head.weight"] = changed.pop("projection.weight")
         changed["head.bias"] = zeros(weight.dtype, (config.projection_dim,))
         return config.replace(projection_dim=0, num_classes=config.projection_dim), changed
-    plain = config.pool != "cls_dist" and config.head_input == "pooled"
+    plain = config.pool != "cls_dist" and config.head_input == "pooled" and config.head_layers == 1
     if not config.num_classes or not plain or config.head_norm or config.representation_dim or config.projection_dim:
         return None
     if not _is_zero(changed.pop("head.bias")):

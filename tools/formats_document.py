@@ -147,6 +147,7 @@ Folders of training tools are read, too, with a warning that names what was chos
 | DeepSpeed | the step that `latest` names; for ZeRO stage 3 run its `zero_to_fp32.py` first |
 | Lightning | `.ckpt`; the only one of the last version in `lightning_logs` |
 | peft | LoRA, rsLoRA and DoRA adapters, merged into the base model that they name, or `base=` (`--base`) |
+| linear heads | one linear layer, joined with its backbone by `head=` (`--head`): DINO's, DINOv2's, DINOv3's, probes |
 
 `dequantize=True` (`--dequantize`) computes floating-point weights from bitsandbytes' 8 and 4 bits, and from 8-bit
 floats and integers with scales; without it, and for other kinds, quantized weights are refused as such.
@@ -264,7 +265,9 @@ def _overrides(name: str, config: dict[str, object]) -> dict[str, object]:
 
 
 def _matrix() -> str:
-    targets = [name for name in format_names() if "-" not in name and name != "canonical"]
+    targets = [
+        name for name in format_names() if any(fmt.name == name and not fmt.returned_only for fmt in all_formats())
+    ]
     text = _row("from", "model", *(f"`{name}`" for name in targets)) + _row(*["---"] * (2 + len(targets)))
     for case, model in MODELS.items():
         meta = json.loads((GOLDEN / case / "meta.json").read_text(encoding="utf-8"))

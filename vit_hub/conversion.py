@@ -23,6 +23,7 @@ def open_checkpoint(
     overrides: Mapping[str, Any] | None = None,
     prefix: str | None = None,
     base: str | Path | Checkpoint | None = None,
+    head: str | Path | None = None,
     dequantize: bool = False,
     revision: str | None = None,
     offline: bool = False,
@@ -37,6 +38,7 @@ def open_checkpoint(
         overrides: config fields that the file does not determine.
         prefix: what the names of the model to read begin with, such as ``student``, where a file holds several.
         base: of an adapter of peft: the model to merge it into, instead of the one that it names.
+        head: file of a linear head to join with the model, such as ``dinov2_vits14_linear_head.pth``.
         dequantize: compute floating-point weights of quantized ones: bitsandbytes' 8 and 4 bits, 8-bit floats.
         revision: branch, tag or commit of the Hugging Face repository, as for :func:`vit_hub.load`.
         offline: open no connection.
@@ -54,6 +56,7 @@ def open_checkpoint(
             "overrides": overrides,
             "prefix": prefix,
             "base": base,
+            "head": head,
             "dequantize": dequantize,
             "revision": revision,
         }
@@ -72,6 +75,7 @@ def open_checkpoint(
         prefix=prefix,
         dequantize=dequantize,
         base=base,
+        head=head,
         offline=offline,
         progress=progress,
     )
@@ -86,6 +90,7 @@ def convert(
     overrides: Mapping[str, Any] | None = None,
     prefix: str | None = None,
     base: str | Path | Checkpoint | None = None,
+    head: str | Path | None = None,
     dequantize: bool = False,
     image_size: int | tuple[int, int] | None = None,
     patch_size: int | tuple[int, int] | None = None,
@@ -109,6 +114,7 @@ def convert(
         overrides: config fields that the source does not determine.
         prefix: what the names of the model to read begin with, where the source holds several.
         base: of an adapter of peft: the model to merge it into, instead of the one that it names.
+        head: file of a linear head to join with the model, such as ``dinov2_vits14_linear_head.pth``.
         dequantize: compute floating-point weights of quantized ones: bitsandbytes' 8 and 4 bits, 8-bit floats.
         image_size: write the model for another (height, width) in pixels: position tables are resized.
         patch_size: another (height, width) of a patch, as for :func:`vit_hub.load`.
@@ -134,6 +140,7 @@ def convert(
         overrides=overrides,
         prefix=prefix,
         base=base,
+        head=head,
         dequantize=dequantize,
         revision=revision,
         offline=offline,

@@ -46,6 +46,7 @@ def load(
     overrides: Mapping[str, Any] | None = None,
     prefix: str | None = None,
     base: str | Path | Checkpoint | None = None,
+    head: str | Path | None = None,
     dequantize: bool = False,
     revision: str | None = None,
     offline: bool = False,
@@ -85,6 +86,7 @@ def load(
         overrides: config fields that the file does not determine, such as ``{"num_heads": 3}``.
         prefix: what the names of the model to read begin with, such as ``student``, where a file holds several.
         base: of an adapter of peft: the model to merge it into, instead of the one that it names.
+        head: file of a linear head to join with the model, such as ``dinov2_vits14_linear_head.pth``.
         dequantize: compute floating-point weights of quantized ones: bitsandbytes' 8 and 4 bits, 8-bit floats.
         revision: branch, tag or commit of the Hugging Face repository, instead of the one that the registry pins.
         offline: open no connection; what is not in the cache is an error.
@@ -102,6 +104,7 @@ def load(
         overrides=overrides,
         prefix=prefix,
         base=base,
+        head=head,
         dequantize=dequantize,
         revision=revision,
         offline=offline,

@@ -134,6 +134,12 @@ def _before_zip(file: MappedFile) -> object:
 
     with file.path.open("rb") as stream:
         first = Pickle().load(stream)
+        if isinstance(first, (dict, Inert)):
+            raise CheckpointError(
+                f"{file.path}: a plain pickle, not a file of torch.save (detectron2's .pkl files are such)",
+                hint="on a machine you trust, load it with pickle, and save its arrays as tensors, with torch.save or "
+                "as safetensors",
+            )
         if first != _MAGIC:
             raise ValueError("a plain pickle")
         Pickle().load(stream)

@@ -84,7 +84,7 @@ def rules(
 
 
 def told_by_shapes(
-    tensors: Mapping[str, LazyTensor], root: str, block: str, patch: str = "patch_embed.proj"
+    tensors: Mapping[str, LazyTensor], root: str, block: str, patch: str = "patch_embed.proj", attention: str = "attn"
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the fields that shapes tell, image size and windows, and a warning where they do not tell the windows.
 
@@ -93,6 +93,7 @@ def told_by_shapes(
         root: what stands before all names.
         block: a block, with ``{i}`` for its number.
         patch: the patch embedding.
+        attention: that of a block, below it.
 
     Raises:
         ConfigError: blocks have windows of different sizes.
@@ -100,8 +101,8 @@ def told_by_shapes(
     table, kernel = tensors.get(f"{root}pos_embed"), tensors.get(f"{root}{patch}.weight")
     sizes: dict[int, tuple[int, int]] = {}
     depth = 0
-    while f"{root}{block.replace('{i}', str(depth))}.attn.qkv.weight" in tensors:
-        name = f"{root}{block.replace('{i}', str(depth))}.attn.rel_pos_"
+    while f"{root}{block.replace('{i}', str(depth))}.{attention}.qkv.weight" in tensors:
+        name = f"{root}{block.replace('{i}', str(depth))}.{attention}.rel_pos_"
         offsets = [tensors[name + axis].shape for axis in "hw" if name + axis in tensors]
         if len(offsets) == 2 and all(offsets):
             sizes[depth] = ((offsets[0][0] + 1) // 2, (offsets[1][0] + 1) // 2)

@@ -24,7 +24,8 @@ from vit_hub.preprocessing.project_files import hf_processor, stated_preprocessi
 from vit_hub.preprocessing.spec import Preprocessing
 
 _FILE = "config.json"
-_PROCESSOR = "preprocessor_config.json"
+# The first one that is there is about images, or about the frames of videos as about images.
+_PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json")
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -155,7 +156,7 @@ def _parts(sidecars: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], d
 
 
 # Where the config of a larger model has that of its image encoder.
-_TOWERS = ("vision_config", "backbone_config", "encoder", "vlm_config")
+_TOWERS = ("vision_config", "backbone_config", "encoder", "vlm_config", "thinker_config")
 
 
 def _tower(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -175,6 +176,28 @@ def stated_type(sidecars: Mapping[str, Mapping[str, Any]], types: Sequence[Model
     return next((kind for kind in types for name in names if name in (kind.name, kind.whole or kind.name)), None)
 
 
+# Model types whose tensors have the names of others', all or most of them, though they compute other outputs.
+_OTHERS = {
+    "paddleocr_vl_vision": "it has SigLIP's tensors, and rotary positions beside the table",
+    "phi4_multimodal_vision": "it has SigLIP's tensors, and computes other outputs",
+    "pixio": "it has several class tokens, whose mean is its output",
+    "rf_detr_dinov2": "it has DINOv2's tensors, and windows of tokens",
+    "sam3_vit_model": "it has rotary positions of its own in windows and in blocks without",
+    "timesformer": "its attention is divided over time and space",
+    "video_llama_3_vision": "it has SigLIP's tensors, and rotary positions",
+    "vivit": "it has a learned table of positions in time and space",
+    "xclip_vision_model": "its frames exchange messages",
+}
+
+
+def refusal(raw: RawCheckpoint) -> str:
+    """Return why the model type in config.json is not read, though its tensors have known names; empty if it is."""
+    whole, tower = _parts(raw.sidecars)
+    named = (str(part.get("model_type")) for part in (tower, whole))
+    found = next((name for name in named if name in _OTHERS), "")
+    return f"{_FILE}: the model type {found!r} is not supported: {_OTHERS[found]}" if found else ""
+
+
 def names_model_type(raw: RawCheckpoint, types: Sequence[ModelType]) -> int:
     """Return 1 if config.json names one of the model types, -1 if it names another, 0 if it names none."""
     if "model_type" not in raw.sidecars.get(_FILE, {}):
@@ -192,6 +215,7 @@ def transformers_format(types: Sequence[ModelType], **options: Any) -> Format:
     common = {
         "evidence": lambda raw, prefix: names_model_type(raw, types),
         "state": lambda raw, tensors, dialect: read_config(raw, types)[1],
+        "refuses": refusal,
     }
     return Format(name="hf", project=types[0].project, **{**common, **options})
 
@@ -332,16 +356,17 @@ def write_config(
         file |= _labels(file, names or placeholders(config.num_classes))
     found: Sidecars = {_FILE: file}
     preprocess = Preprocessing.from_dict(passport.preprocess) if passport and passport.preprocess else None
-    if _PROCESSOR in sidecars and (preprocess is None or _agrees(sidecars[_PROCESSOR], preprocess)):
-        found[_PROCESSOR] = dict(sidecars[_PROCESSOR])
+    processors = {name: dict(sidecars[name]) for name in _PROCESSORS if name in sidecars}
+    if processors and (preprocess is None or _agrees(*next(iter(processors.items())), preprocess)):
+        found |= processors
     elif preprocess:
-        found[_PROCESSOR] = hf_processor(preprocess)
+        found[_PROCESSORS[0]] = hf_processor(preprocess)
     return found
 
 
-def _agrees(processor: Mapping[str, Any], preprocess: Preprocessing) -> bool:
+def _agrees(name: str, processor: Mapping[str, Any], preprocess: Preprocessing) -> bool:
     """Return whether an image processor's config says this preprocessing, or says what has no words here."""
-    stated, _ = stated_preprocessing({_PROCESSOR: processor})
+    stated, _ = stated_preprocessing({name: processor})
     return stated is None or not differences(preprocess, stated.with_image_size(preprocess.image_size))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _sam
 from vit_hub.converters.rules.format import Dialect, Format, Stated
+from vit_hub.converters.rules.table import Drop
 from vit_hub.converters.tensors import LazyTensor
 
 _BLOCK = "blocks.{i}"
@@ -26,6 +27,7 @@ FORMATS = (
         name="facebook",
         project="Segment Anything",
         rules=_sam.rules("", _BLOCK, _LAYERS),
+        drops=(Drop(r"net_[23]\..*", "convolutions before a language model, not part of the encoder"),),
         dialects=(Dialect("sam"),),
         prefixes=("image_encoder.",),
         conventions=_sam.CONVENTIONS,

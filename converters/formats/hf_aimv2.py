@@ -1,6 +1,7 @@
 """Hugging Face transformers' AIMv2 image towers: alone, with or without attention pooling, or of models of two towers.
 
-Source: transformers/models/aimv2/modeling_aimv2.py.
+Ovis 2 has the same tower before a layer of visual words.
+Source: transformers/models/{aimv2,ovis2}/modeling_*.py.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _LAYER = "${root}encoder.layers.{i}"
 _TABLE = "embeddings.position_embedding.weight"
 
 RULES = (
-    *weight_and_bias("patch_embed.proj", "${root}embeddings.patch_embed"),
+    *weight_and_bias("patch_embed.proj", "${root}embeddings.${patch}"),
     rule("patch_embed.norm.weight", "${root}embeddings.rms_norm.weight"),
     rule("pos_embed", f"${{root}}{_TABLE}", "n d -> 1 n d"),
     rule("blocks.{i}.norm1.weight", f"{_LAYER}.rms_norm1.weight"),
@@ -45,7 +46,14 @@ RULES = (
 )
 
 _DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-5, "num_attention_heads": 8, "image_size": 224}
-TYPES = (hf.ModelType("aimv2_vision_model", "Aimv2Vision", _DEFAULTS, whole="aimv2"),)
+TYPES = (
+    hf.ModelType("aimv2_vision_model", "Aimv2Vision", _DEFAULTS, whole="aimv2"),
+    hf.ModelType("ovis2_vision", "Ovis2Vision", _DEFAULTS, whole="ovis2"),
+)
+
+
+# What stands before all names, and the patch embedding: alone, of two towers, and of Ovis 2.
+_NAMES = (("", "patch_embed"), ("vision_model.", "patch_embed"), ("", "patch_embedding"))
 
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
@@ -68,7 +76,8 @@ def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
         "qkv_bias": bool(config.qkv_bias),
         "mlp_bias": config.mlp_bias,
     }
-    return hf.write_config(TYPES[0], config, passport, extra=extra)
+    kind = (hf.stated_type(passport.sidecars, TYPES) if passport else None) or TYPES[0]
+    return hf.write_config(kind, config, passport, extra=extra, types=TYPES)
 
 
 def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
@@ -80,7 +89,7 @@ FORMATS = (
         TYPES,
         rules=RULES,
         drops=(hf.POSITION_IDS,),
-        dialects=tuple(Dialect("", {"family": "aimv2", "root": root}) for root in ("", "vision_model.")),
+        dialects=tuple(Dialect("", {"family": "aimv2", "root": root, "patch": patch}) for root, patch in _NAMES),
         conventions={"act": "silu", "norm_eps": 1e-5, "resize": "bicubic-antialias"},
         limits={
             "norm": "rms",

@@ -1,6 +1,6 @@
 """InternViT: Hugging Face transformers' InternVLVision, and the modules of OpenGVLab's own repositories.
 
-Source: transformers/models/internvl/modeling_internvl.py.
+Source: transformers/models/{internvl,qianfan_ocr}/modeling_*.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vit_hub.converters.rules.table import rule, weight_and_bias
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 
-_LAYER = "encoder.layer.{i}"
+_LAYER = "${layers}.{i}"
 # Its norms of queries and keys have this epsilon, whatever that of the others is.
 _QK_NORM_EPS = 1e-6
 
@@ -43,7 +43,10 @@ RULES = (
 )
 
 _DEFAULTS = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "num_attention_heads": 16, "image_size": [448, 448]}
-TYPES = (hf.ModelType("internvl_vision", "InternVLVision", _DEFAULTS, square=True),)
+TYPES = (
+    hf.ModelType("internvl_vision", "InternVLVision", _DEFAULTS, square=True),
+    hf.ModelType("qianfan_ocr_vision", "QianfanOCRVision", _DEFAULTS, whole="qianfan_ocr", square=True),
+)
 
 # OpenGVLab's own modules, which transformers loads only as remote code.
 _OWN_LAYER = "encoder.layers.{i}"
@@ -73,7 +76,7 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
     """Read config.json; a model that is not normed at the end is for the mean of its patches."""
     _, stated = hf.read_config(raw, TYPES)
     fields = {**stated.fields, "pool": "cls" if "layernorm.weight" in tensors else "avg"}
-    if "encoder.layer.0.attention.q_norm.weight" in tensors:
+    if f"{dialect.variables['layers']}.0.attention.q_norm.weight" in tensors:
         fields |= {"qk_norm": "rms_width", "qk_norm_eps": _QK_NORM_EPS}
     return replace(stated, fields=fields)
 
@@ -89,7 +92,8 @@ def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
         "use_absolute_position_embeddings": config.pos_embed == "learned",
         "use_mean_pooling": config.final_norm == "none",
     }
-    return hf.write_config(TYPES[0], config, passport, extra=extra, head="Model")
+    kind = (hf.stated_type(passport.sidecars, TYPES) if passport else None) or TYPES[0]
+    return hf.write_config(kind, config, passport, extra=extra, types=TYPES, head="Model")
 
 
 def _own_state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
@@ -113,7 +117,7 @@ FORMATS = (
     hf.transformers_format(
         TYPES,
         rules=RULES,
-        dialects=(Dialect("", {"family": "internvl"}),),
+        dialects=tuple(Dialect("", {"family": "internvl", "layers": layers}) for layers in ("encoder.layer", "layers")),
         conventions={"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic"},
         limits={
             **hf.VIT_LIMITS,

@@ -1,8 +1,11 @@
 """Image towers of Hugging Face transformers' Qwen2-VL, Qwen2.5-VL and Qwen3-VL, with their patch mergers.
 
+Omni models and some of other projects have the same towers, the former under names of their own.
+
 An image is a video of two frames that stands still; frames do not see one another. The mergers of Qwen3-VL that feed
 deeper layers of the language model are carried along.
-Source: transformers/models/{qwen2_vl,qwen2_5_vl,qwen3_vl}/modeling_*.py.
+Source: transformers/models/{qwen2_vl,qwen2_5_vl,qwen2_5_omni,qwen3_vl,qwen3_5,qwen3_omni_moe,qwen4_exp,
+cohere_compass,exaone4_5}/modeling_*.py.
 """
 
 from __future__ import annotations
@@ -30,25 +33,36 @@ _QWEN2 = (
         whole="qwen2_vl",
     ),
 )
+_QWEN2_5_DEFAULTS = {
+    **_DEFAULTS,
+    "hidden_act": "silu",
+    "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+}
 _QWEN2_5 = (
-    hf.ModelType(
-        "qwen2_5_vl_vision",
-        "Qwen2_5_VisionTransformerPretrained",
-        {**_DEFAULTS, "hidden_act": "silu", "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]},
-        whole="qwen2_5_vl",
-    ),
+    hf.ModelType("qwen2_5_vl_vision", "Qwen2_5_VisionTransformerPretrained", _QWEN2_5_DEFAULTS, whole="qwen2_5_vl"),
+    hf.ModelType("exaone4_5_vision", "Exaone4_5_Vision", _QWEN2_5_DEFAULTS, whole="exaone4_5"),
+    hf.ModelType("qwen2_5_omni_vision_encoder", "Qwen2_5OmniVision", _QWEN2_5_DEFAULTS),
 )
 _QWEN3_DEFAULTS = {**_DEFAULTS, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh"}
 _QWEN3 = (
     hf.ModelType("qwen3_vl_vision", "Qwen3VLVision", _QWEN3_DEFAULTS, whole="qwen3_vl"),
     hf.ModelType("qwen3_vl_moe_vision", "Qwen3VLMoeVision", _QWEN3_DEFAULTS, whole="qwen3_vl_moe"),
+    hf.ModelType("qwen3_5_vision", "Qwen3_5Vision", _QWEN3_DEFAULTS, whole="qwen3_5"),
+    hf.ModelType("qwen3_5_moe_vision", "Qwen3_5MoeVision", _QWEN3_DEFAULTS, whole="qwen3_5_moe"),
+    hf.ModelType("qwen4_exp_vision", "Qwen4ExpVision", _QWEN3_DEFAULTS, whole="qwen4_exp"),
+    hf.ModelType("cohere_compass_vision", "CohereCompassVision", _QWEN3_DEFAULTS, whole="cohere_compass"),
+    hf.ModelType("qwen3_omni_moe_vision_encoder", "Qwen3OmniMoeVision", _QWEN3_DEFAULTS),
 )
+# Their classes are called encoders.
+_ENCODERS = ("qwen2_5_omni_vision_encoder", "qwen3_omni_moe_vision_encoder")
 
 
 def _rules(mlp: Mapping[str, str], merger: Mapping[str, str]) -> tuple[Rule, ...]:
-    layers = ("norm1", "attn.qkv", "attn.proj", "norm2")
+    layers = ("norm1", "attn.proj", "norm2")
     return (
         *weight_and_bias("patch_embed.proj"),
+        *weight_and_bias("blocks.{i}.attn.qkv", "blocks.{i}.attn.${qkv}"),
         *(one for layer in layers for one in weight_and_bias(f"blocks.{{i}}.{layer}")),
         *(
             one
@@ -60,7 +74,13 @@ def _rules(mlp: Mapping[str, str], merger: Mapping[str, str]) -> tuple[Rule, ...
 
 
 _MERGER = {"norm": "ln_q", "fc1": "mlp.0", "fc2": "mlp.2"}
-_MERGER3 = {"norm": "norm", "fc1": "linear_fc1", "fc2": "linear_fc2"}
+_MERGER3 = {"norm": "${norm}", "fc1": "${fc1}", "fc2": "${fc2}"}
+# Names of queries, keys and values, and of the layers of Qwen3-VL's mergers, in its own models and in omni ones.
+_NAMES = {
+    "": {"qkv": "qkv", "norm": "norm", "fc1": "linear_fc1", "fc2": "linear_fc2", "deep": "deepstack_merger_list"},
+    "omni": {"qkv": "q+k+v"},
+    "omni3": {"qkv": "qkv", **_MERGER, "deep": "merger_list"},
+}
 _QWEN2_RULES = _rules({"fc1": "fc1", "fc2": "fc2"}, _MERGER)
 _QWEN2_5_RULES = _rules({"fc1_g": "gate_proj", "fc1_x": "up_proj", "fc2": "down_proj"}, _MERGER)
 _QWEN3_RULES = (
@@ -69,7 +89,7 @@ _QWEN3_RULES = (
     *(
         one
         for ours, theirs in _MERGER3.items()
-        for one in weight_and_bias(f"deepstack.{{k}}.{ours}", f"deepstack_merger_list.{{k}}.{theirs}", carried=True)
+        for one in weight_and_bias(f"deepstack.{{k}}.{ours}", f"${{deep}}.{{k}}.{theirs}", carried=True)
     ),
 )
 # A size at which towers without a table are measured and compared: about that of most image models.
@@ -147,7 +167,8 @@ def _sidecars(types: tuple[hf.ModelType, ...], config: ViTConfig, passport: Pass
             "num_position_embeddings": config.num_patches,
             "deepstack_visual_indexes": earlier.get("deepstack_visual_indexes", []),
         }
-    return hf.write_config(kind, config, passport, extra=extra, types=types)
+    head = "Encoder" if kind.name in _ENCODERS else ""
+    return hf.write_config(kind, config, passport, extra=extra, types=types, head=head)
 
 
 _REQUIRES = (
@@ -163,12 +184,17 @@ _REQUIRES = (
 
 
 def _format(
-    types: tuple[hf.ModelType, ...], rules: tuple[Rule, ...], *requires: Requirement, resize: str, **limits: object
+    types: tuple[hf.ModelType, ...],
+    rules: tuple[Rule, ...],
+    *requires: Requirement,
+    resize: str,
+    other: str = "",
+    **limits: object,
 ) -> Format:
     return hf.transformers_format(
         types,
         rules=rules,
-        dialects=(Dialect("", {"family": types[0].name}),),
+        dialects=tuple(Dialect("", {"family": types[0].name, **_NAMES[names]}) for names in dict.fromkeys(("", other))),
         conventions={"act": hf.ACTIVATIONS[types[0].defaults["hidden_act"]], "norm_eps": 1e-6, "resize": resize},
         limits={
             "norm_eps": 1e-6,
@@ -213,11 +239,12 @@ FORMATS = (
             "its windows are whole squares of patches that are merged, not filled at the edges",
         ),
         resize="bicubic",
+        other="omni",
         pos_embed="none",
         patch_bias=False,
         norm="rms",
         ffn="swiglu",
         windows=ANY,
     ),
-    _format(_QWEN3, _QWEN3_RULES, resize="bilinear-align-corners", pos_embed="learned", patch_bias=True),
+    _format(_QWEN3, _QWEN3_RULES, resize="bilinear-align-corners", other="omni3", pos_embed="learned", patch_bias=True),
 )

@@ -1,6 +1,6 @@
 """Hugging Face transformers' SamVisionModel, and the image encoder in its models of Segment Anything.
 
-Source: transformers/models/{sam,sam_hq,got_ocr2}/modeling_*.py.
+Source: transformers/models/{sam,sam_hq,got_ocr2,slanext,deepseek_ocr2}/modeling_*.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from vit_hub.converters.formats import _sam
 from vit_hub.converters.formats import _transformers as hf
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Sidecars, Stated
+from vit_hub.converters.rules.table import Drop
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 
@@ -28,7 +29,13 @@ _DEFAULTS: dict[str, Any] = {
 TYPES = (
     hf.ModelType("sam_vision_model", "SamVision", _DEFAULTS, whole="sam"),
     hf.ModelType("sam_hq_vision_model", "SamHQVision", _DEFAULTS, whole="sam_hq"),
+    hf.ModelType("got_ocr2_vision", "GotOcr2Vision", _DEFAULTS, whole="got_ocr2"),
+    hf.ModelType("slanext_vision", "SLANeXtVision", _DEFAULTS, whole="slanext"),
+    hf.ModelType("deepseek_ocr2_sam_vision_model", "DeepseekOcr2SamVision", _DEFAULTS),
+    hf.ModelType("unlimited_ocr_sam_vision_model", "UnlimitedOcrSamVision", _DEFAULTS),
 )
+# Those that have a model around the encoder.
+_MODELS = ("sam_vision_model", "sam_hq_vision_model")
 _LAYERS = {"norm1": "layer_norm1", "norm2": "layer_norm2", "fc1": "mlp.lin1", "fc2": "mlp.lin2"}
 _NECK = ("conv1", "layer_norm1", "conv2", "layer_norm2")
 _BLOCK = "layers.{i}"
@@ -59,7 +66,8 @@ def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
         "window_size": window,
         "global_attn_indexes": full,
     }
-    return hf.write_config(kind, config, passport, extra=extra, types=TYPES)
+    head = "Model" if kind.name in _MODELS else "Encoder"
+    return hf.write_config(kind, config, passport, extra=extra, types=TYPES, head=head)
 
 
 FORMATS = (
@@ -67,7 +75,7 @@ FORMATS = (
         TYPES,
         rules=_sam.rules("${root}", _BLOCK, _LAYERS, _NECK, "patch_embed.projection"),
         dialects=tuple(Dialect("", {"family": "sam", "root": root}) for root in ("vision_encoder.", "")),
-        drops=(),
+        drops=(Drop(r"${root}proj\.conv\d\..*", "convolutions before a language model, not part of the encoder"),),
         conventions=_sam.CONVENTIONS,
         limits=_sam.LIMITS,
         requires=(*_sam.REQUIRES, hf.SQUARE),

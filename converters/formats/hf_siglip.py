@@ -1,7 +1,7 @@
 """Hugging Face transformers' SigLIP and SigLIP 2 image towers: alone, with classifier, or of full models.
 
 SigLIP 2's patch embedding is a linear layer over patches flattened row by row, channels last; else the names are
-SigLIP's. Source: transformers/models/{siglip,siglip2}/modeling_*.py.
+SigLIP's. Source: transformers/models/{siglip,siglip2,janus}/modeling_*.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _transformers as hf
+from vit_hub.converters.formats.timm import mlp_ratio
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
 from vit_hub.converters.rules.table import Rule, rule, weight_and_bias
@@ -153,7 +154,37 @@ def _format(kind: hf.ModelType, layout: str, resize: str) -> Format:
     )
 
 
+# Janus' tower: SigLIP's without pooling, with another name for a layer.
+_JANUS = (
+    hf.ModelType("janus_vision_model", "JanusVision", {**_SIGLIP, "hidden_act": "gelu", "num_attention_heads": 16}),
+)
+
+
+def _janus_rules() -> tuple[Rule, ...]:
+    return tuple(
+        replace(
+            one, foreign=tuple(name.replace("self_attn.out_proj", "self_attn.projection_layer") for name in one.foreign)
+        )
+        for one in _rules("")
+        if one.canonical[0].startswith(("patch_embed.", "pos_embed", "blocks.", "norm."))
+    )
+
+
+def _janus_sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
+    ratio = mlp_ratio(config.embed_dim, config.mlp_dim)
+    return hf.write_config(_JANUS[0], config, passport, extra={"intermediate_size": None, "mlp_ratio": ratio})
+
+
 FORMATS = (
     _format(_ONE, "", "bicubic"),
     _format(_TWO, "d (p q c) -> d c p q", "bilinear-antialias"),
+    hf.transformers_format(
+        _JANUS,
+        rules=_janus_rules(),
+        drops=(hf.POSITION_IDS,),
+        dialects=(Dialect("", {"family": "janus", "root": ""}),),
+        conventions={"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic"},
+        sidecars=_janus_sidecars,
+        returned_only=True,
+    ),
 )

@@ -45,6 +45,8 @@ TYPES = (
     hf.ModelType("deit", "DeiT", _VIT),
     hf.ModelType("vit_mae", "ViTMAE", _VIT),
     hf.ModelType("vit_msn", "ViTMSN", {**_VIT, "layer_norm_eps": 1e-6}),
+    hf.ModelType("flava_image_model", "FlavaImage", _VIT, whole="flava"),
+    hf.ModelType("dpt", "DPT", _VIT),
 )
 
 

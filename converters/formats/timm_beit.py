@@ -1,7 +1,7 @@
-"""timm's Beit class: BEiT and BEiT v2, with relative position tables. Source: timm/models/beit.py.
+"""timm's Beit class, and microsoft/unilm's own files, which have its names: BEiT and BEiT v2.
 
-The authors' own files have the same names, and those before fine-tuning what predicts masked patches besides
-(microsoft/unilm, beit/modeling_pretrain.py and beit2/modeling_pretrain.py).
+Files of pre-training have a mask token, which is carried along, and a head that predicts visual tokens.
+Source: timm/models/beit.py; unilm/beit/modeling_pretrain.py, unilm/beit2/modeling_pretrain.py.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _timm, timm
-from vit_hub.converters.formats.timm_eva import COMMON, MASKED_PATCHES
+from vit_hub.converters.formats.timm_eva import COMMON
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
-from vit_hub.converters.rules.table import Drop, rule
+from vit_hub.converters.rules.table import Drop, Rule, rule
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 
@@ -38,6 +38,12 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
     return _timm.state(raw, tensors)
 
 
+def _pretraining_state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
+    """Tell how learned positions are resized, which EVA's files have instead of relative ones."""
+    relative = any(name.endswith("relative_position_bias_table") for name in tensors)
+    return Stated() if relative else Stated({"resize": "bicubic"}, "EVA's own code")
+
+
 def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
     """Return timm's hub config.json, from which create_model("local-dir:FOLDER") builds the model."""
     args: dict[str, Any] = {
@@ -54,16 +60,17 @@ def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
     return {"config.json": timm.hub_config("beit_base_patch16_224", args, config, passport)}
 
 
-FORMATS = (
-    Format(
-        name="timm",
-        project="timm",
-        rules=(*COMMON, *(rule(name, name) for name in _NAMES)),
+def _format(
+    name: str, dialect: str, rules: tuple[Rule, ...] = (), drops: tuple[Drop, ...] = (), **options: Any
+) -> Format:
+    return Format(
+        name=name,
+        rules=(*COMMON, *(rule(name, name) for name in _NAMES), *rules),
         drops=(
             Drop(r".*relative_position_index", "relative_position_index: a buffer that follows from the grid"),
-            MASKED_PATCHES,
+            *drops,
         ),
-        dialects=(Dialect("beit"),),
+        dialects=(Dialect(dialect),),
         prefixes=timm.PREFIXES,
         conventions={"act": "gelu", "norm_eps": 1e-6, "resize": "relpos-geometric"},
         limits={
@@ -86,8 +93,28 @@ FORMATS = (
                 "its position table has a class row",
             ),
         ),
-        evidence=_evidence,
-        state=_state,
-        sidecars=_sidecars,
+        **options,
+    )
+
+
+FORMATS = (
+    _format("timm", "beit", project="timm", evidence=_evidence, state=_state, sidecars=_sidecars),
+    _format(
+        "unilm",
+        "beit",
+        (rule("mask_token", "mask_token", "1 1 d -> 1 d", carried=True),),
+        (
+            Drop(r"(cls_pt_)?lm_head\..*", "head of the pre-training, which predicts visual tokens"),
+            Drop(
+                r"cls_pt_(layers|norm)\..*",
+                "blocks of the pre-training over the tokens of an early layer",
+            ),
+        ),
+        project="microsoft/unilm",
+        evidence=lambda raw, prefix: 0 if f"{prefix}mask_token" in raw.tensors else -1,
+        state=_pretraining_state,
+        returned_only=True,
+        container="torch",
+        filename="model.pth",
     ),
 )

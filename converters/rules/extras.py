@@ -51,7 +51,7 @@ _NO_WEIGHTS = (
 _OTHER_MODULES = (
     Drop(r"(decoder|decoder_\w+|mask_decoder)[./].*|decoder_pos_embed", "decoder"),
     Drop(r"(decode_head|auxiliary_head|fpn\d?|lm_head)\..*", "head of another task, not part of the image encoder"),
-    Drop(r"(predictor|projector|\w+_projector|prediction_head)[./].*", "predictor or projector"),
+    Drop(r"(predictor|projector|\w+_projector|prediction_head|connector)[./].*", "predictor or projector"),
     Drop(r"(txt|text|text_model|text_encoder|text_projection|text_decoder|language_model)([./].*)?", "text tower"),
 )
 # Names that have other meanings inside of an encoder.
@@ -85,6 +85,7 @@ PREFERENCES = (
     Preference("teacher", "model_ema", _AVERAGE),
     Preference("teacher", "gram", "auxiliary copy: the teacher is read"),
     Preference("target_encoder", "encoder", "context encoder: the target encoder, its moving average, is read"),
+    Preference("ema_encoder", "encoder", "context encoder: its moving average is read"),
     Preference("base_encoder", "momentum_encoder", "momentum encoder: the base encoder is read"),
     Preference("state_dict_ema", "state_dict", "student copy: the exponential moving average beside it is used"),
     Preference("state_dict_ema", "model", "student copy: the exponential moving average beside it is used"),
@@ -108,7 +109,7 @@ _REMEDIES = (
     (
         r"(state_dict/)?(module\.)?(linear\.)?(weight|bias)",
         "a linear head alone, which is no backbone",
-        "give the backbone's own file",
+        "give the backbone's own file, and this one with it: head=..., on the command line --head",
     ),
     (
         r".*\.(lora_\w+|base_layer|lora_magnitude_vector)\..*",

@@ -71,6 +71,7 @@ ANY: tuple[()] = ()
 DEFAULT_LIMITS: dict[str, object] = {
     "ffn": "mlp",
     "head_input": "pooled",
+    "head_layers": 1,
     "norm": "layer",
     "parallel": "none",
     "branches": 1,

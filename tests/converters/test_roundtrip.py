@@ -17,7 +17,17 @@ from golden_cases import CASES, Case, native_tensors
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from small_models import PLAIN, configs, examples, random_bits, random_images, random_model, raw, relative_error
+from small_models import (
+    PLAIN,
+    configs,
+    examples,
+    grid_configs,
+    random_bits,
+    random_images,
+    random_model,
+    raw,
+    relative_error,
+)
 
 import vit_hub
 from vit_hub.converters import format_names
@@ -60,8 +70,8 @@ TIMM = configs(
     norm_eps=1e-6, pool=st.sampled_from(("avg", "none")),
 ).map(_with_rows_for_registers).map(lambda config: config.replace(patch_bias=not config.pre_norm))  # fmt: skip
 EXPRESSIBLE: dict[tuple[str, str], st.SearchStrategy[vit_hub.ViTConfig]] = {
-    ("canonical", ""): configs(),
-    ("canonical", ".safetensors"): configs(),
+    ("canonical", ""): configs() | grid_configs(),
+    ("canonical", ".safetensors"): configs() | grid_configs(),
     ("timm", ""): TIMM,
     ("timm", ".safetensors"): TIMM_BARE,
     ("timm", ".pth"): TIMM_BARE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given
-from small_models import configs, examples, random_images, random_model, relative_error
+from small_models import configs, examples, grid_configs, random_images, random_model, relative_error
 from torch import Tensor, nn
 
 import vit_hub
@@ -23,8 +23,8 @@ SMALL = {
 FEED_FORWARD = ("mlp", "swiglu", "swiglu_packed")
 
 
-@examples(60)
-@given(config=configs())
+@examples(100)
+@given(config=configs() | grid_configs())
 def test_what_inference_overwrites_changes_nothing(config: vit_hub.ViTConfig) -> None:
     """Without gradients hidden activations are overwritten; with gradients nothing is.
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import configs, examples, random_images, random_model, relative_error
+from small_models import configs, examples, grid_configs, random_images, random_model, relative_error
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, parametrize, vector_to_parameters
 
@@ -77,8 +77,8 @@ def test_every_layer_can_be_replaced(config: vit_hub.ViTConfig) -> None:
     assert last.shape[1] == config.num_prefix_tokens + config.num_patches
 
 
-@examples(60)
-@given(config=configs())
+@examples(90)
+@given(config=configs() | grid_configs())
 def test_every_layer_is_seen_by_hooks(config: vit_hub.ViTConfig) -> None:
     model, images = random_model(config, dtype=torch.float64), random_images(config, torch.float64)
     expected = model(images).detach()

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kinds import KINDS
-from small_models import configs, examples, random_images, random_model, relative_error
+from small_models import configs, examples, grid_configs, random_images, random_model, relative_error
 
 import vit_hub
 from vit_hub.errors import ConfigError
@@ -63,8 +63,8 @@ every_variety = pytest.mark.parametrize(
 )
 
 
-@examples(100)
-@given(config=configs())
+@examples(150)
+@given(config=configs() | grid_configs())
 def test_the_parameters_are_those_of_the_layout(config: vit_hub.ViTConfig) -> None:
     with torch.device("meta"):
         model = VisionTransformer(config)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given
-from small_models import configs, examples, random_images, random_model, randomise, raw
+from small_models import configs, examples, grid_configs, random_images, random_model, randomise, raw
 from timm.layers import DropPath
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
@@ -87,8 +87,8 @@ def test_the_rates_stand_where_timm_has_them() -> None:
     assert ours.blocks[0].drop_path1 is None
 
 
-@examples(30)
-@given(config=configs())
+@examples(50)
+@given(config=configs() | grid_configs())
 def test_rates_change_neither_evaluation_nor_tensors(config: ViTConfig) -> None:
     plain, images = random_model(config), random_images(config)
     model = vit_hub.VisionTransformer(config, **RATES).eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from hypothesis import given
-from small_models import configs, examples
+from small_models import configs, examples, grid_configs
 
 import vit_hub
 from vit_hub.model.config import CHOICES
@@ -29,6 +29,19 @@ def test_shapes_give_the_fields_back_that_decide_them(config: vit_hub.ViTConfig)
         assert found["num_heads"] == config.num_heads
     if config.pool_mlp_dim:
         assert found["pool_mlp_dim"] == config.pool_mlp_dim
+
+
+@given(grid_configs())
+@examples(100)
+def test_shapes_tell_the_layers_that_depend_on_the_grid(config: vit_hub.ViTConfig) -> None:
+    found = fields_of(tensor_shapes(config))
+    for field in ("embed_dim", "depth", "mlp_dim", "ffn", "qkv_bias", "layer_scale", "num_classes", "rel_pos"):
+        assert found[field] == getattr(config, field), field
+    for field in ("num_detection_tokens", "mid_pos_embed", "pool_depth", "patch_size", "final_norm"):
+        assert found[field] == getattr(config, field), field
+    for field in ("neck", "merger"):
+        group = getattr(config, field)
+        assert found.get(field) == (None if group is None else vars(group))
 
 
 def test_every_condition_is_a_field_and_a_value_that_it_can_have() -> None:

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import vit_hub
-from vit_hub.model.config import ACTIVATIONS, RESIZE_METHODS, RelPosMlp, Rope
+from vit_hub.model.config import ACTIVATIONS, RESIZE_METHODS, Merger, Neck, RelPosMlp, Rope, Video, Windows
 
 __all__ = [
     "PLAIN",
     "configs",
     "examples",
+    "grid_configs",
     "random_bits",
     "random_images",
     "random_model",
@@ -195,6 +196,63 @@ def configs(draw: st.DrawFn, **fixed: Any) -> vit_hub.ViTConfig:
     field("resize", st.sampled_from(RESIZE_METHODS))
     field("resize_by_count", st.booleans())
     field_if(found["pos_embed"] in ("learned", "factorized"), "resize_square", _MOSTLY_NOT)
+    return vit_hub.ViTConfig(**found)
+
+
+@st.composite
+def grid_configs(draw: st.DrawFn) -> vit_hub.ViTConfig:
+    """A tiny model with layers that :func:`configs` has not: windows, necks, mergers, frames, or detection tokens."""
+    kind = draw(st.sampled_from(("windows", "neck", "merger", "joint", "apart", "detections")))
+    heads, depth, merge = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    patch, grid = draw(_SIDES), draw(_SIDES)
+    unit = tuple(side * (merge if kind == "merger" else 1) for side in patch)
+    found: dict[str, Any] = {
+        "num_heads": heads,
+        "embed_dim": 8 * heads,
+        "depth": depth,
+        "patch_size": patch,
+        "image_size": tuple(count * side for count, side in zip(grid, unit, strict=True)),
+        "mlp_dim": draw(st.integers(1, 20)),
+        "in_chans": draw(st.sampled_from((1, 3))),
+        "act": draw(st.sampled_from(("gelu", "gelu_tanh", "silu"))),
+        "ffn": draw(st.sampled_from(("mlp", "mlp", "swiglu"))),
+        "norm_eps": draw(st.sampled_from((1e-6, 1e-3))),
+        "qkv_bias": draw(st.sampled_from((True, False, "qv"))),
+        "layer_scale": draw(st.booleans()),
+        "class_token": kind == "detections",
+        "pool": "none",
+        "pos_embed": draw(st.sampled_from(("learned", "none"))),
+    }
+    ends = {"neck": "none", "merger": "none"}
+    found["final_norm"] = ends.get(kind) or draw(st.sampled_from(("before", "none")))
+    if kind in ("windows", "neck", "merger"):
+        size = st.tuples(st.integers(1, 5), st.integers(1, 5))
+        full = st.lists(st.integers(0, depth - 1), max_size=2)
+        pad = draw(st.booleans())
+        found["windows"] = draw(st.none() | st.builds(Windows, size=size, full=full, pad=st.just(pad)))
+        found["rel_pos"] = draw(st.sampled_from(("none", "decomposed")))
+        rotate = found["rel_pos"] == "none" and not pad
+        found["rope"] = draw(st.none() | st.builds(Rope, axes=st.sampled_from(("apart", "turns")))) if rotate else None
+    if kind in ("windows", "neck"):
+        found["pool"] = draw(st.sampled_from(("none", "avg")))
+        found["num_classes"] = draw(st.integers(0, 3)) if found["pool"] == "avg" else 0
+    if kind == "neck":
+        found["neck"] = Neck(chans=draw(st.sampled_from((0, 3))))
+    if kind == "merger":
+        found["merger"] = Merger(dim=draw(st.integers(1, 5)), size=merge)
+    if kind in ("joint", "apart"):
+        tubelet = draw(st.integers(1, 2))
+        frames = tubelet * draw(st.integers(1, 2))
+        found["video"] = Video(frames=frames, tubelet=tubelet, joint=kind == "joint")
+    if kind == "joint":
+        found["pos_embed"] = draw(st.sampled_from(("sincos1d", "none")))
+        found["rope"] = draw(st.none() | st.just(Rope(frames=True, pairs="tiled")))
+        found["pool"] = draw(st.sampled_from(("none", "avg", "first", "attentive")))
+        found["pool_depth"] = draw(st.integers(0, 2)) if found["pool"] == "attentive" else 0
+        found["num_classes"] = draw(st.integers(0, 3)) if found["pool"] != "none" else 0
+    if kind == "detections":
+        found |= {"pos_embed": "learned", "num_detection_tokens": draw(st.integers(1, 3))}
+        found |= {"mid_pos_embed": depth > 1 and draw(st.booleans()), "pool": draw(st.sampled_from(("none", "cls")))}
     return vit_hub.ViTConfig(**found)
 
 

@@ -26,6 +26,7 @@ Examples:
   vit-hub convert vit-b16 b16.npz --to vit_jax              from the registry, for JAX
   vit-hub convert weights.pth out/ --set num_heads=3        supply what the file lacks
   vit-hub convert mae.pth out/ --keep-rest                  keep the decoder, too
+  vit-hub convert dino.pth out/ --head linear.pth           join a linear head with its backbone
   vit-hub convert vit-b16 b16_384/ --to timm --image-size 384    for larger images
 """
 
@@ -37,7 +38,7 @@ Examples:
     "--to",
     default="canonical",
     help="The format to write: canonical, timm, hf, hf_flax, hf_tf, keras_hub, vit_jax, big_vision, torchvision, "
-    "mmpretrain, openai_clip, open_clip or facebook; or a dialect of one (listed in docs/formats.md).",
+    "mmpretrain, openai_clip, open_clip, facebook, videomae or unilm; or a dialect of one (listed in docs/formats.md).",
 )
 @resize_options
 @click.option("--dtype", type=click.Choice(_DTYPES), help="Change the dtype. By default every tensor keeps its own.")

@@ -172,6 +172,12 @@ source_options = _together(
         shell_complete=complete_source,
         help="Merge an adapter of peft into this model, instead of the one that it names.",
     ),
+    head=click.option(
+        "--head",
+        metavar="FILE",
+        shell_complete=complete_source,
+        help="Join a linear head that is a file of its own, such as dinov2_vits14_linear_head.pth, with the model.",
+    ),
     dequantize=click.option(
         "--dequantize",
         is_flag=True,

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 __all__ = ["CARD", "Package", "Pushed", "package", "push"]
 
 CARD = "README.md"
-_SIDECARS = ("config.json", "preprocessor_config.json", "model.safetensors.index.json")
+_SIDECARS = (
+    "config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "model.safetensors.index.json",
+)
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 

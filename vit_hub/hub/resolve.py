@@ -118,12 +118,13 @@ def open_resolved(
     prefix: str | None = None,
     dequantize: bool = False,
     base: str | Path | Checkpoint | None = None,
+    head: str | Path | None = None,
     offline: bool = False,
     progress: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint with the facts that the registry has, and fill in its passport.
 
-    An adapter of peft is merged into its base model.
+    An adapter of peft is merged into its base model, and a linear head of another file joined with it.
 
     Args:
         resolved: result of :func:`resolve`.
@@ -132,7 +133,8 @@ def open_resolved(
         prefix: what the names of the model to read begin with, where a file holds several.
         dequantize: compute floating-point weights of quantized ones.
         base: of an adapter: the model to merge it into, instead of the one that it names.
-        offline: open no connection to fetch that.
+        head: name, address or path of the file of a linear head.
+        offline: open no connection to fetch these.
         progress: show progress bars on a terminal.
 
     Raises:
@@ -140,6 +142,38 @@ def open_resolved(
             :func:`vit_hub.converters.open_checkpoint`.
         ConfigError: likewise.
     """
+    from vit_hub.converters.linear_head import HEAD_FIELDS, with_head
+
+    def opened(fields: Mapping[str, Any] | None) -> Checkpoint:
+        return _open(
+            resolved,
+            format=format,
+            overrides=fields,
+            prefix=prefix,
+            dequantize=dequantize,
+            base=base,
+            offline=offline,
+            progress=progress,
+        )
+
+    if head is None:
+        return opened(overrides)
+    backbone = opened({name: value for name, value in (overrides or {}).items() if name not in HEAD_FIELDS})
+    return with_head(backbone, resolve(head, offline=offline, progress=progress).path, overrides)
+
+
+def _open(
+    resolved: Resolved,
+    *,
+    format: str | None,
+    overrides: Mapping[str, Any] | None,
+    prefix: str | None,
+    dequantize: bool,
+    base: str | Path | Checkpoint | None,
+    offline: bool,
+    progress: bool,
+) -> Checkpoint:
+    """Open a checkpoint as it is, or an adapter merged into its base model; see :func:`open_resolved`."""
     from vit_hub.converters.adapters import find_adapter, merged
     from vit_hub.converters.containers import open_raw
     from vit_hub.converters.read import read_raw

@@ -36,7 +36,7 @@ ResizeMethod = Literal[
 ]
 ACTIVATIONS: tuple[Activation, ...] = typing.get_args(Activation)
 RESIZE_METHODS: tuple[ResizeMethod, ...] = typing.get_args(ResizeMethod)
-_POSITIVE = ("in_chans", "embed_dim", "depth", "num_heads", "mlp_dim", "stem_width", "branches")
+_POSITIVE = ("in_chans", "embed_dim", "depth", "num_heads", "mlp_dim", "stem_width", "branches", "head_layers")
 _NOT_NEGATIVE = (
     "num_registers", "representation_dim", "projection_dim", "num_classes", "pool_heads", "pool_mlp_dim",
     "pool_depth", "num_detection_tokens", "patch_padding",
@@ -56,6 +56,8 @@ class Rope:
         normalize: what centred coordinates are divided by: each axis' length, the longer or the shorter.
         offset: added to index coordinates.
         reference_grid: index coordinates are scaled to this grid (EVA-02); None: not scaled.
+        reference_ends: they are scaled so that the last patch of any grid has the coordinate of the last one of the
+            reference grid (V-JEPA 2.1), not by the ratio of the sizes.
         order: whether the row or the column comes first in the channels.
         pairs: ``half`` rotates channels k and k + E/2 together, ``interleaved`` 2k and 2k + 1; ``tiled`` has the
             latter's pairs, but channel k of an axis turns by the angle of frequency k modulo E/4, so that the two of a
@@ -67,6 +69,8 @@ class Rope:
         frequencies: both axes have the ``same`` E/4 frequencies; or they ``alternate``: of E/2 frequencies the first
             axis has the even ones, the second the odd ones (Pixtral, arXiv 2410.07073).
         class_angles: the class token is rotated, too, by learned angles that all blocks and heads share (MLCD).
+        axes: the angles of the first axis come before those of the second: they are ``apart``; or they take ``turns``,
+            frequency by frequency (MoonViT, arXiv 2504.07491).
     """
 
     theta: float = 10_000.0
@@ -81,6 +85,8 @@ class Rope:
     frames: bool = False
     frequencies: Literal["same", "alternate"] = "same"
     class_angles: bool = False
+    axes: Literal["apart", "turns"] = "apart"
+    reference_ends: bool = False
 
     def __post_init__(self) -> None:
         check_choices(self, "rope.")
@@ -90,6 +96,8 @@ class Rope:
                 raise ConfigError(f"rope.{name} must be a number{' above zero' * (least == 0)}, not {value!r}")
         if self.reference_grid is not None:
             object.__setattr__(self, "reference_grid", size_pair("rope.reference_grid", self.reference_grid))
+        elif self.reference_ends:
+            raise ConfigError("rope.reference_ends=True needs rope.reference_grid")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,6 +339,9 @@ class ViTConfig:
         branches: so many attention layers side by side, then as many feed-forward layers, each with a norm of its own
             (arXiv 2203.09795, section 3).
         resize_square: that project resizes a table to the square of the grid's longer side, and crops it (NaFlexVit).
+        head_layers: the head reads class tokens of so many of the last blocks side by side, the earliest first, each
+            normed (linear evaluation of DINO and DINOv2, arXiv 2104.14294, appendix F); ``cls_avg`` adds the mean of
+            the patches of the last one.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -399,6 +410,7 @@ class ViTConfig:
     parallel: Literal["none", "separate", "joint"] = "none"
     branches: int = 1
     resize_square: bool = False
+    head_layers: int = 1
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -436,6 +448,8 @@ class ViTConfig:
             found["pool_mlp_dim"] = 0
         if self.pool != "attentive":
             found["pool_depth"] = 0
+        if not self.num_classes:
+            found["head_layers"] = 1
         if self.final_norm == "none" or self.final_norm_eps == self.norm_eps:
             found["final_norm_eps"] = None
         if self.windows is not None:
@@ -503,6 +517,17 @@ class ViTConfig:
             "head_input: head_input='cls_dist' needs distilled=True and no layer before the head": (
                 self.head_input != "cls_dist" or (self.distilled and not (width or self.projection_dim))
             ),
+            f"head_layers: head_layers={self.head_layers} needs as many blocks, pool='cls', final_norm='before', and "
+            "no layer before the head": (
+                self.head_layers == 1
+                or not head
+                or (
+                    (pool, self.final_norm) == ("cls", "before")
+                    and self.head_layers <= self.depth
+                    and self.head_input != "cls_dist"
+                    and not (width or self.projection_dim or self.pool_renorm or self.head_norm)
+                )
+            ),
             "head_norm: head_norm=True needs one head that reads the pooled embedding": (
                 not self.head_norm or (head and not both_tokens and self.head_input == "pooled")
             ),
@@ -525,6 +550,9 @@ class ViTConfig:
             ),
             "rope: rope.class_angles=True needs class_token=True, and excludes rope.mixed": (
                 self.rope is None or not self.rope.class_angles or (self.class_token and not self.rope.mixed)
+            ),
+            "rope: rope.axes='turns' excludes pairs='tiled' and rope.mixed": (
+                self.rope is None or self.rope.axes == "apart" or not (self.rope.pairs == "tiled" or self.rope.mixed)
             ),
             "distilled: distilled=True needs class_token=True": self.class_token or not self.distilled,
             "num_detection_tokens: detection tokens need a learned position table with rows for all tokens": (
@@ -566,9 +594,9 @@ class ViTConfig:
             "pos_embed: a video of joint frames has pos_embed='sincos1d' or 'none', and nothing else has the former": (
                 self.pos_embed == "none" or joint == (self.pos_embed == "sincos1d")
             ),
-            "rope: rope.frames=True goes with a video of joint frames, and needs pairs='tiled'": (
+            "rope: rope.frames=True goes with a video of joint frames, and excludes pairs='half' and rope.mixed": (
                 self.rope is None
-                or (self.rope.frames == joint and (not joint or (self.rope.pairs == "tiled" and not self.rope.mixed)))
+                or (self.rope.frames == joint and (not joint or (self.rope.pairs != "half" and not self.rope.mixed)))
             ),
             "windows: windows need patches alone, and filled ones no rotary positions": (
                 self.windows is None or not (prefix or joint or (self.windows.pad and self.rope))
@@ -637,6 +665,11 @@ class ViTConfig:
     def feature_dim(self) -> int:
         """Width of the embedding after projection or representation layer, where there is one."""
         return self.projection_dim or self.representation_dim or self.pooled_dim
+
+    @property
+    def head_width(self) -> int:
+        """Width of what the head reads: the embedding, or several tokens side by side."""
+        return self.feature_dim * (self.head_layers + (self.head_input == "cls_avg"))
 
     @property
     def num_prefix_rows(self) -> int:

@@ -1,7 +1,7 @@
 """Rotary position embeddings of patch grids (arXiv 2104.09864, extended to two axes).
 
 Every published variant is angle[n, k] = coordinate of patch n on an axis * frequency k, the angles of the two axes side
-by side, and a rotation of channel pairs by those angles. They differ in coordinates, frequencies and pairing.
+by side or in turns, and a rotation of channel pairs by those angles. They differ in coordinates, frequencies and pairs.
 Shapes: N patches, P prefix tokens, T = P + N, E channels of one head.
 """
 
@@ -34,8 +34,7 @@ def grid_coordinates(rope: Rope, grid_size: tuple[int, int], device: torch.devic
         if rope.coordinates == "centered":
             axes.append((index + 0.5 + rope.offset) / (both(*grid_size) if both else size) * 2 - 1)
         else:
-            scale = rope.reference_grid[axis] / size if rope.reference_grid else 1.0
-            axes.append((index + rope.offset) * scale)
+            axes.append((index + rope.offset) * _scale(rope, axis, size))
     y, x = torch.meshgrid(*axes, indexing="ij")
     order = (x, y) if rope.order == "xy" else (y, x)
     places = torch.stack([part.flatten() for part in order], dim=1)
@@ -43,6 +42,16 @@ def grid_coordinates(rope: Rope, grid_size: tuple[int, int], device: torch.devic
         return places
     times = torch.arange(tubelets, dtype=torch.float64, device=device).repeat_interleave(places.shape[0])
     return torch.cat((times[:, None], places.repeat(tubelets, 1)), dim=1)
+
+
+def _scale(rope: Rope, axis: int, size: int) -> float:
+    """What the coordinates of an axis are multiplied by."""
+    if rope.reference_grid is None:
+        return 1.0
+    if rope.reference_ends:
+        last: int = torch.sym_max(size - 1, 1)  # type: ignore[no-untyped-call]
+        return (rope.reference_grid[axis] - 1) / last
+    return rope.reference_grid[axis] / size
 
 
 def axis_angles(
@@ -70,7 +79,8 @@ def axis_angles(
         both = torch.stack((steps, steps + 0.5)) if rope.frequencies == "alternate" else steps
         periods = rope.theta ** (both / pairs)
     turns = 2 * math.pi if rope.coordinates == "centered" else 1.0
-    return (coordinates[:, :, None] * (turns / periods.to(coordinates))).flatten(1)
+    angles = coordinates[:, :, None] * (turns / periods.to(coordinates))
+    return (angles.transpose(1, 2) if rope.axes == "turns" else angles).flatten(1)
 
 
 def mixed_angles(rope: Rope, grid_size: tuple[int, int], freqs: Tensor) -> Tensor:
@@ -88,9 +98,9 @@ def expand_angles(rope: Rope, angles: Tensor, prefix: int, head_dim: int) -> tup
     elif rope.pairs == "tiled":
         axes = angles.chunk(3 if rope.frames else 2, dim=-1)
         full = torch.cat([axis for axis in axes for _ in range(2)], dim=-1)
-        full = torch.nn.functional.pad(full, (0, head_dim - full.shape[-1]))
     else:
         full = angles.repeat_interleave(2, dim=-1)
+    full = torch.nn.functional.pad(full, (0, head_dim - full.shape[-1]))
     return full.cos(), full.sin()
 
 

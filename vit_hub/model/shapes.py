@@ -46,6 +46,7 @@ AXES: dict[str, Callable[[ViTConfig], int]] = {
     "F": lambda c: c.representation_dim,
     "J": lambda c: c.projection_dim,
     "X": lambda c: c.feature_dim,
+    "W": lambda c: c.head_width,
     "K": lambda c: c.num_classes,
     "t": lambda c: c.video.tubelet if c.video else 1,
     "N": lambda c: c.neck.chans if c.neck else 0,
@@ -259,8 +260,7 @@ _OUTPUT = (
     *_linear("pre_logits.fc", "F", "D", representation_dim=bool),
     *_tensor("projection.weight", "J D", projection_dim=bool),
     *_statistics("head_norm", "X", head_norm=True),
-    *_linear("head", "K", "X", num_classes=bool, head_input=("pooled", "cls_dist")),
-    *_linear("head", "K", "2X", num_classes=bool, head_input="cls_avg"),
+    *_linear("head", "K", "W", num_classes=bool),
     *_linear("head_dist", "K", "X", num_classes=bool, pool="cls_dist"),
     *_linear("head_dist", "K", "X", num_classes=bool, head_input="cls_dist"),
 )

@@ -207,12 +207,16 @@ class VisionTransformer(nn.Module):
         """
         if isinstance(images, (list, tuple)):
             self._check_pooled()
+            if self.config.head_layers > 1 and images:
+                return torch.cat([self(image.unsqueeze(0)) for image in images])
             return torch.cat([self.forward_head(tokens) for tokens in self._encode_each(images)])
         # A head that reads the class token alone needs nothing else of the last block.
         source = self.config.pool if self.config.head_input == "pooled" else self.config.head_input
         leading = _LEADING_TOKENS.get(source)
         geometry = self._geometry(images)
-        return self._head(self._features(images, geometry, leading), geometry.grid_size)
+        earlier: list[Tensor] = []
+        tokens = self._features(images, geometry, leading, earlier)
+        return self._head(tokens, geometry.grid_size, earlier=earlier)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the output for what :meth:`forward_features` gives: pooling (eq. 4), then the head.
@@ -221,11 +225,21 @@ class VisionTransformer(nn.Module):
             tokens: [B, T, D], of images of the model's size where a neck or merger follows; [B, C, rows, columns] where
                 a neck's map is pooled.
             pre_logits: leave out the classifier.
+
+        Raises:
+            ConfigError: the head reads tokens of several blocks.
         """
+        if self.config.head_layers > 1:
+            raise ConfigError(
+                f"the head reads class tokens of {self.config.head_layers} blocks, and these are of the last one",
+                hint="call the model itself",
+            )
         return self._head(tokens, self.config.grid_size, pre_logits)
 
-    def _head(self, tokens: Tensor, grid: tuple[int, int], pre_logits: bool = False) -> Tensor:
-        """The output for the features of a grid."""
+    def _head(
+        self, tokens: Tensor, grid: tuple[int, int], pre_logits: bool = False, earlier: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """The output for the features of a grid, and for class tokens [B, D] of earlier blocks if the head has any."""
         if self.merger is not None:
             if any(side % self.merger.size for side in grid):
                 raise ConfigError(
@@ -244,6 +258,8 @@ class VisionTransformer(nn.Module):
             y = torch.cat((tokens[:, 0], tokens[:, self.config.num_prefix_tokens :].mean(dim=1)), dim=1)
         else:
             y = self.head_norm(self.projection(self.pre_logits(self._pool(tokens))))
+        if earlier:
+            y = torch.cat((*earlier, y), dim=1)
         if self.head_dist is None:
             return y if pre_logits else self.head(y)
         return y.mean(dim=1) if pre_logits else (self.head(y[:, 0]) + self.head_dist(y[:, 1])) / 2
@@ -253,13 +269,25 @@ class VisionTransformer(nn.Module):
         assert self.neck is not None
         return self.neck(torch.unflatten(tokens.transpose(1, 2), 2, grid))  # type: ignore[no-any-return]
 
-    def _features(self, images: Tensor, geometry: Geometry, leading: int | None = None) -> Tensor:
+    def _features(
+        self,
+        images: Tensor,
+        geometry: Geometry,
+        leading: int | None = None,
+        earlier: list[Tensor] | None = None,
+    ) -> Tensor:
         """The input of pooling: tokens [B, T, D], of which the first may be enough, or the map of a neck."""
-        tokens = self._encode(images, geometry, leading)
+        tokens = self._encode(images, geometry, leading, earlier)
         pooled_map = self.neck is not None and self.config.pool != "none"
         return self._map(tokens, geometry.grid_size) if pooled_map else tokens
 
-    def _encode(self, images: Tensor, geometry: Geometry, leading: int | None = None) -> Tensor:
+    def _encode(
+        self,
+        images: Tensor,
+        geometry: Geometry,
+        leading: int | None = None,
+        earlier: list[Tensor] | None = None,
+    ) -> Tensor:
         """Tokens after the last block and the final norm: LN(z_L), [B, T, D].
 
         Args:
@@ -268,9 +296,10 @@ class VisionTransformer(nn.Module):
             leading: only so many of the first tokens are wanted, [B, leading, D]. Every token attends to all others in
                 all blocks but the last; of that one, reading the class token alone takes one query and one row of the
                 feed-forward layer, and nothing else is computed, unless somebody looks on.
+            earlier: gets the normed class tokens of the blocks before the last one that the head reads, each [B, D].
         """
         if leading is not None and is_watched(self.blocks[-1], self.norm):
-            return self._encode(images, geometry)[:, :leading]
+            return self._encode(images, geometry, None, earlier)[:, :leading]
         z = self._tokens(images, geometry)  # z_0, eq. 1
         last = len(self.blocks) - 1
         for index in range(len(self.blocks)):
@@ -279,6 +308,8 @@ class VisionTransformer(nn.Module):
                 z = checkpoint(self._block, index, z, geometry, wanted, use_reentrant=False)
             else:
                 z = self._block(index, z, geometry, wanted)  # z_l, eq. 2 and 3
+            if earlier is not None and last - self.config.head_layers < index < last:
+                earlier.append(self._norm(z[:, :1])[:, 0])
         return self._norm(self._together(z, images))  # the norm of eq. 4
 
     @property
@@ -624,7 +655,7 @@ class VisionTransformer(nn.Module):
     @property
     def head_hidden_size(self) -> int:
         """Width of what the classifier reads."""
-        return self.config.feature_dim * (2 if self.config.head_input == "cls_avg" else 1)
+        return self.config.head_width
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         """Return the head; of a distilled model both."""

@@ -12,6 +12,7 @@ _CROPS = {
     "center": "the longer side is cut",
     "squash": "the aspect ratio is lost",
     "border": "the whole image is framed in the mean colour",
+    "corner": "the whole image stands in the upper left corner, beside zeros",
 }
 _ROUNDING = {"round": "rounded to whole values", "floor": "cut down to whole values", "none": "left as fractions"}
 
@@ -40,6 +41,9 @@ def differences(wanted: Preprocessing, found: Preprocessing) -> list[str]:
             f"crop_mode {found.crop_mode} ({_CROPS[found.crop_mode]}) instead of {wanted.crop_mode} "
             f"({_CROPS[wanted.crop_mode]})"
         )
+    own, other = ((one.multiple_of, one.min_pixels, one.max_pixels) for one in (wanted, found))
+    if own != other:
+        said.append(f"{_sizes(found)} instead of {_sizes(wanted)}")
     if wanted.resize_to != found.resize_to:
         said.append(f"resized to {_size(found.resize_to)} instead of {_size(wanted.resize_to)} before the crop")
     elif wanted.crop_mode == found.crop_mode and wanted.image_size == found.image_size:
@@ -54,12 +58,19 @@ def shifts_some_crops(wanted: Preprocessing, found: Preprocessing) -> bool:
 
     How much of the longer side is cut depends on the image.
     """
-    return wanted.crop_mode == found.crop_mode != "squash" and wanted.crop_offset != found.crop_offset
+    return wanted.crop_mode == found.crop_mode not in ("squash", "corner") and wanted.crop_offset != found.crop_offset
 
 
 def _close(one: float, other: float) -> bool:
     # Processors that scale in another order state the same number with another rounding.
     return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
+
+
+def _sizes(preprocess: Preprocessing) -> str:
+    if not preprocess.multiple_of:
+        return "one size for all images"
+    bounds = f"{preprocess.min_pixels} to {preprocess.max_pixels}"
+    return f"sizes in multiples of {preprocess.multiple_of}, of {bounds} pixels in all"
 
 
 def _size(size: tuple[int, int]) -> str:

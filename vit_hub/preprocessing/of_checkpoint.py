@@ -87,8 +87,10 @@ def settled(
 _HF_FAMILIES = {
     **dict.fromkeys(("dinov2", "dinov2_with_registers", "deit", "vit_mae", "vit_msn", "ijepa"), "facebook"),
     "dinov3_vit": "dinov3",
-    **dict.fromkeys(("vjepa2", "sam", "sam_hq", "sam_vision_model", "sam_hq_vision_model"), "facebook"),
+    **dict.fromkeys(("sam", "sam_hq", "sam_vision_model", "sam_hq_vision_model"), "sam"),
+    **dict.fromkeys(("vjepa2", "vitdet"), "facebook"),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen2_vl_vision", "qwen2_5_vl_vision"), "openai_clip"),
+    **dict.fromkeys(("moonvit", "kimi_vl", "kimi_k25", "kimi_k25_vision"), "siglip"),
     **dict.fromkeys(("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"), "siglip"),
     **dict.fromkeys(("clip", "clip_vision_model"), "openai_clip"),
 }
@@ -99,7 +101,8 @@ def _family(passport: Provenance | None) -> str:
     if passport is None:
         return "timm"
     model_type = str(passport.sidecars.get("config.json", {}).get("model_type", ""))
-    names = (_HF_FAMILIES.get(model_type, ""), passport.format.rpartition("-")[2], passport.format.partition("-")[0])
+    family, _, dialect = passport.format.partition("-")
+    names = (_HF_FAMILIES.get(model_type, ""), dialect, dialect.rpartition("-")[2], family)
     return next((name for name in names if name in CONVENTIONS), "timm")
 
 

@@ -61,8 +61,19 @@ _HF_DEFAULTS: dict[str, dict[str, Any]] = {
     "Bit": {**_HF_SHORTER, **_HF_CROP, "resample": 3},
     "VideoMAE": {**_HF_SHORTER, **_HF_CROP, **_HF_HALF, "resample": 2},
     "VJEPA2": {**_HF_SHORTER, **_HF_CROP, **_HF_IMAGENET, "resample": 2, "size": 292, "crop_size": 256},
+    "Sam": {**_HF_IMAGENET, "resample": 2, "size": {"longest_edge": 1024}, "do_pad": True, "pad_size": 1024},
+    "Qwen2VL": {
+        "image_mean": _CLIP["mean"],
+        "image_std": _CLIP["std"],
+        "resample": 3,
+        "patch_size": 14,
+        "merge_size": 2,
+        "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
+    },
     "DINOv3ViT": {**_HF_SQUARE, "resample": 2, "image_mean": _IMAGENET["mean"], "image_std": _IMAGENET["std"]},
 }
+# Files of processors of images, and of videos.
+_HF_FILES = ("preprocessor_config.json", "video_preprocessor_config.json")
 # Processors that resize after scaling to 0..1, where nothing is rounded.
 _HF_FLOAT = {"DINOv3ViT"}
 
@@ -80,6 +91,9 @@ _CONVENTIONS: dict[str, dict[str, Any]] = {
     "deit3": {**_IMAGENET, "interpolation": "bicubic"},
     "mocov3": {**_IMAGENET, "interpolation": "bilinear", "crop_pct": 0.875},
     "dinov3": {**_IMAGENET, "interpolation": "bilinear", "crop_mode": "squash"},
+    "sam": {**_IMAGENET, "interpolation": "bilinear", "crop_mode": "corner"},
+    "beit3": {**_HALF, "interpolation": "bicubic", "crop_mode": "squash"},
+    "beit3-imagenet": {**_IMAGENET, "interpolation": "bicubic"},
     "mmpretrain": {**_IMAGENET, "interpolation": "bicubic", "crop_pct": 0.875},
     "openai_clip": {**_CLIP, "interpolation": "bicubic"},
     "open_clip": {**_CLIP, "interpolation": "bicubic"},
@@ -92,7 +106,8 @@ CONVENTIONS: Mapping[str, Preprocessing] = {
 
 Sources: vit_jax ``input_pipeline.py``; big_vision ``pp/ops_image.py``; timm ``vision_transformer.py``; transformers'
 class defaults for ViT and SigLIP; torchvision ``ViT_B_16_Weights``; the evaluation transforms of DeiT, MAE, DINO and
-DINOv2 (``facebook``), DeiT III, MoCo v3, DINOv3, OpenAI CLIP and open_clip.
+DINOv2 (``facebook``), DeiT III, MoCo v3, DINOv3, OpenAI CLIP, open_clip, BEiT-3 (``datasets.py``) and Segment Anything
+(``utils/transforms.py``).
 """
 
 
@@ -123,7 +138,7 @@ def from_timm(cfg: Mapping[str, Any]) -> Preprocessing:
 
 
 def from_hf(config: Mapping[str, Any]) -> Preprocessing:
-    """Read a ``preprocessor_config.json`` of a transformers image processor that returns images of one fixed size.
+    """Read a ``preprocessor_config.json`` of a transformers image processor, mostly one of images of a fixed size.
 
     Of a processor of videos it is what is done to each frame, as to an image.
 
@@ -146,7 +161,15 @@ def from_hf(config: Mapping[str, Any]) -> Preprocessing:
         raise ConfigError(f"the image processor's config lacks {', '.join(missing)}")
     if not merged["do_resize"]:
         raise ConfigError("do_resize is false, so the image processor gives images of any size")
-    crop_mode, image_size, crop_pct = _hf_geometry(merged)
+    free: dict[str, Any] = {}
+    crop_mode: CropMode
+    if kind == "Sam":
+        crop_mode, image_size, crop_pct = "corner", _sam_size(merged), 1.0
+    elif kind == "Qwen2VL":
+        free = _free_sizes(merged)
+        crop_mode, image_size, crop_pct = "squash", (8 * free["multiple_of"],) * 2, 1.0
+    else:
+        crop_mode, image_size, crop_pct = _hf_geometry(merged)
     # The processor computes (x * factor - mean) / std for x in 0..255; Preprocessing starts from x / 255.
     factor = merged["rescale_factor"] if merged["do_rescale"] else 1.0
     if not is_number(factor) or factor <= 0:
@@ -164,7 +187,31 @@ def from_hf(config: Mapping[str, Any]) -> Preprocessing:
         crop_mode=crop_mode,
         crop_offset="floor",
         quantize="none" if kind in _HF_FLOAT else "round",
+        **free,
     )
+
+
+def _sam_size(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the size of the square that Segment Anything's processor pads images to.
+
+    Raises:
+        ConfigError: it pads them not, or not to the square of the longer side.
+    """
+    size, pad = config["size"], config["pad_size"]
+    longest = size.get("longest_edge") if isinstance(size, Mapping) else None
+    sides = (pad.get("height"), pad.get("width")) if isinstance(pad, Mapping) else pad
+    if longest is None or not config["do_pad"] or size_pair("pad_size", sides) != size_pair("size", longest):
+        raise ConfigError(f"size {size} and pad_size {pad} are no longer side and the square of it")
+    return size_pair("size", longest)
+
+
+def _free_sizes(config: Mapping[str, Any]) -> dict[str, int]:
+    """Return how Qwen2-VL's processor bounds the size of an image; earlier files have other keys for it."""
+    size = config["size"] if isinstance(config["size"], Mapping) else {}
+    least = config.get("min_pixels", size.get("shortest_edge", size.get("min_pixels")))
+    most = config.get("max_pixels", size.get("longest_edge", size.get("max_pixels")))
+    unit = config["patch_size"] * config["merge_size"]
+    return {"multiple_of": unit, "min_pixels": least, "max_pixels": most}
 
 
 def _hf_geometry(config: Mapping[str, Any]) -> tuple[CropMode, tuple[int, int], float]:
@@ -235,7 +282,7 @@ def stated_preprocessing(
     """
     config, open_clip = sidecars.get("config.json", {}), sidecars.get("open_clip_config.json", {})
     found: dict[str, tuple[Callable[[Mapping[str, Any]], Preprocessing | None], Any]] = {}
-    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+    for name in _HF_FILES:
         if name in sidecars:
             found[name] = (from_hf, sidecars[name])
     if "architecture" in config or "pretrained_cfg" in config:
@@ -308,13 +355,21 @@ def hf_processor(preprocess: Preprocessing) -> dict[str, Any]:
 
     Exact are squashing, with a crop after it or without, and cutting the longer side of square images, if pixels are
     rounded as Pillow rounds them, or not at all. transformers always resizes with antialiasing, has no borders, and
-    keeps the aspect ratio of images for square inputs only.
+    keeps the aspect ratio of images for square inputs only, or for those of any size.
     """
     height, width = preprocess.image_size
     size, resized = {"height": height, "width": width}, preprocess.resize_to
     crop = {"do_center_crop": True, "crop_size": size}
-    if preprocess.crop_mode != "squash" and height == width:
-        geometry: dict[str, Any] = {"size": {"shortest_edge": resized[0]}, **crop}
+    geometry: dict[str, Any]
+    if preprocess.multiple_of:
+        merge = 2 - preprocess.multiple_of % 2
+        bounds = {"shortest_edge": preprocess.min_pixels, "longest_edge": preprocess.max_pixels}
+        geometry = {"size": bounds, "patch_size": preprocess.multiple_of // merge, "merge_size": merge}
+        kind = "Qwen2VL"
+    elif preprocess.crop_mode == "corner" and height == width:
+        geometry, kind = {"size": {"longest_edge": height}, "do_pad": True, "pad_size": size}, "Sam"
+    elif preprocess.crop_mode != "squash" and height == width:
+        geometry = {"size": {"shortest_edge": resized[0]}, **crop}
         kind = "CLIP"
     elif resized != preprocess.image_size:
         geometry = {"size": {"height": resized[0], "width": resized[1]}, **crop}
@@ -347,20 +402,20 @@ def timm_data_config(preprocess: Preprocessing) -> dict[str, Any]:
         "std": list(preprocess.std),
         "interpolation": preprocess.interpolation,
         "crop_pct": preprocess.crop_pct,
-        "crop_mode": preprocess.crop_mode,
+        "crop_mode": "border" if preprocess.crop_mode == "corner" else preprocess.crop_mode,
     }
 
 
 def open_clip_preprocess(preprocess: Preprocessing) -> dict[str, Any]:
     """Make the fields of open_clip's PreprocessCfg; it resizes by two filters and crops nothing that it need not."""
-    modes = {crop_mode: mode for mode, crop_mode in _OPEN_CLIP_MODES.items()}
+    modes = {**{crop_mode: mode for mode, crop_mode in _OPEN_CLIP_MODES.items()}, "corner": "longest"}
     return {
         "size": list(preprocess.image_size),
         "mean": list(preprocess.mean),
         "std": list(preprocess.std),
         "interpolation": preprocess.interpolation if preprocess.interpolation in _TORCH_FILTERS else "bicubic",
         "resize_mode": modes[preprocess.crop_mode],
-        **({"fill_color": round(255 * preprocess.mean[0])} if preprocess.crop_mode == "border" else {}),
+        **({"fill_color": round(255 * preprocess.mean[0])} if preprocess.crop_mode in ("border", "corner") else {}),
     }
 
 
@@ -372,8 +427,9 @@ def resized_sidecars(
     An image processor that crops crops the same share as before; one that takes any size is left as it is.
     """
     found = {name: dict(content) for name, content in sidecars.items()}
-    if "preprocessor_config.json" in found:
-        found["preprocessor_config.json"] |= _resized_processor(found["preprocessor_config.json"], image_size)
+    for name in _HF_FILES:
+        if name in found:
+            found[name] |= _resized_processor(found[name], image_size)
     if "size" in found.get("open_clip_config.json", {}).get("preprocess_cfg", {}):
         preprocess = {**found["open_clip_config.json"]["preprocess_cfg"], "size": list(image_size)}
         found["open_clip_config.json"]["preprocess_cfg"] = preprocess
@@ -382,6 +438,11 @@ def resized_sidecars(
 
 def _resized_processor(processor: Mapping[str, Any], image_size: tuple[int, int]) -> dict[str, Any]:
     """Return the sizes of an image processor for another input size."""
+    if isinstance(processor.get("size"), Mapping) and "longest_edge" in processor["size"]:
+        if "shortest_edge" in processor["size"]:  # for images of any size
+            return {}
+        square = {"height": image_size[0], "width": image_size[1]}
+        return {"size": {"longest_edge": max(image_size)}, **({"pad_size": square} if "pad_size" in processor else {})}
     size, crop = _sides(processor.get("size")), _sides(processor.get("crop_size"))
     if not processor.get("do_center_crop", True):
         crop = None

@@ -30,7 +30,7 @@ __all__ = ["INTERPOLATIONS", "Preprocessing", "channel_values", "is_number", "na
 # Pillow's filters in the order of their numbers (PIL.Image.Resampling), which transformers stores.
 Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 INTERPOLATIONS: dict[Interpolation, int] = {name: number for number, name in enumerate(get_args(Interpolation))}
-CropMode = Literal["center", "squash", "border"]
+CropMode = Literal["center", "squash", "border", "corner"]
 Pixels: TypeAlias = "npt.NDArray[np.uint8] | npt.NDArray[np.float32]"
 
 _MAX_PIXELS = 10**8
@@ -47,7 +47,9 @@ class Preprocessing:
         interpolation: resampling filter, one of :data:`INTERPOLATIONS` (Pillow's filters).
         crop_pct: the image is resized to ``floor(image_size / crop_pct)`` and then cropped to ``image_size``.
         crop_mode: ``center``: the shorter side is resized, the longer one follows; ``squash``: both sides are resized,
-            the aspect ratio is lost; ``border``: the longer side is resized and the rest filled with ``mean``.
+            the aspect ratio is lost; ``border``: the longer side is resized and the rest filled with ``mean``;
+            ``corner``: the longer side is resized, the image stands in the upper left corner, and the rest of the
+            model's input is zero (Segment Anything).
         crop_offset: where a crop starts when an odd number of pixels is cut: ``round`` (half to even: torchvision and
             timm) or ``floor`` (transformers).
         antialias: the filter widens when shrinking (Pillow); False: it reads only the nearest pixels, as
@@ -55,6 +57,11 @@ class Preprocessing:
         quantize: rounding of resized pixels before scaling: ``round`` to whole values 0..255 (Pillow), ``floor``
             to them (big_vision casts back to uint8), or ``none``: they stay fractions (vit_jax, and transformers'
             DINOv3).
+        multiple_of: models that take images of any size have their sides rounded to whole multiples of so many pixels
+            (Qwen2-VL, arXiv 2409.12191); 0: all images get ``image_size``. See :meth:`size_for` and :meth:`each`; a
+            batch of one size is squashed.
+        min_pixels: fewest pixels of such an image.
+        max_pixels: most pixels of such an image.
     """
 
     image_size: tuple[int, int]
@@ -66,6 +73,9 @@ class Preprocessing:
     crop_offset: Literal["round", "floor"] = "round"
     antialias: bool = True
     quantize: Literal["round", "floor", "none"] = "round"
+    multiple_of: int = 0
+    min_pixels: int = 0
+    max_pixels: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", size_pair("image_size", self.image_size))
@@ -80,6 +90,15 @@ class Preprocessing:
             raise ConfigError(f"crop_pct must be greater than 0 and at most 1, not {self.crop_pct!r}")
         if not self.antialias and self.interpolation != "bilinear":
             raise ConfigError(f"antialias=False needs interpolation='bilinear', not {self.interpolation!r}")
+        if self.crop_mode == "corner" and self.crop_pct != 1:
+            raise ConfigError(f"crop_mode='corner' cuts nothing: crop_pct must be 1, not {self.crop_pct!r}")
+        free = (self.multiple_of, self.min_pixels, self.max_pixels)
+        if any(isinstance(value, bool) or not isinstance(value, int) or value < 0 for value in free):
+            raise ConfigError(f"multiple_of, min_pixels and max_pixels must be whole numbers >= 0, not {free}")
+        if any(free) and (not all(free) or self.min_pixels > self.max_pixels or self.crop_mode != "squash"):
+            raise ConfigError(
+                f"multiple_of={free[0]} needs crop_mode='squash', and min_pixels <= max_pixels above 0, not {free[1:]}"
+            )
 
     @property
     def resize_to(self) -> tuple[int, int]:
@@ -98,6 +117,49 @@ class Preprocessing:
             ConfigError: ``size`` is neither.
         """
         return dataclasses.replace(self, image_size=size_pair("image_size", size))
+
+    def size_for(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) in pixels of the input that a model of images of any size gets for one.
+
+        Args:
+            size: (height, width) of the image in pixels.
+
+        Returns:
+            Its own sides in whole multiples, scaled so that the area is between the bounds; ``image_size`` where all
+            images get the same.
+        """
+        if not self.multiple_of:
+            return self.image_size
+        unit, area = self.multiple_of, math.prod(size)
+        found = [round(side / unit) * unit for side in size]
+        if math.prod(found) > self.max_pixels:
+            scale = math.sqrt(area / self.max_pixels)
+            found = [max(unit, math.floor(side / scale / unit) * unit) for side in size]
+        elif math.prod(found) < self.min_pixels:
+            scale = math.sqrt(self.min_pixels / area)
+            found = [math.ceil(side * scale / unit) * unit for side in size]
+        return found[0], found[1]
+
+    def each(self, images: Sequence[ImageLike]) -> list[torch.Tensor]:
+        """Return every image [C, h, w] at the size that :meth:`size_for` gives it, for a model of images of any size.
+
+        Args:
+            images: as for :meth:`__call__`.
+
+        Raises:
+            VitHubError: an image cannot be read; the message names it.
+        """
+        from vit_hub.preprocessing.images import read_image
+
+        found = []
+        for index, source in enumerate(images):
+            image = read_image(source, mode=self._mode, name=_name(source, index))
+            found.append(self.with_image_size(self.size_for((image.height, image.width)))(image)[0])
+        return found
+
+    @property
+    def _mode(self) -> str:
+        return "L" if len(self.mean) == 1 else "RGB"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON-ready data."""
@@ -139,13 +201,16 @@ class Preprocessing:
 
         several = isinstance(images, (list, tuple)) or (isinstance(images, np.ndarray) and images.ndim == 4)
         sources: Sequence[Any] = images if several else [images]  # type: ignore[assignment]
-        mode = "L" if len(self.mean) == 1 else "RGB"
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         batch = np.empty((len(sources), len(self.mean), *self.image_size), np.float32)
         for index, source in enumerate(sources):
-            name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"image {index}"
-            pixels = fitted(self, read_image(source, mode=mode, name=name), name)
+            name = _name(source, index)
+            image = read_image(source, mode=self._mode, name=name)
+            pixels = fitted(self, image, name)
             batch[index] = np.moveaxis((pixels.astype(np.float32) / np.float32(255) - mean) / std, -1, 0)
+            if self.crop_mode == "corner":
+                rows, columns = _resized_size(self, image.height, image.width)
+                batch[index, :, rows:], batch[index, :, :, columns:] = 0, 0
         return torch.from_numpy(batch)
 
 
@@ -181,6 +246,11 @@ def native_size(size: tuple[int, int], patch_size: int | tuple[int, int], max_pa
         low, high = (middle, high) if math.prod(grid(middle)) <= max_patches else (low, middle)
     rows, columns = grid(low)
     return rows * patch[0], columns * patch[1]
+
+
+def _name(source: Any, index: int) -> str:
+    """What an image is called in errors: its path, or its number."""
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"image {index}"
 
 
 def is_number(value: Any) -> bool:
@@ -256,7 +326,7 @@ def fitted(spec: Preprocessing, image: Image.Image, name: str) -> Pixels:
     for size, wanted in zip(pixels.shape, spec.image_size, strict=False):
         cut = size - wanted
         start = spec.crop_start(cut)
-        margin = -cut // 2
+        margin = 0 if spec.crop_mode == "corner" else -cut // 2
         source.append(slice(start, start + wanted) if cut > 0 else slice(None))
         target.append(slice(margin, margin + size) if cut < 0 else slice(None))
     canvas[tuple(target)] = pixels[tuple(source)]
@@ -271,6 +341,9 @@ def _resized_size(spec: Preprocessing, height: int, width: int) -> tuple[int, in
     if spec.crop_mode == "center" and wanted[0] == wanted[1]:
         shorter = min(height, width)
         return wanted[0] * height // shorter, wanted[0] * width // shorter
+    if spec.crop_mode == "corner":  # half up, as Segment Anything rounds
+        scale = min(wanted[0] / height, wanted[1] / width)
+        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
     ratios = height / wanted[0], width / wanted[1]
     ratio = max(ratios) if spec.crop_mode == "border" else min(ratios)
     return max(1, round(height / ratio)), max(1, round(width / ratio))

@@ -294,3 +294,11 @@ def test_plain_pickles_of_tensors_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"w": WEIGHT}))
     with pytest.raises(UnsafeCheckpointError, match="_load_from_bytes"):
         open_raw(tmp_path / "x.pkl")
+
+
+def test_a_plain_pickle_is_named(tmp_path: Path) -> None:
+    content = {"model": {"backbone.net.pos_embed": np.zeros((1, 5, 4), np.float32)}, "__author__": "somebody"}
+    (tmp_path / "model_final.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(CheckpointError, match=r"a plain pickle.*detectron2") as raised:
+        open_raw(tmp_path / "model_final.pkl")
+    assert "torch.save" in raised.value.hint
