@@ -266,7 +266,7 @@ def _plain_plan(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], labe
     problems = [need for need in fmt.obstacles(config) if not native or need[0] in passport.resized_from]
     sized = {name for name in ckpt.tensors if name.startswith(_SIZED)} if passport.resized_from else set[str]()
     kept = {name: tensor for name, tensor in ckpt.tensors.items() if name not in sized}
-    foreign, left = fmt.table(dialect).write(kept, axis_sizes(config))
+    foreign, left = fmt.table(dialect).write(fmt.restore(kept, config), axis_sizes(config))
     if not native or sized:
         dtype = next(iter(ckpt.tensors.values())).dtype
         filled = fmt.zeros(config, dialect).items()

@@ -60,6 +60,7 @@ MODELS = {
     "hf_ijepa_model": "I-JEPA, epsilon 1e-12",
     "hf_aimv2_head": "AIMv2, attention pooling",
     "hf_internvl_vision": "InternViT",
+    "hf_radio": "RADIO",
     "hf_sapiens2": "Sapiens 2",
     "hf_pixtral": "Pixtral",
     "hf_mlcd": "MLCD",
@@ -132,6 +133,8 @@ For every format, these containers are read: npz, safetensors, PyTorch files (al
 of `torch.export` (`.pt2`), sharded checkpoints with an index, folders with their config files, msgpack and HDF5
 files, and ONNX files with the names of a format, also where the exporter transposed and renamed weights: the graph
 tells what they are, or the file is refused. MLX's files (torch's names, channels last) are read and written back so.
+RADIO's summary, several tokens side by side, is written for transformers alone; `pool_tokens=()`
+(`--set pool_tokens=none`) reads the first of them, as timm's RADIO does, which other formats can hold.
 Of a sharded checkpoint of a larger model, only the files with its image encoder are opened, and of a repository only
 these are fetched; `--keep-rest` needs all. Objects that are pickled
 beside the weights are read as plain data, whatever their class; nothing is imported or run, and a file that asks for a

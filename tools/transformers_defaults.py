@@ -46,6 +46,7 @@ MODEL_TYPES = (
     "qwen2_vl_vision",
     "qwen3_vl_moe_vision",
     "qwen3_vl_vision",
+    "radio",
     "sam_hq_vision_model",
     "sam_vision_model",
     "sapiens2",

@@ -177,7 +177,7 @@ def stated_type(sidecars: Mapping[str, Mapping[str, Any]], types: Sequence[Model
 
 def names_model_type(raw: RawCheckpoint, types: Sequence[ModelType]) -> int:
     """Return 1 if config.json names one of the model types, -1 if it names another, 0 if it names none."""
-    if "model_type" not in raw.sidecars.get(_FILE, {}):
+    if not raw.sidecars.get(_FILE, {}).get("model_type"):
         return 0
     return 1 if stated_type(raw.sidecars, types) else -1
 
@@ -249,7 +249,7 @@ def read_config(raw: RawCheckpoint, types: Sequence[ModelType]) -> tuple[dict[st
     """
     whole, values = _parts(raw.sidecars)
     kind, warnings = stated_type(raw.sidecars, types), []
-    if kind is None and "model_type" in values:
+    if kind is None and values.get("model_type"):
         warnings.append(
             f"{_FILE} names the model type {values['model_type']!r}, which is not known here: read as "
             f"{types[0].classes}, whose tensors have the same names, though it may compute other outputs"
