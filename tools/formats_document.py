@@ -148,7 +148,8 @@ Folders of training tools are read, too, with a warning that names what was chos
 | Trainer of transformers | the folder's weights, else the best `checkpoint-N` by `trainer_state.json`, or the last |
 | accelerate | `save_model`, `save_state`; the last of `checkpoints/checkpoint_N` |
 | DeepSpeed | the step that `latest` names; for ZeRO stage 3 run its `zero_to_fp32.py` first |
-| Lightning | `.ckpt`; the only one of the last version in `lightning_logs` |
+| Lightning | `.ckpt`; of several in the last version of `lightning_logs` the best by their callbacks, else the last |
+| timm, mmengine, DINO | `model_best.pth.tar`, `best_*.pth`; else `last`, `checkpoint` or the highest number |
 | peft | LoRA, rsLoRA and DoRA adapters, merged into the base model that they name, or `base=` (`--base`) |
 
 `dequantize=True` (`--dequantize`) computes floating-point weights from bitsandbytes' 8 and 4 bits, and from 8-bit
