@@ -14,6 +14,7 @@ from functools import cached_property
 
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import all_formats, format_names, formats_named
+from vit_hub.converters.formats._transformers import model_types
 from vit_hub.converters.rules.extras import CLASSIFIER, PREFERENCES, beside_reason, no_weight, other_module, remedy
 from vit_hub.converters.rules.format import Dialect, Format
 from vit_hub.converters.rules.table import Table
@@ -199,8 +200,8 @@ def _match(
             classifier[name.full] = name.classifier
         elif not name.full.startswith(roots):
             dropped[name.full] = beside_reason(name.level)
-        elif name.other:
-            dropped[name.full] = name.other
+        elif reason := name.other or other_module(beyond(roots[0], name.full)):
+            dropped[name.full] = reason
         else:
             unknown.append(name.full)
     heads = {_LEVEL.split(name)[0] for name in table.heads if name in inside}
@@ -294,8 +295,15 @@ def _unknown(raw: RawCheckpoint, label: str | None, prefix: str | None, best: Ma
     if shown:
         return UnknownFormatError(f"{raw.path}: not readable as it is: {shown[0]}", hint=shown[1])
     return UnknownFormatError(
-        f"{raw.path}: not a Vision Transformer checkpoint of {wanted}{where}; {_near_miss(raw, best)}", hint=hint
+        f"{raw.path}: not a Vision Transformer checkpoint of {wanted}{where}; {_near_miss(raw, best)}{_named(raw)}",
+        hint=hint,
     )
+
+
+def _named(raw: RawCheckpoint) -> str:
+    """Return what config.json says the model is, for a message."""
+    types = model_types(raw.sidecars)
+    return f"; config.json names the model type {' with '.join(types)}" if types else ""
 
 
 def _near_miss(raw: RawCheckpoint, best: Match | None) -> str:
@@ -331,6 +339,6 @@ def unexplained(match: Match, raw: RawCheckpoint, unknown: Sequence[str]) -> Che
     more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
     return CheckpointError(
         f"{raw.path}: {match.ruled} of {len(raw.tensors)} tensors are {match.label}'s, but not "
-        f"{', '.join(lines)}{more}",
+        f"{', '.join(lines)}{more}{_named(raw)}",
         hint="every tensor of the encoder must be accounted for: the file is of another model",
     )

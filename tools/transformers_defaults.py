@@ -35,6 +35,7 @@ MODEL_TYPES = (
     "instructblip_vision_model",
     "instructblipvideo_vision_model",
     "internvl_vision",
+    "janus_vision_model",
     "kosmos_2_vision_model",
     "metaclip_2_vision_model",
     "minicpmv4_6_vision",

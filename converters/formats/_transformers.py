@@ -155,7 +155,7 @@ def _parts(sidecars: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], d
 
 
 # Where the config of a larger model has that of its image encoder.
-_TOWERS = ("vision_config", "backbone_config", "encoder", "vlm_config")
+_TOWERS = ("vision_config", "backbone_config", "encoder", "vlm_config", "image_config")
 
 
 def _tower(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -166,6 +166,11 @@ def _tower(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def tower_values(sidecars: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the part of config.json for the image tower."""
     return _parts(sidecars)[1]
+
+
+def model_types(sidecars: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the model types that config.json names, of the whole model and of its image tower."""
+    return list(dict.fromkeys(str(part["model_type"]) for part in _parts(sidecars) if part.get("model_type")))
 
 
 def stated_type(sidecars: Mapping[str, Mapping[str, Any]], types: Sequence[ModelType]) -> ModelType | None:

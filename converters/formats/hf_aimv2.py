@@ -21,7 +21,7 @@ _LAYER = "${root}encoder.layers.{i}"
 _TABLE = "embeddings.position_embedding.weight"
 
 RULES = (
-    *weight_and_bias("patch_embed.proj", "${root}embeddings.patch_embed"),
+    *weight_and_bias("patch_embed.proj", "${root}embeddings.${patch}"),
     rule("patch_embed.norm.weight", "${root}embeddings.rms_norm.weight"),
     rule("pos_embed", f"${{root}}{_TABLE}", "n d -> 1 n d"),
     rule("blocks.{i}.norm1.weight", f"{_LAYER}.rms_norm1.weight"),
@@ -45,7 +45,10 @@ RULES = (
 )
 
 _DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-5, "num_attention_heads": 8, "image_size": 224}
-TYPES = (hf.ModelType("aimv2_vision_model", "Aimv2Vision", _DEFAULTS, whole="aimv2"),)
+TYPES = (
+    hf.ModelType("aimv2_vision_model", "Aimv2Vision", _DEFAULTS, whole="aimv2"),
+    hf.ModelType("ovis2_vision", "Ovis2Vision", _DEFAULTS),  # read, and written as the former
+)
 
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
@@ -80,7 +83,14 @@ FORMATS = (
         TYPES,
         rules=RULES,
         drops=(hf.POSITION_IDS,),
-        dialects=tuple(Dialect("", {"family": "aimv2", "root": root}) for root in ("", "vision_model.")),
+        dialects=tuple(
+            Dialect("", {"family": "aimv2", "root": root, "patch": patch})
+            for root, patch in (
+                ("", "patch_embed"),
+                ("vision_model.", "patch_embed"),
+                ("transformer.", "patch_embedding"),  # of Ovis 2
+            )
+        ),
         conventions={"act": "silu", "norm_eps": 1e-5, "resize": "bicubic-antialias"},
         limits={
             "norm": "rms",

@@ -29,6 +29,13 @@ TYPES = (
     hf.ModelType("sam_vision_model", "SamVision", _DEFAULTS, whole="sam"),
     hf.ModelType("sam_hq_vision_model", "SamHQVision", _DEFAULTS, whole="sam_hq"),
 )
+# Image encoders of larger models with the same modules, which are written as SamVision.
+_READ = (
+    *TYPES,
+    hf.ModelType("got_ocr2_vision", "GotOcr2Vision", _DEFAULTS),
+    hf.ModelType("pp_chart2table_vision", "PPChart2TableVision", _DEFAULTS),
+    hf.ModelType("pp_formulanet_vision", "PPFormulaNetVision", _DEFAULTS),
+)
 _LAYERS = {"norm1": "layer_norm1", "norm2": "layer_norm2", "fc1": "mlp.lin1", "fc2": "mlp.lin2"}
 _NECK = ("conv1", "layer_norm1", "conv2", "layer_norm2")
 _BLOCK = "layers.{i}"
@@ -36,7 +43,7 @@ _BLOCK = "layers.{i}"
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Read config.json; what it does not state shapes tell."""
-    values, stated = hf.read_config(raw, TYPES)
+    values, stated = hf.read_config(raw, _READ)
     told, guesses = _sam.told_by_shapes(tensors, dialect.variables["root"], _BLOCK, "patch_embed.projection")
     if "window_size" in values:
         guesses = ()

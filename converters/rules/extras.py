@@ -50,7 +50,7 @@ _NO_WEIGHTS = (
 _OTHER_MODULES = (
     Drop(r"(decoder|decoder_\w+|mask_decoder)[./].*|decoder_pos_embed", "decoder"),
     Drop(r"(decode_head|auxiliary_head|fpn\d?|lm_head)\..*", "head of another task, not part of the image encoder"),
-    Drop(r"(predictor|projector|\w+_projector|prediction_head)[./].*", "predictor or projector"),
+    Drop(r"(predictor|projector|connector|\w+_projector|prediction_head)[./].*", "predictor or projector"),
     Drop(r"(txt|text|text_model|text_encoder|text_projection|text_decoder|language_model)([./].*)?", "text tower"),
 )
 # Names that have other meanings inside of an encoder.
