@@ -184,3 +184,13 @@ def test_the_release_for_torch(tmp_path: Path) -> None:
     back = vit_hub.convert(ckpt, tmp_path / "back.pth", to=ckpt.format).path
     after = torch.load(back)["state_dict"]
     assert all(torch.equal(after[name], value) for name, value in renamed.items() if "_heads" not in name)
+
+
+def test_a_model_for_images_of_any_size_stays_one_in_timm(tmp_path: Path) -> None:
+    theirs = radio(tmp_path / "source", summary_idxs=[0])
+    report = vit_hub.convert(tmp_path / "source", tmp_path / "timm", to="timm")
+    assert report.format == "timm-naflex"
+    images = pixels(32, 48)
+    with torch.inference_mode():
+        ours = vit_hub.load(report.path, dtype="float64")(images)
+        assert relative_error(ours, theirs(images).summary) <= CLOSE
