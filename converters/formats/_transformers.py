@@ -158,6 +158,10 @@ def _parts(sidecars: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], d
 _TOWERS = ("vision_config", "backbone_config", "encoder", "vlm_config", "image_config")
 
 
+# Every image encoder's config has one of these keys.
+_OF_IMAGES = ("patch_size", "image_size", "crop_size", "spatial_patch_size")
+
+
 def _tower(config: Mapping[str, Any]) -> Mapping[str, Any]:
     inner = next((config[key] for key in _TOWERS if isinstance(config.get(key), Mapping)), None)
     return config if inner is None else _tower(inner)
@@ -254,7 +258,13 @@ def read_config(raw: RawCheckpoint, types: Sequence[ModelType]) -> tuple[dict[st
     """
     whole, values = _parts(raw.sidecars)
     kind, warnings = stated_type(raw.sidecars, types), []
-    if kind is None and values.get("model_type"):
+    if kind is None and values.get("model_type") and not any(key in values for key in _OF_IMAGES):
+        warnings.append(
+            f"{_FILE} names the model type {values['model_type']!r} and has no part for its image encoder: read as "
+            f"{types[0].classes}, whose tensors have the same names, with what that has by default"
+        )
+        values = {}
+    elif kind is None and values.get("model_type"):
         warnings.append(
             f"{_FILE} names the model type {values['model_type']!r}, which is not known here: read as "
             f"{types[0].classes}, whose tensors have the same names, though it may compute other outputs"
