@@ -103,7 +103,7 @@ def recognize(raw: RawCheckpoint, label: str | None = None, prefix: str | None =
     models = _models(raw, found)
     if not models or len(models[0].unknown) > models[0].ruled or not models[0].ruled:
         raise _unknown(raw, label, prefix, models[0] if models else None)
-    best = _choose(raw, models)
+    best = _choose(raw, models, prefix)
     equal = [match for match in found if match.kernel == best.kernel and _explained(match) == _explained(best)]
     possible = [match for match in equal if match.format.evidence(raw, match.prefix) >= 0]
     conventions = best.format.conventions
@@ -251,13 +251,21 @@ def _most_specific(matches: Sequence[Match]) -> list[Match]:
     ]
 
 
-def _choose(raw: RawCheckpoint, models: Sequence[Match]) -> Match:
+def _choose(raw: RawCheckpoint, models: Sequence[Match], prefix: str | None) -> Match:
     """Return the model to read: the only one, or of several copies the one that the project itself evaluates.
+
+    A prefix that the caller gave may also begin the names of other models: that which has it and no more is meant.
 
     Raises:
         CheckpointError: there are several models.
     """
     rivals = [match for match in models if match.ruled >= _COPY * models[0].ruled]
+    exact = [match for match in rivals if prefix is not None and match.prefix.rstrip("./") == prefix.rstrip("./")]
+    if len(exact) == 1:
+        others = tuple(match.prefix for match in rivals if len(match.prefix) > len(exact[0].prefix))
+        apart = {name: "of another model in the file" for name in exact[0].unknown if name.startswith(others)}
+        unknown = tuple(name for name in exact[0].unknown if name not in apart)
+        return dataclasses.replace(exact[0], unknown=unknown, dropped={**exact[0].dropped, **apart})
     for match in rivals:
         reasons = {other.prefix: _preferred(match.prefix, other.prefix) for other in rivals if other is not match}
         if all(reasons.values()):
@@ -273,7 +281,7 @@ def _choose(raw: RawCheckpoint, models: Sequence[Match]) -> Match:
     listed = ", ".join(f"{match.prefix!r} ({match.ruled} tensors, {match.label})" for match in rivals)
     raise CheckpointError(
         f"{raw.path}: holds several models: {listed}",
-        hint=f"choose one: prefix={rivals[0].prefix!r}, on the command line --prefix {rivals[0].prefix}",
+        hint=f"choose one: prefix={rivals[0].prefix!r}, on the command line --prefix {rivals[0].prefix or repr('')}",
     )
 
 
