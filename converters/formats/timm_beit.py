@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import _timm, timm
 from vit_hub.converters.formats.timm_eva import COMMON
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars, Stated
+from vit_hub.converters.rules.format import Dialect, Format, Requirement, Sidecars
 from vit_hub.converters.rules.table import Drop, rule
-from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import ViTConfig
 
 _NAMES = (
@@ -27,11 +25,6 @@ def _evidence(raw: RawCheckpoint, prefix: str) -> int:
     """Without a relative position table it is another of timm's classes with these names, if none is named."""
     named = timm.evidence(raw, "Beit")
     return named or (1 if any(name.endswith("relative_position_bias_table") for name in raw.tensors) else -1)
-
-
-def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
-    """Read timm's config.json; without one, a norm after pooling means the mean of the patches."""
-    return _timm.state(raw, tensors)
 
 
 def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:
@@ -80,7 +73,7 @@ FORMATS = (
             ),
         ),
         evidence=_evidence,
-        state=_state,
+        state=lambda raw, tensors, dialect: _timm.state(raw, tensors),
         sidecars=_sidecars,
     ),
 )
