@@ -275,17 +275,20 @@ def _spellings(base: Checkpoint, adapter: Adapter) -> Iterator[_Spelling]:
     formats = sorted(all_formats(), key=lambda fmt: fmt.name != family)
     wanted = [*adapter.changes, *(name.rpartition(".")[0] for name in adapter.replaced)]
     starts = {""} | {module[: at + 1] for module in wanted for at, letter in enumerate(module) if letter == "."}
+    ordered = sorted(starts, key=len)
     for fmt in formats:
         for dialect in fmt.dialects:
-            config = base.config
-            tensors, left = fmt.table(dialect).write(base.tensors, axis_sizes(config))
+            restored = fmt.restore(base.tensors, base.config)
+            tensors, left = fmt.table(dialect).write(restored, axis_sizes(base.config))
             if any(name not in base.passport.carried for name in left):
                 continue
             modules = {name.rpartition(".")[0] for name in tensors}
-            for before in starts:
+            for before in ordered:
                 found = sum(module.startswith(before) and module.removeprefix(before) in modules for module in wanted)
                 if found:
                     yield _Spelling(fmt, dialect, tensors, before, found)
+                if found == len(wanted) and not before:
+                    return  # there is no better one
 
 
 def _other_model(base: Checkpoint, adapter: Adapter, module: str) -> CheckpointError:

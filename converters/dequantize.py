@@ -81,13 +81,11 @@ def _weight(raw: RawCheckpoint, name: str, tensor: LazyTensor) -> LazyTensor | N
     layer = name.removesuffix("weight")
     rows = raw.tensors.get(f"{layer}{_ROWS}")
     scale = next((raw.tensors[layer + part] for part in _SCALES if layer + part in raw.tensors), None)
-    if layer == name or tensor.dtype not in ("I8", "F8_E4M3", "F8_E5M2"):
-        return _scaled(raw, tensor, None) if tensor.dtype.startswith("F8") else None
-    if rows is not None and tensor.dtype == "I8":
+    if layer != name and rows is not None and tensor.dtype == "I8":
         if rows.shape != tensor.shape[:1]:
             raise ValueError(f"{name} has {tensor.shape[:1]} rows and scales of {rows.shape}")
         return _lazy(raw, tensor.shape, lambda: floats(tensor) * floats(rows)[:, None] * _SEVENTH_BIT)
-    if scale is None:
+    if layer == name or scale is None or tensor.dtype not in ("I8", "F8_E4M3", "F8_E5M2"):
         return _scaled(raw, tensor, None) if tensor.dtype.startswith("F8") else None
     if f"{layer}weight_zero_point" in raw.tensors:
         raise ValueError(f"{name} has a zero point")

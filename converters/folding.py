@@ -247,7 +247,8 @@ def _rope_periods(config: ViTConfig, tensors: Tensors) -> Folded | None:
 
 def _other_pool(config: ViTConfig, tensors: Tensors) -> Folded | None:
     """Pool a model without a head otherwise: its tokens are what files of such a model are for."""
-    if config.num_classes or config.projection_dim or config.representation_dim or config.pool_renorm:
+    layers = config.num_classes or config.projection_dim or config.representation_dim
+    if layers or config.pool_renorm or config.pool_tokens:
         return None
     others = {"cls": "avg", "avg": "cls"} if config.class_token and config.final_norm != "after" else {}
     if config.distilled:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.rules.format import Sidecars
@@ -32,17 +32,21 @@ def label_losses(passport: Passport, config: ViTConfig, written: Sidecars, to: s
         return stated_labels(passport.sidecars, config.num_classes)[1]
     found, _ = stated_labels(written, config.num_classes)
     if found != list(names):
-        shown = ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
-        return [f"class names: {to} has no place for those of the {len(names)} classes ({shown})"]
+        return [f"class names: {to} has no place for those of the {len(names)} classes ({_first(names)})"]
     lost = []
     if stated_descriptions(passport.sidecars) != stated_descriptions(written):
         lost.append(f"class names: {to} has no place for the longer descriptions of the classes")
     numbers = written.get("config.json", {}).get("label2id")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice and isinstance(numbers, Mapping) and numbers != passport.sidecars.get("config.json", {}).get("label2id"):
-        shown = ", ".join(twice[:_SHOWN]) + ", ..." * (len(twice) > _SHOWN)
-        lost.append(f"class names: label2id has the last number only of names that several classes have ({shown})")
+        lost.append(
+            f"class names: label2id has the last number only of names that several classes have ({_first(twice)})"
+        )
     return lost
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
 
 
 def preprocessing_losses(

@@ -14,6 +14,7 @@ from functools import cached_property
 
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import all_formats, format_names, formats_named
+from vit_hub.converters.formats._transformers import model_types
 from vit_hub.converters.rules.extras import CLASSIFIER, PREFERENCES, beside_reason, no_weight, other_module, remedy
 from vit_hub.converters.rules.format import Dialect, Format
 from vit_hub.converters.rules.table import Table
@@ -104,7 +105,7 @@ def recognize(raw: RawCheckpoint, label: str | None = None, prefix: str | None =
     models = _models(raw, found)
     if not models or len(models[0].unknown) > models[0].ruled or not models[0].ruled:
         raise _unknown(raw, label, prefix, models[0] if models else None)
-    best = _choose(raw, models)
+    best = _choose(raw, models, prefix)
     equal = [match for match in found if match.kernel == best.kernel and _explained(match) == _explained(best)]
     possible = [match for match in equal if match.format.evidence(raw, match.prefix) >= 0]
     conventions = best.format.conventions
@@ -201,8 +202,8 @@ def _match(
             classifier[name.full] = name.classifier
         elif not name.full.startswith(roots):
             dropped[name.full] = beside_reason(name.level)
-        elif name.other:
-            dropped[name.full] = name.other
+        elif reason := name.other or other_module(beyond(roots[0], name.full)):
+            dropped[name.full] = reason
         else:
             unknown.append(name.full)
     heads = {_LEVEL.split(name)[0] for name in table.heads if name in inside}
@@ -252,8 +253,10 @@ def _most_specific(matches: Sequence[Match]) -> list[Match]:
     ]
 
 
-def _choose(raw: RawCheckpoint, models: Sequence[Match]) -> Match:
+def _choose(raw: RawCheckpoint, models: Sequence[Match], prefix: str | None) -> Match:
     """Return the model to read: the only one, or of several copies the one that the project itself evaluates.
+
+    A prefix that the caller gave may also begin the names of other models: that which has it and no more is meant.
 
     Raises:
         CheckpointError: there are several models.
@@ -263,6 +266,12 @@ def _choose(raw: RawCheckpoint, models: Sequence[Match]) -> Match:
         for match in models
         if match.ruled >= _COPY * models[0].ruled or (not match.unknown and match.ruled >= _FEWEST)
     ]
+    exact = [match for match in rivals if prefix is not None and match.prefix.rstrip("./") == prefix.rstrip("./")]
+    if len(exact) == 1:
+        others = tuple(match.prefix for match in rivals if len(match.prefix) > len(exact[0].prefix))
+        apart = {name: "of another model in the file" for name in exact[0].unknown if name.startswith(others)}
+        unknown = tuple(name for name in exact[0].unknown if name not in apart)
+        return dataclasses.replace(exact[0], unknown=unknown, dropped={**exact[0].dropped, **apart})
     for match in rivals:
         reasons = {other.prefix: _preferred(match.prefix, other.prefix) for other in rivals if other is not match}
         if all(reasons.values()):
@@ -278,7 +287,7 @@ def _choose(raw: RawCheckpoint, models: Sequence[Match]) -> Match:
     listed = ", ".join(f"{match.prefix!r} ({match.ruled} tensors, {match.label})" for match in rivals)
     raise CheckpointError(
         f"{raw.path}: holds several models: {listed}",
-        hint=f"choose one: prefix={rivals[0].prefix!r}, on the command line --prefix {rivals[0].prefix}",
+        hint=f"choose one: prefix={rivals[0].prefix!r}, on the command line --prefix {rivals[0].prefix or repr('')}",
     )
 
 
@@ -300,8 +309,15 @@ def _unknown(raw: RawCheckpoint, label: str | None, prefix: str | None, best: Ma
     if shown:
         return UnknownFormatError(f"{raw.path}: not readable as it is: {shown[0]}", hint=shown[1])
     return UnknownFormatError(
-        f"{raw.path}: not a Vision Transformer checkpoint of {wanted}{where}; {_near_miss(raw, best)}", hint=hint
+        f"{raw.path}: not a Vision Transformer checkpoint of {wanted}{where}; {_near_miss(raw, best)}{_named(raw)}",
+        hint=hint,
     )
+
+
+def _named(raw: RawCheckpoint) -> str:
+    """Return what config.json says the model is, for a message."""
+    types = model_types(raw.sidecars)
+    return f"; config.json names the model type {' with '.join(types)}" if types else ""
 
 
 def _near_miss(raw: RawCheckpoint, best: Match | None) -> str:
@@ -337,6 +353,6 @@ def unexplained(match: Match, raw: RawCheckpoint, unknown: Sequence[str]) -> Che
     more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
     return CheckpointError(
         f"{raw.path}: {match.ruled} of {len(raw.tensors)} tensors are {match.label}'s, but not "
-        f"{', '.join(lines)}{more}",
+        f"{', '.join(lines)}{more}{_named(raw)}",
         hint="every tensor of the encoder must be accounted for: the file is of another model",
     )

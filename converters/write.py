@@ -274,7 +274,7 @@ def _plain_plan(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], labe
     sized = {name for name in ckpt.tensors if name.startswith(_SIZED)} if passport.resized_from else set[str]()
     absent = {name for name in passport.absent if native and not ckpt.tensors[name].read().any()}
     kept = {name: tensor for name, tensor in ckpt.tensors.items() if name not in sized | absent}
-    foreign, left = fmt.table(dialect).write(kept, axis_sizes(config))
+    foreign, left = fmt.table(dialect).write(fmt.restore(kept, config), axis_sizes(config))
     if not native or sized:
         dtype = next(iter(ckpt.tensors.values())).dtype
         filled = fmt.zeros(config, dialect).items()
@@ -303,9 +303,11 @@ def _plain_plan(ckpt: Checkpoint, fmt: Format, dialects: Sequence[Dialect], labe
     sidecars = fmt.sidecars(config, passport) if container in (None, "torch") else {}
     if container == "torch":
         sidecars = {name: content for name, content in sidecars.items() if name in EMBEDDED}
+    fixed = False
     if not problems:
-        problems += _read_back(ckpt, fmt, dialect, tensors, sidecars, native)
-    distance = (int(fmt.label(dialect) != passport.format), *_distance(fmt, config, passport, sidecars))
+        problems, fixed = _read_back(ckpt, fmt, dialect, tensors, sidecars, native)
+    other = int(fmt.label(dialect) != passport.format)
+    distance = (other, int(fixed), *_distance(fmt, config, passport, sidecars))
     return _Plan(ckpt, fmt, dialect, tensors, sidecars, tuple(left), tuple(problems), native, distance)
 
 
@@ -344,19 +346,23 @@ def _reread(
 
 def _read_back(
     ckpt: Checkpoint, fmt: Format, dialect: Dialect, tensors: Mapping[str, LazyTensor], sidecars: Sidecars, native: bool
-) -> list[tuple[str, str]]:
-    """Return the fields that a planned file would not give back, and how each would be read."""
+) -> tuple[list[tuple[str, str]], bool]:
+    """Return the fields that a planned file would not give back, and how each would be read.
+
+    And whether a model that takes images of any size would be one of a fixed size.
+    """
     config = ckpt.config
     given = {**(ckpt.passport.overrides if native else {}), **_options(config)}
     try:
         result = _reread(ckpt, fmt, dialect, tensors, sidecars, native, given)
     except VitHubError as error:
-        return [("config", error.message)]
-    return [
+        return [("config", error.message)], False
+    changed = [
         (item.name, f"{getattr(config, item.name)!r} would be read back as {getattr(result, item.name)!r}")
         for item in dataclasses.fields(ViTConfig)
         if item.name not in _NOT_NUMERIC and getattr(config, item.name) != getattr(result, item.name)
     ]
+    return changed, config.resize_square != result.resize_square
 
 
 def _options(config: ViTConfig) -> dict[str, Any]:

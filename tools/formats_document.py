@@ -60,6 +60,7 @@ MODELS = {
     "hf_ijepa_model": "I-JEPA, epsilon 1e-12",
     "hf_aimv2_head": "AIMv2, attention pooling",
     "hf_internvl_vision": "InternViT",
+    "hf_radio": "RADIO",
     "hf_sapiens2": "Sapiens 2",
     "hf_pixtral": "Pixtral",
     "hf_mlcd": "MLCD",
@@ -132,6 +133,8 @@ For every format, these containers are read: npz, safetensors, PyTorch files (al
 of `torch.export` (`.pt2`), sharded checkpoints with an index, folders with their config files, msgpack and HDF5
 files, and ONNX files with the names of a format, also where the exporter transposed and renamed weights: the graph
 tells what they are, or the file is refused. MLX's files (torch's names, channels last) are read and written back so.
+RADIO's summary, several tokens side by side, is written for transformers alone; `pool_tokens=()`
+(`--set pool_tokens=none`) reads the first of them, as timm's RADIO does, which other formats can hold.
 Of a sharded checkpoint of a larger model, only the files with its image encoder are opened, and of a repository only
 these are fetched; `--keep-rest` needs all. Objects that are pickled
 beside the weights are read as plain data, whatever their class; nothing is imported or run, and a file that asks for a
@@ -145,7 +148,8 @@ Folders of training tools are read, too, with a warning that names what was chos
 | Trainer of transformers | the folder's weights, else the best `checkpoint-N` by `trainer_state.json`, or the last |
 | accelerate | `save_model`, `save_state`; the last of `checkpoints/checkpoint_N` |
 | DeepSpeed | the step that `latest` names; for ZeRO stage 3 run its `zero_to_fp32.py` first |
-| Lightning | `.ckpt`; the only one of the last version in `lightning_logs` |
+| Lightning | `.ckpt`; of several in the last version of `lightning_logs` the best by their callbacks, else the last |
+| timm, mmengine, DINO | `model_best.pth.tar`, `best_*.pth`; else `last`, `checkpoint` or the highest number |
 | peft | LoRA, rsLoRA and DoRA adapters, merged into the base model that they name, or `base=` (`--base`) |
 | linear heads | one linear layer, joined with its backbone by `head=` (`--head`): DINO's, DINOv2's, DINOv3's, probes |
 

@@ -60,6 +60,7 @@ MODEL_TYPES = (
     "qwen3_vl_moe_vision",
     "qwen3_vl_vision",
     "qwen4_exp_vision",
+    "radio",
     "sam_hq_vision_model",
     "sam_vision_model",
     "sapiens2",

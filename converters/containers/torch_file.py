@@ -35,7 +35,7 @@ from vit_hub.converters.containers.zipped_values import unpickled
 from vit_hub.converters.tensors import DTYPES, Array, LazyTensor
 from vit_hub.errors import CheckpointError, UnsafeCheckpointError
 
-__all__ = ["EMBEDDED", "flatten", "read_torch", "write_torch"]
+__all__ = ["EMBEDDED", "flatten", "read_state", "read_torch", "write_torch"]
 
 _RESAVE = "on a machine you trust, save the weights as safetensors"
 _DAMAGED = f"the file is damaged: download it again, or {_RESAVE}"
@@ -65,20 +65,39 @@ def read_torch(path: Path) -> tuple[dict[str, LazyTensor], dict[str, Unreadable]
         CheckpointError: the file is damaged or holds no named tensors.
         UnsafeCheckpointError: reading it would run code.
     """
-    file = MappedFile(path)
-    members: dict[str, Member] = {}
-    if file.bytes(0, 2) == b"PK":
-        members = read_members(file)
-        if is_exported(members):
-            return (*flatten(path, read_exported(file, members), file.size), {})
-        if is_torchscript(members):
-            return (*read_torchscript(file, members), {})
-    elif file.bytes(257, 5) == b"ustar":
-        raise UnsafeCheckpointError(f"{path}: PyTorch's tar format of before 2017 cannot be read safely", hint=_RESAVE)
-    with explained(path, "not a readable PyTorch file", refused=_RESAVE, damaged=_DAMAGED):
-        root = unpickled(file, members) if members else _before_zip(file)
+    file, members = _opened(path)
+    if is_exported(members):
+        return (*flatten(path, read_exported(file, members), file.size), {})
+    if is_torchscript(members):
+        return (*read_torchscript(file, members), {})
+    root = _unpickled(file, members)
     flat = flatten(path, root, sum(member.size for member in members.values()) or file.size)
     return (*flat, _embedded(root))
+
+
+def read_state(path: Path) -> object:
+    """Return what a ``torch.save`` file holds as plain data, in which tensors are only described.
+
+    Raises:
+        CheckpointError: the file is damaged.
+        UnsafeCheckpointError: reading it would run code.
+    """
+    return _unpickled(*_opened(path))
+
+
+def _opened(path: Path) -> tuple[MappedFile, dict[str, Member]]:
+    """Return a file and its members; none, if it is older than the zip format."""
+    file = MappedFile(path)
+    if file.bytes(0, 2) == b"PK":
+        return file, read_members(file)
+    if file.bytes(257, 5) == b"ustar":
+        raise UnsafeCheckpointError(f"{path}: PyTorch's tar format of before 2017 cannot be read safely", hint=_RESAVE)
+    return file, {}
+
+
+def _unpickled(file: MappedFile, members: dict[str, Member]) -> object:
+    with explained(file.path, "not a readable PyTorch file", refused=_RESAVE, damaged=_DAMAGED):
+        return unpickled(file, members) if members else _before_zip(file)
 
 
 def _embedded(root: object) -> dict[str, dict[str, Any]]:

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 from vit_hub.converters.containers.dcp import METADATA
-from vit_hub.converters.containers.folder import is_name
-from vit_hub.errors import CheckpointError
+from vit_hub.converters.containers.folder import is_name, listed
+from vit_hub.converters.containers.torch_file import read_state
+from vit_hub.errors import CheckpointError, VitHubError
 
 __all__ = ["enter"]
 
@@ -26,6 +27,12 @@ _NO_WEIGHTS = re.compile(
 )
 _DEEPSPEED = re.compile(r"(zero_pp_rank_\d+_)?mp_rank_(\d+)_model_states\.pt")
 _FSDP = re.compile(r"pytorch_model_fsdp\w*")
+# Files of one run, by their names without suffix: timm's, Lightning's, mmengine's, those of Facebook's projects.
+_SUFFIX = re.compile(r"\.(ckpt|pth\.tar|pth|pt)")
+_BEST = re.compile(r"(.*[-_])?best([-_].*)?")
+_LAST = re.compile(r"(last|latest|checkpoint|final|model_final)(?:-v(\d+))?")
+_STEP = re.compile(r"(?:checkpoint|epoch|step|iter)[-_=]?(\d+)")
+_LAST_NAMED = "last_checkpoint"  # a file of mmengine's and detectron2's
 
 
 def enter(folder: Path) -> tuple[Path, str] | None:
@@ -47,13 +54,9 @@ def enter(folder: Path) -> tuple[Path, str] | None:
     whole = [name for name in files if not _DEEPSPEED.fullmatch(name)]
     if whole:
         state = [name for name in names if _NO_WEIGHTS.fullmatch(name)]
-        if len(whole) == 1 and (state or whole[0].endswith(".ckpt")):
-            return folder / whole[0], ""
-        if all(name.endswith(".ckpt") for name in whole):
-            raise CheckpointError(
-                f"{folder}: several checkpoints: {', '.join(whole)}", hint="give the path of one of them"
-            )
-        return None
+        if len(whole) == 1:
+            return (folder / whole[0], "") if state or whole[0].endswith(".ckpt") else None
+        return _of_run(folder, whole)
     if files:
         return _deepspeed(folder, files)
     latest = folder / "latest"
@@ -99,6 +102,58 @@ def _of_steps(folder: Path, steps: list[Path]) -> tuple[Path, str]:
         return best, f"{best.name} is read, the best by trainer_state.json; {last.name} is the last"
     others = f", of {len(steps)} such folders" if len(steps) > 1 else ""
     return last, f"{last.name} is read, the last{others}" if others else f"{last.name} is read"
+
+
+def _of_run(folder: Path, files: list[str]) -> tuple[Path, str] | None:
+    """Return the best of the checkpoints of one run if a name or a file says so, else the last.
+
+    None if a name is no such checkpoint's.
+    """
+    parts = {name: _SUFFIX.split(name) for name in files}
+    stems = {name: found[0] for name, found in parts.items() if len(found) == 3 and not found[2]}
+    best = [name for name, stem in stems.items() if _BEST.fullmatch(stem)]
+    versions = {name: match for name, stem in stems.items() if (match := _LAST.fullmatch(stem))}
+    steps = {name: [int(number) for number in _STEP.findall(stem)] for name, stem in stems.items()}
+    if len(stems) < len(files) or not all(name in best or name in versions or steps[name] for name in files):
+        # Lightning's names may be anything; the records may be of different times.
+        recorded = {_lightning_best(folder / name) for name in files if name.endswith(".ckpt")} & {*files}
+        return _chosen(folder, recorded.pop(), "the best by their callbacks", files) if len(recorded) == 1 else None
+    # Lightning numbers another last.ckpt that it finds: last-v1.ckpt is newer.
+    last = max(versions, key=lambda name: int(versions[name][2] or 0), default="")
+    last = last or _named(folder / _LAST_NAMED, files) or max(steps, key=lambda name: steps[name])
+    found = _lightning_best(folder / last)
+    if found in files and found != last:
+        return _chosen(folder, found, f"the best by the callbacks in {last}", files)
+    if best:
+        return _chosen(folder, best[-1], "the best by its name", files) if len(best) == 1 else None
+    return _chosen(folder, last, "the last", files)
+
+
+def _chosen(folder: Path, name: str, why: str, files: list[str]) -> tuple[Path, str]:
+    others = listed(other for other in files if other != name)
+    return folder / name, f"{name} is read, {why}; the folder also has {others}"
+
+
+def _named(file: Path, files: list[str]) -> str:
+    """Return the one of these files that a text file names last, also by the path of another machine."""
+    try:
+        name = re.split(r"[/\\]", file.read_text(errors="replace").strip())[-1]
+    except OSError:
+        return ""
+    return name if name in files else ""
+
+
+def _lightning_best(file: Path) -> str:
+    """Return the name of a run's best checkpoint by what Lightning's callback wrote into one; empty if none did."""
+    try:
+        state = read_state(file)
+    except VitHubError:
+        return ""
+    callbacks = state.get("callbacks") if isinstance(state, dict) else None
+    for content in callbacks.values() if isinstance(callbacks, dict) else ():
+        if isinstance(content, dict) and content.get("monitor") and isinstance(content.get("best_model_path"), str):
+            return re.split(r"[/\\]", content["best_model_path"])[-1]
+    return ""
 
 
 def _best(folder: Path, last: Path) -> Path | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_hub.converters.containers import RawCheckpoint
+from vit_hub.converters.formats._transformers import tower_values
 from vit_hub.converters.rules.format import Stated
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import ConfigError
@@ -111,7 +112,9 @@ class _Model:
 
 
 def _file(raw: RawCheckpoint) -> Mapping[str, Any]:
-    return raw.sidecars.get("config.json", {})
+    """Return timm's config.json, or what that of a larger model of transformers says of a tower of timm's."""
+    file = raw.sidecars.get("config.json", {})
+    return file if "architecture" in file else tower_values(raw.sidecars)
 
 
 def is_named(raw: RawCheckpoint) -> bool:

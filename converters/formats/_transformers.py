@@ -156,7 +156,11 @@ def _parts(sidecars: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], d
 
 
 # Where the config of a larger model has that of its image encoder.
-_TOWERS = ("vision_config", "backbone_config", "encoder", "vlm_config", "thinker_config")
+_TOWERS = ("vision_config", "backbone_config", "encoder", "vlm_config", "thinker_config", "image_config")
+
+
+# Every image encoder's config has one of these keys.
+_OF_IMAGES = ("patch_size", "image_size", "crop_size", "spatial_patch_size")
 
 
 def _tower(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -167,6 +171,11 @@ def _tower(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def tower_values(sidecars: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the part of config.json for the image tower."""
     return _parts(sidecars)[1]
+
+
+def model_types(sidecars: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the model types that config.json names, of the whole model and of its image tower."""
+    return list(dict.fromkeys(str(part["model_type"]) for part in _parts(sidecars) if part.get("model_type")))
 
 
 def stated_type(sidecars: Mapping[str, Mapping[str, Any]], types: Sequence[ModelType]) -> ModelType | None:
@@ -200,7 +209,7 @@ def refusal(raw: RawCheckpoint) -> str:
 
 def names_model_type(raw: RawCheckpoint, types: Sequence[ModelType]) -> int:
     """Return 1 if config.json names one of the model types, -1 if it names another, 0 if it names none."""
-    if "model_type" not in raw.sidecars.get(_FILE, {}):
+    if not raw.sidecars.get(_FILE, {}).get("model_type"):
         return 0
     return 1 if stated_type(raw.sidecars, types) else -1
 
@@ -273,7 +282,13 @@ def read_config(raw: RawCheckpoint, types: Sequence[ModelType]) -> tuple[dict[st
     """
     whole, values = _parts(raw.sidecars)
     kind, warnings = stated_type(raw.sidecars, types), []
-    if kind is None and "model_type" in values:
+    if kind is None and values.get("model_type") and not any(key in values for key in _OF_IMAGES):
+        warnings.append(
+            f"{_FILE} names the model type {values['model_type']!r} and has no part for its image encoder: read as "
+            f"{types[0].classes}, whose tensors have the same names, with what that has by default"
+        )
+        values = {}
+    elif kind is None and values.get("model_type"):
         warnings.append(
             f"{_FILE} names the model type {values['model_type']!r}, which is not known here: read as "
             f"{types[0].classes}, whose tensors have the same names, though it may compute other outputs"

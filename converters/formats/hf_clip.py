@@ -37,6 +37,7 @@ _TYPE = hf.ModelType("clip_vision_model", "CLIPVision", CLIP_DEFAULTS, whole="cl
 _SAME = (
     ("chinese_clip_vision_model", "ChineseCLIPVision", CLIP_DEFAULTS),
     ("clipseg_vision_model", "CLIPSegVision", CLIP_DEFAULTS),
+    ("idefics_vision", "IdeficsVision", {**CLIP_DEFAULTS, "hidden_act": "gelu", "num_attention_heads": 16}),
     ("kosmos_2_vision_model", "Kosmos2Vision", {**CLIP_DEFAULTS, "num_attention_heads": 16}),
     ("metaclip_2_vision_model", "MetaClip2Vision", CLIP_DEFAULTS),
 )

@@ -69,6 +69,11 @@ _OWN_TYPES = (
         {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "num_attention_heads": 25, "image_size": 224},
         whole="internvl_chat",
     ),
+    hf.ModelType(
+        "qianfan_ocr_vision",
+        "QianfanOCRVision",
+        {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "num_attention_heads": 16, "image_size": 448},
+    ),
 )
 
 

@@ -34,6 +34,12 @@ TYPES = (
     hf.ModelType("deepseek_ocr2_sam_vision_model", "DeepseekOcr2SamVision", _DEFAULTS),
     hf.ModelType("unlimited_ocr_sam_vision_model", "UnlimitedOcrSamVision", _DEFAULTS),
 )
+# Image encoders of larger models with the same modules, which are written as SamVision.
+_READ = (
+    *TYPES,
+    hf.ModelType("pp_chart2table_vision", "PPChart2TableVision", _DEFAULTS),
+    hf.ModelType("pp_formulanet_vision", "PPFormulaNetVision", _DEFAULTS),
+)
 # Those that have a model around the encoder.
 _MODELS = ("sam_vision_model", "sam_hq_vision_model")
 _LAYERS = {"norm1": "layer_norm1", "norm2": "layer_norm2", "fc1": "mlp.lin1", "fc2": "mlp.lin2"}
@@ -43,7 +49,7 @@ _BLOCK = "layers.{i}"
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Read config.json; what it does not state shapes tell."""
-    values, stated = hf.read_config(raw, TYPES)
+    values, stated = hf.read_config(raw, _READ)
     told, guesses = _sam.told_by_shapes(tensors, dialect.variables["root"], _BLOCK, "patch_embed.projection")
     if "window_size" in values:
         guesses = ()

@@ -69,9 +69,9 @@ _TWO = hf.ModelType(
 
 # Image towers of larger models with the same modules, which are read as SigLIP's.
 _SAME = (
-    hf.ModelType("idefics2_vision", "Idefics2Vision", _SIGLIP),
-    hf.ModelType("idefics3_vision", "Idefics3Vision", {**_SIGLIP, "num_attention_heads": 16}),
-    hf.ModelType("smolvlm_vision", "SmolVLMVision", {**_SIGLIP, "num_attention_heads": 16}),
+    hf.ModelType("idefics2_vision", "Idefics2Vision", _SIGLIP, whole="idefics2"),
+    hf.ModelType("idefics3_vision", "Idefics3Vision", {**_SIGLIP, "num_attention_heads": 16}, whole="idefics3"),
+    hf.ModelType("smolvlm_vision", "SmolVLMVision", {**_SIGLIP, "num_attention_heads": 16}, whole="smolvlm"),
     hf.ModelType("minicpmv4_6_vision", "MiniCPMV4_6Vision", _SIGLIP),
     hf.ModelType("granite_docling_vision", "GraniteDoclingVision", _SIGLIP),
 )

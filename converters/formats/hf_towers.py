@@ -1,7 +1,7 @@
-"""Image encoders inside of Hugging Face's larger models with names of their own: OWL-ViT, AltCLIP, GIT, BLIP, TIPSv2.
+"""Image encoders inside of Hugging Face's larger models with own names: OWL-ViT, AltCLIP, GIT, BLIP, Janus, TIPSv2.
 
 They are read, and written back under the names of their models.
-Source: transformers/models/{owlvit,altclip,git,blip,blip_2,tipsv2}/modeling_*.py.
+Source: transformers/models/{owlvit,altclip,git,blip,blip_2,janus,tipsv2}/modeling_*.py.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _BLIPS = (
     hf.ModelType("instructblip_vision_model", "InstructBlipVision", _BLIP),
     hf.ModelType("instructblipvideo_vision_model", "InstructBlipVideoVision", _BLIP),
 )
+_JANUS = (hf.ModelType("janus_vision_model", "JanusVision", _BLIP, whole="janus"),)
 _TIPS = (
     hf.ModelType(
         "tipsv2_vision_model",
@@ -47,6 +48,7 @@ _CLIP = {"act": "quick_gelu", "norm_eps": 1e-5, "resize": "bicubic"}
 _AFTER = {"pool": "cls"}
 _TOKENS = {"pool": "none"}
 _RENORMED = {"pool": "cls", "pool_renorm": True}
+_FIRST_RENORMED = {"pool": "first", "pool_renorm": True}
 
 
 def _clip_rules(pre_norm: str, layer: str, norm: str) -> tuple[Rule, ...]:
@@ -67,6 +69,15 @@ def _clip_rules(pre_norm: str, layer: str, norm: str) -> tuple[Rule, ...]:
 
 
 _LAYER = "${root}encoder.layers.{i}"
+_JANUS_RULES = (
+    *weight_and_bias("patch_embed.proj", "${root}embeddings.patch_embedding"),
+    rule("pos_embed", "${root}embeddings.position_embedding.weight", "n d -> 1 n d"),
+    *(
+        replace(one, foreign=tuple(name.replace("out_proj", "projection_layer") for name in one.foreign))
+        for one in hf.CLIP_BLOCK
+    ),
+    *weight_and_bias("norm", "${root}post_layernorm"),
+)
 _BLIP_RULES = (
     rule("cls_token", "${root}embeddings.class_embedding"),
     *weight_and_bias("patch_embed.proj", "${root}embeddings.patch_embedding"),
@@ -138,6 +149,13 @@ FORMATS = (
     _format(_ALT, _clip_rules("pre_layrnorm", "encoder.layer.{i}", "fc_norm"), _roots("altclip"), _CLIP, _AFTER),
     _format(_GIT, _clip_rules("pre_layrnorm", "encoder.layers.{i}", "norm"), _roots("git"), _CLIP, _TOKENS),
     _format(_BLIPS, _BLIP_RULES, _roots("blip"), {"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic"}, _RENORMED),
+    _format(
+        _JANUS,
+        _JANUS_RULES,
+        _roots("janus"),
+        {"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic"},
+        _FIRST_RENORMED,
+    ),
     _format(
         _TIPS,
         facebook_dinov2.RULES,

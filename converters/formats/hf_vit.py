@@ -48,6 +48,12 @@ TYPES = (
     hf.ModelType("flava_image_model", "FlavaImage", _VIT, whole="flava"),
     hf.ModelType("dpt", "DPT", _VIT),
 )
+# Image encoders of larger models with the same modules, which are written as ViT.
+_READ = (
+    *TYPES,
+    hf.ModelType("dpt", "DPT", _VIT),
+    hf.ModelType("flava_image_model", "FlavaImage", _VIT),
+)
 
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
@@ -56,7 +62,7 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
     Raises:
         ConfigError: the activation of the pooler is not that of the representation layer.
     """
-    values, stated = hf.read_config(raw, TYPES)
+    values, stated = hf.read_config(raw, _READ)
     pooler = tensors.get(f"{dialect.variables['root']}pooler.dense.weight")
     headless = "classifier.weight" not in tensors
     if pooler is not None and headless and values.get("pooler_act", "tanh") != "tanh":
@@ -98,7 +104,7 @@ def _dialect_for(config: ViTConfig, dialects: Sequence[Dialect]) -> Dialect:
 
 FORMATS = (
     hf.transformers_format(
-        TYPES,
+        _READ,
         rules=RULES,
         drops=(hf.POSITION_IDS,),
         dialects=tuple(hf.vit_dialect(spelling, "vit", *roots) for spelling in hf.VIT_SPELLINGS for roots in _ROOTS),

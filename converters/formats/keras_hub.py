@@ -652,11 +652,18 @@ def _classifier(kind: _Kind, rules: tuple[Rule, ...], limits: Mapping[str, objec
     )
 
 
-def _tower(kind: _Kind, rules: tuple[Rule, ...], group: str, ids: str, **options: Any) -> Format:
-    """Return the format of an image tower, alone or in the backbone of both towers."""
-    dialects = tuple(Dialect("", {"family": group, "model": model}) for model in ("", f"layers/{group}/"))
-    zeros = partial(_position_ids, ids)
-    return _format(kind, rules, dialects=dialects, requires=_SQUARE, zeros=zeros, adjust=_apply_numbers, **options)
+def _tower(kind: _Kind, rules: tuple[Rule, ...], group: str, ids: str, **options: Any) -> tuple[Format, ...]:
+    """Return the formats of an image tower, alone and in the backbone of both towers."""
+    common = {"requires": _SQUARE, "zeros": partial(_position_ids, ids), "adjust": _apply_numbers, **options}
+    alone, inside = (Dialect("", {"family": group, "model": model}) for model in ("", f"layers/{group}/"))
+    lacks = (
+        f"only the image tower is written, without a text tower: vit_hub.load reads it, keras-hub's {kind.whole} does "
+        "not; keep_rest=True (--keep-rest), where the source is read and where it is written back, keeps the rest"
+    )
+    return (
+        _format(kind, rules, dialects=(alone,), **common),
+        _format(kind, rules, dialects=(inside,), returned_only=True, lacks=lacks, **common),
+    )
 
 
 def _dinov2(mask: bool, registers: bool) -> Format:
@@ -754,7 +761,7 @@ FORMATS = (
     ),
     *(_dinov2(mask, registers) for mask, registers in product((True, False), repeat=2)),
     *(_dinov3(mask, registers) for mask, registers in product((True, False), repeat=2)),
-    _tower(
+    *_tower(
         _CLIP,
         _CLIP_RULES,
         "clip_vision_encoder",
@@ -770,7 +777,7 @@ FORMATS = (
             "norm_eps": 1e-5,
         },
     ),
-    _tower(
+    *_tower(
         _SIGLIP,
         _SIGLIP_RULES,
         "sig_lip_vision_encoder",

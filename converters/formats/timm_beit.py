@@ -33,11 +33,6 @@ def _evidence(raw: RawCheckpoint, prefix: str) -> int:
     return named or (1 if any(name.endswith("relative_position_bias_table") for name in raw.tensors) else -1)
 
 
-def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
-    """Read timm's config.json; without one, a norm after pooling means the mean of the patches."""
-    return _timm.state(raw, tensors)
-
-
 def _pretraining_state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Tell how learned positions are resized, which EVA's files have instead of relative ones."""
     relative = any(name.endswith("relative_position_bias_table") for name in tensors)
@@ -98,7 +93,14 @@ def _format(
 
 
 FORMATS = (
-    _format("timm", "beit", project="timm", evidence=_evidence, state=_state, sidecars=_sidecars),
+    _format(
+        "timm",
+        "beit",
+        project="timm",
+        evidence=_evidence,
+        state=lambda raw, tensors, dialect: _timm.state(raw, tensors),
+        sidecars=_sidecars,
+    ),
     _format(
         "unilm",
         "beit",

@@ -85,6 +85,7 @@ DEFAULT_LIMITS: dict[str, object] = {
     "proj_bias": True,
     "mlp_bias": True,
     "kv_heads": ((),),
+    "pool_tokens": ((),),
 }
 
 SQUARE_IMAGES = Requirement("image_size", lambda c: c.image_size[0] == c.image_size[1], "its images are square")
@@ -128,6 +129,8 @@ class Format:
         refuses: why the model that config files describe cannot be computed, whatever tensors there are, from ``raw``;
             empty if they describe none such.
         adjust: changes what the table read, ``(raw, reading)``, where values of tensors decide what others mean.
+        restore: undoes ``adjust`` before the table writes, ``(tensors, config)``: the canonical tensors, carried ones
+            included, as the table has them.
         state: reads config files and original shapes, ``(raw, tensors without prefix, dialect)``.
         zeros: names and shapes of tensors that the original class always has though no output depends on them, from
             ``(config, dialect)``; where the source has none they are written as zeros. A tensor in place of a shape is
@@ -160,6 +163,7 @@ class Format:
     evidence: Callable[[RawCheckpoint, str], int] = lambda raw, prefix: 0
     refuses: Callable[[RawCheckpoint], str] = lambda raw: ""
     adjust: Callable[[RawCheckpoint, Reading], None] = lambda raw, reading: None
+    restore: Callable[[Mapping[str, LazyTensor], ViTConfig], Mapping[str, LazyTensor]] = lambda tensors, config: tensors
     state: Callable[[RawCheckpoint, Mapping[str, LazyTensor], Dialect], Stated] = lambda raw, tensors, dialect: Stated()
     zeros: Callable[[ViTConfig, Dialect], Mapping[str, tuple[int, ...] | LazyTensor]] = lambda config, dialect: {}
     sidecars: Callable[[ViTConfig, Passport | None], Sidecars] = lambda config, passport: {}

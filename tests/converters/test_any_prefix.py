@@ -245,6 +245,16 @@ def test_copies_of_no_known_project_are_listed_and_chosen_by_prefix(tmp_path: Pa
     assert torch.equal(vit_hub.load(tmp_path / "c.safetensors")(images()), first(images()))
 
 
+@pytest.mark.parametrize("outer", ["", "model."])
+def test_a_prefix_chooses_a_model_though_it_begins_that_of_another(outer: str, tmp_path: Path) -> None:
+    first, second = model_of(), model_of(SMALL.replace(num_classes=5))
+    file = saved({**prefixed(outer, state_of(first)), **prefixed(f"{outer}left.", state_of(second))}, tmp_path)
+    with pytest.raises(CheckpointError, match="holds several models"):
+        vit_hub.open_checkpoint(file, overrides=TOLD)
+    for prefix, model in ((outer, first), (f"{outer}left", second)):
+        assert torch.equal(vit_hub.load(file, overrides=TOLD, prefix=prefix)(images()), model(images()))
+
+
 def test_an_unknown_tensor_inside_of_a_wrapped_encoder_is_an_error(tmp_path: Path) -> None:
     state = {**prefixed("model.backbone.", state_of(model_of())), "model.fpn.weight": torch.ones(3)}
     assert vit_hub.open_checkpoint(saved(state, tmp_path), overrides=TOLD).dropped.keys() == {"model.fpn.weight"}

@@ -65,9 +65,7 @@ def saved(state: State, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "name", ["norm.weight", "pos_embed", "blocks.1.norm2.bias", "blocks.0.attn.proj.weight"]
-)
+@pytest.mark.parametrize("name", ["norm.weight", "pos_embed", "blocks.1.norm2.bias", "blocks.0.attn.proj.weight"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_a_missing_tensor(name: str, suffix: str, state: State, tmp_path: Path) -> None:
     del state[name]

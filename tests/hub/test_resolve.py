@@ -294,6 +294,12 @@ def test_anything_else_is_not_found(name: str) -> None:
     assert error.value.hint
 
 
+@pytest.mark.parametrize("name", ["az://box/model.pth", "ftp://host/x", "hdfs://a/b.safetensors", "WANDB://a/b:v3"])
+def test_an_address_of_another_kind_says_which_there_are(name: str) -> None:
+    with pytest.raises(ModelNotFoundError, match="cannot be fetched.*https://, hf://, gs://, s3:// and file://"):
+        locate(name)
+
+
 def test_a_mistyped_name_gets_suggestions() -> None:
     with pytest.raises(ModelNotFoundError, match="vit-b16"):
         resolve("vit-b61")

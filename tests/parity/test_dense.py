@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from safetensors.torch import load_file
 from small_models import randomise, relative_error
 
 import vit_hub
-from vit_hub.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 EXACT = 1e-10
@@ -111,15 +109,41 @@ def test_vitpose(tmp_path_factory: pytest.TempPathFactory, shape: dict[str, Any]
     same_way_back(folder / "source", folder)
 
 
-def test_experts_by_dataset_are_refused_by_name(tmp_path: Path) -> None:
-    config = transformers.VitPoseBackboneConfig(
-        hidden_size=16, num_attention_heads=2, num_hidden_layers=1, image_size=[16, 16], patch_size=8
-    )
-    transformers.VitPoseBackbone(config).save_pretrained(tmp_path)
-    values = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**values, "num_experts": 6}))
-    with pytest.raises(ConfigError, match=r"num_experts=6 .* is not supported"):
-        vit_hub.open_checkpoint(tmp_path)
+def small_pose(folder: Path, **options: Any) -> Any:
+    small = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "mlp_ratio": 2, "patch_size": 8}
+    config = transformers.VitPoseBackboneConfig(**small, image_size=[24, 16], **options)
+    theirs = ready(transformers.VitPoseBackbone(config))
+    theirs.save_pretrained(folder)
+    return theirs
+
+
+def test_vitpose_at_another_size_and_changed(tmp_path: Path) -> None:
+    small_pose(tmp_path / "source")
+    ours = vit_hub.load(tmp_path / "source", dtype="float64", image_size=(32, 40))
+    with torch.no_grad():
+        ours.pos_embed += 0.1
+    written = vit_hub.convert(ours.save(tmp_path / "tuned.safetensors"), tmp_path / "back", to="hf").path
+    theirs = transformers.VitPoseBackbone.from_pretrained(written, dtype=torch.float64).eval()
+    images = images_of(theirs.config, 32, 40)
+    with torch.inference_mode():
+        assert relative_error(theirs(images).feature_maps[-1], ours(images)) <= EXACT
+
+
+def test_the_first_of_the_experts_by_dataset(tmp_path: Path) -> None:
+    theirs = small_pose(tmp_path / "source", num_experts=3, part_features=4)
+    source = vit_hub.open_checkpoint(tmp_path / "source")
+    assert any("dataset_index 0" in text for text in source.warnings)
+    assert len(source.dropped) == 2 * 2 * 2
+    assert all(".experts.1." in name or ".experts.2." in name for name in source.dropped)
+    images = images_of(theirs.config, 24, 16)
+    with torch.inference_mode():
+        wanted = theirs(images, dataset_index=torch.zeros(2, dtype=torch.int64)).feature_maps[-1]
+        assert relative_error(vit_hub.load(source, dtype="float64")(images), wanted) <= EXACT
+    vit_hub.convert(tmp_path / "source", tmp_path / "canonical.safetensors", keep_rest=True)
+    report = vit_hub.convert(tmp_path / "canonical.safetensors", tmp_path / "back", to="hf", keep_rest=True)
+    before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "source", report.path))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_the_whole_models(tmp_path: Path) -> None:

@@ -101,6 +101,28 @@ def test_a_model_type_that_is_not_known_is_said(tmp_path: Path) -> None:
     assert any("some_vision_model" in text for text in opened.warnings)
 
 
+@pytest.mark.parametrize("name", ["idefics2", "idefics3", "smolvlm"])
+def test_the_type_of_the_whole_model_is_that_of_its_encoder_in_older_files(name: str, tmp_path: Path) -> None:
+    written("paligemma", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["vision_config"] |= {"model_type": name}
+    del config["vision_config"]["layer_norm_eps"]
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": name}))
+    [warning] = vit_hub.open_checkpoint(tmp_path).warnings
+    assert "has no layer_norm_eps: " in warning
+    assert warning.endswith("default 1e-06 is used")
+
+
+def test_a_config_of_the_language_model_alone_says_nothing_of_the_encoder(tmp_path: Path) -> None:
+    theirs = written("llava", tmp_path)
+    language = {"model_type": "phi3_v", "hidden_size": 64, "num_attention_heads": 8, "num_hidden_layers": 32}
+    (tmp_path / "config.json").write_text(json.dumps({**language, "hidden_act": "silu", "rms_norm_eps": 1e-5}))
+    ckpt = vit_hub.open_checkpoint(tmp_path, overrides={"num_heads": 3})
+    assert "has no part for its image encoder" in " ".join(ckpt.warnings)
+    with torch.no_grad():
+        assert torch.allclose(vit_hub.load(ckpt)(images()), theirs(images()).pooler_output, atol=1e-5)
+
+
 def test_a_tower_written_as_a_folder_loads_in_transformers(tmp_path: Path) -> None:
     theirs = written("prompt_depth_anything", tmp_path)
     report = vit_hub.convert(tmp_path, tmp_path / "out", to="hf")

@@ -33,6 +33,7 @@ OUTPUTS: dict[str, Callable[[VisionTransformer, Tensor], Tensor]] = {
     "pooled": lambda model, images: model.embed(images),
     "tokens_final_norm": lambda model, images: model.forward_features(images),
     "tokens_final": lambda model, images: model.forward_features(images),
+    "summary": lambda model, images: model(images),
     "tokens_prenorm": lambda model, images: model.forward_features(images),
     "tokens_last_hidden": lambda model, images: model.forward_features(images),
     "feature_map": lambda model, images: (model if model.config.pool == "none" else model.forward_features)(images),

@@ -304,6 +304,8 @@ class ViTConfig:
             in the sum, arXiv 2404.08471, section 3.3), ``first`` patch token, or ``none``.
         final_norm: LayerNorm ``before`` pooling on all tokens (eq. 4), ``after`` pooling, or ``none``.
         pool_renorm: the pooled token is normed once more by the final norm (BLIP's image encoder).
+        pool_tokens: numbers of tokens before the patches that ``pool="cls"`` reads side by side, in this order (RADIO's
+            summary, arXiv 2312.06709); empty: the class token alone.
         representation_dim: width of the tanh layer between pooling and head (2010.11929, section 3.1); 0: none.
         projection_dim: width of CLIP's bias-free projection of the pooled embedding; 0: none.
         pool_heads: attention heads of ``map``, ``attn`` and ``attentive`` pooling; 0: as many as in a block.
@@ -411,6 +413,7 @@ class ViTConfig:
     branches: int = 1
     resize_square: bool = False
     head_layers: int = 1
+    pool_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -420,6 +423,7 @@ class ViTConfig:
                 object.__setattr__(self, name, _group(name, group, getattr(self, name)))
         object.__setattr__(self, "stem_stages", _numbers("stem_stages", self.stem_stages))
         object.__setattr__(self, "kv_heads", _numbers("kv_heads", self.kv_heads))
+        object.__setattr__(self, "pool_tokens", _numbers("pool_tokens", self.pool_tokens, least=0))
         object.__setattr__(self, "stem_convs", _convolutions(self.stem_convs))
         check_fields(vars(self))
         for name in ("norm_eps", "stem_norm_eps", "qk_norm_eps", "final_norm_eps"):
@@ -450,6 +454,8 @@ class ViTConfig:
             found["pool_depth"] = 0
         if not self.num_classes:
             found["head_layers"] = 1
+        if self.pool_tokens == (0,):
+            found["pool_tokens"] = ()
         if self.final_norm == "none" or self.final_norm_eps == self.norm_eps:
             found["final_norm_eps"] = None
         if self.windows is not None:
@@ -537,6 +543,15 @@ class ViTConfig:
             "pool: pool='cls' needs class_token=True": pool != "cls" or self.class_token,
             "pool_prefix: pool_prefix=True needs pool='map', 'attn' or 'avg' and prefix tokens": (
                 not self.pool_prefix or (pool in ("avg", *ATTENTION_POOLS) and prefix > 0)
+            ),
+            "pool_tokens: pool_tokens needs pool='cls' and tokens before the patches, which nothing else reads": (
+                not self.pool_tokens
+                or (
+                    pool == "cls"
+                    and max(self.pool_tokens) < prefix
+                    and not (width or self.projection_dim or self.pool_renorm)
+                    and (self.final_norm, self.head_input) in (("before", "pooled"), ("none", "pooled"))
+                )
             ),
             "kv_heads: kv_heads needs a divisor of num_heads for each block": (
                 not self.kv_heads
@@ -658,8 +673,10 @@ class ViTConfig:
 
     @property
     def pooled_dim(self) -> int:
-        """Width of the pooled embedding: of the tokens, or of the feature map of a neck."""
-        return self.neck.chans if self.neck and self.neck.chans else self.embed_dim
+        """Width of the pooled embedding: of a token, of those that are read side by side, or of the map of a neck."""
+        if self.neck and self.neck.chans:
+            return self.neck.chans
+        return self.embed_dim * max(len(self.pool_tokens), 1)
 
     @property
     def feature_dim(self) -> int:

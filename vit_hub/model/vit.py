@@ -105,9 +105,9 @@ class VisionTransformer(nn.Module):
         self.config = config
         self.input_size = config.image_size
         # Where nothing learned depends on the grid (RoPE alone, sincos tables), any size is as native as another.
-        # Towers of language models resize their table for each image.
+        # Towers of language models and RADIO resize their table for each image.
         tables = config.pos_embed in ("learned", "factorized") or (config.rel_pos != "none" and not config.rel_pos_mlp)
-        self.dynamic = not tables or config.merger is not None
+        self.dynamic = not tables or config.merger is not None or config.resize_square
         self.pad = False
         self.resize = "source"
         self.grad_checkpointing = False
@@ -212,11 +212,15 @@ class VisionTransformer(nn.Module):
             return torch.cat([self.forward_head(tokens) for tokens in self._encode_each(images)])
         # A head that reads the class token alone needs nothing else of the last block.
         source = self.config.pool if self.config.head_input == "pooled" else self.config.head_input
-        leading = _LEADING_TOKENS.get(source)
         geometry = self._geometry(images)
         earlier: list[Tensor] = []
-        tokens = self._features(images, geometry, leading, earlier)
+        tokens = self._features(images, geometry, self._leading(source), earlier)
         return self._head(tokens, geometry.grid_size, earlier=earlier)
+
+    def _leading(self, source: str) -> int | None:
+        """How many of the first tokens a pool reads, so that nothing else of the last block is needed; None: all."""
+        last = max(self.config.pool_tokens, default=-1)
+        return last + 1 or _LEADING_TOKENS.get(source)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the output for what :meth:`forward_features` gives: pooling (eq. 4), then the head.
@@ -457,6 +461,8 @@ class VisionTransformer(nn.Module):
             z = z[:, 0 if self.config.pool_prefix else prefix :].mean(dim=1)
         elif pool == "cls_dist":
             z = z[:, :2]
+        elif self.config.pool_tokens:
+            z = z[:, list(self.config.pool_tokens)].flatten(1)
         elif pool in ("cls", "first"):
             z = z[:, 0 if pool == "cls" else prefix]
         return self.norm(z) if self.config.pool_renorm else self.fc_norm(z)  # type: ignore[no-any-return]
@@ -472,7 +478,8 @@ class VisionTransformer(nn.Module):
             images: [B, C, h, w], already preprocessed, or a list of images as for :meth:`forward`.
 
         Returns:
-            [B, D]; for ``cls_dist`` the mean of both tokens, with a neck the mean of its map.
+            [B, D]; for ``cls_dist`` the mean of both tokens, with ``pool_tokens`` those side by side, with a neck the
+            mean of its map.
 
         Raises:
             ConfigError: the images are not of the model's size, or the model does not pool.
@@ -481,7 +488,7 @@ class VisionTransformer(nn.Module):
         if isinstance(images, (list, tuple)):
             y = torch.cat([self._pool(tokens) for tokens in self._encode_each(images)])
         else:
-            y = self._pool(self._features(images, self._geometry(images), _LEADING_TOKENS.get(self.config.pool)))
+            y = self._pool(self._features(images, self._geometry(images), self._leading(self.config.pool)))
         return y.mean(dim=1) if self.config.pool == "cls_dist" else y
 
     @overload
@@ -649,7 +656,7 @@ class VisionTransformer(nn.Module):
 
     @property
     def num_features(self) -> int:
-        """Width of the pooled embedding: that of the tokens, or of the map of a neck."""
+        """Width of the pooled embedding."""
         return self.config.pooled_dim
 
     @property

@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vit_hub.errors import ConfigError
+from vit_hub.model.config import size_pair
 from vit_hub.preprocessing.labels import names_of
 from vit_hub.preprocessing.project_files import CONVENTIONS, stated_preprocessing
 from vit_hub.preprocessing.spec import Preprocessing
@@ -27,11 +28,14 @@ class Provenance(Protocol):
     def labels(self) -> str | list[str] | None: ...  # noqa: D102
     @property
     def sidecars(self) -> dict[str, dict[str, Any]]: ...  # noqa: D102
+    @property
+    def resized_from(self) -> dict[str, list[int]]: ...  # noqa: D102
 
 
 def preprocess(model: VisionTransformer) -> Preprocessing:
     """Return the checkpoint's own evaluation preprocessing, at the model's image size.
 
+    A model whose table is the largest of a range (RADIO) has the size that is recorded, if it was not given another.
     It comes from the registry's record, else the config files beside the weights, else, with a warning, the convention
     of the source format.
 
@@ -41,7 +45,11 @@ def preprocess(model: VisionTransformer) -> Preprocessing:
     Returns:
         A callable: PIL image, path, array or a list of them -> float32 [N, C, h, w].
     """
-    return preprocessing_of(model.passport, model.input_size, model.config.in_chans)
+    passport: Provenance | None = model.passport
+    size = model.input_size
+    if passport is not None and passport.preprocess and model.config.resize_square and not passport.resized_from:
+        size = size_pair("image_size", passport.preprocess["image_size"])
+    return preprocessing_of(passport, size, model.config.in_chans)
 
 
 def preprocessing_of(passport: Provenance | None, image_size: tuple[int, int], in_chans: int = 3) -> Preprocessing:
@@ -93,6 +101,7 @@ _HF_FAMILIES = {
     **dict.fromkeys(("moonvit", "kimi_vl", "kimi_k25", "kimi_k25_vision"), "siglip"),
     **dict.fromkeys(("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"), "siglip"),
     **dict.fromkeys(("clip", "clip_vision_model"), "openai_clip"),
+    "radio": "radio",
 }
 
 

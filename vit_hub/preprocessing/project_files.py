@@ -97,6 +97,8 @@ _CONVENTIONS: dict[str, dict[str, Any]] = {
     "mmpretrain": {**_IMAGENET, "interpolation": "bicubic", "crop_pct": 0.875},
     "openai_clip": {**_CLIP, "interpolation": "bicubic"},
     "open_clip": {**_CLIP, "interpolation": "bicubic"},
+    # Its models normalise their images themselves.
+    "radio": {"mean": (0.0,) * 3, "std": (1.0,) * 3, "interpolation": "bicubic"},
 }
 _CONVENTIONS |= {"hf_flax": _CONVENTIONS["hf"], "hf_tf": _CONVENTIONS["hf"]}
 CONVENTIONS: Mapping[str, Preprocessing] = {

@@ -197,7 +197,76 @@ def test_lightning(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "lightning_logs", folder.parent, folder):
         assert read(path)[0] == 4
     model(folder, 5, "last.ckpt")
-    with pytest.raises(CheckpointError, match=r"epoch=1-step=2\.ckpt, last\.ckpt"):
+    value, warnings = read(tmp_path)
+    assert value == 5
+    assert "last.ckpt is read, the last; the folder also has epoch=1-step=2.ckpt" in warnings
+    model(folder, 6, "last-v1.ckpt")
+    assert read(folder)[0] == 6
+
+
+def lightning(folder: Path, value: float, name: str, best: str, monitor: str | None = "val_acc") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    callback = {"monitor": monitor, "best_model_score": torch.tensor(0.5), "best_model_path": best}
+    content = {"w": torch.full((2,), value), "callbacks": {f"ModelCheckpoint{{'monitor': {monitor!r}}}": callback}}
+    torch.save(content, folder / name)
+
+
+def test_the_best_by_lightning(tmp_path: Path) -> None:
+    for name, value, best in (("epoch=1-step=2", 1, 1), ("epoch=2-step=4", 2, 2), ("epoch=10-step=20", 3, 2)):
+        lightning(tmp_path / "a", value, f"{name}.ckpt", f"/home/me/run/epoch={best}-step={2 * best}.ckpt")
+    value, [warning] = read(tmp_path / "a")
+    assert value == 2
+    assert "the best by the callbacks in epoch=10-step=20.ckpt; the folder also has" in warning
+    lightning(tmp_path / "a", 4, "last.ckpt", r"C:\run\epoch=1-step=2.ckpt")
+    assert read(tmp_path / "a")[0] == 1
+    lightning(tmp_path / "a", 4, "last.ckpt", "epoch=1-step=2.ckpt", monitor=None)
+    assert read(tmp_path / "a")[0] == 4  # without a number to watch it is only the last one written
+    lightning(tmp_path / "b", 1, "val_acc=0.91.ckpt", "val_acc=0.91.ckpt")
+    lightning(tmp_path / "b", 2, "val_acc=0.89.ckpt", "val_acc=0.91.ckpt")
+    assert read(tmp_path / "b")[0] == 1
+    lightning(tmp_path / "b", 2, "val_acc=0.89.ckpt", "val_acc=0.89.ckpt")
+    with pytest.raises(CheckpointError, match=r"val_acc=0\.89\.ckpt, val_acc=0\.91\.ckpt"):
+        open_raw(tmp_path / "b")
+    (tmp_path / "b" / "val_acc=0.89.ckpt").write_bytes(b"damaged")
+    assert read(tmp_path / "b")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "why"),
+    [
+        (
+            ("checkpoint-1.pth.tar", "checkpoint-12.pth.tar", "last.pth.tar", "model_best.pth.tar"),
+            3,
+            "best by its name",
+        ),
+        (("checkpoint-9.pth.tar", "checkpoint-12.pth.tar", "last.pth.tar"), 2, "the last"),
+        (("checkpoint-9.pth.tar", "checkpoint-12.pth.tar"), 1, "the last"),
+        (("checkpoint.pth", "checkpoint0020.pth"), 0, "the last"),
+        (("epoch_9.pth", "best_accuracy_top1_epoch_9.pth", "epoch_10.pth"), 1, "best by its name"),
+        (("last.pt", "best.pt"), 1, "best by its name"),
+    ],
+)
+def test_files_of_one_run(tmp_path: Path, names: tuple[str, ...], wanted: int, why: str) -> None:
+    for value, name in enumerate(names):
+        model(tmp_path, value, name)
+    (tmp_path / "args.yaml").write_text("model: vit_tiny\n")
+    value, [warning] = read(tmp_path)
+    assert value == wanted
+    assert why in warning
+
+
+def test_the_file_that_names_the_last(tmp_path: Path) -> None:
+    model(tmp_path, 1, "epoch_1.pth")
+    model(tmp_path, 2, "iter_900.pth")
+    (tmp_path / "last_checkpoint").write_text("/data/work_dirs/vit/epoch_1.pth")
+    assert read(tmp_path)[0] == 1
+
+
+@pytest.mark.parametrize("names", [("vit_s_16.pth", "vit_s_32.pth"), ("best_a.pth", "best_b.pth", "last.pth")])
+def test_files_of_several_models_are_no_run(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        model(tmp_path, 1, name)
+    with pytest.raises(CheckpointError, match="several files could hold the weights"):
         open_raw(tmp_path)
 
 

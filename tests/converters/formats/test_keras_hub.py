@@ -200,8 +200,12 @@ def test_towers_of_both_towers(tmp_path: Path) -> None:
     source = GOLDEN / "kerashub_clip" / "preset"
     report = vit_hub.convert(source, tmp_path / "middle.safetensors")
     assert any("clip_text_encoder" in name for name in report.dropped)
+    for start in (source, report.path):
+        alone = vit_hub.convert(start, tmp_path / "alone", to="keras_hub")
+        assert "CLIPBackbone does not; keep_rest=True" in " ".join(alone.metadata_lost)
     vit_hub.convert(source, tmp_path / "whole", to="keras_hub", keep_rest=True)
-    vit_hub.convert(tmp_path / "whole", tmp_path / "again", to="keras_hub", keep_rest=True)
+    again = vit_hub.convert(tmp_path / "whole", tmp_path / "again", to="keras_hub", keep_rest=True)
+    assert not again.metadata_lost
     assert json.loads((tmp_path / "again" / "config.json").read_text())["class_name"] == "CLIPBackbone"
 
 

@@ -78,7 +78,8 @@ def is_cached(path: Path) -> bool:
     """Return whether a file lies in a cache or in the package: replaced as a whole perhaps, never changed in place."""
     folders = [_DATA]
     with contextlib.suppress(VitHubError):
-        folders += [cache_dir() / store for store in STORES]
+        root = cache_dir()
+        folders += [root / store for store in STORES]
     real = path.resolve()
     return any(real.is_relative_to(folder.resolve()) for folder in folders) or _is_of_hugging_face(real)
 

@@ -22,6 +22,7 @@ _PATH = re.compile(r"\.{1,2}[/\\]|[/\\~]|[A-Za-z]:[/\\]")
 _AUGREG = "augreg:"
 _LOCAL = re.compile("(file:|local-dir:)", re.IGNORECASE)
 _GOOGLE = re.compile("gs://(?=[^/]+/.)", re.IGNORECASE)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _PUBLIC_GOOGLE = "https://storage.googleapis.com/"
 
 
@@ -130,6 +131,11 @@ def _named(name: str) -> tuple[Entry | None, tuple[WeightSource, ...]]:
         name = _PUBLIC_GOOGLE + quote(name[google.end() :])
     if is_address(name):
         return _known(url=name) or _on_hub(name) or (None, (WeightSource(kind="https", format="", url=name),))
+    if _SCHEME.match(name):
+        raise ModelNotFoundError(
+            f"{name}: an address of this kind cannot be fetched",
+            hint="https://, hf://, gs://, s3:// and file:// can; or fetch the file yourself and give its path",
+        )
     try:
         entry = get_entry(name)
     except ModelNotFoundError:
