@@ -191,5 +191,5 @@ def test_the_encoder_is_read_as_it_is(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_kinds_of_models_are_refused_by_name(name: str, tmp_path: Path) -> None:
     build(name, {}).save_pretrained(tmp_path)
-    with pytest.raises(VitHubError, match=f"config.json names the model type {name}"):
+    with pytest.raises(VitHubError, match=f"config.json.* the model type '?{name}"):
         vit_hub.open_checkpoint(tmp_path)
