@@ -21,6 +21,7 @@ from vit_hub.version import __version__
 
 if TYPE_CHECKING:
     from vit_hub.conversion import compare, convert, open_checkpoint
+    from vit_hub.exporting.export import export
     from vit_hub.hub.download import download
     from vit_hub.interop import from_module, to_timm, to_transformers
     from vit_hub.loading import load
@@ -53,6 +54,7 @@ _MODULES = {
     "compare": "conversion",
     "convert": "conversion",
     "open_checkpoint": "conversion",
+    "export": "exporting.export",
 }
 
 __all__ = [
@@ -73,6 +75,7 @@ __all__ = [
     "compare",
     "convert",
     "download",
+    "export",
     "from_module",
     "get_config",
     "list_models",

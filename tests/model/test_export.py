@@ -176,7 +176,8 @@ def test_any_model_is_exported_for_all_sizes(config: ViTConfig) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize(
-    "name", ["bicubic-antialias", "bicubic-offset", "by count", "relative, geometric", "stored periods", "sincos"]
+    "name",
+    ["bicubic-antialias", "bicubic-offset", "by count", "relative, geometric", "stored periods", "sincos", "windows"],
 )
 def test_one_onnx_file_for_all_sizes(name: str, tmp_path: Path) -> None:
     model, file = any_size(name), tmp_path / "model.onnx"

@@ -15,6 +15,12 @@ __all__ = ["Partition", "decomposed_bias"]
 Size = tuple[int, int]
 
 
+def _divided(x: Tensor, by: int) -> tuple[Tensor, Tensor]:
+    """Return quotient and rest; the exporter of ONNX knows no remainder by a size that is free."""
+    quotient = x // by
+    return quotient, x - quotient * by
+
+
 class Partition(NamedTuple):
     """A grid cut into windows from its upper left corner; those at the other edges may reach beyond it.
 
@@ -41,8 +47,9 @@ class Partition(NamedTuple):
         """The patch at each place of all windows, [W * S], and whether there is one; else it is some other."""
         (rows, columns), (down, right) = self.size, self._windows
         place = torch.arange(down * right * rows * columns, device=device)
-        window, within = place // (rows * columns), place % (rows * columns)
-        y, x = window // right * rows + within // columns, window % right * columns + within % columns
+        window, within = _divided(place, rows * columns)
+        (upper, left), (lower, further) = _divided(window, right), _divided(within, columns)
+        y, x = upper * rows + lower, left * columns + further
         inside = (y < self.grid[0]) & (x < self.grid[1])
         return y.clamp(max=self.grid[0] - 1) * self.grid[1] + x.clamp(max=self.grid[1] - 1), inside
 
@@ -50,9 +57,9 @@ class Partition(NamedTuple):
         """The place of each patch in all windows, [N]."""
         (rows, columns), (_, right) = self.size, self._windows
         patch = torch.arange(self.grid[0] * self.grid[1], device=device)
-        y, x = patch // self.grid[1], patch % self.grid[1]
-        window, within = y // rows * right + x // columns, y % rows * columns + x % columns
-        return window * rows * columns + within
+        y, x = _divided(patch, self.grid[1])
+        (upper, lower), (left, further) = _divided(y, rows), _divided(x, columns)
+        return (upper * right + left) * rows * columns + lower * columns + further
 
     def tokens(self, x: Tensor) -> Tensor:
         """Return the tokens of all windows, one after the other, zeros beyond the grid: [B, N, D] -> [B, W * S, D]."""

@@ -1,0 +1,65 @@
+"""OpenVINO's files (``.xml`` with ``.bin``), and its runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vit_hub.errors import ConfigError
+from vit_hub.exporting.program import Options, Program, Run
+from vit_hub.exporting.to_onnx import write as write_onnx
+
+__all__ = ["open_program", "write"]
+
+# The runtime's own choice is bfloat16 on processors that have it.
+_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
+
+
+def write(program: Program, path: Path, options: Options) -> None:
+    """Write a program, with its facts as runtime information.
+
+    Raises:
+        ConfigError: an option that is not for this target, or a package that it needs is missing.
+    """
+    import openvino
+
+    if options.opset:
+        raise ConfigError("opset is not for openvino", hint="export to onnx")
+    # Its reader of torch's programs does not know the arithmetic on sizes; its reader of ONNX does.
+    onnx_file = path.with_suffix(".onnx")
+    write_onnx(program, onnx_file, Options())
+    made = openvino.convert_model(onnx_file)
+    if options.int8:
+        made = _compressed(made)
+    for key, text in program.facts.items():
+        made.set_rt_info(text, key)
+    openvino.save_model(made, path, compress_to_fp16=program.dtype == "float16")
+    del made  # its weights are views of the file
+    for left in path.parent.glob(f"{onnx_file.name}*"):
+        left.unlink()
+
+
+def _compressed(model: Any) -> Any:
+    """Return a model whose matrix products have weights of 8 bits."""
+    try:
+        import nncf
+    except ImportError as error:
+        raise ConfigError("int8 for openvino needs nncf", hint="pip install nncf") from error
+    return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+
+
+def open_program(path: Path) -> Run:
+    """Return a function that runs a file on the processor, in the precision that it was written for."""
+    import openvino
+
+    core = openvino.Core()
+    compiled = core.compile_model(path, "CPU", _PRECISION)
+
+    def run(images: Tensor) -> Tensor:
+        found = compiled(images.numpy())[0]
+        return torch.from_numpy(found).clone()
+
+    return run
