@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vit_hub.loading import load
     from vit_hub.model.config import ViTConfig
     from vit_hub.model.vit import VisionTransformer
-    from vit_hub.preprocessing.of_checkpoint import class_names, preprocess
+    from vit_hub.preprocessing.of_checkpoint import class_names, create_transform, preprocess
     from vit_hub.preprocessing.spec import Preprocessing, native_size
     from vit_hub.registry import get_config, list_models
 
@@ -42,6 +42,7 @@ _MODULES = {
     "Preprocessing": "preprocessing.spec",
     "native_size": "preprocessing.spec",
     "class_names": "preprocessing.of_checkpoint",
+    "create_transform": "preprocessing.of_checkpoint",
     "preprocess": "preprocessing.of_checkpoint",
     "get_config": "registry",
     "list_models": "registry",
@@ -72,6 +73,7 @@ __all__ = [
     "class_names",
     "compare",
     "convert",
+    "create_transform",
     "download",
     "from_module",
     "get_config",

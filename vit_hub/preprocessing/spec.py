@@ -123,8 +123,9 @@ class Preprocessing:
         """Return the model's input for one image or several.
 
         Args:
-            images: input of :func:`vit_hub.preprocessing.images.read_image` (a path, a Pillow image, a uint8 array),
-                or a list or tuple of these, or a uint8 array ``[N, H, W, C]``.
+            images: input of :func:`vit_hub.preprocessing.images.read_image` (a path, the bytes of a file, a file
+                object, a Pillow image, an array ``[H, W, C]``, a tensor ``[C, H, W]``), or a list or tuple of these, or
+                an array ``[N, H, W, C]``, or a tensor ``[N, C, H, W]``.
 
         Returns:
             float32 ``[N, C, height, width]`` on the CPU; N is 1 for a single image.
@@ -135,18 +136,35 @@ class Preprocessing:
         """
         import torch
 
-        from vit_hub.preprocessing.images import read_image
-
-        several = isinstance(images, (list, tuple)) or (isinstance(images, np.ndarray) and images.ndim == 4)
+        several = isinstance(images, (list, tuple)) or (
+            isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4
+        )
         sources: Sequence[Any] = images if several else [images]  # type: ignore[assignment]
-        mode = "L" if len(self.mean) == 1 else "RGB"
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         batch = np.empty((len(sources), len(self.mean), *self.image_size), np.float32)
         for index, source in enumerate(sources):
             name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"image {index}"
-            pixels = fitted(self, read_image(source, mode=mode, name=name), name)
-            batch[index] = np.moveaxis((pixels.astype(np.float32) / np.float32(255) - mean) / std, -1, 0)
+            batch[index] = self.prepared(self.read(source, name), name)
         return torch.from_numpy(batch)
+
+    def read(self, image: ImageLike, name: str = "image") -> Image.Image:
+        """Return an image in 8 bits, in the model's number of channels.
+
+        Raises:
+            VitHubError: it cannot be read; the message has ``name``.
+        """
+        from vit_hub.preprocessing.images import read_image
+
+        return read_image(image, mode="L" if len(self.mean) == 1 else "RGB", name=name)
+
+    def prepared(self, image: Image.Image, name: str = "image") -> npt.NDArray[np.float32]:
+        """Return the model's input for an image of :meth:`read`: ``[C, height, width]``.
+
+        Raises:
+            VitHubError: it is so narrow that its resized form would not fit into memory; the message has ``name``.
+        """
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        pixels = fitted(self, image, name).astype(np.float32) / np.float32(255)
+        return np.moveaxis((pixels - mean) / std, -1, 0)
 
 
 def native_size(size: tuple[int, int], patch_size: int | tuple[int, int], max_patches: int) -> tuple[int, int]:
