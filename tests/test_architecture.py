@@ -45,6 +45,7 @@ ROOMS = (
     ("vit_hub.hub.http",),
     ("vit_hub.hub",),
     ("vit_hub.loading", "vit_hub.conversion"),
+    ("vit_hub.running",),
     ("vit_hub",),
     ("vit_hub.cli", "vit_hub.__main__"),
 )

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from vit_hub.preprocessing.of_checkpoint import class_names, create_transform, preprocess
     from vit_hub.preprocessing.spec import Preprocessing, native_size
     from vit_hub.registry import get_config, list_models
+    from vit_hub.running.embedder import Embedder
+    from vit_hub.running.embedding import embed
 
 # A source tree has converters/ and weights_manifest/ beside this folder; an installed package has them inside.
 # (os.path, because importing pathlib would double the time that `import vit_hub` takes.)
@@ -54,12 +56,15 @@ _MODULES = {
     "compare": "conversion",
     "convert": "conversion",
     "open_checkpoint": "conversion",
+    "Embedder": "running.embedder",
+    "embed": "running.embedding",
 }
 
 __all__ = [
     "CheckpointError",
     "ConfigError",
     "DownloadError",
+    "Embedder",
     "IntegrityError",
     "ModelNotFoundError",
     "Preprocessing",
@@ -75,6 +80,7 @@ __all__ = [
     "convert",
     "create_transform",
     "download",
+    "embed",
     "from_module",
     "get_config",
     "list_models",

@@ -26,6 +26,7 @@ CALLS: dict[str, tuple[object, ...]] = {
     "inspect": ("inspect", DIGITS),
     "compare": ("compare", DIGITS, NAME),
     "predict": ("predict", NAME, SEVEN),
+    "embed": ("embed", NAME, SEVEN, "--out", "features"),
     "verify": ("verify", NAME),
     "cache ls": ("cache", "ls"),
     "cache rm": ("cache", "rm", NAME),
