@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from vit_hub.registry import get_config, list_models
     from vit_hub.running.embedder import Embedder
     from vit_hub.running.embedding import embed
+    from vit_hub.running.evaluation import evaluate
 
 # A source tree has converters/ and weights_manifest/ beside this folder; an installed package has them inside.
 # (os.path, because importing pathlib would double the time that `import vit_hub` takes.)
@@ -58,6 +59,7 @@ _MODULES = {
     "open_checkpoint": "conversion",
     "Embedder": "running.embedder",
     "embed": "running.embedding",
+    "evaluate": "running.evaluation",
 }
 
 __all__ = [
@@ -81,6 +83,7 @@ __all__ = [
     "create_transform",
     "download",
     "embed",
+    "evaluate",
     "from_module",
     "get_config",
     "list_models",

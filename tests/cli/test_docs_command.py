@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ CALLS: dict[str, tuple[object, ...]] = {
     "inspect": ("inspect", DIGITS),
     "compare": ("compare", DIGITS, NAME),
     "predict": ("predict", NAME, SEVEN),
+    "eval": ("eval", NAME, "labelled"),
     "embed": ("embed", NAME, SEVEN, "--out", "features"),
     "verify": ("verify", NAME),
     "cache ls": ("cache", "ls"),
@@ -64,6 +66,8 @@ def test_documents_have_the_keys_that_are_documented(
     monkeypatch.chdir(tmp_path)
     if name.startswith("cache"):
         answer("download", NAME)
+    if name == "eval":
+        shutil.copytree(DATA / "digits", "labelled/7")
     kind, keys = documented()[name]
     document = answer(*CALLS[name])
     assert isinstance(document, list if kind == "a list" else dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from vit_hub.hub.cache.hashes import sha256_of
 from vit_hub.loading import load
 from vit_hub.model.device import usable_device
 from vit_hub.model.vit import VisionTransformer
-from vit_hub.preprocessing.of_checkpoint import preprocess
+from vit_hub.preprocessing.of_checkpoint import settled
 from vit_hub.preprocessing.spec import Preprocessing, per_channel
 from vit_hub.running.reading import NativeSize
 
@@ -105,7 +106,7 @@ def runnable(
             rest["dynamic"] = True
         model = load(ckpt, device=device, **rest)
         name = str(ckpt.path if isinstance(source, Checkpoint) else os.fspath(source))
-    spec = _changed(preprocess(model), preprocessing or {})
+    spec = _preprocessing(model, preprocessing or {})
     native = None
     if max_patches is not None:
         if not model.dynamic:
@@ -122,6 +123,25 @@ def _own_gpu(device: str | torch.device) -> str | torch.device:
         return device
     local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
     return f"cuda:{int(local) % max(1, torch.cuda.device_count())}"
+
+
+def _preprocessing(model: VisionTransformer, fields: Mapping[str, Any]) -> Preprocessing:
+    """Return the checkpoint's own preprocessing, with what the caller states in place of it.
+
+    Where nothing is recorded and the caller states mean or standard deviation, the share that a project's own models
+    are cropped to is no guess that fits: the whole image is taken, unless the caller states that, too.
+    """
+    spec, recorded, said = settled(model.passport, model.input_size, model.config.in_chans)
+    if not recorded and not {"mean", "std"}.isdisjoint(fields):
+        spec = replace(spec, crop_pct=1.0)
+        stated = _changed(spec, fields)
+        said[-1] = (
+            f"no preprocessing is recorded for these weights: with mean {stated.mean} and std {stated.std}, images are "
+            f"resized to {stated.resize_to[0]}x{stated.resize_to[1]} by {stated.interpolation} interpolation"
+        )
+    for message in said:
+        warnings.warn(message, stacklevel=4)
+    return _changed(spec, fields)
 
 
 def _changed(spec: Preprocessing, fields: Mapping[str, Any]) -> Preprocessing:
