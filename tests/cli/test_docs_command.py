@@ -29,6 +29,9 @@ CALLS: dict[str, tuple[object, ...]] = {
     "predict": ("predict", NAME, SEVEN),
     "eval": ("eval", NAME, "labelled"),
     "embed": ("embed", NAME, SEVEN, "--out", "features"),
+    "search": ("search", "features", SEVEN),
+    "knn": ("knn", "features", "--k", "1"),
+    "probe": ("probe", "features", "--test", "features"),
     "verify": ("verify", NAME),
     "cache ls": ("cache", "ls"),
     "cache rm": ("cache", "rm", NAME),
@@ -68,6 +71,10 @@ def test_documents_have_the_keys_that_are_documented(
         answer("download", NAME)
     if name == "eval":
         shutil.copytree(DATA / "digits", "labelled/7")
+    if name in ("search", "knn", "probe"):
+        for label in ("one", "two"):
+            shutil.copytree(DATA / "digits", f"images/{label}")
+        answer("embed", NAME, "images", "-o", "features")
     kind, keys = documented()[name]
     document = answer(*CALLS[name])
     assert isinstance(document, list if kind == "a list" else dict)

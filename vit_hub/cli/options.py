@@ -19,6 +19,7 @@ __all__ = [
     "Verb",
     "complete_source",
     "compute_options",
+    "device_option",
     "format_option",
     "image_size_option",
     "lockfile_option",
@@ -30,6 +31,7 @@ __all__ = [
     "running_options",
     "source_format_option",
     "source_options",
+    "test_option",
 ]
 
 # As in vit_hub.preprocessing.spec, whose import costs numpy's.
@@ -204,15 +206,12 @@ resize_options = _together(
     ),
 )
 """Options for another image or patch size, as :func:`vit_hub.load` takes them."""
+device_option = click.option(
+    "--device", metavar="DEVICE", default="cpu", show_default=True, help="Device to compute on, such as cuda or mps."
+)
 compute_options = _together(
     "compute_options",
-    device=click.option(
-        "--device",
-        metavar="DEVICE",
-        default="cpu",
-        show_default=True,
-        help="Device to compute on, such as cuda or mps.",
-    ),
+    device=device_option,
     dtype=click.option(
         "--dtype",
         type=click.Choice(["float32", "bfloat16", "float16", "auto"]),
@@ -303,3 +302,8 @@ running_options = _together(
     label_column=click.option("--label-column", metavar="NAME", help="Column of parquet files with the classes."),
 )
 """Options for going through many images, as :func:`vit_hub.embed` takes them."""
+test_option = click.option(
+    "--test",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of embeddings, by the same model, of the images to classify.",
+)
