@@ -80,7 +80,7 @@ def test_mistakes(paths: list[Path]) -> None:
         vit_hub.Embedder(NAME, errors="ignore")
     with pytest.raises(ConfigError, match="no column 'image'"):
         vit_hub.Embedder(NAME)({"picture": []})
-    with pytest.raises(ConfigError, match="cannot be sent"):
+    with pytest.raises(ConfigError, match="a Checkpoint cannot be sent"):
         vit_hub.Embedder(vit_hub.open_checkpoint(NAME))  # type: ignore[arg-type]
 
 

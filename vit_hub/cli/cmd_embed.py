@@ -76,6 +76,16 @@ reads a folder of parquet files.
     type=click.IntRange(min=1),
     help="Let each image keep its aspect ratio, with so many patches at most (NaFlex, SigLIP 2, rotary positions).",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Compute in this process, or on a cluster of Ray (that of RAY_ADDRESS, or of this machine).",
+)
+@click.option(
+    "--actors", type=click.IntRange(min=1), help="Processes of Ray with the model. Default: one per GPU or core."
+)
 @click.option("--skip-errors", is_flag=True, help="Exit with 0 although images could not be read.")
 @click.option("--retry-errors", is_flag=True, help="Compute the files with such images again.")
 @compute_options

@@ -5,15 +5,14 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from vit_hub.converters.read import Checkpoint
 from vit_hub.errors import ConfigError, VitHubError
 from vit_hub.running.computing import Computation
-from vit_hub.running.engine import computed
+from vit_hub.running.engine import Done, computed
 from vit_hub.running.models import runnable
 from vit_hub.running.reading import Reader
 from vit_hub.running.sources import Item, Place
@@ -33,10 +32,13 @@ class Embedder:
         what: ``embedding``, ``logits``, ``projection``, ``tokens`` or ``block:N``.
         normalize: divide embeddings by their length.
         batch_size: images computed at a time; None: chosen for the device.
+        threads: that read and preprocess images.
+        compile: a mode of torch.compile; None: not compiled.
         errors: what becomes of images that cannot be read: ``raise``, or ``null``: their row is NaN, and the column
             ``error`` says why.
         fast_decode: let JPEG files be shrunk while they are decoded; pixels differ a little.
         preprocessing: fields that differ from the checkpoint's own preprocessing.
+        max_patches: let each image keep its aspect ratio, with so many patches at most.
         options: of :func:`vit_hub.load`: ``device``, ``dtype``, ``image_size``, ...
 
     Raises:
@@ -51,20 +53,29 @@ class Embedder:
         what: str = "embedding",
         normalize: bool = False,
         batch_size: int | None = None,
+        threads: int = 1,
+        compile: str | None = None,
         errors: str = "raise",
         fast_decode: bool = False,
         preprocessing: Mapping[str, Any] | None = None,
+        max_patches: int | None = None,
         **options: Any,
     ) -> None:
         if errors not in ("raise", "null"):
             raise ConfigError(f"errors must be raise or null, not {errors!r}")
-        if isinstance(source, Checkpoint):
-            raise ConfigError("an opened checkpoint cannot be sent to other processes", hint="give its path")
+        if not isinstance(source, (str, os.PathLike)):
+            raise ConfigError(f"a {type(source).__name__} cannot be sent to other processes", hint="give its path")
         self.source, self.column, self.errors = os.fspath(source), column, errors
-        self._settings: dict[str, Any] = {"what": what, "normalize": normalize, "batch_size": batch_size}
-        self._fast_decode = fast_decode
-        self._options: dict[str, Any] = {"preprocessing": preprocessing, **options}
-        self._ready: tuple[Reader, Computation, tuple[int, ...]] | None = None
+        self.device = options.get("device") or "cpu"
+        self._computing: dict[str, Any] = {
+            "what": what,
+            "normalize": normalize,
+            "batch_size": batch_size,
+            "compile": compile,
+        }
+        self._loading: dict[str, Any] = {"preprocessing": preprocessing, "max_patches": max_patches, **options}
+        self._fast_decode, self._threads = fast_decode, threads
+        self._ready: _Ready | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_ready": None}
@@ -80,36 +91,72 @@ class Embedder:
             raise ConfigError(
                 f"the batch has no column {self.column!r}", hint=f"Embedder(..., column=); it has {', '.join(batch)}"
             )
-        reader, computation, shape = self._prepared()
         given = list(batch[self.column])
         names = [str(path) for path in batch["path"]] if "path" in batch else [f"image {i}" for i in range(len(given))]
         items = [Item(index, name, None, Place("nowhere", ""), name) for index, name in enumerate(names)]
-        embeddings = np.full((len(given), *shape), np.nan, np.float32)
-        sizes: npt.NDArray[np.int32] = np.zeros((len(given), 2), np.int32)
+        embeddings: list[Any] = [np.full(self._prepared().shape, np.nan, np.float32)] * len(given)
+        sizes = [(0, 0)] * len(given)
         reasons: list[str | None] = [None] * len(given)
-        for start in range(0, len(given), computation.batch_size):
-            chosen = slice(start, start + computation.batch_size)
-            read = reader.batch(items[chosen], [_image(value) for value in given[chosen]])
-            done = computed(read, computation.submit(read.images) if len(read.images) else None, computation)
+        for start in range(0, len(given), self.batch_size):
+            chosen = slice(start, start + self.batch_size)
+            done = self.results(items[chosen], [_image(value) for value in given[chosen]])
             for index, reason in done.errors.items():
                 if self.errors == "raise":
                     raise VitHubError(
                         f"{done.items[index].name}: {reason}", hint="Embedder(..., errors='null') goes on"
                     )
                 reasons[start + index] = reason
-            kept = [start + index for index in done.kept]
-            if kept:
-                embeddings[kept], sizes[kept] = done.outputs, done.sizes
+            for index, output, size in zip(done.kept, done.outputs, done.sizes, strict=True):
+                embeddings[start + index], sizes[start + index] = output, size
         found: dict[str, Any] = {name: column for name, column in batch.items() if name != self.column}
-        found |= {"width": sizes[:, 0], "height": sizes[:, 1], "embedding": embeddings}
+        about: npt.NDArray[np.int32] = np.array(sizes, np.int32).reshape(-1, 2)
+        found |= {
+            "width": about[:, 0],
+            "height": about[:, 1],
+            "embedding": _stacked(embeddings, self._prepared().shape),
+        }
         return found if self.errors == "raise" else {**found, "error": np.array(reasons, object)}
 
-    def _prepared(self) -> tuple[Reader, Computation, tuple[int, ...]]:
+    @property
+    def batch_size(self) -> int:
+        """Images computed at a time."""
+        return self._prepared().computation.batch_size
+
+    def weights(self) -> dict[str, Any]:
+        """Return the identity of the weights, as a manifest has it."""
+        return self._prepared().weights
+
+    def results(self, items: Sequence[Item], sources: Sequence[Any] | None = None) -> Done:
+        """Compute one batch: images, as they are or where their items say that they are."""
+        ready = self._prepared()
+        read = ready.reader.__getitems__(items) if sources is None else ready.reader.batch(items, sources)
+        return computed(read, ready.computation.submit(read.images) if len(read.images) else None, ready.computation)
+
+    def _prepared(self) -> _Ready:
         if self._ready is None:
-            model = runnable(self.source, **self._options)
-            computation = Computation(model.model, **self._settings)
-            self._ready = Reader(model.preprocessing, None, self._fast_decode), computation, computation.shape()
+            model = runnable(self.source, **self._loading)
+            computation = Computation(model.model, **self._computing)
+            reader = Reader(model.preprocessing, model.native, self._fast_decode, self._threads)
+            self._ready = _Ready(reader, computation, computation.shape(), model.weights())
         return self._ready
+
+
+class _Ready(NamedTuple):
+    """A model that is loaded, and the shape of its output for one image."""
+
+    reader: Reader
+    computation: Computation
+    shape: tuple[int, ...]
+    weights: dict[str, Any]
+
+
+def _stacked(embeddings: Sequence[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Return [N, ...], or N objects if they differ in shape."""
+    if len({embedding.shape for embedding in embeddings}) <= 1:
+        return np.stack(embeddings) if embeddings else np.empty((0, *shape), np.float32)
+    found = np.empty(len(embeddings), object)
+    found[:] = list(embeddings)
+    return found
 
 
 def _image(value: Any) -> Any:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,15 +13,18 @@ from typing import Any
 import numpy as np
 
 from vit_hub.converters.read import Checkpoint
-from vit_hub.errors import ConfigError, VitHubError
+from vit_hub.errors import ConfigError
 from vit_hub.model.vit import VisionTransformer
 from vit_hub.progress import on_terminal, step_bar
 from vit_hub.running.computing import Computation
+from vit_hub.running.embedder import Embedder
 from vit_hub.running.engine import Done, run, worker_errors
 from vit_hub.running.folder import Folder, digest_of, other_images
 from vit_hub.running.models import Runnable, runnable
-from vit_hub.running.outputs import Rows, check_format, write_rows
+from vit_hub.running.outputs import check_format
+from vit_hub.running.ray_engine import embed_on_ray
 from vit_hub.running.reading import Reader
+from vit_hub.running.shards import write_shard
 from vit_hub.running.sources import Item, Sources, batches_of
 from vit_hub.version import __version__
 
@@ -31,6 +33,7 @@ __all__ = ["EmbeddingReport", "embed", "manifest_of", "share_of_run"]
 _SHARD_BYTES = 64 << 20
 _SHARD_IMAGES = 4096
 _STORED = ("float32", "float16")
+ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ def embed(
     preprocessing: Mapping[str, Any] | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    engine: str = "local",
+    actors: int | None = None,
     progress: bool = False,
     **options: Any,
 ) -> EmbeddingReport:
@@ -106,6 +111,9 @@ def embed(
         preprocessing: fields that differ from the checkpoint's own preprocessing, such as ``{"mean": 0.5}``.
         image_column: the column of parquet files with images; None: found by its type.
         label_column: that with classes; None: found by its name.
+        engine: ``local``: this process and its workers; ``ray``: a cluster of Ray, which sees the images, the weights
+            and the folder under the same paths.
+        actors: of Ray: how many processes have the model; None: one for each GPU, or core.
         progress: show progress bars on a terminal.
         options: of :func:`vit_hub.load`: ``device``, ``dtype``, ``image_size``, ``overrides``, ...
 
@@ -115,6 +123,10 @@ def embed(
     """
     if store not in _STORED:
         raise ConfigError(f"store must be one of {', '.join(_STORED)}, not {store!r}")
+    if engine not in ENGINES:
+        raise ConfigError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
+    if engine == "ray" and not isinstance(source, (str, os.PathLike)):
+        raise ConfigError("a model in memory cannot be sent to Ray's processes", hint="give its name or path")
     if shard_size is not None and shard_size < 1:
         raise ConfigError(f"shard_size must be at least 1, not {shard_size!r}")
     check_format(to, varying=max_patches is not None and (what == "tokens" or what.startswith("block")))
@@ -130,9 +142,28 @@ def embed(
     settings |= {"max_patches": max_patches, "fast_decode": fast_decode}
     manifest = manifest_of(model, settings, shape, sources, options)
     folder = Folder.prepare(Path(out), manifest)
-    task = _Run(folder, sources, shape, shard_size, (rank, world), retry_errors, json.dumps(folder.manifest))
+    task = _Run(folder, sources, shard_size, (rank, world), retry_errors)
     total = sources.count() if progress and on_terminal() else None
     with step_bar("embedding", total, show=progress) as advance, task.writer, worker_errors():
+        if engine == "ray":
+            name = os.path.abspath(model.source) if Path(model.source).exists() else model.source  # noqa: PTH100
+            embedder = Embedder(
+                name,
+                what=what,
+                normalize=normalize,
+                batch_size=computation.batch_size,
+                threads=workers or 1,
+                compile=compile,
+                fast_decode=fast_decode,
+                preprocessing=preprocessing,
+                max_patches=max_patches,
+                **options,
+            )
+            del computation, reader, model
+            for count, rows, errors in embed_on_ray(embedder, folder, task.missing(advance), actors=actors):
+                task.rows, task.errors = task.rows + rows, task.errors + errors
+                advance(count)
+            return task.conclude()
         for done in run(task.batches(computation.batch_size, advance), reader, computation, workers=workers):
             task.add(done)
             advance(len(done.items))
@@ -223,11 +254,9 @@ class _Run:
 
     folder: Folder
     sources: Sources
-    shape: tuple[int, ...]
     shard_size: int
     share: tuple[int, int]
     retry_errors: bool
-    manifest: str
     open: dict[int, _Shard] = field(default_factory=dict)
     images: int = 0
     shards: int = 0
@@ -237,8 +266,8 @@ class _Run:
     writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     writing: Future[None] | None = None
 
-    def batches(self, size: int, advance: Callable[[int], None]) -> Iterator[list[Item]]:
-        """Yield batches of the shards that are missing; none reaches over the end of a shard.
+    def missing(self, advance: Callable[[int], None]) -> Iterator[tuple[int, str, list[Item]]]:
+        """Yield the number, the digest and the images of the shards that are missing.
 
         Raises:
             ConfigError: a shard that is done was of other images.
@@ -257,6 +286,11 @@ class _Run:
                 self.errors += len(record["errors"])
                 advance(len(shard))
                 continue
+            yield number, digest, shard
+
+    def batches(self, size: int, advance: Callable[[int], None]) -> Iterator[list[Item]]:
+        """Yield batches of the shards that are missing; none reaches over the end of a shard."""
+        for number, digest, shard in self.missing(advance):
             self.open[number] = _Shard(digest, len(shard))
             yield from batches_of(shard, size)
 
@@ -282,41 +316,6 @@ class _Run:
         )
 
     def _write(self, number: int, shard: _Shard) -> None:
-        manifest = self.folder.manifest
-        rows, errors = rows_of(shard.parts, self.shape, manifest["stored"])
-        write_rows(
-            self.folder.path, number, rows, self.shape, manifest["stored"], self.manifest, str(manifest["format"])
-        )
-        self.folder.finish(number, shard.digest, len(rows.ids), errors)
-        self.rows += len(rows.ids)
-        self.errors += len(errors)
-
-
-def rows_of(parts: Sequence[Done], shape: tuple[int, ...], store: str) -> tuple[Rows, list[dict[str, Any]]]:
-    """Return the rows of batches in the dtype to store, and what stands in the list of errors.
-
-    Raises:
-        VitHubError: values do not fit the dtype.
-    """
-    kept = [done.items[index] for done in parts for index in done.kept]
-    outputs = [row for done in parts for row in done.outputs]
-    fixed = len({output.shape for output in outputs} | {shape}) == 1
-    with np.errstate(over="ignore"):
-        embeddings: Any = [output.astype(store, copy=False) for output in outputs]
-    if store == "float16" and not all(np.isfinite(each).all() for each in embeddings):
-        raise VitHubError("the outputs do not fit float16", hint="store float32, or normalize them")
-    if fixed:
-        embeddings = np.stack(embeddings) if embeddings else np.empty((0, *shape), store)
-    rows = Rows(
-        [item.id for item in kept],
-        [item.path for item in kept],
-        [item.label for item in kept],
-        [size for done in parts for size in done.sizes],
-        embeddings,
-    )
-    errors = [
-        {"id": done.items[index].id, "path": done.items[index].path, "reason": reason}
-        for done in parts
-        for index, reason in sorted(done.errors.items())
-    ]
-    return rows, errors
+        rows, errors = write_shard(self.folder, number, shard.digest, shard.parts)
+        self.rows += rows
+        self.errors += errors

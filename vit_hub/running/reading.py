@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -21,6 +22,7 @@ from vit_hub.running.sources import Item, Place
 
 __all__ = ["Batch", "NativeSize", "Reader"]
 
+_Result = TypeVar("_Result")
 _URL_BYTES = 256 << 20  # an answer that is larger is no image
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # of EXIF: those with rows as columns
 
@@ -70,11 +72,13 @@ class Reader:
         native: give each image a size of its own.
         fast_decode: let libjpeg shrink JPEG files by 2, 4 or 8 where what is left is at least twice the size that is
             needed; pixels differ a little from those of the whole image.
+        threads: that read images of a batch at once.
     """
 
     preprocessing: Preprocessing
     native: NativeSize | None = None
     fast_decode: bool = False
+    threads: int = 1
 
     def __getitems__(self, items: Sequence[Item]) -> Batch:
         """Read and preprocess a batch. Images that cannot be read are among its errors."""
@@ -82,21 +86,30 @@ class Reader:
 
     def batch(self, items: Sequence[Item], sources: Sequence[Any]) -> Batch:
         """Preprocess images: what :class:`Preprocessing` takes, or functions that return it, one for each item."""
-        spec = self.preprocessing
-        channels, (height, width) = len(spec.mean), spec.image_size
+        channels, (height, width) = len(self.preprocessing.mean), self.preprocessing.image_size
         rows = None if self.native else _shared(len(items), channels, height, width)
         images, sizes, errors = list[Tensor](), list[tuple[int, int]](), dict[int, str]()
-        for index, (item, source) in enumerate(zip(items, sources, strict=True)):
-            try:
-                image, size = self._read(source() if callable(source) else source, item.name)
-                if rows is not None:
-                    rows[len(sizes)] = torch.from_numpy(spec.prepared(image, item.name))
-                else:
-                    images.append(self._at_its_size(image, item.name))
-                sizes.append(size)
-            except (VitHubError, OSError, MemoryError) as error:
-                errors[index] = _reason(error, item.name)
+        for index, found in enumerate(_mapped(self._one, items, sources, self.threads)):
+            if isinstance(found, str):
+                errors[index] = found
+                continue
+            image, size = found
+            if rows is None:
+                images.append(image)
+            else:
+                rows[len(sizes)] = image
+            sizes.append(size)
         return Batch(list(items), images if rows is None else rows[: len(sizes)], sizes, errors)
+
+    def _one(self, item: Item, source: Any) -> tuple[Tensor, tuple[int, int]] | str:
+        """Return the model's input for one image, and its size; or why it cannot be read."""
+        try:
+            image, size = self._read(source() if callable(source) else source, item.name)
+            if self.native is not None:
+                return self._at_its_size(image, item.name), size
+            return torch.from_numpy(self.preprocessing.prepared(image, item.name)), size
+        except (VitHubError, OSError, MemoryError) as error:
+            return _reason(error, item.name)
 
     def _read(self, source: Any, name: str) -> tuple[Image.Image, tuple[int, int]]:
         """Return an image in 8 bits, and (width, height) of it before anything was done."""
@@ -118,6 +131,15 @@ class Reader:
         size = native_size((image.height, image.width), self.native.patch_size, self.native.max_patches)
         spec = replace(self.preprocessing.with_image_size(size), crop_mode="squash", crop_pct=1.0)
         return torch.from_numpy(spec.prepared(image, name)).contiguous()
+
+
+def _mapped(
+    function: Callable[..., _Result], items: Sequence[Item], sources: Sequence[Any], threads: int
+) -> Iterable[_Result]:
+    if threads <= 1:
+        return map(function, items, sources)
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, items, sources))
 
 
 def content_of(item: Item) -> bytes:
