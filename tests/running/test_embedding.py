@@ -167,6 +167,27 @@ def test_images_that_cannot_be_read_are_listed(photos: Path, tmp_path: Path) -> 
     assert len((out / "_errors.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have names of text")
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    folder = save_noise(tmp_path / "images" / "a.png", 0).parent
+    (folder / "a.png").rename(os.fsdecode(os.fsencode(folder) + b"/\xff.png"))
+    for to in ("parquet", "safetensors", "npy"):
+        report = vit_hub.embed(NAME, folder, tmp_path / to, to=to)
+        assert (report.rows, report.errors) == (1, 0)
+        (part,) = read_rows(tmp_path / to, to, [0])
+        assert part.paths == ["\\xff.png"]
+
+
+def test_file_systems_without_locks(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: object, *arguments: object, **options: object) -> None:
+        raise NotImplementedError
+
+    (photos / "cat" / "00.jpg").write_bytes(b"broken")
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    report = vit_hub.embed(NAME, photos, tmp_path / "out", shard_size=4)
+    assert (report.rows, report.errors, report.complete) == (13, 1, True)
+
+
 def test_a_shard_of_errors_alone(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
     report = vit_hub.embed(NAME, tmp_path / "a.jpg", tmp_path / "out")

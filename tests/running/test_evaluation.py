@@ -146,6 +146,18 @@ def test_classes_without_names_are_taken_in_alphabetical_order_with_a_warning(tm
         indices(model, given)
 
 
+def test_data_sets_number_their_classes(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dog", "cat", "cow"])})
+    images = [str(save_noise(tmp_path / f"{seed}.png", seed)) for seed in range(2)]
+    data = datasets.Dataset.from_dict({"image": images, "label": [0, 1]}, features=features)
+    data.to_parquet(tmp_path / "a.parquet")
+    with pytest.warns(UserWarning, match="by their numbers"):
+        assert indices(classifier(tmp_path, 3), tmp_path / "a.parquet") == {"cat": 1, "dog": 0}
+    named = classifier(tmp_path, 4, ["cat", "cow", "dog", "hen"])
+    assert indices(named, tmp_path / "a.parquet") == {"cat": 0, "dog": 2}
+
+
 def test_images_without_labels_and_unreadable_ones(tmp_path: Path) -> None:
     model, given = classifier(tmp_path, 3), folders(tmp_path / "val", "0", "1")
     (given / "1" / "b.png").write_bytes(b"broken")

@@ -19,7 +19,7 @@ from vit_hub.running.computing import Computation
 from vit_hub.running.reading import Batch, Reader
 from vit_hub.running.sources import Item
 
-__all__ = ["Done", "automatic_workers", "computed", "run", "worker_errors"]
+__all__ = ["Done", "automatic_workers", "batches_read", "computed", "run", "worker_errors"]
 
 _MOST_WORKERS = 16
 _AHEAD = 2  # batches for each worker
@@ -88,7 +88,7 @@ def run(
         first = [batch for _, batch in zip(range(2), stream, strict=False)]
         workers = automatic_workers() if len(first) == 2 else 0
         stream = _chained(first, stream)
-    read = _loader(stream, reader, computation, workers)
+    read = batches_read(stream, reader, computation, workers)
     if reader.native is not None:
         yield from _sorted_by_size(read, computation)
         return
@@ -102,7 +102,10 @@ def run(
         yield computed(*waiting.popleft(), computation)
 
 
-def _loader(stream: Iterator[list[Item]], reader: Reader, computation: Computation, workers: int) -> Iterable[Batch]:
+def batches_read(
+    stream: Iterator[list[Item]], reader: Reader, computation: Computation, workers: int
+) -> Iterable[Batch]:
+    """Return batches as worker processes have read them, in their order."""
     options: dict[str, Any] = {"prefetch_factor": _AHEAD, "worker_init_fn": _ignore_interrupts} if workers else {}
     return DataLoader(
         reader,  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def evaluate(
     The label of an image (its folder, a column of parquet, a ``.cls`` file) is matched with the model's classes: by
     ``mapping``; else a number is the index of the output; else a WordNet synset (``n01440764``) is that class of
     ImageNet; else it is the name of a class. If the model's classes have no names and the labels are as many as they,
-    they are taken in alphabetical order, with a warning.
+    they are taken in the order of the data set's numbers, else in alphabetical order, with a warning.
 
     Args:
         source: as for :func:`vit_hub.load`, or a model.
@@ -129,10 +129,10 @@ def evaluate(
         VitHubError: the model cannot be loaded, or no image could be read.
     """
     sources = Sources.of(images, image_column, label_column)
-    labels, count = _labels_of(sources)
+    numbers, count = _labels_of(sources)
     model = runnable(source, preprocessing=preprocessing, progress=progress, **options)
     check_classes(model.model, model.source or "the model")
-    targets = _targets(sorted(labels), model.model, _mapping(mapping))
+    targets = _targets(numbers, model.model, _mapping(mapping))
     computation = Computation(model.model, "logits", compile=compile, batch_size=batch_size)
     reader = Reader(model.preprocessing, None, fast_decode)
     places = {label: place for place, label in enumerate(targets)}
@@ -190,17 +190,17 @@ def _evaluation(
     )
 
 
-def _labels_of(sources: Sources) -> tuple[set[str], int]:
-    """Return the labels of images and the number of these.
+def _labels_of(sources: Sources) -> tuple[dict[str, int | None], int]:
+    """Return the labels of images, sorted, with the numbers that the source gives them, and how many images there are.
 
     Raises:
         ConfigError: an image has none.
     """
-    labels, count = set[str](), 0
+    labels, count = dict[str, int | None](), 0
     for item in sources.items():
-        labels.add(_required(item))
+        labels[_required(item)] = item.number
         count += 1
-    return labels, count
+    return dict(sorted(labels.items())), count
 
 
 def _required(item: Item) -> str:
@@ -250,18 +250,26 @@ def _mapping(given: str | os.PathLike[str] | Mapping[str, int | str] | None) -> 
     return found
 
 
-def _targets(labels: Sequence[str], model: VisionTransformer, mapping: Mapping[str, int | str]) -> dict[str, int]:
-    """Return the index of the model's output for each label.
+def _targets(
+    numbers: Mapping[str, int | None], model: VisionTransformer, mapping: Mapping[str, int | str]
+) -> dict[str, int]:
+    """Return the index of the model's output for each label, of which some have a number.
 
     Raises:
         ConfigError: a label is no class of the model.
     """
-    classes = model.config.num_classes
+    classes, labels = model.config.num_classes, list(numbers)
     names = _Names(model)
     found = {label: names.index(mapping.get(label, label)) for label in labels}
     missing = [label for label, index in found.items() if index is None or not 0 <= index < classes]
     if not missing:
         return {label: index for label, index in found.items() if index is not None}
+    stated = {label: number for label, number in numbers.items() if number is not None and number < classes}
+    if not names.known and not mapping and len(stated) == len(labels):
+        warnings.warn(
+            "the model's classes have no names: those of the data set are taken by their numbers", stacklevel=3
+        )
+        return stated
     if not names.known and not mapping and len(missing) == len(labels) == classes:
         warnings.warn(
             f"the model's classes have no names: the {classes} labels are taken in alphabetical order, "

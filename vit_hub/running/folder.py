@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class Folder:
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
-            with FileLock(path / _LOCK):
+            with _locked(path):
                 if not (path / _MANIFEST).exists():
                     others = [item.name for item in path.iterdir() if not item.name.startswith(".")]
                     if others:
@@ -84,7 +84,7 @@ class Folder:
         self._record_path(number).parent.mkdir(exist_ok=True)
         _write_json(self._record_path(number), {"digest": digest, "rows": rows, "errors": list(errors)})
         if errors:
-            with FileLock(self.path / _LOCK), (self.path / _ERRORS).open("a", encoding="utf-8") as file:
+            with _locked(self.path), (self.path / _ERRORS).open("a", encoding="utf-8") as file:
                 file.writelines(map(_line, errors))
 
     def numbers(self) -> list[int]:
@@ -109,23 +109,28 @@ class Folder:
         Raises:
             ConfigError: there are more shards than the images give.
         """
-        with FileLock(self.path / _LOCK):
-            numbers = self.numbers()
-            if numbers and numbers[-1] >= shards:
-                raise other_images(self.path, f"shard {numbers[-1]} is there, and they make {shards}")
-            records = [self.record(number) or {} for number in numbers]
-            errors = [error for record in records for error in record["errors"]]
-            if errors or (self.path / _ERRORS).exists():
-                with atomic_path(self.path / _ERRORS) as temporary:
-                    temporary.write_text("".join(map(_line, errors)), encoding="utf-8")
-                if not errors:
-                    (self.path / _ERRORS).unlink()
-            complete = len(numbers) == shards
-            if complete:
-                rows = sum(record["rows"] for record in records)
-                found = {"shards": shards, "images": images, "rows": rows, "errors": len(errors)}
-                _write_json(self.path / _SUCCESS, found)
-            return complete
+        while True:
+            with _locked(self.path):
+                numbers = self.numbers()
+                if numbers and numbers[-1] >= shards:
+                    raise other_images(self.path, f"shard {numbers[-1]} is there, and they make {shards}")
+                self._sum_up(numbers, shards, images)
+                # Where there are no locks, another process may have finished a shard meanwhile.
+                if self.numbers() == numbers:
+                    return len(numbers) == shards
+
+    def _sum_up(self, numbers: Sequence[int], shards: int, images: int) -> None:
+        records = [self.record(number) or {} for number in numbers]
+        errors = [error for record in records for error in record["errors"]]
+        if errors:
+            with atomic_path(self.path / _ERRORS) as temporary:
+                temporary.write_text("".join(map(_line, errors)), encoding="utf-8")
+        else:
+            (self.path / _ERRORS).unlink(missing_ok=True)
+        if len(numbers) == shards:
+            rows = sum(record["rows"] for record in records)
+            found = {"shards": shards, "images": images, "rows": rows, "errors": len(errors)}
+            _write_json(self.path / _SUCCESS, found)
 
     @property
     def complete(self) -> bool:
@@ -168,6 +173,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise VitHubError(f"{path / _MANIFEST}: is no JSON object")
     return found
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a folder, where its file system has locks."""
+    lock = FileLock(path / _LOCK)
+    with contextlib.suppress(NotImplementedError):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

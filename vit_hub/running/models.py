@@ -151,6 +151,8 @@ def _changed(spec: Preprocessing, fields: Mapping[str, Any]) -> Preprocessing:
             values = found[name]
             values = values[0] if isinstance(values, (list, tuple)) and len(values) == 1 else values
             found[name] = per_channel(name, values)[: len(spec.mean)]
+    if found.get("interpolation") not in (None, "bilinear"):
+        found.setdefault("antialias", True)  # only bilinear is there without
     try:
         return replace(spec, **found)
     except TypeError as error:

@@ -65,6 +65,7 @@ class Item:
         label: the class that the source states: of a folder the first subfolder, as torchvision's ImageFolder has it.
         place: where its bytes are.
         name: what it is called in messages.
+        number: of the class, where the source numbers classes that have names.
     """
 
     id: int
@@ -72,6 +73,7 @@ class Item:
     label: str | None
     place: Place
     name: str
+    number: int | None = None
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,8 @@ class Sources:
             VitHubError: a folder has no image, or a parquet file no column of images.
         """
         found = (entry for name in self.given for entry in self._expanded(name))
-        for number, (path, label, place, name) in enumerate(found):
-            yield Item(number, path, label, place, name)
+        for index, (path, label, place, name, number) in enumerate(found):
+            yield Item(index, _valid(path), label, place, name, number)
 
     def count(self) -> int:
         """Count the images."""
@@ -124,7 +126,7 @@ class Sources:
 
     def _expanded(self, name: str) -> Iterator[_Entry]:
         if _URL.match(name):
-            yield name, None, Place("url", name), name
+            yield name, None, Place("url", name), name, None
             return
         path = Path(name)
         if path.is_dir():
@@ -155,7 +157,7 @@ class Sources:
             except OSError as error:
                 raise VitHubError(f"{path}: {error.strerror or error}") from error
         else:
-            yield shown, label, Place("file", os.fspath(path)), os.fspath(path)
+            yield shown, label and _valid(label), Place("file", os.fspath(path)), os.fspath(path), None
 
     def _folder(self, folder: Path) -> Iterator[_Entry]:
         some = False
@@ -174,7 +176,7 @@ class Sources:
         try:
             file = parquet.ParquetFile(path)
         except (OSError, ValueError) as error:  # pyarrow's errors are kinds of these
-            yield shown, None, Place("nowhere", f"cannot be read as parquet: {error}"), os.fspath(path)
+            yield shown, None, Place("nowhere", f"cannot be read as parquet: {error}"), os.fspath(path), None
             return
         with file:
             schema = file.schema_arrow
@@ -189,11 +191,12 @@ class Sources:
                     stated = file.read_row_group(group, columns=[labels])[labels].to_pylist()
                 for start, label in enumerate(stated):
                     place = Place("parquet", os.fspath(path), start, group=group, column=column)
-                    yield f"{shown}/{row}", _label(label, names), place, f"{path}/{row}"
+                    number = label if names and isinstance(label, int) else None
+                    yield f"{shown}/{row}", _label(label, names), place, f"{path}/{row}", number
                     row += 1
 
 
-_Entry = tuple[str, "str | None", Place, str]
+_Entry = tuple[str, "str | None", Place, str, "int | None"]
 
 
 def batches_of(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -201,6 +204,11 @@ def batches_of(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     stream = iter(items)
     while batch := list(itertools.islice(stream, size)):
         yield batch
+
+
+def _valid(text: str) -> str:
+    """Return a name as text that can be written; names of files may be any bytes."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _lines(stream: Iterable[str]) -> Iterator[str]:
@@ -245,11 +253,11 @@ def _tar(path: Path, shown: str) -> Iterator[_Entry]:
                 for file in files:
                     if file.name.lower().endswith(_IMAGES) and not file.issparse():
                         place = Place("tar", os.fspath(path), file.offset_data, file.size)
-                        yield f"{shown}/{file.name}", label, place, f"{path}/{file.name}"
+                        yield f"{shown}/{file.name}", label, place, f"{path}/{file.name}", None
                 archive.members.clear()  # type: ignore[attr-defined]  # else it would keep all of them
     except (OSError, tarfile.TarError) as error:
         reason = getattr(error, "strerror", None) or error
-        yield shown, None, Place("nowhere", f"cannot be read as a tar archive: {reason}"), os.fspath(path)
+        yield shown, None, Place("nowhere", f"cannot be read as a tar archive: {reason}"), os.fspath(path), None
 
 
 def _key(name: str) -> str:
