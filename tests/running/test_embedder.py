@@ -47,6 +47,10 @@ def test_every_kind_of_column(paths: list[Path]) -> None:
         np.testing.assert_allclose(found["embedding"], wanted, rtol=0, atol=1e-5)
         assert found["label"].tolist() == list(range(len(paths)))
     assert found["width"].tolist() == [50] * len(paths)
+    for name in ("img", "bytes", "path"):
+        found = embedder({name: columns[0 if name != "path" else 3], "more": columns[0]})
+        assert ("path" in found, name in found and name != "path") == (name == "path", False)
+        np.testing.assert_allclose(found["embedding"], wanted, rtol=0, atol=1e-5)
     after_use = pickle.loads(pickle.dumps(embedder))
     assert np.array_equal(after_use({"image": columns[0]})["embedding"], found["embedding"])
     assert len(pickle.dumps(embedder)) < 2000

@@ -19,6 +19,8 @@ from vit_hub.running.sources import Item, Place
 
 __all__ = ["Embedder"]
 
+_COLUMNS = ("image", "img", "bytes", "path")
+
 
 class Embedder:
     """A callable that adds embeddings to a batch of images: a dict of columns in, a dict of columns out.
@@ -28,7 +30,8 @@ class Embedder:
     Args:
         source: as for :func:`vit_hub.load`: a name or path that all processes find.
         column: the column with images: bytes of files, paths, arrays, Pillow images, or Hugging Face's
-            ``{"bytes", "path"}``. It is left out of the result.
+            ``{"bytes", "path"}``; None: ``image``, ``img``, ``bytes`` or ``path``, the first of them that is there. It
+            is left out of the result, unless it is ``path``.
         what: ``embedding``, ``logits``, ``projection``, ``tokens`` or ``block:N``.
         normalize: divide embeddings by their length.
         batch_size: images computed at a time; None: chosen for the device.
@@ -49,7 +52,7 @@ class Embedder:
         self,
         source: str | os.PathLike[str],
         *,
-        column: str = "image",
+        column: str | None = None,
         what: str = "embedding",
         normalize: bool = False,
         batch_size: int | None = None,
@@ -87,11 +90,12 @@ class Embedder:
             VitHubError: there is no such column, the model cannot be loaded, or an image cannot be read and ``errors``
                 is ``raise``.
         """
-        if self.column not in batch:
+        column = self.column or next((name for name in _COLUMNS if name in batch), _COLUMNS[0])
+        if column not in batch:
             raise ConfigError(
-                f"the batch has no column {self.column!r}", hint=f"Embedder(..., column=); it has {', '.join(batch)}"
+                f"the batch has no column {column!r}", hint=f"Embedder(..., column=); it has {', '.join(batch)}"
             )
-        given = list(batch[self.column])
+        given = list(batch[column])
         names = [str(path) for path in batch["path"]] if "path" in batch else [f"image {i}" for i in range(len(given))]
         items = [Item(index, name, None, Place("nowhere", ""), name) for index, name in enumerate(names)]
         embeddings: list[Any] = [np.full(self._prepared().shape, np.nan, np.float32)] * len(given)
@@ -108,7 +112,7 @@ class Embedder:
                 reasons[start + index] = reason
             for index, output, size in zip(done.kept, done.outputs, done.sizes, strict=True):
                 embeddings[start + index], sizes[start + index] = output, size
-        found: dict[str, Any] = {name: column for name, column in batch.items() if name != self.column}
+        found: dict[str, Any] = {name: values for name, values in batch.items() if name == "path" or name != column}
         about: npt.NDArray[np.int32] = np.array(sizes, np.int32).reshape(-1, 2)
         found |= {
             "width": about[:, 0],
