@@ -354,6 +354,12 @@ def test_a_model_in_memory(photos: Path, tmp_path: Path) -> None:
         vit_hub.embed(model, photos / "top.jpg", tmp_path / "out", dtype="float16")
 
 
+def test_models_that_do_not_pool_have_tokens(photos: Path, tmp_path: Path) -> None:
+    config = ViTConfig(image_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2, pool="none")
+    with pytest.warns(UserWarning, match="no preprocessing is recorded"), pytest.raises(ConfigError, match="no pooled"):
+        vit_hub.embed(vit_hub.VisionTransformer(config), photos, tmp_path / "out")
+
+
 def test_values_beyond_float16_are_not_stored_as_infinity(photos: Path, tmp_path: Path) -> None:
     model = vit_hub.load(NAME)
     with torch.no_grad():

@@ -73,6 +73,12 @@ def test_patterns_files_and_lists(photos: Path, tmp_path: Path, monkeypatch: pyt
         found()
 
 
+def test_logins_are_not_written_anywhere() -> None:
+    (item,) = found("https://me:secret@example.org/a.jpg")
+    assert (item.path, item.name) == ("https://example.org/a.jpg",) * 2
+    assert item.place.file == "https://me:secret@example.org/a.jpg"
+
+
 def test_a_name_with_the_signs_of_patterns_is_a_file_if_there_is_one(tmp_path: Path) -> None:
     name = save_noise(tmp_path / "a[1].png", 0)
     assert [item.path for item in found(name)] == [str(name)]
@@ -125,6 +131,12 @@ def test_parquet_files(struct: bool, photos: Path, tmp_path: Path) -> None:
     assert [content_of(item) for item in items[:3]] == content
     with pytest.raises(VitHubError, match="the row has no image"):
         content_of(items[3])
+
+
+def test_a_file_that_was_replaced_is_read_again(tmp_path: Path) -> None:
+    for content in (b"first", b"another"):
+        pq.write_table(pa.table({"image": [content]}), tmp_path / "a.parquet")
+        assert [content_of(item) for item in found(tmp_path / "a.parquet")] == [content]
 
 
 def test_class_names_of_datasets(photos: Path, tmp_path: Path) -> None:

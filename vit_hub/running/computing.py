@@ -139,7 +139,8 @@ def _function(model: VisionTransformer, what: str) -> Callable[[Any], Any]:
     if what == "tokens":
         return model.forward_features
     if what == "embedding":
-        model._check_pooled()
+        if model.config.pool == "none":
+            raise ConfigError("the model has no pooled embedding", hint="take its tokens: what='tokens', --what tokens")
         return model.embed
     if what == "logits":
         check_classes(model, "the model")

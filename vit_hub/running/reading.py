@@ -24,6 +24,7 @@ __all__ = ["Batch", "NativeSize", "Reader"]
 
 _Result = TypeVar("_Result")
 _URL_BYTES = 256 << 20  # an answer that is larger is no image
+_FETCHING = 8  # addresses at once in each process
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # of EXIF: those with rows as columns
 
 
@@ -89,7 +90,9 @@ class Reader:
         channels, (height, width) = len(self.preprocessing.mean), self.preprocessing.image_size
         rows = None if self.native else _shared(len(items), channels, height, width)
         images, sizes, errors = list[Tensor](), list[tuple[int, int]](), dict[int, str]()
-        for index, found in enumerate(_mapped(self._one, items, sources, self.threads)):
+        # Most of the time that an address takes is waiting.
+        threads = _FETCHING if any(item.place.kind == "url" for item in items) else self.threads
+        for index, found in enumerate(_mapped(self._one, items, sources, threads)):
             if isinstance(found, str):
                 errors[index] = found
                 continue
@@ -165,7 +168,8 @@ def _tar(place: Place) -> bytes:
 
 
 def _parquet(place: Place) -> bytes:
-    value = _rows(place.file, place.group, place.column)[place.start].as_py()
+    about = Path(place.file).stat()
+    value = _rows(place.file, place.group, place.column, (about.st_mtime_ns, about.st_size))[place.start].as_py()
     if isinstance(value, dict):
         path, value = value.get("path"), value["bytes"]
         if value is None and path:
@@ -176,8 +180,11 @@ def _parquet(place: Place) -> bytes:
 
 
 @functools.lru_cache(maxsize=1)
-def _rows(file: str, group: int, column: str) -> Any:
-    """One row group of images; batches go through them in order, so that each is read once in a process."""
+def _rows(file: str, group: int, column: str, version: tuple[int, int]) -> Any:
+    """One row group of images; batches go through them in order, so that each is read once in a process.
+
+    Another version of the file, by its time and size, is another file.
+    """
     with needs_pyarrow().ParquetFile(file, memory_map=True) as opened:
         return opened.read_row_group(group, columns=[column])[column]
 

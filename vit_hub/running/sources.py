@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vit_hub.errors import ConfigError, VitHubError
+from vit_hub.hub.names.credentials import without_credentials
 from vit_hub.running.parquet import HUGGING_FACE, image_column, label_column, needs_pyarrow
 
 __all__ = ["STDIN", "Item", "Place", "Sources", "batches_of"]
@@ -126,7 +127,8 @@ class Sources:
 
     def _expanded(self, name: str) -> Iterator[_Entry]:
         if _URL.match(name):
-            yield name, None, Place("url", name), name, None
+            shown = without_credentials(name)
+            yield shown, None, Place("url", name), shown, None
             return
         path = Path(name)
         if path.is_dir():
