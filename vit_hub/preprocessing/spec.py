@@ -7,6 +7,7 @@ pixels are rounded and where an odd crop starts. A :class:`Preprocessing` names 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -162,9 +163,15 @@ class Preprocessing:
         Raises:
             VitHubError: it is so narrow that its resized form would not fit into memory; the message has ``name``.
         """
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        pixels = fitted(self, image, name).astype(np.float32) / np.float32(255)
-        return np.moveaxis((pixels - mean) / std, -1, 0)
+        pixels = fitted(self, image, name)
+        if pixels.dtype != np.uint8:
+            return np.moveaxis(_normalized(pixels.astype(np.float32), self.mean, self.std), -1, 0)
+        # Looking 256 results up takes a quarter of the time of computing each.
+        found, results = np.empty((len(self.mean), *self.image_size), np.float32), _lookup(self.mean, self.std)
+        for channel in range(len(self.mean)):
+            row: npt.NDArray[np.float32] = found[channel]
+            np.take(results[channel], pixels[..., channel].astype(np.intp), out=row, mode="clip")
+        return found
 
 
 def native_size(size: tuple[int, int], patch_size: int | tuple[int, int], max_patches: int) -> tuple[int, int]:
@@ -245,6 +252,21 @@ def nested(content: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
     for key in keys:
         found = found.get(key) if isinstance(found, Mapping) else None
     return found if isinstance(found, Mapping) else {}
+
+
+def _normalized(
+    pixels: npt.NDArray[np.float32], mean: tuple[float, ...], std: tuple[float, ...]
+) -> npt.NDArray[np.float32]:
+    """Scale values 0..255 to 0..1, and normalise them: [..., C]."""
+    found: npt.NDArray[np.float32] = (pixels / np.float32(255) - np.array(mean, np.float32)) / np.array(std, np.float32)
+    return found
+
+
+@functools.cache
+def _lookup(mean: tuple[float, ...], std: tuple[float, ...]) -> npt.NDArray[np.float32]:
+    """Results of :func:`_normalized` for the values of 8 bits, [C, 256]."""
+    values = np.repeat(np.arange(256, dtype=np.float32)[:, None], len(mean), axis=1)
+    return np.ascontiguousarray(_normalized(values, mean, std).T)
 
 
 def fitted(spec: Preprocessing, image: Image.Image, name: str) -> Pixels:
