@@ -22,8 +22,6 @@ _ON_CPU = 16  # images a batch; more are no faster there
 _MOST = 256
 _SHARE_OF_MEMORY = 0.4
 
-Outputs = "npt.NDArray[np.float32] | list[npt.NDArray[np.float32]]"
-
 
 class Computation:
     """A model and what is wanted of it; batches in, arrays out.
@@ -76,7 +74,9 @@ class Computation:
         count = len(images)
         if self._filled and count < self.batch_size:
             images = torch.cat((images, images[:1].expand(self.batch_size - count, -1, -1, -1)))
-        return self._finished(self._function(self._moved(images))[:count])
+        outputs = self._function(self._moved(images))[:count]
+        # CUDA graphs write the results of every batch to the same place.
+        return self._finished(outputs.clone() if self._filled else outputs)
 
     def fetch(self, outputs: Any) -> Any:
         """Wait for what was submitted: float32 [N, ...], or a list of arrays where shapes differ."""

@@ -72,16 +72,14 @@ def worker_errors() -> Iterator[None]:
 def run(
     batches: Iterable[list[Item]], reader: Reader, computation: Computation, *, workers: int | None = None
 ) -> Iterator[Done]:
-    """Yield the results of batches, in their order.
+    """Yield the results of batches, in their order; to be gone through within :func:`worker_errors`.
 
     Args:
         batches: taken a few ahead of what is computed.
         reader: what is done to images before the model.
         computation: the model.
         workers: processes that read; 0: none, so that reading and computing take turns; None: as many as there are
-            cores, none for a batch or two.
-
-    Go through it within :func:`worker_errors`.
+            cores, none for a single batch.
     """
     stream = iter(batches)
     if workers is None:
