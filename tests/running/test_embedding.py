@@ -368,6 +368,29 @@ def test_values_beyond_float16_are_not_stored_as_infinity(photos: Path, tmp_path
         vit_hub.embed(model, photos / "top.jpg", tmp_path / "out", store="float16")
 
 
+PEAK = """
+import resource, sys
+import torch, vit_hub
+torch.set_num_threads(1)
+vit_hub.embed("vit-nano-digits", sys.argv[1], sys.argv[2], shard_size=256, workers=1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="units differ elsewhere")
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    digits = sorted((Path(vit_hub.__file__).parent / "data" / "digits").glob("*.png"))
+    peaks = []
+    for count in (300, 3000):
+        (tmp_path / f"{count}.txt").write_text("".join(f"{digit}\n" for digit in digits) * (count // 10))
+        command = [sys.executable, "-c", PEAK, str(tmp_path / f"{count}.txt"), str(tmp_path / f"out{count}")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append([int(number) for number in done.stdout.split()])
+    assert len(rows(tmp_path / "out3000")) == 3000
+    for few, many in zip(*peaks, strict=True):
+        assert many - few < 50_000  # KiB
+
+
 PROGRAM = [sys.executable, "-m", "vit_hub", "embed", NAME]
 needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows knows neither SIGKILL nor forks")
 

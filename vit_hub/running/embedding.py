@@ -30,8 +30,8 @@ from vit_hub.version import __version__
 
 __all__ = ["EmbeddingReport", "embed", "manifest_of", "share_of_run"]
 
-_SHARD_BYTES = 64 << 20
-_SHARD_IMAGES = 4096
+_SHARD_BYTES = 32 << 20
+_SHARD_IMAGES = 2048
 _STORED = ("float32", "float16")
 ENGINES = ("local", "ray")
 
@@ -103,7 +103,7 @@ def embed(
         batch_size: images computed at a time; None: chosen for the device.
         workers: processes that read and preprocess; 0: none; None: one for each core.
         compile: a mode of torch.compile, such as ``default``; None: not compiled.
-        shard_size: images in a shard; None: 4096, or fewer where their outputs are large.
+        shard_size: images in a shard; None: 2048, or fewer where their outputs are large.
         share: (rank, number of processes): compute every so-manieth shard only; None: as torchrun or SLURM says.
         retry_errors: compute shards with errors again.
         max_patches: let each image keep its aspect ratio, with so many patches at most.
@@ -171,7 +171,7 @@ def embed(
 
 
 def automatic_shard_size(shape: tuple[int, ...], store: str) -> int:
-    """Return how many images make a shard: 4096, or what fills 64 MiB, in a power of two."""
+    """Return how many images make a shard: 2048, or what fills 32 MiB, in a power of two."""
     bytes_each = math.prod(shape) * np.dtype(store).itemsize
     return min(_SHARD_IMAGES, 1 << max(0, (_SHARD_BYTES // max(1, bytes_each)).bit_length() - 1))
 

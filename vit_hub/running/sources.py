@@ -33,7 +33,7 @@ _PATTERN = re.compile(r"[*?\[]")
 _URL = re.compile(r"https?://", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where the bytes of an image are.
 
@@ -55,7 +55,7 @@ class Place:
     column: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One image.
 
