@@ -25,6 +25,7 @@ import vit_hub
 from vit_hub.errors import ConfigError, VitHubError
 from vit_hub.model.config import ViTConfig
 from vit_hub.running.folder import Folder
+from vit_hub.running.models import own_gpu
 from vit_hub.running.outputs import read_rows
 from vit_hub.running.sources import Sources
 
@@ -279,6 +280,17 @@ def test_slurm_counts_only_where_it_started_the_processes(monkeypatch: pytest.Mo
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     monkeypatch.setenv("SLURM_PROCID", "3")
     assert share_of_run() == (3, 4)
+
+
+def test_every_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert own_gpu("cuda") == "cuda:0"
+    monkeypatch.setenv("SLURM_LOCALID", "3")
+    assert (own_gpu("cuda"), own_gpu("cuda:1"), own_gpu("cpu")) == ("cuda:3", "cuda:1", "cpu")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert own_gpu("cuda") == "cuda:2"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)  # the others are hidden from this process
+    assert own_gpu("cuda") == "cuda:0"
 
 
 @pytest.mark.filterwarnings("ignore:no preprocessing is recorded")

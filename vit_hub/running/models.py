@@ -23,7 +23,7 @@ from vit_hub.preprocessing.of_checkpoint import settled
 from vit_hub.preprocessing.spec import Preprocessing, per_channel
 from vit_hub.running.reading import NativeSize
 
-__all__ = ["Runnable", "runnable"]
+__all__ = ["Runnable", "own_gpu", "runnable"]
 
 # Arguments of load that say how a checkpoint is read; the others say what becomes of it.
 _READING = ("format", "overrides", "prefix", "base", "dequantize", "revision", "offline")
@@ -93,7 +93,7 @@ def runnable(
             model = model.to(usable_device(device))
     else:
         if device is not None:
-            device = usable_device(_own_gpu(device))
+            device = usable_device(own_gpu(device))
         reading = {key: value for key, value in options.items() if key in _READING}
         rest = {key: value for key, value in options.items() if key not in _READING}
         ckpt = (
@@ -117,7 +117,7 @@ def runnable(
     return Runnable(model, spec, native, name, tuple(files))
 
 
-def _own_gpu(device: str | torch.device) -> str | torch.device:
+def own_gpu(device: str | torch.device) -> str | torch.device:
     """Return the GPU of this process where several processes share a machine."""
     if str(device) != "cuda":
         return device
