@@ -24,6 +24,7 @@ SCRIPTS: dict[str, list[str]] = {
         *("--processes", "1", "--rounds", "1"),
     ],
     "convert.py": ["--size", "tiny", "--rounds", "1"],
+    "embed.py": ["--size", "tiny", "--count", "40", "--batch-sizes", "8", "--copies", "2"],
     "resize.py": ["--rounds", "1", "--count", "10"],
     "download.py": ["--megabytes", "4", "--rounds", "1"],
     "gpu.py": ["--tiny"],

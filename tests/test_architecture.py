@@ -46,6 +46,7 @@ ROOMS = (
     ("vit_hub.hub",),
     ("vit_hub.loading", "vit_hub.conversion"),
     ("vit_hub.exporting",),
+    ("vit_hub.running",),
     ("vit_hub",),
     ("vit_hub.cli", "vit_hub.__main__"),
 )

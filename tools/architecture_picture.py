@@ -189,6 +189,7 @@ ROOMS = (
     Room("hub", "hub/", ("hub",), 20, 410),
     Room("library", "loading, conversion", ("loading", "conversion"), 20, 410, "load, convert, compare in one call"),
     Room("library", "exporting/", ("exporting",), 20, 410, "ONNX, OpenVINO, torch.export"),
+    Room("library", "running/", ("running",), 20, 410),
     Room("library", "vit_hub", ("",), 20, 530, "the public names, each imported on first use"),
     Room("library", "cli/", ("cli", "__main__"), 20, 780),
 )

@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     from vit_hub.loading import load
     from vit_hub.model.config import ViTConfig
     from vit_hub.model.vit import VisionTransformer
-    from vit_hub.preprocessing.of_checkpoint import class_names, preprocess
+    from vit_hub.preprocessing.of_checkpoint import class_names, create_transform, preprocess
     from vit_hub.preprocessing.spec import Preprocessing, native_size
     from vit_hub.registry import get_config, list_models
+    from vit_hub.running.embedder import Embedder
+    from vit_hub.running.embedding import embed
+    from vit_hub.running.evaluation import evaluate
 
 # A source tree has converters/ and weights_manifest/ beside this folder; an installed package has them inside.
 # (os.path, because importing pathlib would double the time that `import vit_hub` takes.)
@@ -43,6 +46,7 @@ _MODULES = {
     "Preprocessing": "preprocessing.spec",
     "native_size": "preprocessing.spec",
     "class_names": "preprocessing.of_checkpoint",
+    "create_transform": "preprocessing.of_checkpoint",
     "preprocess": "preprocessing.of_checkpoint",
     "get_config": "registry",
     "list_models": "registry",
@@ -55,12 +59,16 @@ _MODULES = {
     "convert": "conversion",
     "open_checkpoint": "conversion",
     "export": "exporting.export",
+    "Embedder": "running.embedder",
+    "embed": "running.embedding",
+    "evaluate": "running.evaluation",
 }
 
 __all__ = [
     "CheckpointError",
     "ConfigError",
     "DownloadError",
+    "Embedder",
     "IntegrityError",
     "ModelNotFoundError",
     "Preprocessing",
@@ -74,7 +82,10 @@ __all__ = [
     "class_names",
     "compare",
     "convert",
+    "create_transform",
     "download",
+    "embed",
+    "evaluate",
     "export",
     "from_module",
     "get_config",

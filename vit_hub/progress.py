@@ -31,7 +31,7 @@ def byte_bar(label: str, total: int | None, *, show: bool, initial: int = 0) -> 
 
 
 @contextmanager
-def step_bar(label: str, total: int, *, show: bool) -> Iterator[Callable[[int], None]]:
+def step_bar(label: str, total: int | None, *, show: bool) -> Iterator[Callable[[int], None]]:
     """Show a bar that counts steps; otherwise like :func:`byte_bar`."""
     with _bar(show, total=total, desc=label) as advance:
         yield advance

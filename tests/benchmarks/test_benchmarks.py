@@ -64,6 +64,17 @@ PROMISED: dict[str, tuple[list[str], list[str]]] = {
         ],
         ["Peak memory"],
     ),
+    "embed.py": (
+        [
+            "vit-hub embed 8",
+            "timm, its data loader 8",
+            "transformers, its pipeline 8",
+            "decoding alone 8",
+            "forward alone 8",
+            "both in turn -",
+        ],
+        ["Of the bound", "80 images take"],
+    ),
     "download.py": (["curl", "curl + sync", "vit-hub"], []),
     "gpu.py": (["float32", "TF32", "bfloat16"], ["matrices", "Loading to the GPU", "against float64"]),
 }

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import csv
 import json
 import shutil
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from click.testing import Result
+from click.testing import CliRunner, Result
+from noise import save_noise
 
 import vit_hub
+from vit_hub.cli import main
 from vit_hub.preprocessing.labels import label_names
+from vit_hub.running import classifying
 
 Run = Callable[..., Result]
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -65,6 +70,11 @@ def test_folders_stand_for_their_images(run: Run, models: Path, photos: Path, tm
     rows = [line.split("\t") for line in result.stdout.splitlines()]
     assert [row[0] for row in rows] == [str(photos / "0.png"), str(photos / "1.png")]
     assert all(0 < float(row[2]) <= 1 for row in rows)
+    deep = tmp_path / "a" / "b" / "c.png"
+    deep.parent.mkdir(parents=True)
+    shutil.copy(photos / "0.png", deep)
+    assert run("predict", models / "classifier.safetensors", tmp_path, "-q").stdout.startswith(f"{deep}\t")
+    deep.unlink()
     result = run("predict", models / "classifier.safetensors", tmp_path)
     assert result.exit_code == 1
     assert f"{tmp_path}: no image file in this folder" in result.stderr
@@ -84,6 +94,72 @@ def test_unreadable_images_do_not_stop_the_others(run: Run, models: Path, photos
     assert str(images[0]) in broken["error"]["message"]
     assert str(images[1]) in missing["error"]["message"]
     assert good["classes"]
+
+
+def test_lines_as_they_come(run: Run, answer: Callable[..., Any], models: Path, photos: Path, tmp_path: Path) -> None:
+    shutil.copy(photos / "notes.txt", tmp_path / "broken.jpg")
+    args = ("predict", models / "imagenet.safetensors", photos, tmp_path / "broken.jpg", "--top", 3)
+    whole = json.loads(run(*args, "--json").stdout)["predictions"]
+    result = run(*args, "--jsonl")
+    assert result.exit_code == 1
+    assert [json.loads(line) for line in result.stdout.splitlines()] == whole
+    result = run(*args, "--csv")
+    assert f"vit-hub: error: {tmp_path / 'broken.jpg'}: " in result.stderr
+    header, *rows = csv.reader(result.stdout.splitlines())
+    assert header == ["image", "rank", "index", "name", "probability"]
+    expected = [
+        [item["image"], str(rank), str(each["index"]), each["name"], str(each["probability"])]
+        for item in whole[:2]
+        for rank, each in enumerate(item["classes"], 1)
+    ]
+    assert rows == expected
+
+
+def test_lists_and_archives(run: Run, answer: Callable[..., Any], models: Path, photos: Path, tmp_path: Path) -> None:
+    model = models / "classifier.safetensors"
+    (tmp_path / "list.txt").write_text(f"{photos / '1.png'}\n")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(photos / "1.png", "x/1.png")
+    expected = answer("predict", model, photos / "1.png")["predictions"][0]["classes"]
+    data = answer("predict", model, tmp_path / "list.txt", tmp_path / "a.tar", "--batch-size", 1)
+    assert [item["classes"] for item in data["predictions"]] == [expected, expected]
+    assert data["predictions"][1]["image"] == f"{tmp_path / 'a.tar'}/x/1.png"
+    from_stdin = CliRunner().invoke(main, ["predict", str(model), "-", "--json"], input=f"{photos / '1.png'}\n")
+    assert json.loads(from_stdin.stdout)["predictions"][0]["classes"] == expected
+
+
+def test_batches_and_processes_change_nothing(answer: Callable[..., Any], models: Path, tmp_path: Path) -> None:
+    for seed in range(20):
+        save_noise(tmp_path / f"{seed:02}.png", seed)
+    args = ("predict", models / "classifier.safetensors", tmp_path)
+    alone = answer(*args, "--batch-size", 1, "--workers", 0)["predictions"]
+    together = answer(*args, "--batch-size", 4, "--workers", 2)["predictions"]
+    assert [item["image"] for item in together] == [str(tmp_path / f"{seed:02}.png") for seed in range(20)]
+    for one, other in zip(alone, together, strict=True):
+        probabilities = [[guess["probability"] for guess in item["classes"]] for item in (one, other)]
+        assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-6)
+
+
+def test_preprocessing_can_be_given(answer: Callable[..., Any], models: Path, photos: Path) -> None:
+    args = ("predict", models / "imagenet.safetensors", photos / "0.png")
+    own = answer(*args)["predictions"]
+    assert answer(*args, "--mean", 0.5, "--std", "0.5,0.5,0.5", "--interpolation", "bicubic")["predictions"] == own
+    assert answer(*args, "--mean", 0.1)["predictions"] != own
+
+
+def test_interrupted_the_results_stay(run: Run, models: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = classifying.classify
+
+    def interrupted(*args: Any, **options: Any) -> Iterator[Any]:
+        yield next(iter(whole(*args, **options)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(classifying, "classify", interrupted)
+    result = run("predict", models / "classifier.safetensors", photos, "-q")
+    assert (result.exit_code, len(result.stdout.splitlines())) == (130, 1)
+    assert result.stderr.startswith("vit-hub: error: interrupted")
+    result = run("predict", models / "classifier.safetensors", photos, "--json")
+    assert (result.exit_code, len(json.loads(result.stdout)["predictions"])) == (130, 1)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ CALLS: dict[str, tuple[object, ...]] = {
     "inspect": ("inspect", DIGITS),
     "compare": ("compare", DIGITS, NAME),
     "predict": ("predict", NAME, SEVEN),
+    "eval": ("eval", NAME, "labelled"),
+    "embed": ("embed", NAME, SEVEN, "--out", "features"),
+    "search": ("search", "features", SEVEN),
+    "knn": ("knn", "features", "--k", "1"),
+    "probe": ("probe", "features", "--test", "features"),
     "verify": ("verify", NAME),
     "cache ls": ("cache", "ls"),
     "cache rm": ("cache", "rm", NAME),
@@ -63,6 +69,12 @@ def test_documents_have_the_keys_that_are_documented(
     monkeypatch.chdir(tmp_path)
     if name.startswith("cache"):
         answer("download", NAME)
+    if name == "eval":
+        shutil.copytree(DATA / "digits", "labelled/7")
+    if name in ("search", "knn", "probe"):
+        for label in ("one", "two"):
+            shutil.copytree(DATA / "digits", f"images/{label}")
+        answer("embed", NAME, "images", "-o", "features")
     kind, keys = documented()[name]
     document = answer(*CALLS[name])
     assert isinstance(document, list if kind == "a list" else dict)

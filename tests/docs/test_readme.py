@@ -111,9 +111,10 @@ def test_a_tuned_model_converts_back(clone: Path) -> None:
 
 def test_commands(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ran = [command[1:] for command in commands() if command[0] == "vit-hub"]
-    assert [command[0] for command in ran] == ["predict", "convert", "convert", "inspect", "compare"]
+    assert [command[0] for command in ran] == ["predict", "embed", "search", "convert", "convert", "inspect", "compare"]
     printed = [run(arguments, capsys) for arguments in ran]
     assert re.search(r"png\n +\d+\.\d+%  7\n", printed[0])
+    assert printed[2].splitlines()[1].split() == ["1.0000", "7.png"]
     assert "same numbers  yes" in printed[-1]
     assert arrays(clone / "digits.npz") == arrays(SHIPPED)
 
@@ -157,6 +158,7 @@ def test_names_lead_to_models() -> None:
         "docs/adding-a-format.md",
         "docs/hub.md",
         "docs/performance.md",
+        "docs/scale.md",
     ],
 )
 def test_links_lead_somewhere(document: str) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 import json
 import math
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
+import vit_hub
 from vit_hub.errors import ConfigError, VitHubError
 from vit_hub.preprocessing.images import read_image
 from vit_hub.preprocessing.project_files import CONVENTIONS, from_hf, from_timm
@@ -313,6 +316,56 @@ class TestImages:
         Image.fromarray(np.full((8, 8), 0x3412, np.uint16)).save(tmp_path / "deep.png")
         assert constant(PLAIN, read_image(tmp_path / "deep.png")) == pytest.approx([0x34] * 3)
 
+    def test_whole_numbers_are_taken_by_their_range(self) -> None:
+        small = np.asarray(noise(9, 7)).astype(np.int64)
+        expected = PLAIN(noise(9, 7))
+        for dtype in (np.int32, np.int64, np.uint32):
+            assert torch.equal(PLAIN(small.astype(dtype)), expected)
+        assert torch.equal(PLAIN(Image.fromarray(small[..., 0].astype(np.int32))), PLAIN(noise(9, 7).split()[0]))
+        for dtype in (np.uint16, np.int32, np.int64):
+            assert torch.equal(PLAIN((small * 257).astype(dtype)), expected)
+        assert constant(PLAIN, np.zeros((8, 8), np.uint16)) == pytest.approx([0] * 3)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        "pixels",
+        [
+            np.full((8, 8), 255, np.uint16),
+            np.full((8, 8), 4095, np.uint16),  # 12 bits in 16
+            np.full((8, 8), 4095, np.int32),
+            np.full((8, 8), 65536, np.int32),
+            np.full((8, 8), 32767, np.int16),
+            np.array([[-1, 200]], np.int32),
+            np.full((8, 8, 3), 200.0, np.float32),
+            np.array([[0.3, np.nan]], np.float32),
+        ],
+    )
+    def test_values_of_unknown_range_are_refused(self, pixels: Any, tmp_path: Path) -> None:
+        for source in (pixels, torch.from_numpy(pixels if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0))):
+            with pytest.raises(VitHubError, match=r"image 0 holds .* whose full range is not known"):
+                PLAIN(source)
+        if pixels.dtype == np.uint16:
+            Image.fromarray(pixels).save(tmp_path / "deep.png")
+            with pytest.raises(VitHubError, match=r"deep\.png holds "):
+                PLAIN(tmp_path / "deep.png")
+
+    def test_every_kind_of_source_gives_the_same(self, tmp_path: Path) -> None:
+        image = noise(9, 7)
+        image.save(tmp_path / "a.png")
+        content, pixels = (tmp_path / "a.png").read_bytes(), torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+        expected = PLAIN(image)
+        with (tmp_path / "a.png").open("rb") as file:
+            sources = [content, bytearray(content), memoryview(content), io.BytesIO(content), file, pixels]
+            sources += [pixels.float() / 255, pixels.double() / 255, pixels.half() / 255, pixels.to(torch.int32)]
+            for source in sources:
+                assert torch.equal(PLAIN(source), expected)
+        assert torch.equal(PLAIN([*sources[:4], pixels]), expected.expand(5, -1, -1, -1))
+        assert torch.equal(PLAIN(torch.stack([pixels, pixels])), expected.expand(2, -1, -1, -1))
+        assert torch.equal(PLAIN(pixels[0]), PLAIN(image.split()[0]))
+        with pytest.raises(VitHubError, match=r"image 0 is a tensor of shape \(9, 7, 3\)"):
+            PLAIN(pixels.permute(1, 2, 0))
+        with pytest.raises(VitHubError, match="image 0: cannot read it as an image"):
+            PLAIN(content[:60])
+
     @pytest.mark.parametrize("suffix", ["jpg", "png"])
     def test_exif_orientation(self, suffix: str, tmp_path: Path) -> None:
         upright = Image.new("RGB", (16, 32), "black")
@@ -371,6 +424,31 @@ class TestImages:
             PLAIN([noise(8, 8), source])
         with pytest.raises(VitHubError, match="image 0 "):
             PLAIN(source)
+
+
+class TestOneByOne:
+    def test_a_transform_gives_one_image_of_a_batch(self, tmp_path: Path) -> None:
+        model = vit_hub.load("vit-nano-digits")
+        prepare, transform = vit_hub.preprocess(model), pickle.loads(pickle.dumps(vit_hub.create_transform(model)))
+        image = noise(40, 50)
+        assert transform(image).shape == (1, 32, 32)
+        assert torch.equal(transform(image), prepare(image)[0])
+        image.save(tmp_path / "a.png")
+        assert torch.equal(transform((tmp_path / "a.png").read_bytes()), prepare(image)[0])
+        with pytest.raises(VitHubError, match=r"missing\.png"):
+            transform(tmp_path / "missing.png")
+
+    def test_torchvision_s_folders_take_it(self, tmp_path: Path) -> None:
+        from torchvision.datasets import ImageFolder
+
+        for name in ("cat", "dog"):
+            (tmp_path / name).mkdir()
+            noise(20, 30).save(tmp_path / name / "a.png")
+        model = vit_hub.load("vit-nano-digits")
+        found = ImageFolder(tmp_path, transform=vit_hub.create_transform(model))
+        images, labels = next(iter(torch.utils.data.DataLoader(found, batch_size=2, num_workers=1)))
+        assert labels.tolist() == [0, 1]
+        assert torch.equal(images[1:], vit_hub.preprocess(model)(tmp_path / "dog" / "a.png"))
 
 
 class TestData:

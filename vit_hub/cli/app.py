@@ -31,6 +31,9 @@ Examples:
   vit-hub inspect weights.pth               recognise a file and list its contents
   vit-hub compare a.npz b_folder/           compare weights and outputs
   vit-hub predict vit-b16 cat.jpg           classify an image
+  vit-hub embed vit-b16 photos/ -o out/     compute features of many images
+  vit-hub eval vit-b16 imagenet/val/        measure accuracy
+  vit-hub search out/ cat.jpg               find the nearest of those images
   vit-hub push mine.safetensors me/my-vit   publish on the Hugging Face Hub, with a model card
   vit-hub lock vit-b16                      pin its files for a project
   vit-hub mirror /mnt/weights vit-b16       copy its files for machines without a network

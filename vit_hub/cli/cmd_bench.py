@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import vit_hub
-from vit_hub.cli.options import Verb, complete_source, compute_options, image_size_option, offline_option
+from vit_hub.cli.options import (
+    COMPILE_MODES,
+    Verb,
+    complete_source,
+    compute_options,
+    image_size_option,
+    offline_option,
+)
 from vit_hub.cli.output import Output
 from vit_hub.progress import step_bar
 
@@ -16,7 +23,6 @@ if TYPE_CHECKING:
     from vit_hub.model.vit import VisionTransformer
 
 _PEERS = ("timm", "transformers")
-_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _HEADER = ("task", "batch", "implementation", "time", "images/s", "speed-up", "difference")
 _MIB = 1 << 20
 
@@ -53,9 +59,9 @@ def _names(text: str) -> tuple[str, ...]:
     "--compile",
     is_flag=False,
     flag_value="default",
-    type=click.Choice(_MODES),
+    type=click.Choice(COMPILE_MODES),
     metavar="[MODE]",
-    help=f"Compile every implementation with torch.compile, in one of its modes: {', '.join(_MODES)}.",
+    help=f"Compile every implementation with torch.compile, in one of its modes: {', '.join(COMPILE_MODES)}.",
 )
 @click.option(
     "--against",

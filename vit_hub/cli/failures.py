@@ -10,11 +10,11 @@ import click
 from vit_hub.cli.output import Output
 from vit_hub.errors import VitHubError
 
-__all__ = ["DIFFERENT", "FAILED", "error_data", "report"]
+__all__ = ["DIFFERENT", "FAILED", "INTERRUPTED", "error_data", "report"]
 
 FAILED = 1
 DIFFERENT = 3
-_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def report(error: Exception, output: Output) -> int:
@@ -23,7 +23,7 @@ def report(error: Exception, output: Output) -> int:
         cause = error.__cause__
         if not isinstance(cause, EOFError):
             output.error({"type": "KeyboardInterrupt", "message": "interrupted", "hint": ""})
-            return _INTERRUPTED
+            return INTERRUPTED
         error = cause  # click takes a library's EOFError for a closed terminal
     if output.debug:
         traceback.print_exception(error, file=sys.stderr)

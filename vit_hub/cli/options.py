@@ -15,19 +15,29 @@ from vit_hub.cli.settings import parse_size, set_option
 from vit_hub.model.config import RESIZE_METHODS
 
 __all__ = [
+    "COMPILE_MODES",
     "Verb",
     "complete_source",
     "compute_options",
+    "device_option",
     "format_option",
     "image_size_option",
     "lockfile_option",
     "offline_option",
     "patch_size_option",
+    "preprocess_options",
     "resize_options",
     "revision_option",
+    "running_options",
     "source_format_option",
     "source_options",
+    "test_option",
 ]
+
+# As in vit_hub.preprocessing.spec, whose import costs numpy's.
+INTERPOLATION_NAMES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+CROP_MODES = ("center", "squash", "border")
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -202,15 +212,12 @@ resize_options = _together(
     ),
 )
 """Options for another image or patch size, as :func:`vit_hub.load` takes them."""
+device_option = click.option(
+    "--device", metavar="DEVICE", default="cpu", show_default=True, help="Device to compute on, such as cuda or mps."
+)
 compute_options = _together(
     "compute_options",
-    device=click.option(
-        "--device",
-        metavar="DEVICE",
-        default="cpu",
-        show_default=True,
-        help="Device to compute on, such as cuda or mps.",
-    ),
+    device=device_option,
     dtype=click.option(
         "--dtype",
         type=click.Choice(["float32", "bfloat16", "float16", "auto"]),
@@ -220,3 +227,89 @@ compute_options = _together(
     ),
 )
 """Options for the device and dtype to compute in, as :func:`vit_hub.load` takes them."""
+
+
+def _numbers(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+    """Parse one number for all channels, or one for each."""
+    try:
+        return None if text is None else tuple(map(float, text.split(",")))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a number, or three with commas: 0.485,0.456,0.406.") from None
+
+
+_preprocess_options = _together(
+    "preprocess_options",
+    mean=click.option(
+        "--mean", callback=_numbers, metavar="NUMBERS", help="Mean of the channels, instead of the checkpoint's own."
+    ),
+    std=click.option(
+        "--std", callback=_numbers, metavar="NUMBERS", help="Standard deviation of the channels, likewise."
+    ),
+    interpolation=click.option(
+        "--interpolation", type=click.Choice(INTERPOLATION_NAMES), help="Filter that resizes images, likewise."
+    ),
+    crop_pct=click.option(
+        "--crop-pct",
+        type=click.FloatRange(0, 1, min_open=True),
+        help="Share of the resized image that is kept, likewise.",
+    ),
+    crop_mode=click.option("--crop-mode", type=click.Choice(CROP_MODES), help="How images are fitted, likewise."),
+)
+
+
+def preprocess_options(command: _Command) -> _Command:
+    """Add options of the preprocessing; the command gets those that are given, as ``preprocess_options``."""
+
+    @functools.wraps(command)
+    def given(*args: Any, preprocess_options: dict[str, Any], **values: Any) -> Any:
+        chosen = {name: value for name, value in preprocess_options.items() if value is not None}
+        return command(*args, preprocess_options=chosen, **values)
+
+    return _preprocess_options(cast(_Command, given))
+
+
+def _batch_size(ctx: click.Context, param: click.Parameter, text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise click.BadParameter(f"{text!r} is neither auto nor a whole number from 1 on.")
+    return int(text)
+
+
+running_options = _together(
+    "running_options",
+    batch_size=click.option(
+        "--batch-size",
+        callback=_batch_size,
+        metavar="NUMBER",
+        default="auto",
+        show_default=True,
+        help="Images computed at a time; auto chooses for the device.",
+    ),
+    workers=click.option(
+        "--workers",
+        type=click.IntRange(min=0),
+        help="Processes that read and preprocess images; 0: none besides the one that computes. Default: one per core.",
+    ),
+    compile=click.option(
+        "--compile",
+        is_flag=False,
+        flag_value="default",
+        type=click.Choice(COMPILE_MODES),
+        metavar="[MODE]",
+        help=f"Compile the model with torch.compile, in one of its modes: {', '.join(COMPILE_MODES)}.",
+    ),
+    fast_decode=click.option(
+        "--fast-decode",
+        is_flag=True,
+        help="Let large JPEG files be shrunk while they are decoded; pixels differ a little.",
+    ),
+    image_column=click.option("--image-column", metavar="NAME", help="Column of parquet files with the images."),
+    label_column=click.option("--label-column", metavar="NAME", help="Column of parquet files with the classes."),
+)
+"""Options for going through many images, as :func:`vit_hub.embed` takes them."""
+test_option = click.option(
+    "--test",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of embeddings, by the same model, of the images to classify.",
+)

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-__all__ = ["Output", "amount", "count_of", "plain", "size_text"]
+__all__ = ["Output", "amount", "count_of", "plain", "score_lines", "size_text"]
 
 _GAP = "  "
 _ELLIPSIS = "..."
@@ -157,6 +157,19 @@ def amount(number: int, unit: str = "") -> str:
 def count_of(number: int, noun: str) -> str:
     """Write ``1 tensor``, ``2,000 tensors``."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def score_lines(output: Output, found: Any) -> list[str]:
+    """Describe the accuracy of a classifier on embeddings, a ``Score``."""
+    if output.quiet:
+        return [f"{found.top1:.4f}"]
+    low, high = found.interval
+    rows = [
+        ("images", f"{found.images:,}, by {found.reference:,} others of {found.classes:,} labels"),
+        ("top-1", f"{found.top1:.2%} (95 % interval {low:.2%} to {high:.2%})"),
+        ("top-5", f"{found.top5:.2%}"),
+    ]
+    return output.fields(rows, indent="")
 
 
 def size_text(size: tuple[int, int]) -> str:

@@ -1,52 +1,78 @@
-"""Reading images: any file Pillow decodes, a Pillow image or a numpy array becomes 8-bit RGB or greyscale."""
+"""Reading images: encoded files, Pillow images, arrays and tensors become 8-bit RGB or greyscale."""
 
 from __future__ import annotations
 
+import io
 import os
-from typing import Any, TypeAlias
+import sys
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vit_hub.errors import VitHubError
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["ImageLike", "read_image"]
 
-ImageLike: TypeAlias = "Image.Image | str | os.PathLike[str] | npt.NDArray[np.uint8]"
+ImageLike: TypeAlias = (
+    "Image.Image | str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]"
+    " | npt.NDArray[Any] | torch.Tensor"
+)
 
-_ARRAY_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_CHANNELS = (1, 3, 4)
+_LEAST_OF_16_BITS = 1 << 12  # a brightest pixel below it would come out nearly black
+_ROUNDING = 0.13  # of a step of 1/255: what float16 makes of it
 
 
 def read_image(source: ImageLike, *, mode: str = "RGB", name: str = "image") -> Image.Image:
     """Read one image, upright, in 8 bits per channel.
 
-    The EXIF orientation is applied, transparency is laid over white, 16-bit greyscale keeps its high byte, and of an
-    animation the first frame is taken. Pillow decides by content, not by suffix.
+    The EXIF orientation is applied, transparency is laid over white, and of an animation the first frame is taken.
+    Pillow decides by content, not by suffix.
+
+    Whole numbers of more than 8 bits are taken by their range. Up to 65535 they are 16-bit values, which keep their
+    high byte; 32 and 64 bits hold 8-bit values, too, if none is above 255. If even the largest value would come out
+    nearly black, the real range is another one that nobody states, and the image is refused. Floating-point values are
+    taken if they are those of an 8-bit image divided by 255.
 
     Args:
-        source: a path, a Pillow image, or a uint8 array ``[H, W]``, ``[H, W, 1]``, ``[H, W, 3]`` or ``[H, W, 4]``.
+        source: a path; an encoded file as bytes or as a file object; a Pillow image; an array ``[H, W]`` or
+            ``[H, W, C]``; a tensor ``[H, W]`` or ``[C, H, W]``. C is 1, 3 or 4.
         mode: ``"RGB"`` or ``"L"`` (greyscale).
         name: name of a source without a file name, for errors.
 
     Raises:
-        VitHubError: the file is missing, damaged or no image; or the source is of another kind.
+        VitHubError: the file is missing, damaged or no image; the range of its values is not known; or the source is
+            of another kind.
     """
+    if _is_tensor(source):
+        return _to_mode(_from_array(_channels_last(source, name), name), mode, name)
     if isinstance(source, np.ndarray):
-        return _to_mode(_from_array(source, name), mode)
+        return _to_mode(_from_array(source, name), mode, name)
     if isinstance(source, Image.Image):
         return _decode(source, mode, getattr(source, "filename", "") or name)
-    if not isinstance(source, (str, os.PathLike)):
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        source = io.BytesIO(source)
+    if isinstance(source, (str, os.PathLike)):
+        name = os.fspath(source)
+    elif not hasattr(source, "read"):
         raise VitHubError(
             f"{name} is of type {type(source).__name__}, which is not an image",
-            hint="give a path, a PIL.Image or a uint8 array in height, width, channel order",
+            hint="give a path, the bytes of a file, a file object, a PIL.Image, an array [height, width, channels] "
+            "or a tensor [channels, height, width]",
         )
     try:
-        image = Image.open(source)
+        image = Image.open(source)  # type: ignore[arg-type]
     except Exception as error:
-        raise _unreadable(os.fspath(source), error) from error
+        raise _unreadable(name, error) from error
+    if not isinstance(source, (str, os.PathLike)):
+        return _decode(image, mode, name)  # whoever opened the file closes it
     with image:
-        return _decode(image, mode, os.fspath(source))
+        return _decode(image, mode, name)
 
 
 def _decode(image: Image.Image, mode: str, name: str) -> Image.Image:
@@ -57,30 +83,73 @@ def _decode(image: Image.Image, mode: str, name: str) -> Image.Image:
         raise _unreadable(name, error) from error
     if upright.mode == "F":
         raise VitHubError(f"{name} holds floating-point pixels of unknown range", hint="convert it to 8 bits first")
-    return _to_mode(upright, mode)
+    return _to_mode(upright, mode, name)
 
 
 def _unreadable(name: str, error: Exception) -> VitHubError:
-    reason = getattr(error, "strerror", None) or error or type(error).__name__
+    reason: object = getattr(error, "strerror", None) or error or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):  # its text has the address of an object in memory
+        reason = "it is damaged, or of a kind that Pillow does not know"
     return VitHubError(f"{name}: cannot read it as an image: {reason}", hint="is the file complete, and an image?")
 
 
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+def _to_mode(image: Image.Image, mode: str, name: str) -> Image.Image:
     if image.mode.startswith("I"):
-        # Pillow would clip 16 bits at 255, which turns nearly every such picture white.
-        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
+        image = Image.fromarray(_eight_bits(np.asarray(image), name))
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert(mode)
 
 
+def _is_tensor(source: object) -> bool:
+    """Tell a tensor without importing torch: nobody has one who did not."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.Tensor)
+
+
+def _channels_last(tensor: Any, name: str) -> npt.NDArray[Any]:
+    if tensor.dim() == 3 and tensor.shape[0] not in _CHANNELS:
+        raise VitHubError(
+            f"{name} is a tensor of shape {tuple(tensor.shape)}",
+            hint="images are tensors [height, width] or [channels, height, width] with 1, 3 or 4 channels",
+        )
+    if not tensor.dtype.is_floating_point:
+        pixels = tensor.detach().cpu().numpy()
+    else:
+        pixels = tensor.detach().float().cpu().numpy()  # numpy has no bfloat16
+    return np.moveaxis(pixels, 0, -1) if pixels.ndim == 3 else pixels
+
+
 def _from_array(array: npt.NDArray[Any], name: str) -> Image.Image:
     channels = array.shape[2] if array.ndim == 3 else 1
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in _ARRAY_MODES or not array.size:
+    if array.dtype.kind not in "uif" or array.ndim not in (2, 3) or channels not in _CHANNELS or not array.size:
         raise VitHubError(
             f"{name} is an array of {array.dtype} with shape {array.shape}",
-            hint="images are uint8 arrays [height, width] or [height, width, channels] with 1, 3 or 4 channels",
+            hint="images are arrays [height, width] or [height, width, channels] with 1, 3 or 4 channels, of 8 bits",
         )
-    pixels = np.ascontiguousarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
-    return Image.fromarray(pixels)
+    pixels = array[:, :, 0] if array.ndim == 3 and channels == 1 else array
+    return Image.fromarray(np.ascontiguousarray(_eight_bits(pixels, name)))
+
+
+def _eight_bits(pixels: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:
+    """Return 8-bit values of an image, as its range says; see :func:`read_image`.
+
+    Raises:
+        VitHubError: the range is not known.
+    """
+    if pixels.dtype == np.uint8:
+        return pixels
+    low, high = pixels.min(), pixels.max()
+    if pixels.dtype.kind == "f":
+        steps = np.rint(pixels * 255)
+        if low >= 0 and 0 < high <= 1 and np.abs(pixels * 255 - steps).max() <= _ROUNDING:
+            return np.asarray(steps, np.uint8)
+    elif low >= 0 and (high == 0 or (high <= 255 and pixels.dtype.itemsize > 2)):
+        return np.asarray(pixels, np.uint8)
+    elif low >= 0 and _LEAST_OF_16_BITS <= high <= 65535 and pixels.dtype != np.int16:
+        return np.asarray(pixels >> 8, np.uint8)
+    raise VitHubError(
+        f"{name} holds {pixels.dtype} values from {low} to {high}, whose full range is not known",
+        hint="scale it to 8 bits first: 0 is black, 255 is white",
+    )

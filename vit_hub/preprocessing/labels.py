@@ -18,6 +18,7 @@ from vit_hub.preprocessing.mmengine import META
 
 __all__ = [
     "LABEL_FILES",
+    "label_keys",
     "label_names",
     "names_of",
     "placeholders",
@@ -54,13 +55,27 @@ def label_names(kind: str) -> tuple[str, ...]:
     Raises:
         ConfigError: the kind is unknown.
     """
+    rows = _rows(kind)
+    counts = Counter(name for _, name in rows)
+    return tuple(name if counts[name] == 1 else f"{name} ({synset})" for synset, name in rows)
+
+
+@functools.cache
+def label_keys(kind: str) -> tuple[str, ...]:
+    """Return short unique names of the same classes: for ImageNet WordNet's synsets, such as ``n01440764``.
+
+    Raises:
+        ConfigError: the kind is unknown.
+    """
+    return tuple(key for key, _ in _rows(kind))
+
+
+def _rows(kind: str) -> list[tuple[str, str]]:
     if kind not in LABEL_FILES:
         raise ConfigError(f"unknown labels {kind!r}", hint=f"known: {', '.join(LABEL_FILES)}")
     data = (_DATA / LABEL_FILES[kind]).read_bytes()
     text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
-    rows = [line.split("\t") for line in text.splitlines()]
-    counts = Counter(name for _, name in rows)
-    return tuple(name if counts[name] == 1 else f"{name} ({synset})" for synset, name in rows)
+    return [(key, name) for key, _, name in (line.partition("\t") for line in text.splitlines())]
 
 
 def names_of(labels: str | Sequence[str] | None, count: int) -> tuple[str, ...] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vit_hub.errors import ConfigError
@@ -12,9 +14,20 @@ from vit_hub.preprocessing.project_files import CONVENTIONS, stated_preprocessin
 from vit_hub.preprocessing.spec import Preprocessing
 
 if TYPE_CHECKING:
-    from vit_hub.model.vit import VisionTransformer
+    import torch
 
-__all__ = ["Provenance", "class_names", "preprocess", "preprocessing_of", "settled"]
+    from vit_hub.model.vit import VisionTransformer
+    from vit_hub.preprocessing.images import ImageLike
+
+__all__ = [
+    "ImageTransform",
+    "Provenance",
+    "class_names",
+    "create_transform",
+    "preprocess",
+    "preprocessing_of",
+    "settled",
+]
 
 
 class Provenance(Protocol):
@@ -43,13 +56,54 @@ def preprocess(model: VisionTransformer) -> Preprocessing:
         model: a model returned by :func:`vit_hub.load`.
 
     Returns:
-        A callable: PIL image, path, array or a list of them -> float32 [N, C, h, w].
+        A callable: an image (path, bytes, file object, PIL image, array, tensor) or a list of them -> float32
+        [N, C, h, w].
     """
     passport: Provenance | None = model.passport
     size = model.input_size
     if passport is not None and passport.preprocess and model.config.resize_square and not passport.resized_from:
         size = size_pair("image_size", passport.preprocess["image_size"])
     return preprocessing_of(passport, size, model.config.in_chans)
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """Evaluation preprocessing of one image, as data sets apply it: ``ImageFolder(folder, transform=...)``.
+
+    Attributes:
+        preprocessing: what is done.
+    """
+
+    preprocessing: Preprocessing
+
+    def __call__(self, image: ImageLike) -> torch.Tensor:
+        """Return the model's input for one image, float32 [C, h, w].
+
+        Args:
+            image: a path, the bytes of a file, a file object, a PIL image, an array [H, W, C] or a tensor [C, H, W].
+
+        Raises:
+            VitHubError: it cannot be read, or is so narrow that its resized form would not fit into memory.
+        """
+        import torch
+
+        name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else "image"
+        prepared = self.preprocessing.prepared(self.preprocessing.read(image, name), name)
+        return torch.from_numpy(prepared).contiguous()
+
+
+def create_transform(model: VisionTransformer) -> ImageTransform:
+    """Return the checkpoint's own evaluation preprocessing for one image at a time.
+
+    It computes what :func:`preprocess` does, and can be sent to worker processes.
+
+    Args:
+        model: a model returned by :func:`vit_hub.load`.
+
+    Returns:
+        A callable: an image -> float32 [C, h, w].
+    """
+    return ImageTransform(preprocessing_of(model.passport, model.input_size, model.config.in_chans))
 
 
 def preprocessing_of(passport: Provenance | None, image_size: tuple[int, int], in_chans: int = 3) -> Preprocessing:

@@ -1,0 +1,168 @@
+"""A model that is ready to run, with its preprocessing and the identity of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vit_hub.conversion import open_checkpoint
+from vit_hub.converters.read import Checkpoint
+from vit_hub.errors import ConfigError
+from vit_hub.hub.cache.hashes import sha256_of
+from vit_hub.loading import load
+from vit_hub.model.device import usable_device
+from vit_hub.model.vit import VisionTransformer
+from vit_hub.preprocessing.of_checkpoint import settled
+from vit_hub.preprocessing.spec import Preprocessing, per_channel
+from vit_hub.running.reading import NativeSize
+
+__all__ = ["Runnable", "own_gpu", "runnable"]
+
+# Arguments of load that say how a checkpoint is read; the others say what becomes of it.
+_READING = ("format", "overrides", "prefix", "base", "dequantize", "revision", "offline")
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """A model and all that decides about its outputs.
+
+    Attributes:
+        model: in evaluation mode, on its device.
+        preprocessing: of its images.
+        native: where each image keeps its aspect ratio.
+        source: what the caller named; empty for a model in memory.
+        files: that the weights were read from; empty for a model in memory.
+    """
+
+    model: VisionTransformer
+    preprocessing: Preprocessing
+    native: NativeSize | None
+    source: str
+    files: tuple[Path, ...]
+
+    def weights(self) -> dict[str, Any]:
+        """Return the identity of the weights: ``id`` in the registry, ``sha256``, and ``files`` with theirs.
+
+        The sha256 of several files is that of their hashes; that of a model in memory is of its tensors.
+        """
+        files = [{"file": file.name, "size": file.stat().st_size, "sha256": sha256_of(file)} for file in self.files]
+        if not files:
+            digest = _tensors_sha256(self.model)
+        elif len(files) == 1:
+            digest = str(files[0]["sha256"])
+        else:
+            digest = hashlib.sha256("".join(sorted(str(file["sha256"]) for file in files)).encode()).hexdigest()
+        return {"id": getattr(self.model.passport, "weights_id", "") or None, "sha256": digest, "files": files}
+
+
+def runnable(
+    source: str | os.PathLike[str] | Checkpoint | VisionTransformer,
+    *,
+    device: str | torch.device | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    max_patches: int | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Runnable:
+    """Load a model, or take one that is loaded.
+
+    Args:
+        source: as for :func:`vit_hub.load`, or a model.
+        device: where to compute; ``cuda`` is the GPU of this process under torchrun and SLURM.
+        preprocessing: fields that differ from the checkpoint's own :class:`Preprocessing`, such as ``mean``.
+        max_patches: let each image keep its aspect ratio, with so many patches at most.
+        progress: show progress bars on a terminal.
+        options: of :func:`vit_hub.load`; none for a model.
+
+    Raises:
+        ConfigError: the device cannot be used, a field of the preprocessing is wrong, or the model takes one size only.
+        VitHubError: as for :func:`vit_hub.load`.
+    """
+    if isinstance(source, VisionTransformer):
+        if options:
+            raise ConfigError(f"{', '.join(options)}: options of loading, and the model is loaded already")
+        model, name, files = source.eval(), "", tuple[Path, ...]()
+        if device is not None:
+            model = model.to(usable_device(device))
+    else:
+        if device is not None:
+            device = usable_device(own_gpu(device))
+        reading = {key: value for key, value in options.items() if key in _READING}
+        rest = {key: value for key, value in options.items() if key not in _READING}
+        ckpt = (
+            source
+            if isinstance(source, Checkpoint)
+            else open_checkpoint(os.fspath(source), progress=progress, **reading)
+        )
+        files = ckpt.source.files
+        if max_patches is not None:
+            rest["dynamic"] = True
+        model = load(ckpt, device=device, **rest)
+        name = str(ckpt.path if isinstance(source, Checkpoint) else os.fspath(source))
+    spec = _preprocessing(model, preprocessing or {})
+    native = None
+    if max_patches is not None:
+        if not model.dynamic:
+            raise ConfigError("max_patches: the model takes images of one size", hint="load it with dynamic=True")
+        if max_patches < 1:
+            raise ConfigError(f"max_patches must be a whole number >= 1, not {max_patches!r}")
+        native = NativeSize(model.config.patch_size, max_patches)
+    return Runnable(model, spec, native, name, tuple(files))
+
+
+def own_gpu(device: str | torch.device) -> str | torch.device:
+    """Return the GPU of this process where several processes share a machine."""
+    if str(device) != "cuda":
+        return device
+    local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
+    return f"cuda:{int(local) % max(1, torch.cuda.device_count())}"
+
+
+def _preprocessing(model: VisionTransformer, fields: Mapping[str, Any]) -> Preprocessing:
+    """Return the checkpoint's own preprocessing, with what the caller states in place of it.
+
+    Where nothing is recorded and the caller states mean or standard deviation, the share that a project's own models
+    are cropped to is no guess that fits: the whole image is taken, unless the caller states that, too.
+    """
+    spec, recorded, said = settled(model.passport, model.input_size, model.config.in_chans)
+    if not recorded and not {"mean", "std"}.isdisjoint(fields):
+        spec = replace(spec, crop_pct=1.0)
+        stated = _changed(spec, fields)
+        said[-1] = (
+            f"no preprocessing is recorded for these weights: with mean {stated.mean} and std {stated.std}, images are "
+            f"resized to {stated.resize_to[0]}x{stated.resize_to[1]} by {stated.interpolation} interpolation"
+        )
+    for message in said:
+        warnings.warn(message, stacklevel=4)
+    return _changed(spec, fields)
+
+
+def _changed(spec: Preprocessing, fields: Mapping[str, Any]) -> Preprocessing:
+    found = dict(fields)
+    for name in ("mean", "std"):
+        if name in found:
+            values = found[name]
+            values = values[0] if isinstance(values, (list, tuple)) and len(values) == 1 else values
+            found[name] = per_channel(name, values)[: len(spec.mean)]
+    if found.get("interpolation") not in (None, "bilinear"):
+        found.setdefault("antialias", True)  # only bilinear is there without
+    try:
+        return replace(spec, **found)
+    except TypeError as error:
+        known = ", ".join(spec.to_dict())
+        raise ConfigError(f"unknown preprocessing field among {', '.join(found)}", hint=f"known: {known}") from error
+
+
+def _tensors_sha256(model: VisionTransformer) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.dim() else b"")
+    return digest.hexdigest()
