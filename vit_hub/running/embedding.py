@@ -205,6 +205,7 @@ _REPEATED = (
     "overrides",
     "prefix",
     "base",
+    "head",
     "dequantize",
     "revision",
     "image_size",
