@@ -48,21 +48,21 @@ def find_classifier(match: Match, tensors: Mapping[str, LazyTensor], width: int,
     listed = ", ".join(layers)
     if len(layers) == 1 and not has_head and weights[0][1] == width:
         (layer, parts), table = next(iter(layers.items())), match.table
-        home = table.foreign_name("head.weight").removesuffix(".weight") or "head"
+        place = table.foreign_name("head.weight").removesuffix(".weight") or "head"
         if parts.keys() <= {"weight", "bias"}:
-            moved = {f"{home}.{part}": name for part, name in parts.items()}
-            same = layer.partition(".")[0] == home.partition(".")[0]
-            told = f"{layer} is taken for the classifier, over the model's pooled output"
-            return Classifier(moved, warnings=() if same else (told,))
+            moved = {f"{place}.{part}": name for part, name in parts.items()}
+            same = layer.partition(".")[0] == place.partition(".")[0]
+            message = f"{layer} is taken for the classifier, over the model's pooled output"
+            return Classifier(moved, warnings=() if same else (message,))
     if has_head:
-        reason, told = "another classifier", f"{listed}, beside the model's own classifier, is left out"
+        reason, message = "another classifier", f"{listed}, beside the model's own classifier, is left out"
     else:
         reason = "a classifier that is no single linear layer over the pooled output"
-        told = (
+        message = (
             f"the classifier ({listed}) is no single linear layer: it is left out, and the model has num_classes=0; "
             "keep_rest=True (--keep-rest) keeps its tensors"
         )
-    return Classifier(dropped=dict.fromkeys(candidates, reason), warnings=(told,))
+    return Classifier(dropped=dict.fromkeys(candidates, reason), warnings=(message,))
 
 
 def _lone_layer(match: Match, tensors: Mapping[str, LazyTensor], width: int) -> dict[str, tuple[str, str]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_hub.converters.read import Checkpoint
 from vit_hub.converters.tensors import LazyTensor
-from vit_hub.model.config import ViTConfig
+from vit_hub.model.config import RESIZING, ViTConfig
 
 __all__ = ["TOLERANCE", "Comparison", "TensorComparison", "compare_checkpoints", "output_difference"]
 
@@ -63,7 +63,7 @@ def compare_checkpoints(a: Checkpoint, b: Checkpoint) -> Comparison:
         for name in fields
         if getattr(a.config, name) != getattr(b.config, name)
     }
-    identical = same_weights and not set(config) - {"resize", "resize_by_count"}
+    identical = same_weights and not set(config) - {*RESIZING}
     difference = 0.0 if identical else output_difference(a, b)
     return Comparison(same_weights, difference is not None and difference <= TOLERANCE, rows, config, difference)
 

@@ -83,7 +83,7 @@ def with_head(ckpt: Checkpoint, path: Path, overrides: Mapping[str, Any] | None 
             f"{path.name}: the head is taken for one of DINO's eval_linear.py, by the names of its tensors: it reads "
             "the channels of class token and mean of the patches in turns"
         )
-    told = f"width of the head in {path.name}"
+    reason = f"width of the head in {path.name}"
     origin = {name: found for name, found in ckpt.origin.items() if name not in replaced}
     return dataclasses.replace(
         ckpt,
@@ -95,7 +95,7 @@ def with_head(ckpt: Checkpoint, path: Path, overrides: Mapping[str, Any] | None 
             **{full: f"replaced by {path.name}" for name in replaced for full in ckpt.origin.get(name, (name,))},
             **{f"{path.name}:{name}": "beside the head" for name in raw.tensors if name not in names.values()},
         },
-        inferred={**ckpt.inferred, **dict.fromkeys({"num_classes", *HEAD_FIELDS} - given.keys(), told)},
+        inferred={**ckpt.inferred, **dict.fromkeys({"num_classes", *HEAD_FIELDS} - given.keys(), reason)},
         warnings=tuple(warnings),
         source=dataclasses.replace(
             ckpt.source, tensors={**ckpt.source.tensors, **stored}, files=(*ckpt.source.files, *raw.files)

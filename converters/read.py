@@ -165,14 +165,14 @@ def read_raw(
         config, inferred, guesses = infer_config(
             {name: tensor.shape for name, tensor in reading.tensors.items()},
             overrides=given,
-            stated={**(hints or {}), **stated.fields, **raw.told},
+            stated={**(hints or {}), **stated.fields, **raw.program_fields},
             stated_by=stated.by or "the registry",
             conventions=match.format.conventions,
             convention_of=match.format.project,
         )
     except ConfigError as error:
         raise ConfigError(f"{raw.path}: {error.message}", hint=error.hint) from error
-    inferred |= dict.fromkeys(raw.told.keys() & inferred.keys(), "the program beside the weights")
+    inferred |= dict.fromkeys(raw.program_fields.keys() & inferred.keys(), "the program beside the weights")
     guessed = [text for name, text in stated.guesses.items() if name not in given]
     warnings = [*raw.warnings, *match.warnings, *stated.warnings, *guessed, *classifier.warnings, *guesses]
     if match.prefix not in match.format.prefixes:

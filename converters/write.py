@@ -27,7 +27,7 @@ from vit_hub.converters.read import CONFIG_KEY, PASSPORT_KEY, Checkpoint, open_c
 from vit_hub.converters.rules.format import Dialect, Format, Sidecars, axis_sizes
 from vit_hub.converters.tensors import LazyTensor, zeros
 from vit_hub.errors import CheckpointError, ConfigError, UnknownFormatError, UnsupportedByFormatError, VitHubError
-from vit_hub.model.config import ViTConfig
+from vit_hub.model.config import RESIZING, ViTConfig
 from vit_hub.model.shapes import field_of
 from vit_hub.preprocessing.of_checkpoint import settled
 
@@ -37,8 +37,6 @@ __all__ = ["Report", "convert_checkpoint", "foreign_tensors", "prospects", "writ
 _OPTIONS = ("num_heads", "image_size")
 # Tensors that the model does not use, and that fit no other image size, are named so.
 _SIZED = "sized."
-# The resize method does not change outputs at the stored size.
-_NOT_NUMERIC = ("resize", "resize_by_count", "resize_square")
 
 
 @dataclass(frozen=True)
@@ -360,7 +358,7 @@ def _read_back(
     changed = [
         (item.name, f"{getattr(config, item.name)!r} would be read back as {getattr(result, item.name)!r}")
         for item in dataclasses.fields(ViTConfig)
-        if item.name not in _NOT_NUMERIC and getattr(config, item.name) != getattr(result, item.name)
+        if item.name not in RESIZING and getattr(config, item.name) != getattr(result, item.name)
     ]
     return changed, config.resize_square != result.resize_square
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vit_hub.converters.build import build
 from vit_hub.converters.casting import from_tensor, to_torch
 from vit_hub.converters.containers import RawCheckpoint
-from vit_hub.converters.formats._timm import BLOCKS
+from vit_hub.converters.formats._timm import BLOCKS, POOLS
 from vit_hub.converters.formats.timm_naflex import check_square
 from vit_hub.converters.read import read_raw
 from vit_hub.converters.save import snapshot
@@ -162,7 +162,6 @@ _CLASSES = {
     "Beit": "timm-beit",
 }
 _ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu", "ReLU": "relu"}
-_POOLS = {"token": "cls", "avg": "avg", "map": "map", "": "none"}
 
 
 def timm_format(module: nn.Module) -> str:
@@ -241,9 +240,9 @@ def _windows(module: Any) -> dict[str, Any]:
     sides = [block.window_size for block in module.blocks]
     full, size = [index for index, side in enumerate(sides) if not side], max(sides)
     windows = {"size": (size, size), "full": full} if size else None
-    if module.global_pool not in _POOLS:
+    if module.global_pool not in POOLS:
         raise ConfigError(f"pool: timm's global_pool={module.global_pool!r} is not supported")
-    return {"windows": windows, "pool": _POOLS[module.global_pool]}
+    return {"windows": windows, "pool": POOLS[module.global_pool]}
 
 
 def _naflex_facts(embeddings: Any) -> dict[str, Any]:
@@ -286,13 +285,13 @@ def _activation(layer: nn.Module) -> str:
 
 def _pooling(module: Any, act: str) -> dict[str, Any]:
     pool, prefix = module.global_pool, bool(getattr(module, "pool_include_prefix", False))
-    if pool not in _POOLS:
+    if pool not in POOLS:
         raise ConfigError(f"pool: timm's global_pool={pool!r} is not supported")
     if getattr(module, "dist_token", None) is not None:
         return {"pool": "cls_dist"}
     tokens = module.num_prefix_tokens > 0
     if pool != "map":
-        return {"pool": _POOLS[pool], "pool_prefix": pool == "avg" and prefix and tokens}
+        return {"pool": POOLS[pool], "pool_prefix": pool == "avg" and prefix and tokens}
     if _activation(module.attn_pool.mlp.act) != act:
         raise ConfigError("act: attention pooling with another activation than the blocks' is not supported")
     attends = prefix or not hasattr(module, "pool_include_prefix")

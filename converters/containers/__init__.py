@@ -73,7 +73,7 @@ class RawCheckpoint:
         files: the files that hold the weights.
         unreadable: names of tensors that have no plain values, with what they are; beside at least one plain tensor.
         warnings: messages for the user, such as which subfolder was chosen.
-        told: config fields that the program tells which the file holds beside the weights.
+        program_fields: config fields that the program in the file shows, which ONNX has beside the weights.
         unopened: names of tensors in files of a sharded checkpoint that were not opened, with the file.
     """
 
@@ -85,7 +85,7 @@ class RawCheckpoint:
     files: tuple[Path, ...] = ()
     unreadable: dict[str, Unreadable] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    told: Mapping[str, Any] = field(default_factory=dict)
+    program_fields: Mapping[str, Any] = field(default_factory=dict)
     unopened: dict[str, Path] = field(default_factory=dict)
 
 
@@ -154,8 +154,8 @@ def _read(path: Path, container: str) -> RawCheckpoint:
         tensors, unreadable, files = read_dcp(path.parent)
         return RawCheckpoint(path, "torch", tensors, files=files, unreadable=unreadable)
     if container == "onnx":
-        tensors, told, files = read_onnx(path)
-        return RawCheckpoint(path, container, tensors, files=files, told=told)
+        tensors, fields, files = read_onnx(path)
+        return RawCheckpoint(path, container, tensors, files=files, program_fields=fields)
     if container in _READERS:
         return RawCheckpoint(path, container, _READERS[container](path), files=(path,))
     tensors, unreadable, embedded = read_torch(path)

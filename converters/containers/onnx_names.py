@@ -93,11 +93,11 @@ class _Names:
 
     def check(self) -> None:
         """Raise CheckpointError if there is a weight that no node told the name of."""
-        told = set(self._sources.values())
+        named = set(self._sources.values())
         for name, tensor in self._stored.items():
             # Scalars and whole numbers belong to the program.
             weight = DTYPES[tensor.dtype].floating and math.prod(tensor.shape) > 1
-            if not weight or not _made(name) or name in told:
+            if not weight or not _made(name) or name in named:
                 continue
             users = {node.op for node in self._readers.get(name, ())}
             # So do zeros that are added, or that stand for a bias of keys.

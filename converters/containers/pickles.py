@@ -186,9 +186,6 @@ class Unreadable(NamedTuple):
     remedy: str
 
 
-_MARK = object()
-
-
 class Pickle:
     """One run of the interpreter; subclasses narrow what a pickle may ask for.
 

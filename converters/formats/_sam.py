@@ -14,7 +14,7 @@ from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import ViTConfig
 
-__all__ = ["CONVENTIONS", "LIMITS", "REQUIRES", "rules", "stated_windows", "told_by_shapes", "windows_of"]
+__all__ = ["CONVENTIONS", "LIMITS", "REQUIRES", "fields_of_shapes", "rules", "stated_windows", "windows_of"]
 
 CONVENTIONS: Mapping[str, Any] = {"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic"}
 # Segment Anything's windows, in files that cannot tell them.
@@ -83,7 +83,7 @@ def rules(
     )
 
 
-def told_by_shapes(
+def fields_of_shapes(
     tensors: Mapping[str, LazyTensor], root: str, block: str, patch: str = "patch_embed.proj", attention: str = "attn"
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the fields that shapes tell, image size and windows, and a warning where they do not tell the windows.

@@ -18,7 +18,7 @@ _LAYERS = {"norm1": "norm1", "norm2": "norm2", "fc1": "mlp.lin1", "fc2": "mlp.li
 
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
-    fields, warnings = _sam.told_by_shapes(tensors, "", _BLOCK)
+    fields, warnings = _sam.fields_of_shapes(tensors, "", _BLOCK)
     return Stated(fields, "shapes of the position tables", warnings)
 
 

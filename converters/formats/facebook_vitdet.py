@@ -15,7 +15,7 @@ _TABLE = "sized.positions"
 
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
-    fields, warnings = _sam.told_by_shapes(tensors, "", _BLOCK)
+    fields, warnings = _sam.fields_of_shapes(tensors, "", _BLOCK)
     said = _vitdet.remark(tensors, "pos_embed", fields, tensors["patch_embed.proj.weight"].shape[-1])
     return Stated({**fields, "pool": "none"}, "shapes of the position tables", (*warnings, *said))
 

@@ -50,11 +50,11 @@ _BLOCK = "layers.{i}"
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Read config.json; what it does not state shapes tell."""
     values, stated = hf.read_config(raw, _READ)
-    told, guesses = _sam.told_by_shapes(tensors, dialect.variables["root"], _BLOCK, "patch_embed.projection")
+    shown, guesses = _sam.fields_of_shapes(tensors, dialect.variables["root"], _BLOCK, "patch_embed.projection")
     if "window_size" in values:
         guesses = ()
-        told["windows"] = _sam.windows_of(values["window_size"], values.get("global_attn_indexes"))
-    return replace(stated, fields={**told, **stated.fields}, warnings=(*stated.warnings, *guesses))
+        shown["windows"] = _sam.windows_of(values["window_size"], values.get("global_attn_indexes"))
+    return replace(stated, fields={**shown, **stated.fields}, warnings=(*stated.warnings, *guesses))
 
 
 def _sidecars(config: ViTConfig, passport: Passport | None) -> Sidecars:

@@ -54,14 +54,14 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
     """
     values, stated = hf.read_config(raw, TYPES)
     root = dialect.variables["root"]
-    told, guesses = _sam.told_by_shapes(tensors, root, "encoder.layer.{i}", "embeddings.projection", "attention")
+    shown, guesses = _sam.fields_of_shapes(tensors, root, "encoder.layer.{i}", "embeddings.projection", "attention")
     if "window_size" in values:
         guesses, within = (), values["window_block_indices"]
         if not isinstance(within, (list, tuple)) or not all(isinstance(block, int) for block in within):
             raise ConfigError(f"{raw.path}: window_block_indices={within!r} are no numbers of blocks")
         full = [block for block in range(values.get("num_hidden_layers", 12)) if block not in within]
-        told["windows"] = _sam.windows_of(values["window_size"], full)
-    fields = {**told, **stated.fields, "pool": "none"}
+        shown["windows"] = _sam.windows_of(values["window_size"], full)
+    fields = {**shown, **stated.fields, "pool": "none"}
     patch = tensors[f"{root}embeddings.projection.weight"].shape[-1]
     said = _vitdet.remark(tensors, f"{root}embeddings.position_embeddings", fields, patch)
     return replace(stated, fields=fields, warnings=(*stated.warnings, *guesses, *said))

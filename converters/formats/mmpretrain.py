@@ -256,11 +256,11 @@ def _state_deit3(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect:
     stated = _state(raw, tensors, dialect)
     if _backbone(stated_config(raw.sidecars)):
         return stated
-    told = (
+    remark = (
         "read as a DeiT3, whose position table has no row for the class token and whose blocks norm twice with ln1; "
         "a VisionTransformer for images that are not square has the same names: format='mmpretrain-vit' (--format)"
     )
-    return Stated(stated.fields, stated.by, (*stated.warnings, told))
+    return Stated(stated.fields, stated.by, (*stated.warnings, remark))
 
 
 def _eva02_rope(heads: int, dim: int) -> Rope:
@@ -293,13 +293,13 @@ _SAM_FULL = {"b": (2, 5, 8, 11), "l": (5, 11, 17, 23), "h": (7, 15, 23, 31)}
 def _state_sam(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Read the config; without one shapes tell the windows."""
     stated, backbone = _state(raw, tensors, dialect), _backbone(stated_config(raw.sidecars))
-    told, guesses = _sam.told_by_shapes(tensors, dialect.variables["backbone"], _SAM_BLOCK, _SAM_PATCH)
+    shown, guesses = _sam.fields_of_shapes(tensors, dialect.variables["backbone"], _SAM_BLOCK, _SAM_PATCH)
     if backbone:
         arch = backbone.get("arch", "base")
         full = arch.get("global_attn_indexes") if isinstance(arch, Mapping) else _SAM_FULL.get(str(arch).lower()[:1])
-        told["windows"], guesses = _sam.windows_of(backbone.get("window_size", 14), full), ()
+        shown["windows"], guesses = _sam.windows_of(backbone.get("window_size", 14), full), ()
     fields = {name: value for name, value in stated.fields.items() if backbone or name != "pool"}
-    return Stated({**fields, **told}, stated.by, (*stated.warnings, *guesses))
+    return Stated({**fields, **shown}, stated.by, (*stated.warnings, *guesses))
 
 
 def _evidence(raw: RawCheckpoint, prefix: str, *, classes: Sequence[str]) -> int:

@@ -30,11 +30,11 @@ _RULES = (
 
 def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Dialect) -> Stated:
     """Read timm's config.json; of a bare file shapes tell the windows."""
-    told, guesses = _sam.told_by_shapes(tensors, "", _BLOCK)
+    shown, guesses = _sam.fields_of_shapes(tensors, "", _BLOCK)
     if not _timm.is_named(raw):
-        return Stated(told, "shapes of the position tables", guesses)
+        return Stated(shown, "shapes of the position tables", guesses)
     stated, (args, given) = _timm.state(raw, tensors), _timm.arguments(raw)
-    fields: dict[str, Any] = {**told, **stated.fields}
+    fields: dict[str, Any] = {**shown, **stated.fields}
     if "window_size" in args:
         fields["windows"] = _sam.windows_of(args["window_size"], args.get("global_attn_indexes"))
         guesses = ()

@@ -71,7 +71,7 @@ CLASSIFIER = re.compile(
 
 @dataclass(frozen=True)
 class Preference:
-    """One of two copies of a model: the one that its project evaluates, told by components of their prefixes."""
+    """One of two copies of a model: the one that its project evaluates, known by components of their prefixes."""
 
     read: str
     other: str

@@ -310,7 +310,7 @@ def test_attention_maps_of_windows_are_zero_between_windows(pad: bool) -> None:
         ({"windows": {"size": (2, 2)}, "class_token": True, "pool": "cls"}, "windows"),
         ({"neck": {"chans": 4}, "pool": "map"}, "neck"),
         ({"windows": {"full": [1]}}, "windows lacks windows.size"),
-        ({"windows": {"size": (2, 2), "full": [-1]}}, "windows.full must hold numbers"),
+        ({"windows": {"size": (2, 2), "full": [-1]}}, "windows.full must hold whole numbers"),
         ({"neck": 5}, "neck must be a mapping"),
         ({"rel_pos": "decomposed", "rope": {}}, "rel_pos"),
     ],

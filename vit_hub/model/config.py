@@ -18,8 +18,8 @@ from typing import Any, Literal
 from vit_hub.errors import ConfigError
 
 __all__ = [
-    "ACTIVATIONS", "ATTENTION_POOLS", "CHOICES", "RESIZE_METHODS", "Merger", "Neck", "RelPosMlp", "Rope", "ViTConfig",
-    "Video", "Windows", "check_choices", "check_fields", "size_pair",
+    "ACTIVATIONS", "ATTENTION_POOLS", "CHOICES", "RESIZE_METHODS", "RESIZING", "Merger", "Neck", "RelPosMlp", "Rope",
+    "ViTConfig", "Video", "Windows", "check_choices", "check_fields", "size_pair",
 ]  # fmt: skip
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
@@ -42,6 +42,8 @@ _NOT_NEGATIVE = (
     "pool_depth", "num_detection_tokens", "patch_padding",
 )  # fmt: skip
 _SIZES = ("image_size", "patch_size")
+RESIZING = ("resize", "resize_by_count", "resize_square")
+"""The fields that change nothing at the size that a model was made for."""
 ATTENTION_POOLS = ("map", "attn", "attentive")
 """The pools by attention of a learned query."""
 
