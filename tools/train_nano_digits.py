@@ -33,7 +33,7 @@ from torch import Tensor
 import vit_hub
 from vit_hub.converters.save import snapshot
 from vit_hub.converters.write import convert_checkpoint
-from vit_hub.preprocessing.spec import CONVENTIONS
+from vit_hub.preprocessing.project_files import CONVENTIONS
 
 CONFIG = vit_hub.ViTConfig(
     image_size=(32, 32),
