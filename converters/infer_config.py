@@ -71,13 +71,6 @@ def infer_config(
         if name not in fields:
             before = f"{rows} row{'s' * (rows != 1)} of pos_embed"
             fields[name], inferred[name] = present, f"{before} before those of the patches"
-    guessed = not {"image_size", "pos_embed_prefix"} & known.keys() and "pos_embed_prefix" not in conventions
-    if guessed and rows == 0 and fields["class_token"] and "pos_embed" in shapes:
-        warnings += (
-            f"pos_embed has {shapes['pos_embed'][1]} rows, taken for a square grid without a row for the class token; "
-            'if the images are not square, give their size: overrides={"image_size": (height, width)}, on the command '
-            "line --set image_size=HxW",
-        )
     config = ViTConfig.from_dict(fields)
     return config, {name: inferred[name] for name in sorted(inferred) if name not in overrides}, warnings
 

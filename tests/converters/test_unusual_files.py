@@ -91,15 +91,6 @@ def test_a_whole_name_as_prefix(tmp_path: Path) -> None:
         vit_hub.open_checkpoint(saved(tmp_path / "m.pth", state()), prefix="patch_embed.proj.weight")
 
 
-def test_a_table_that_is_square_without_a_row_for_the_class_token_is_a_guess(tmp_path: Path) -> None:
-    config = SMALL.replace(image_size=(8, 16), num_classes=0)  # 2 x 4 patches and a class token: 9 rows
-    path = saved(tmp_path / "m.pth", state(config=config))
-    assert any("square grid" in text for text in vit_hub.open_checkpoint(path).warnings)
-    found = vit_hub.open_checkpoint(path, overrides={"image_size": (8, 16)})
-    assert not any("square grid" in text for text in found.warnings)
-    assert found.config.pos_embed_prefix
-
-
 class TestRest:
     """Tensors that are kept in a file of their own."""
 

@@ -188,7 +188,11 @@ def configs(draw: st.DrawFn, **fixed: Any) -> vit_hub.ViTConfig:
     field_if(pool in ("map", "attn", "avg") and prefix, "pool_prefix", st.booleans())
     head = field_if(pool != "none", "num_classes", st.integers(0, 5))
     single = pool not in ("none", "cls_dist")
-    both = field_if(pool == "cls" and head, "head_input", st.sampled_from(("pooled", "pooled", "pooled", "cls_avg")))
+    both = field_if(
+        pool == "cls" and head and norm != "after",
+        "head_input",
+        st.sampled_from(("pooled", "pooled", "pooled", "cls_avg")),
+    )
     plain = single and both != "cls_avg"
     layer = field_if(plain, "representation_dim", st.sampled_from((0, 0, 3, width)))
     field_if(plain and not layer, "projection_dim", st.sampled_from((0, 0, 5)))

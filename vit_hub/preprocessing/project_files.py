@@ -441,7 +441,8 @@ def resized_sidecars(
 def _resized_processor(processor: Mapping[str, Any], image_size: tuple[int, int]) -> dict[str, Any]:
     """Return the sizes of an image processor for another input size."""
     if isinstance(processor.get("size"), Mapping) and "longest_edge" in processor["size"]:
-        if "shortest_edge" in processor["size"]:  # for images of any size
+        padded = "pad_size" in processor or "Sam" in str(processor.get("image_processor_type"))
+        if "shortest_edge" in processor["size"] or not padded:  # for images of any size
             return {}
         square = {"height": image_size[0], "width": image_size[1]}
         return {"size": {"longest_edge": max(image_size)}, **({"pad_size": square} if "pad_size" in processor else {})}
