@@ -14,13 +14,17 @@ from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import ViTConfig
 
-__all__ = ["CONVENTIONS", "LIMITS", "REQUIRES", "fields_of_shapes", "rules", "stated_windows", "windows_of"]
+__all__ = [
+    "CONVENTIONS", "LIMITS", "REQUIRES", "TRUNK", "WINDOWS", "fields_of_shapes", "rules", "stated_windows",
+    "windows_of",
+]  # fmt: skip
 
 CONVENTIONS: Mapping[str, Any] = {"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic"}
 # Segment Anything's windows, in files that cannot tell them.
 _WINDOW = 14
 
-LIMITS: Mapping[str, object] = {
+# Of the blocks alone, which ViTDet has, too.
+TRUNK: Mapping[str, object] = {
     "qkv_bias": (True, False),
     "patch_bias": True,
     "qk_norm": False,
@@ -36,14 +40,17 @@ LIMITS: Mapping[str, object] = {
     "pool": "none",
     "stem": "patch",
     "windows": ANY,
-    "neck": ANY,
 }
-REQUIRES = (
-    Requirement("neck", lambda c: c.neck is not None and c.neck.chans > 0, "its neck has convolutions"),
+LIMITS: Mapping[str, object] = {**TRUNK, "neck": ANY}
+WINDOWS = (
     Requirement("windows", lambda c: c.windows is None or c.windows.pad, "its windows are filled with zeros"),
     Requirement(
         "windows", lambda c: c.windows is None or len(set(c.windows.size)) == 1, "its windows are as high as wide"
     ),
+)
+REQUIRES = (
+    Requirement("neck", lambda c: c.neck is not None and c.neck.chans > 0, "its neck has convolutions"),
+    *WINDOWS,
 )
 
 

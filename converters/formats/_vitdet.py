@@ -11,38 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_hub.converters.casting import from_tensor, to_torch
-from vit_hub.converters.rules.format import ANY, Requirement
+from vit_hub.converters.formats import _sam
 from vit_hub.converters.rules.table import Reading, Rule, rule, weight_and_bias
 from vit_hub.converters.tensors import Array, LazyTensor, concat
 from vit_hub.model.config import ViTConfig, size_pair
 from vit_hub.model.resize import resize_table
 
-__all__ = ["CONVENTIONS", "LIMITS", "REQUIRES", "fit_positions", "remark", "row_counts", "rules"]
+__all__ = ["fit_positions", "remark", "row_counts", "rules"]
 
-CONVENTIONS: Mapping[str, Any] = {"act": "gelu", "norm_eps": 1e-6, "resize": "bicubic"}
-LIMITS: Mapping[str, object] = {
-    "qkv_bias": (True, False),
-    "patch_bias": True,
-    "qk_norm": False,
-    "pre_norm": False,
-    "class_token": False,
-    "num_registers": 0,
-    "pos_embed": ("learned", "none"),
-    "rope": None,
-    "rel_pos": ("decomposed", "none"),
-    "layer_scale": False,
-    "final_norm": "none",
-    "num_classes": 0,
-    "pool": "none",
-    "stem": "patch",
-    "windows": ANY,
-}
-REQUIRES = (
-    Requirement("windows", lambda c: c.windows is None or c.windows.pad, "its windows are filled with zeros"),
-    Requirement(
-        "windows", lambda c: c.windows is None or len(set(c.windows.size)) == 1, "its windows are as high as wide"
-    ),
-)
 # The row of the class token. Its name comes before that of a whole table, which is written in place of both.
 _CLASS_ROW = "class_position"
 
@@ -104,7 +80,7 @@ def fit_positions(reading: Reading, table: str, image_size: tuple[int, int] | No
     side = math.isqrt(stored.shape[1])
     if grid is None or side * side != stored.shape[1] or grid == (side, side) or not all(grid):
         return
-    alone = {"num_heads": 1, "class_token": False, "pool": "none", "resize": CONVENTIONS["resize"]}
+    alone = {"num_heads": 1, "class_token": False, "pool": "none", "resize": _sam.CONVENTIONS["resize"]}
     config = ViTConfig(image_size=(side, side), patch_size=(1, 1), embed_dim=stored.shape[2], **alone)
 
     def read() -> Array:

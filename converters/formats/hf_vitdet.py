@@ -95,10 +95,10 @@ FORMATS = (
         TYPES,
         rules=_vitdet.rules(_POSITIONS, _PATCH, "${root}encoder.layer.{i}", "attention", _TABLE),
         dialects=tuple(Dialect("", {"family": "vitdet", "root": root}) for root in ("", "vitdet.", "backbone.")),
-        conventions=_vitdet.CONVENTIONS,
-        limits=_vitdet.LIMITS,
+        conventions=_sam.CONVENTIONS,
+        limits=_sam.TRUNK,
         requires=(
-            *_vitdet.REQUIRES,
+            *_sam.WINDOWS,
             hf.SQUARE,
             Requirement("mlp_dim", lambda c: c.mlp_dim % c.embed_dim == 0, "its MLP is a whole multiple of its width"),
         ),
