@@ -25,7 +25,7 @@ SUFFIXES = [target.suffix for target in TARGETS.values()]
 
 
 def run(path: Path, images: Tensor) -> Tensor:
-    """What the runtimes themselves make of a file."""
+    """Return the output of a file in its own runtime."""
     if path.suffix == ".pt2":
         return torch.export.load(path).module()(images).detach()
     if path.suffix == ".onnx":

@@ -152,7 +152,7 @@ def _restore(tensors: Mapping[str, LazyTensor], config: ViTConfig) -> dict[str, 
         found[_SUMMARY] = from_array(summary)
 
     def as_read() -> bool:
-        """Whether the model has still the values that were read."""
+        """Return True while the model has the values that were read."""
         if stored is None or stored.shape != kernel.shape:
             return False
         pairs = zip(_folded(stored, mean, std), (kernel, bias), strict=True)

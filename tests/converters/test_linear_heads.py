@@ -43,7 +43,7 @@ def linear(width: int, seed: int = 5) -> dict[str, Tensor]:
 
 
 def dino_file(path: Path, state: dict[str, Tensor]) -> Path:
-    """What eval_linear.py saves."""
+    """Return a file as eval_linear.py saves it."""
     named = {f"module.linear.{name}": value for name, value in state.items()}
     optimizer = torch.optim.SGD([torch.nn.Parameter(state["weight"].clone())], 0.1, momentum=0.9)
     torch.save({"epoch": 100, "state_dict": named, "optimizer": optimizer.state_dict(), "best_acc": 77.0}, path)

@@ -60,7 +60,7 @@ TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2, "int8": 2e-1}
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """What was exported.
+    """Outcome of an export.
 
     Attributes:
         path: the file.

@@ -51,7 +51,7 @@ class _Whole(nn.Module):
 
 @dataclass(frozen=True)
 class Program:
-    """What is exported.
+    """A model as it is exported.
 
     Attributes:
         module: images -> output.

@@ -32,7 +32,7 @@ Bias = Tensor | Callable[..., Tensor]
 
 
 class Positions(NamedTuple):
-    """What the attention of a block knows of positions.
+    """Rotations, bias and windows, by which the attention of a block knows of positions.
 
     Attributes:
         rope: cosines and sines that rotate queries and keys, each [..., T, D/H].

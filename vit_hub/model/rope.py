@@ -45,7 +45,7 @@ def grid_coordinates(rope: Rope, grid_size: tuple[int, int], device: torch.devic
 
 
 def _scale(rope: Rope, axis: int, size: int) -> float:
-    """What the coordinates of an axis are multiplied by."""
+    """Return the factor of the coordinates of an axis."""
     if rope.reference_grid is None:
         return 1.0
     if rope.reference_ends:

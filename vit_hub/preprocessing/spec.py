@@ -270,7 +270,7 @@ def native_size(size: tuple[int, int], patch_size: int | tuple[int, int], max_pa
 
 
 def _name(source: Any, index: int) -> str:
-    """What an image is called in errors: its path, or its number."""
+    """Return the name of an image in errors: its path, or its number."""
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"image {index}"
 
 

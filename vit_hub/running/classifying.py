@@ -34,7 +34,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model makes of one image.
+    """Classes of one image.
 
     Attributes:
         item: the image.

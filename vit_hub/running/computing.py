@@ -1,4 +1,4 @@
-"""What is computed for a batch of images: embeddings, logits, tokens, the output of a block."""
+"""Outputs for a batch of images: embeddings, logits, tokens, the output of a block."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ ENGINES = ("local", "ray")
 
 @dataclass(frozen=True)
 class EmbeddingReport:
-    """What became of a run.
+    """Outcome of a run.
 
     Attributes:
         path: the folder.

@@ -1,4 +1,4 @@
-"""What a folder of embeddings tells: nearest neighbours, k-NN accuracy, and a linear probe."""
+"""Uses of a folder of embeddings: nearest neighbours, k-NN accuracy, and a linear probe."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ __all__ = ["ShardWorker", "embed_on_ray"]
 
 
 class ShardWorker:
-    """What an actor does: compute the shards of a batch and write them where all processes see them.
+    """Work of an actor: compute the shards of a batch and write them where all processes see them.
 
     It can be done again at any time: a shard takes its own place.
 
