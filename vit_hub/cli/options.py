@@ -289,7 +289,7 @@ running_options = _together(
     workers=click.option(
         "--workers",
         type=click.IntRange(min=0),
-        help="Processes that read and preprocess images; 0: none besides the one that computes. Default: one per core.",
+        help="Processes that read and preprocess images; 0: none, in turn with computing. By default chosen.",
     ),
     compile=click.option(
         "--compile",

@@ -9,7 +9,7 @@ import torch
 
 from vit_hub.preprocessing.of_checkpoint import class_names
 from vit_hub.running.computing import Computation, check_classes
-from vit_hub.running.engine import run, worker_errors
+from vit_hub.running.engine import run
 from vit_hub.running.models import Runnable
 from vit_hub.running.reading import Reader
 from vit_hub.running.sources import Item, Sources, batches_of
@@ -64,7 +64,7 @@ def classify(
         sources: the images.
         top: number of classes.
         batch_size: images computed at a time; None: chosen for the device.
-        workers: processes that read and preprocess; 0: none; None: one for each core.
+        workers: processes that read and preprocess; 0: none, in turn with computing; None: chosen for the device.
         compile: a mode of torch.compile; None: not compiled.
         fast_decode: let JPEG files be shrunk while they are decoded; pixels differ a little.
 
@@ -76,12 +76,11 @@ def classify(
     names = class_names(model.model)
     computation = Computation(model.model, "logits", compile=compile, batch_size=batch_size)
     reader = Reader(model.preprocessing, None, fast_decode)
-    with worker_errors():
-        for done in run(batches_of(sources.items(), computation.batch_size), reader, computation, workers=workers):
-            guesses = _best(torch.from_numpy(done.outputs), names, top) if done.kept else []
-            found = dict(zip(done.kept, guesses, strict=True))
-            for index, item in enumerate(done.items):
-                yield Prediction(item, found.get(index, []), done.errors.get(index))
+    for done in run(batches_of(sources.items(), computation.batch_size), reader, computation, workers=workers):
+        guesses = _best(torch.from_numpy(done.outputs), names, top) if done.kept else []
+        found = dict(zip(done.kept, guesses, strict=True))
+        for index, item in enumerate(done.items):
+            yield Prediction(item, found.get(index, []), done.errors.get(index))
 
 
 def _best(logits: torch.Tensor, names: Sequence[str] | None, top: int) -> list[list[Guess]]:

@@ -133,7 +133,7 @@ class Embedder:
     def results(self, items: Sequence[Item], sources: Sequence[Any] | None = None) -> Done:
         """Compute one batch: images, as they are or where their items say that they are."""
         ready = self._prepared()
-        read = ready.reader.__getitems__(items) if sources is None else ready.reader.batch(items, sources)
+        read = ready.reader.batch(items, ready.reader.read(items, sources))
         return computed(read, ready.computation.submit(read.images) if len(read.images) else None, ready.computation)
 
     def _prepared(self) -> _Ready:

@@ -18,7 +18,7 @@ from vit_hub.model.vit import VisionTransformer
 from vit_hub.progress import on_terminal, step_bar
 from vit_hub.running.computing import Computation
 from vit_hub.running.embedder import Embedder
-from vit_hub.running.engine import Done, run, worker_errors
+from vit_hub.running.engine import Done, run
 from vit_hub.running.folder import Folder, digest_of, other_images
 from vit_hub.running.models import Runnable, runnable
 from vit_hub.running.outputs import check_format
@@ -101,7 +101,7 @@ def embed(
         to: ``parquet``, ``npy``, ``safetensors`` or ``lance``.
         store: dtype in the files, ``float32`` or ``float16``.
         batch_size: images computed at a time; None: chosen for the device.
-        workers: processes that read and preprocess; 0: none; None: one for each core.
+        workers: processes that read and preprocess; 0: none, in turn with computing; None: chosen for the device.
         compile: a mode of torch.compile, such as ``default``; None: not compiled.
         shard_size: images in a shard; None: 2048, or fewer where their outputs are large.
         share: (rank, number of processes): compute every so-manieth shard only; None: as torchrun or SLURM says.
@@ -144,7 +144,7 @@ def embed(
     folder = Folder.prepare(Path(out), manifest)
     task = _Run(folder, sources, shard_size, (rank, world), retry_errors)
     total = sources.count() if progress and on_terminal() else None
-    with step_bar("embedding", total, show=progress) as advance, task.writer, worker_errors():
+    with step_bar("embedding", total, show=progress) as advance, task.writer:
         if engine == "ray":
             name = os.path.abspath(model.source) if Path(model.source).exists() else model.source  # noqa: PTH100
             embedder = Embedder(

@@ -1,28 +1,27 @@
-"""The engine: worker processes read ahead while the model computes, and results come in the order of the images."""
+"""The engine: images are read, the model computes, and results come in the order of the images."""
 
 from __future__ import annotations
 
+import itertools
 import os
-import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from vit_hub.errors import VitHubError, first_line
 from vit_hub.running.computing import Computation
 from vit_hub.running.reading import Batch, Reader
 from vit_hub.running.sources import Item
+from vit_hub.running.workers import read_by_workers
 
-__all__ = ["Done", "automatic_workers", "batches_read", "computed", "run", "worker_errors"]
+__all__ = ["Done", "automatic_workers", "batches_read", "computed", "run"]
 
 _MOST_WORKERS = 16
-_AHEAD = 2  # batches for each worker
+_TURNS = 8  # cores up to which reading and computing take turns on a CPU
 _WINDOW = 8  # batches whose images are sorted by size
 
 
@@ -45,47 +44,41 @@ class Done:
     errors: dict[int, str]
 
 
-def automatic_workers() -> int:
-    """Return how many processes read images: one for each core that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST_WORKERS)
+def automatic_workers(device: torch.device, items: Iterable[Item]) -> int:
+    """Return how many processes read images while the device computes, 0 where that would not help.
 
-
-@contextmanager
-def worker_errors() -> Iterator[None]:
-    """Report the end of a worker process, which torch raises wherever the main process is at that time.
-
-    Raises:
-        VitHubError: a worker process was killed.
+    On a few cores reading and computing disturb each other, so they take turns there; a GPU waits for nothing, and an
+    address is waited for.
     """
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise VitHubError(
-            f"a process that reads images ended: {first_line(error)}",
-            hint="is there enough memory, and room in /dev/shm? Fewer processes: --workers 2, or 0",
-        ) from error
+    turns = device.type == "cpu" and cores() <= _TURNS and not any(item.place.kind == "url" for item in items)
+    return 0 if turns else min(cores(), _MOST_WORKERS)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(
     batches: Iterable[list[Item]], reader: Reader, computation: Computation, *, workers: int | None = None
 ) -> Iterator[Done]:
-    """Yield the results of batches, in their order; to be gone through within :func:`worker_errors`.
+    """Yield the results of batches, in their order.
 
     Args:
         batches: taken a few ahead of what is computed.
         reader: what is done to images before the model.
         computation: the model.
-        workers: processes that read; 0: none, so that reading and computing take turns; None: as many as there are
-            cores, none for a single batch.
+        workers: processes that read; 0: none, so that reading and computing take turns; None: as
+            :func:`automatic_workers` has it, none for a single batch.
+
+    Raises:
+        VitHubError: a process ended.
     """
     stream = iter(batches)
     if workers is None:
-        first = [batch for _, batch in zip(range(2), stream, strict=False)]
-        workers = automatic_workers() if len(first) == 2 else 0
-        stream = _chained(first, stream)
+        first = list(itertools.islice(stream, 2))
+        workers = automatic_workers(computation.device, first[0]) if len(first) == 2 else 0
+        stream = itertools.chain(first, stream)
     read = batches_read(stream, reader, computation, workers)
     if reader.native is not None:
         yield from _sorted_by_size(read, computation)
@@ -101,42 +94,16 @@ def run(
 
 
 def batches_read(
-    stream: Iterator[list[Item]], reader: Reader, computation: Computation, workers: int
-) -> Iterable[Batch]:
-    """Return batches as worker processes have read them, in their order."""
-    options: dict[str, Any] = {"prefetch_factor": _AHEAD, "worker_init_fn": _ignore_interrupts} if workers else {}
-    return DataLoader(
-        reader,  # type: ignore[arg-type]
-        batch_sampler=_Once(stream),
-        num_workers=workers,
-        collate_fn=_as_it_is,  # type: ignore[arg-type]
-        pin_memory=computation.device.type == "cuda",
-        **options,
-    )
-
-
-class _Once:
-    """A stream as a sampler, which the data loader asks for its iterator once."""
-
-    def __init__(self, stream: Iterator[list[Item]]) -> None:
-        self._stream = stream
-
-    def __iter__(self) -> Iterator[list[Item]]:
-        return self._stream
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
-
-
-def _ignore_interrupts(_: int) -> None:
-    """Leave it to the main process to end the workers: Ctrl-C reaches all of a terminal's processes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _chained(first: Sequence[list[Item]], rest: Iterator[list[Item]]) -> Iterator[list[Item]]:
-    yield from first
-    yield from rest
+    stream: Iterable[list[Item]], reader: Reader, computation: Computation, workers: int
+) -> Iterator[Batch]:
+    """Yield batches as they were read; their images stay as they are until the next one is taken."""
+    if workers:
+        polite = computation.device.type == "cpu"
+        yield from read_by_workers(stream, reader, workers, computation.batch_size, polite=polite)
+        return
+    reader = replace(reader, threads=cores())
+    for items in stream:
+        yield reader.batch(items, reader.read(items))
 
 
 def computed(batch: Batch, submitted: Any, computation: Computation) -> Done:
@@ -162,7 +129,7 @@ def _sorted_by_size(read: Iterable[Batch], computation: Computation) -> Iterator
     """Compute images of many sizes: a window of batches is sorted, so that little padding is computed."""
     window: list[Batch] = []
     for batch in read:
-        window.append(batch)
+        window.append(replace(batch, images=[image.clone() for image in batch.images]))
         if len(window) == _WINDOW:
             yield from _window_of(window, computation)
             window = []

@@ -24,7 +24,7 @@ from vit_hub.preprocessing.of_checkpoint import class_names
 from vit_hub.progress import step_bar
 from vit_hub.registry import Metric, get_entry
 from vit_hub.running.computing import Computation, check_classes
-from vit_hub.running.engine import run, worker_errors
+from vit_hub.running.engine import run
 from vit_hub.running.models import Runnable, runnable
 from vit_hub.running.reading import Reader
 from vit_hub.running.sources import Item, Sources, batches_of
@@ -115,7 +115,7 @@ def evaluate(
         images: as for :func:`vit_hub.embed`, with labels.
         mapping: label -> index, synset or name; or a file with it: a JSON object, or lines of label, tab, class.
         batch_size: images computed at a time; None: chosen for the device.
-        workers: processes that read and preprocess; 0: none; None: one for each core.
+        workers: processes that read and preprocess; 0: none, in turn with computing; None: chosen for the device.
         compile: a mode of torch.compile; None: not compiled.
         fast_decode: let JPEG files be shrunk while they are decoded; pixels differ a little.
         preprocessing: fields that differ from the checkpoint's own preprocessing, such as ``{"mean": 0.5}``.
@@ -139,7 +139,7 @@ def evaluate(
     confusion = np.zeros((len(targets), model.model.config.num_classes), np.int64)
     right5 = errors = 0
     batches = batches_of(sources.items(), computation.batch_size)
-    with step_bar("evaluating", count, show=progress) as advance, worker_errors():
+    with step_bar("evaluating", count, show=progress) as advance:
         for done in run(batches, reader, computation, workers=workers):
             advance(len(done.items))
             errors += len(done.errors)

@@ -265,7 +265,8 @@ def _embedded(
         )
     reader = Reader(Preprocessing.from_dict(manifest["preprocessing"]), model.native, manifest["fast_decode"])
     computation = Computation(model.model, manifest["what"], batch_size=1)
-    read = reader.__getitems__(list(Sources.of([image]).items())[:1])
+    items = list(Sources.of([image]).items())[:1]
+    read = reader.batch(items, reader.read(items))
     if read.errors:
         raise VitHubError(f"{image}: {read.errors[0]}")
     found = computation.fetch(computation.submit(read.images))[0]

@@ -1,4 +1,4 @@
-"""Images read and preprocessed, in batches, wherever they are: what worker processes do."""
+"""Images read and preprocessed, in batches, wherever they are."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,12 +22,16 @@ from vit_hub.preprocessing.spec import Preprocessing, native_size
 from vit_hub.running.parquet import needs_pyarrow
 from vit_hub.running.sources import Item, Place
 
-__all__ = ["Batch", "NativeSize", "Reader"]
+__all__ = ["Batch", "NativeSize", "Outcome", "Reader"]
 
-_Result = TypeVar("_Result")
 _URL_BYTES = 256 << 20  # an answer that is larger is no image
 _FETCHING = 8  # addresses at once in each process
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # of EXIF: those with rows as columns
+
+
+# The model's input for an image, [C, h, w], and (width, height) of the image in pixels, upright, as it is; or why it
+# cannot be read.
+Outcome: TypeAlias = tuple[npt.NDArray[np.float32], tuple[int, int]] | str
 
 
 @dataclass
@@ -35,7 +41,7 @@ class Batch:
     Attributes:
         items: all that were asked for.
         images: the model's input for those that could be read, [N, C, h, w], or a list of [C, h, w] if sizes differ.
-        sizes: (width, height) in pixels of those, upright, before preprocessing.
+        sizes: of those, as an :data:`Outcome` has them.
         errors: position among the items -> why the image cannot be read.
     """
 
@@ -43,12 +49,6 @@ class Batch:
     images: Tensor | list[Tensor]
     sizes: list[tuple[int, int]]
     errors: dict[int, str] = field(default_factory=dict)
-
-    def pin_memory(self) -> Batch:
-        """Return the batch in memory that a GPU copies from without waiting; called by torch's data loader."""
-        images = self.images
-        pinned = images.pin_memory() if isinstance(images, Tensor) else [image.pin_memory() for image in images]
-        return replace(self, images=pinned)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class NativeSize:
 
 @dataclass(frozen=True)
 class Reader:
-    """Data set of torch's data loader, whose indices are items.
+    """Reading and preprocessing for a model.
 
     Attributes:
         preprocessing: of the model.
@@ -81,36 +81,40 @@ class Reader:
     fast_decode: bool = False
     threads: int = 1
 
-    def __getitems__(self, items: Sequence[Item]) -> Batch:
-        """Read and preprocess a batch. Images that cannot be read are among its errors."""
-        return self.batch(items, [functools.partial(content_of, item) for item in items])
+    def largest(self) -> int:
+        """Return the number of values of the largest input that an image is made into."""
+        if self.native is None:
+            return len(self.preprocessing.mean) * math.prod(self.preprocessing.image_size)
+        return len(self.preprocessing.mean) * self.native.max_patches * math.prod(self.native.patch_size)
 
-    def batch(self, items: Sequence[Item], sources: Sequence[Any]) -> Batch:
-        """Preprocess images: what :class:`Preprocessing` takes, or functions that return it, one for each item."""
-        channels, (height, width) = len(self.preprocessing.mean), self.preprocessing.image_size
-        rows = None if self.native else _shared(len(items), channels, height, width)
-        images, sizes, errors = list[Tensor](), list[tuple[int, int]](), dict[int, str]()
+    def read(self, items: Sequence[Item], sources: Sequence[Any] | None = None) -> Iterable[Outcome]:
+        """Return the model's input for each image, or why there is none.
+
+        Args:
+            items: the images, read where they say that they are.
+            sources: instead of those places, what :class:`Preprocessing` takes.
+        """
+        given = sources or [functools.partial(content_of, item) for item in items]
         # Most of the time that an address takes is waiting.
         threads = _FETCHING if any(item.place.kind == "url" for item in items) else self.threads
-        for index, found in enumerate(_mapped(self._one, items, sources, threads)):
-            if isinstance(found, str):
-                errors[index] = found
-                continue
-            image, size = found
-            if rows is None:
-                images.append(image)
-            else:
-                rows[len(sizes)] = image
-            sizes.append(size)
-        return Batch(list(items), images if rows is None else rows[: len(sizes)], sizes, errors)
+        return _mapped(self._one, items, given, threads)
 
-    def _one(self, item: Item, source: Any) -> tuple[Tensor, tuple[int, int]] | str:
-        """Return the model's input for one image, and its size; or why it cannot be read."""
+    def batch(self, items: Sequence[Item], outcomes: Iterable[Outcome]) -> Batch:
+        """Return what was read of images as a batch."""
+        found = list(outcomes)
+        errors = {index: outcome for index, outcome in enumerate(found) if isinstance(outcome, str)}
+        read = [outcome for outcome in found if not isinstance(outcome, str)]
+        images: Any = [torch.from_numpy(image) for image, _ in read]
+        if self.native is None:
+            images = torch.stack(images) if images else torch.empty(0)
+        return Batch(list(items), images, [size for _, size in read], errors)
+
+    def _one(self, item: Item, source: Any) -> Outcome:
         try:
             image, size = self._read(source() if callable(source) else source, item.name)
             if self.native is not None:
                 return self._at_its_size(image, item.name), size
-            return torch.from_numpy(self.preprocessing.prepared(image, item.name)), size
+            return self.preprocessing.prepared(image, item.name), size
         except (VitHubError, OSError, MemoryError) as error:
             return _reason(error, item.name)
 
@@ -129,16 +133,16 @@ class Reader:
         upright = opened.getexif().get(_ORIENTATION) not in _TURNED
         return self.preprocessing.read(opened, name), whole if upright else whole[::-1]
 
-    def _at_its_size(self, image: Image.Image, name: str) -> Tensor:
+    def _at_its_size(self, image: Image.Image, name: str) -> npt.NDArray[np.float32]:
         assert self.native is not None
         size = native_size((image.height, image.width), self.native.patch_size, self.native.max_patches)
         spec = replace(self.preprocessing.with_image_size(size), crop_mode="squash", crop_pct=1.0)
-        return torch.from_numpy(spec.prepared(image, name)).contiguous()
+        return spec.prepared(image, name)
 
 
 def _mapped(
-    function: Callable[..., _Result], items: Sequence[Item], sources: Sequence[Any], threads: int
-) -> Iterable[_Result]:
+    function: Callable[[Item, Any], Outcome], items: Sequence[Item], sources: Sequence[Any], threads: int
+) -> Iterable[Outcome]:
     if threads <= 1:
         return map(function, items, sources)
     with ThreadPoolExecutor(threads) as pool:
@@ -229,14 +233,6 @@ def _nowhere(place: Place) -> bytes:
 
 
 _KINDS = {"file": _file, "tar": _tar, "parquet": _parquet, "url": _url, "nowhere": _nowhere}
-
-
-def _shared(*shape: int) -> Tensor:
-    """Return a float32 tensor to fill; in a worker in shared memory, as torch's own collation has it."""
-    if torch.utils.data.get_worker_info() is None:
-        return torch.empty(shape)
-    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # type: ignore[no-untyped-call]
-    return torch.empty(0).set_(storage).resize_(shape)
 
 
 def _reason(error: BaseException, name: str) -> str:
