@@ -81,11 +81,14 @@ class LazyTensor:
         dtype: safetensors' name, a key of :data:`DTYPES`.
         shape: sizes of the axes.
         read: returns the values as an array of ``shape`` in the carrier dtype, possibly a view of a memory-mapped file.
+        parts: the tensors that it joins along the first axis, if it is joined: written one after another, they need
+            not be in memory together.
     """
 
     dtype: str
     shape: tuple[int, ...]
     read: Callable[[], Array]
+    parts: tuple[LazyTensor, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -140,7 +143,7 @@ def concat(parts: Sequence[LazyTensor]) -> LazyTensor:
     if any(part.dtype != first.dtype or part.shape[1:] != first.shape[1:] for part in parts):
         raise ValueError(f"cannot join {[(part.dtype, part.shape) for part in parts]}")
     shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
-    return LazyTensor(first.dtype, shape, lambda: np.concatenate([part.read() for part in parts]))
+    return LazyTensor(first.dtype, shape, lambda: np.concatenate([part.read() for part in parts]), tuple(parts))
 
 
 def split(tensor: LazyTensor, weights: Sequence[int]) -> list[LazyTensor]:

@@ -281,12 +281,20 @@ def _pieces(
 
 def _read_pieces(tensors: Mapping[str, LazyTensor], names: Iterable[str]) -> Iterator[tuple[str, memoryview]]:
     for name in names:
-        tensor = tensors[name]
-        array = tensor.read()
-        if array.shape != tensor.shape or array.dtype != DTYPES[tensor.dtype].carrier:
-            raise CheckpointError(
-                f"tensor {name!r}: {tensor.dtype} {tensor.shape} expected, {array.dtype} {array.shape} read",
-                hint="the file was changed while it was read",
-            )
-        for piece in chunks(array):
-            yield name, piece
+        for part in _parts(tensors[name]):
+            array = part.read()
+            if array.shape != part.shape or array.dtype != DTYPES[part.dtype].carrier:
+                raise CheckpointError(
+                    f"tensor {name!r}: {part.dtype} {part.shape} expected, {array.dtype} {array.shape} read",
+                    hint="the file was changed while it was read",
+                )
+            for piece in chunks(array):
+                yield name, piece
+
+
+def _parts(tensor: LazyTensor) -> Iterator[LazyTensor]:
+    """Yield the tensors whose values in turn are those of a tensor."""
+    if not tensor.parts:
+        yield tensor
+    for part in tensor.parts:
+        yield from _parts(part)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import vit_hub
+from vit_hub.converters.containers import write_tensors
 from vit_hub.converters.read import CONFIG_KEY
+from vit_hub.converters.tensors import Array, concat, from_array
 from vit_hub.model.shapes import num_parameters, tensor_shapes
 
 MB = 1_000_000
@@ -72,3 +77,14 @@ def test_peak_memory_of_conversions(tmp_path: Path) -> None:
         "canonical -> timm in bfloat16": peak(first, tmp_path / "d", "timm", "bfloat16"),
     }
     assert max(found.values()) <= BOUND, found
+
+
+def test_joined_tensors_are_written_part_by_part(tmp_path: Path) -> None:
+    parts = [from_array(np.full((2, 3), i, np.float32)) for i in range(3)]
+    joined = concat([concat(parts[:2]), parts[2]])
+
+    def whole() -> Array:
+        raise AssertionError("all parts are in memory together")
+
+    write_tensors(tmp_path / "a.safetensors", "safetensors", {"joined": dataclasses.replace(joined, read=whole)})
+    np.testing.assert_array_equal(load_file(tmp_path / "a.safetensors")["joined"], joined.read())
