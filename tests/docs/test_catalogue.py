@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,18 +43,6 @@ def test_it_refers_to_its_own_files_only() -> None:
     files = catalogue.files()
     referred = re.findall(r"""(?:src|href)="([^"#]+)"|url\(([^)]+)\)""", files["index.html"] + files["catalogue.css"])
     assert {one or other for one, other in referred} - {"../index.html", "data:,"} == set(files) - {"index.html"}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("there is no chromium on this machine")
-    with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
