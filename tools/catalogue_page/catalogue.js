@@ -277,17 +277,15 @@ function plain(value) {
 
 function commands(model) {
   const name = model.aliases.find((alias) => /^[a-z0-9][a-z0-9.-]*$/.test(alias)) ?? model.id;
-  const other = model.formats.filter((format) => format !== "canonical");
-  const converted = [`vit-hub convert ${name} ${name}.safetensors`]
-    .concat(other.slice(0, 3).map((format) => `vit-hub convert ${name} ${name}_${format} --to ${format}`));
+  const own = model.formats[0]; // which can express the model, whatever it is
   const use = model.classes ? `logits = model(images)  # [1, ${model.classes}]` : "features = model.forward_features(images)";
   return [
     node("h2", {}, "Download"), copyable(`vit-hub download ${name}`),
     node("h2", {}, "Load"),
     copyable(`import vit_hub\n\nmodel = vit_hub.load("${name}")\nimages = vit_hub.preprocess(model)("photo.jpg")\n${use}`),
-    node("h2", {}, "Convert"), copyable(converted.join("\n")),
-    node("p", { className: "small" }, "The first line writes vit-hub's own format. ",
-      node("a", { href: "../formats.html" }, "Any other format"), " can be the target; one that cannot express the model is refused, with the reason."),
+    node("h2", {}, "Convert"), copyable(`vit-hub convert ${name} ${name}.safetensors\nvit-hub convert ${name} ${name}_${own} --to ${own}`),
+    node("p", { className: "small" }, "The first line writes vit-hub's own format, the second that of the preferred source. ",
+      node("a", { href: "../formats.html" }, "Any other format"), " can be the target, too; one that cannot express the model is refused, with the reason."),
   ];
 }
 
