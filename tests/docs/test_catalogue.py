@@ -177,6 +177,17 @@ def test_the_page_of_a_model(page: Any, address: str) -> None:
     assert "dinov2-s14.lvd142m-518" in rows(page)
 
 
+def test_every_model_has_a_page_without_gaps(page: Any) -> None:
+    gaps = page.evaluate(
+        """() => models.map((model) => model.id).filter((id) => {
+            showModel(byId.get(id));
+            const text = document.getElementById("model").textContent;
+            return !text.includes(id) || /undefined|NaN|null|\\[object/.test(text);
+        })"""
+    )
+    assert gaps == []
+
+
 def test_commands_are_copied(browser: Any, address: str) -> None:
     context = browser.new_context()
     context.grant_permissions(["clipboard-read", "clipboard-write"])

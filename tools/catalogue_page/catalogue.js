@@ -271,7 +271,8 @@ function sourceSection(source, number) {
 
 function plain(value) {
   if (Array.isArray(value)) return value.map(plain).join(", ");
-  if (value !== null && typeof value === "object") return Object.entries(value).map(([k, v]) => `${k} = ${plain(v)}`).join(", ");
+  if (value === null) return "none";
+  if (typeof value === "object") return Object.entries(value).map(([k, v]) => `${k} = ${plain(v)}`).join(", ");
   return typeof value === "string" ? value : JSON.stringify(value);
 }
 
@@ -316,7 +317,7 @@ function showModel(model) {
       ["classifier", head],
       ["pre-trained on", model.data.pretrain], ["fine-tuned on", model.data.finetune],
       ["licence", model.license + (model.restricted ? " (not an open one: no commercial use, or terms of its own)" : "")],
-      ["access", model.gated ? "every source requires a login and acceptance of its terms" : "free"],
+      ["access", model.gated ? "every source requires a login and acceptance of its terms" : "without a login"],
       ["documented by", model.evidence],
     ]),
     ...commands(model),
