@@ -28,8 +28,9 @@ Written by `python tools/models_document.py` from `weights_manifest/` and `tools
 `tests/docs/test_docs_models.py` fails if it is not up to date.
 
 {count} sets of weights have a name: `vit-hub list` shows all of them, `vit-hub list --family dinov2` those of one
-family, `vit-hub info NAME` the details of one, with the public documents that state them. Other weights need no name: a
-Hugging Face repository, a URL or a file is read in any of the [formats](formats.md).
+family, `vit-hub info NAME` the details of one, with the public documents that state them. The catalogue on the
+documentation site (`python tools/catalogue.py FOLDER` writes it) searches, sorts and filters all. Other weights need no
+name: a Hugging Face repository, a URL or a file is read in any of the [formats](formats.md).
 
 A name is `family-size+patch.training-image size`, as in `deit3-b16.in21k-ft-in1k-384`; short names stand for the most
 popular variant. timm names, Hugging Face repositories, open_clip's `model/tag` and the names of original files lead to

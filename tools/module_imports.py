@@ -1,6 +1,7 @@
 """The package's modules and what they import, read from the source without importing anything.
 
-tests/test_architecture.py checks the order of the rooms by it, and architecture_picture.py draws them.
+tests/test_architecture.py checks the order of the rooms by it, and architecture_picture.py draws them; typecheck.py and
+site_pages.py lay out the package by it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,14 @@ def package_files() -> Iterator[tuple[Path, Path]]:
         for path in sorted((ROOT / folder).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
                 yield path, Path(name.replace(".", "/")) / path.relative_to(ROOT / folder)
+
+
+def lay_out(folder: Path) -> None:
+    """Make a package of links in a folder, laid out as the installed one: for tools that do not read package-dir."""
+    package = folder / "vit_hub"
+    package.mkdir()
+    for path in (*(ROOT / "vit_hub").iterdir(), *(ROOT / name for name in FOLDERS if name != "vit_hub")):
+        (package / path.name).symlink_to(path)
 
 
 def module_name(place: Path) -> str:

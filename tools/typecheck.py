@@ -11,15 +11,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from module_imports import ROOT, lay_out
 
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder, "vit_hub")
-        package.mkdir()
-        for path in (*(ROOT / "vit_hub").iterdir(), ROOT / "converters", ROOT / "weights_manifest"):
-            (package / path.name).symlink_to(path)
+        lay_out(Path(folder))
         command = [sys.executable, "-m", "mypy", f"--config-file={ROOT / 'pyproject.toml'}"]
         command += [f"--cache-dir={ROOT / '.mypy_cache'}", *sys.argv[1:]]
         return subprocess.run(command, cwd=folder, check=False).returncode

@@ -66,6 +66,7 @@ def test_python_recipes(clone: Path, capsys: pytest.CaptureFixture[str]) -> None
     for code in blocks("python"):
         exec(compile(code, "README.md", "exec"), scope)
         printed.append(capsys.readouterr().out.strip())
+    assert not printed.pop(0)  # the first screen loads a model
     assert printed[0] == "48 (0.5,)\n(12, 12)"
     assert [tuple(scope[name].shape) for name in ("images", "logits", "embeddings", "tokens")] == [  # type: ignore[attr-defined]
         (2, 1, 32, 32),
@@ -119,6 +120,16 @@ def test_commands(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert arrays(clone / "digits.npz") == arrays(SHIPPED)
 
 
+def test_commands_of_the_first_screen_are_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    ran = [shlex.split(line, comments=True)[1:] for line in "".join(blocks("bash")).splitlines()]
+    assert [verb for verb, *_ in ran] == ["list", "predict", "convert", "embed"]
+    for verb, model, *rest in ran:
+        assert model == "dinov2" if verb == "list" else locate(model)[0] is not None
+        helped = run([verb, "--help"], capsys)
+        assert all(option in helped for option in rest if option.startswith("-"))
+    assert f"# {len(vit_hub.list_models())} sets of weights" in README
+
+
 def test_commands_of_the_hub(clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     ran = []
     for command in commands(HUB):
@@ -156,14 +167,17 @@ def test_names_lead_to_models() -> None:
         "CONTRIBUTING.md",
         "docs/architecture.md",
         "docs/adding-a-format.md",
+        "docs/converting.md",
         "docs/hub.md",
+        "docs/paper.md",
         "docs/performance.md",
+        "docs/quickstart.md",
         "docs/scale.md",
     ],
 )
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
-    links = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
     assert links or document != "README.md"
     for link in links:
         assert link.startswith("https://") or (path.parent / link).exists(), link
