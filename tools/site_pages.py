@@ -96,7 +96,7 @@ def formulas(text: str) -> str:
     """Write `$$...$$` and `$...$` as MathML, which browsers show without a script."""
 
     def apart(found: re.Match[str]) -> str:
-        return f'<div style="overflow-x: auto">{convert(found[1].strip(), display="block")}</div>'
+        return f'<div style="overflow: auto hidden">{convert(found[1].strip(), display="block")}</div>'
 
     text = re.sub(r"\$\$(.+?)\$\$", apart, text, flags=re.DOTALL)
     return re.sub(r"(?<![\w$])\$([^$\n]+?)\$(?![\w$])", lambda found: convert(found[1]), text)
