@@ -167,7 +167,7 @@ ROOMS = (
     Room("data", "weights_manifest/", ("weights_manifest",), 20, 180, "TOML, one per family"),
     Room("library", "model/", ("model",), 150, 510),
     Room("library", "preprocessing/", ("preprocessing",), 280, 510),
-    Room("library", "registry", ("registry",), 20, 250, "names and facts of published weights"),
+    Room("library", "registry, choosing", ("registry", "choosing"), 20, 250, "names and facts of published weights"),
     Room("converters", "tensors", ("converters.tensors",), 620, 780, "described before read"),
     Room("converters", "containers/", ("converters.containers",), 540, 780),
     Room(

@@ -22,9 +22,11 @@ from vit_hub.cli.output import Output
 __all__ = ["main"]
 
 _PREFIX = "cmd_"
+_ALIASES = {"ls": ("cache", "ls"), "rm": ("cache", "rm")}
 _EPILOG = """\b
 Examples:
-  vit-hub list "*b16*"                      find models by name
+  vit-hub list dinov2 base                  find models by name, size, licence, accuracy, ...
+  vit-hub recommend --task features         choose one by published results
   vit-hub info vit-b16                      show what the registry knows about a model
   vit-hub download vit-b16                  fetch its weights and print their path
   vit-hub convert B_16.npz out/ --to hf     convert to another format
@@ -42,7 +44,8 @@ Examples:
 \b
 A MODEL or SRC is a registry name, a Hugging Face repository, a URL, or a local file or folder of any format.
 Exit status: 0 success, 1 error, 2 wrong usage, 3 a failed comparison or verification, 130 interrupted.
-Tab completion: eval "$(vit-hub completion bash)" (or zsh, fish).
+Tab completion: vit-hub completion --install. For bug reports: vit-hub env.
+ls and rm are short for cache ls and cache rm.
 """
 
 
@@ -62,6 +65,7 @@ class _VerbGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        args = [*_ALIASES.get(args[0], args[:1]), *args[1:]]
         if args[0] not in _verbs() and not args[0].startswith("-"):
             import difflib
 
