@@ -21,6 +21,7 @@ __all__ = [
     "complete_source",
     "compute_options",
     "device_option",
+    "force_option",
     "format_option",
     "image_size_option",
     "lockfile_option",
@@ -34,6 +35,7 @@ __all__ = [
     "source_format_option",
     "source_options",
     "test_option",
+    "verbose_option",
 ]
 
 # As in vit_hub.preprocessing.spec, whose import costs numpy's.
@@ -119,6 +121,10 @@ def lockfile_option(help: str) -> Callable[[_Command], _Command]:
     )
 
 
+force_option = click.option("--force", is_flag=True, help="Replace files that exist.")
+verbose_option = click.option(
+    "-v", "--verbose", is_flag=True, help="Print all of the config, and where each field came from."
+)
 revision_option = click.option(
     "--revision",
     metavar="REVISION",
