@@ -17,9 +17,9 @@ from typing import Any
 from vit_hub.converters.containers import EMBEDDED, RawCheckpoint, open_raw, write_tensors
 from vit_hub.converters.containers.ahead import meanwhile
 from vit_hub.converters.containers.atomic import atomic_path
+from vit_hub.converters.containers.destination import canonical_file, container_of, refuse_existing
 from vit_hub.converters.containers.folder import PART
 from vit_hub.converters.containers.hashing import file_sha256
-from vit_hub.converters.containers.destination import canonical_file, container_of, refuse_existing
 from vit_hub.converters.folding import FOLDS, Fold
 from vit_hub.converters.formats import all_formats, format_names, formats_named
 from vit_hub.converters.metadata import label_losses, preprocessing_losses

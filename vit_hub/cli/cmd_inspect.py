@@ -51,8 +51,8 @@ def command(
 ) -> None:
     """Show a checkpoint's format, config and tensors, and what is left out and why.
 
-    Config fields with their usual values are not listed; with --verbose all are, and where each came from. SRC is fetched if it is not on this machine. Only headers are read, unless --values or --hash asks for more. With
-    --quiet, print only the format.
+    Config fields with their usual values are not listed; with --verbose all are. SRC is fetched if it is not on this
+    machine. Only headers are read, unless --values or --hash asks for more. With --quiet, print only the format.
     """
     from vit_hub.converters.containers.hashing import file_sha256
     from vit_hub.converters.inspection import head_is_zero, survey
