@@ -31,6 +31,7 @@ from vit_hub.errors import CheckpointError, ConfigError, UnknownFormatError, Uns
 from vit_hub.model.config import RESIZING, ViTConfig
 from vit_hub.model.shapes import field_of
 from vit_hub.preprocessing.of_checkpoint import settled
+from vit_hub.shown import Shown
 
 __all__ = ["Report", "convert_checkpoint", "foreign_tensors", "prospects", "write_canonical"]
 
@@ -40,8 +41,8 @@ _OPTIONS = ("num_heads", "image_size")
 _SIZED = "sized."
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Shown):
     """The result of a conversion.
 
     Attributes:
@@ -65,6 +66,16 @@ class Report:
     metadata_lost: list[str] = field(default_factory=list)
     lossy: bool = False
     files: list[Path] = field(default_factory=list)
+
+    def _facts(self) -> dict[str, object]:
+        return {
+            "path": str(self.path),
+            "format": self.format,
+            "config": self.config,
+            "dropped": len(self.dropped),
+            "lossy": self.lossy,
+            "warnings": self.warnings,
+        }
 
 
 @dataclass(frozen=True)

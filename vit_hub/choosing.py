@@ -7,6 +7,7 @@ from typing import Any
 
 from vit_hub.errors import ConfigError, ModelNotFoundError
 from vit_hub.registry import Entry, Metric, get_entry, list_models
+from vit_hub.shown import Shown
 
 __all__ = ["TASKS", "Recommendation", "recommend"]
 
@@ -18,8 +19,8 @@ _EVIDENCE = {
 TASKS = tuple(_EVIDENCE)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recommendation:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Recommendation(Shown):
     """The best of the models that meet the conditions, as far as results are on record.
 
     Attributes:
@@ -37,6 +38,16 @@ class Recommendation:
     ranked: tuple[str, ...]
     unranked: tuple[str, ...]
     unknown: tuple[str, ...]
+
+    def _facts(self) -> dict[str, object]:
+        return {
+            "id": self.id,
+            "task": self.task,
+            "results": [f"{metric.value} % {metric.name}" for metric in self.results],
+            "ranked": len(self.ranked),
+            "unranked": len(self.unranked),
+            "unknown": list(self.unknown),
+        }
 
 
 def recommend(task: str, **conditions: Any) -> Recommendation:

@@ -172,6 +172,7 @@ def compare(
     *,
     formats: tuple[str | None, str | None] = (None, None),
     overrides: Mapping[str, Any] | None = None,
+    tolerance: float | None = None,
     offline: bool = False,
 ) -> Comparison:
     """Compare weights and numbers of two checkpoints, across any two formats.
@@ -181,15 +182,17 @@ def compare(
         second: likewise.
         formats: insist on formats instead of recognising them.
         overrides: config fields that neither file determines.
+        tolerance: largest relative difference of tensors and of outputs that counts as the same; None: tensors must be
+            equal, and outputs agree to 2e-5.
         offline: open no connection.
 
     Returns:
-        ``.same_weights``, ``.same_numbers``, a row per tensor, the config fields that differ, and the largest
-        difference of the outputs on a random image.
+        ``.same_weights``, ``.same_numbers``, a row per tensor, the config fields that differ, and how far the outputs
+        on a random image differ.
 
     Raises:
         VitHubError: one of them cannot be read.
     """
     a = open_checkpoint(first, format=formats[0], overrides=overrides, offline=offline)
     b = open_checkpoint(second, format=formats[1], overrides=overrides, offline=offline)
-    return compare_checkpoints(a, b)
+    return compare_checkpoints(a, b, tolerance=tolerance)

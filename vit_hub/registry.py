@@ -19,6 +19,7 @@ from vit_hub.errors import ConfigError, ModelNotFoundError
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.flops import forward_flops
 from vit_hub.model.shapes import num_parameters
+from vit_hub.shown import Shown
 from vit_hub.weights_manifest import Outline, model_data, outlines, summary
 
 __all__ = [
@@ -96,8 +97,8 @@ class Metric:
     evidence: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Entry(Shown):
     """One set of weights.
 
     Attributes:
@@ -132,6 +133,16 @@ class Entry:
     restricted: bool = False
     evidence: str = ""
     notes: tuple[str, ...] = ()
+
+    def _facts(self) -> dict[str, object]:
+        return {
+            "id": self.id,
+            "family": self.family,
+            "params": self.params,
+            "image_size": self.config.image_size,
+            "license": self.license,
+            "formats": [source.format for source in self.sources],
+        }
 
 
 def list_models(

@@ -113,7 +113,7 @@ def _verbs() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _noting(interrupts: list[int]) -> Iterator[None]:
-    """Append to the list when Ctrl-C is pressed in the ``with`` body, where it raises ``KeyboardInterrupt`` as usual."""
+    """Append to the list when Ctrl-C is pressed in the ``with`` body; it raises ``KeyboardInterrupt`` as usual."""
 
     def note(number: int, frame: FrameType | None) -> None:
         interrupts.append(number)
