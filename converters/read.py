@@ -23,6 +23,7 @@ from vit_hub.converters.tensors import DTYPES, LazyTensor, zeros
 from vit_hub.errors import CheckpointError, ConfigError, VitHubError
 from vit_hub.model.config import ViTConfig, check_fields
 from vit_hub.model.shapes import field_of, tensor_shapes
+from vit_hub.shown import Shown
 
 __all__ = ["CONFIG_KEY", "PASSPORT_KEY", "Checkpoint", "open_checkpoint", "read_raw"]
 
@@ -34,8 +35,8 @@ _HEADS = ("head", "head_dist")
 _PRE_LOGITS = ("pre_logits.fc.weight", "pre_logits.fc.bias")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Checkpoint(Shown):
     """An opened checkpoint, whose values are read on demand.
 
     Attributes:
@@ -61,6 +62,17 @@ class Checkpoint:
     warnings: tuple[str, ...] = ()
     source: RawCheckpoint
     origin: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def _facts(self) -> dict[str, object]:
+        return {
+            "path": str(self.path),
+            "format": self.format,
+            "config": self.config,
+            "tensors": len(self.tensors),
+            "dtypes": sorted({tensor.dtype for tensor in self.tensors.values()}),
+            "dropped": len(self.dropped),
+            "warnings": list(self.warnings),
+        }
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vit_hub.converters.casting import from_tensor
 from vit_hub.converters.containers import RawCheckpoint
+from vit_hub.converters.containers.destination import canonical_file
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.read import Checkpoint
 from vit_hub.converters.write import write_canonical
@@ -111,14 +112,14 @@ def save(model: VisionTransformer, path: str | Path) -> Path:
 
     Args:
         model: any model of this library, fine-tuned or not.
-        path: the file, or a folder (no suffix) in which to write ``model.safetensors``.
+        path: the file, or a folder (no suffix, or ``/`` at its end) in which to write ``model.safetensors``.
 
     Raises:
         ConfigError: layers were replaced by others that no config describes, or values are not there.
+        UnsupportedByFormatError: the path has another suffix than ``.safetensors``.
         VitHubError: the file cannot be written.
     """
-    target = Path(path)
-    file = target if target.suffix == ".safetensors" else target / "model.safetensors"
+    file = canonical_file(path)
     sharded = any(map(_is_sharded, model.parameters()))
     ckpt = snapshot(model)
     if not sharded:

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from vit_hub.shown import Shown
+
 __all__ = [
     "CARRIERS",
     "DTYPES",
@@ -73,8 +75,8 @@ TORCH_DTYPES = {dtype.torch: name for name, dtype in DTYPES.items()}
 CARRIERS = {dtype.carrier: name for name, dtype in DTYPES.items() if dtype.torch == dtype.carrier.name}
 
 
-@dataclass(frozen=True)
-class LazyTensor:
+@dataclass(frozen=True, repr=False)
+class LazyTensor(Shown):
     """One tensor of a file: header known, values read on demand.
 
     Attributes:
@@ -89,6 +91,9 @@ class LazyTensor:
     shape: tuple[int, ...]
     read: Callable[[], Array]
     parts: tuple[LazyTensor, ...] = ()
+
+    def _facts(self) -> dict[str, object]:
+        return {"dtype": self.dtype, "shape": self.shape}
 
     @property
     def nbytes(self) -> int:

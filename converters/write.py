@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vit_hub.converters.containers import CONTAINER_SUFFIXES, EMBEDDED, RawCheckpoint, open_raw, write_tensors
+from vit_hub.converters.containers import EMBEDDED, RawCheckpoint, open_raw, write_tensors
 from vit_hub.converters.containers.ahead import meanwhile
 from vit_hub.converters.containers.atomic import atomic_path
+from vit_hub.converters.containers.destination import canonical_file, container_of, refuse_existing
 from vit_hub.converters.containers.folder import PART
 from vit_hub.converters.containers.hashing import file_sha256
 from vit_hub.converters.folding import FOLDS, Fold
@@ -30,6 +31,7 @@ from vit_hub.errors import CheckpointError, ConfigError, UnknownFormatError, Uns
 from vit_hub.model.config import RESIZING, ViTConfig
 from vit_hub.model.shapes import field_of
 from vit_hub.preprocessing.of_checkpoint import settled
+from vit_hub.shown import Shown
 
 __all__ = ["Report", "convert_checkpoint", "foreign_tensors", "prospects", "write_canonical"]
 
@@ -39,8 +41,8 @@ _OPTIONS = ("num_heads", "image_size")
 _SIZED = "sized."
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Shown):
     """The result of a conversion.
 
     Attributes:
@@ -52,6 +54,7 @@ class Report:
         warnings: messages for the user.
         metadata_lost: those of them about class names, preprocessing or a text tower that the written files lack.
         lossy: the format cannot express the model, but it was written anyway.
+        files: all that were written, the one with the weights first.
     """
 
     path: Path
@@ -62,6 +65,17 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     metadata_lost: list[str] = field(default_factory=list)
     lossy: bool = False
+    files: list[Path] = field(default_factory=list)
+
+    def _facts(self) -> dict[str, object]:
+        return {
+            "path": str(self.path),
+            "format": self.format,
+            "config": self.config,
+            "dropped": len(self.dropped),
+            "lossy": self.lossy,
+            "warnings": self.warnings,
+        }
 
 
 @dataclass(frozen=True)
@@ -105,13 +119,15 @@ def convert_checkpoint(
     lossy: bool = False,
     keep_rest: bool = False,
     strict_metadata: bool = False,
+    overwrite: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
     """Write an opened checkpoint in another format, or in its own.
 
     Args:
         ckpt: from :func:`vit_hub.converters.open_checkpoint`.
-        destination: a file with a known suffix, or a folder for the customary files of the format.
+        destination: a file with a known suffix, or a folder (no suffix, or ``/`` at its end) for the customary files of
+            the format.
         to: a name of :func:`vit_hub.converters.format_names`.
         dtype: ``F32``, ``F16``, ``BF16`` or ``F64``; None keeps that of each tensor.
         lossy: write it even if the format cannot express the model.
@@ -119,26 +135,25 @@ def convert_checkpoint(
             file beside the source.
         strict_metadata: refuse, before anything is written, what is else a warning: class names or preprocessing that
             the written files would not give back, or a text tower that they lack.
+        overwrite: replace files that exist; config files only beside weights of the same folder.
         progress: called with the bytes written since the last call.
 
     Raises:
         UnknownFormatError: there is no format ``to``.
         UnsupportedByFormatError: the format cannot express the model; the message names the field, the hint formats
-            that can. Or ``strict_metadata`` is given and something would be lost.
+            that can. Or ``strict_metadata`` is given and something would be lost. Or the destination has a suffix that
+            stands for no container.
         VitHubError: the destination cannot be written.
     """
     target = Path(destination)
-    container = CONTAINER_SUFFIXES.get(target.suffix)
+    container = container_of(destination)
     left_out = _left_out(ckpt) if keep_rest else {}
     if to == "canonical":
-        file = target if container else target / "model.safetensors"
-        if container not in (None, "safetensors"):
-            raise UnsupportedByFormatError(
-                f"{target}: a canonical file is a .safetensors file",
-                hint='use that suffix, or name another format: to="vit_jax", on the command line --to vit_jax',
-            )
+        file = canonical_file(destination)
+        refuse_existing([file], overwrite=overwrite)
         write_canonical(file, ckpt, dtype=dtype, progress=progress)
         report = Report(file, to, ckpt.config, dict(ckpt.dropped), dict(ckpt.inferred), list(ckpt.warnings))
+        report.files.append(file)
     else:
         kept = _read_rest(ckpt) if keep_rest else {}
         # Tensors beside the encoder have the names of the source's format.
@@ -160,13 +175,15 @@ def convert_checkpoint(
                 f"{to} would lose what is known about the model: {'; '.join(lost)}",
                 hint="without strict_metadata (--strict-metadata) this is a warning; a canonical file keeps all of it",
             )
-        report = _write(ckpt, dataclasses.replace(plan, sidecars=sidecars), target, container, dtype, rest, progress)
+        plan = dataclasses.replace(plan, sidecars=sidecars)
+        report = _write(ckpt, plan, target, container, dtype, rest, progress, overwrite=overwrite)
         report.warnings.extend(text for text in (*lost, *remarks) if text not in ckpt.warnings)
         report.metadata_lost.extend(lost)
         if report.lossy:
             report.warnings.append(_loss(ckpt, report))
     if left_out:
         write_tensors(_rest_path(target), "safetensors", left_out, {"format": "pt"})
+        report.files.append(_rest_path(target))
     return report
 
 
@@ -392,6 +409,8 @@ def _write(
     dtype: str | None,
     rest: Mapping[str, LazyTensor],
     progress: Callable[[int], None] | None,
+    *,
+    overwrite: bool,
 ) -> Report:
     fmt, passport, sidecars = plan.format, ckpt.passport, dict(plan.sidecars)
     embedded = {name: sidecars.pop(name) for name in EMBEDDED if name in sidecars}
@@ -405,7 +424,10 @@ def _write(
     if file.name != fmt.shard:
         tensors = {fmt.stored(name, container, plan.sidecars): tensor for name, tensor in tensors.items()}
     metadata = _header(fmt, passport, plan.native)
-    for path, part in _files(file, tensors).items():
+    parts = _files(file, tensors)
+    files = [*parts, *(target / name for name in sidecars)]
+    refuse_existing(files, overwrite=overwrite)
+    for path, part in parts.items():
         cast = _cast_all(part, dtype)
         write_tensors(path, container, cast, metadata, embedded=embedded, progress=progress)
     for name, content in sidecars.items():
@@ -419,7 +441,8 @@ def _write(
     notes = [*ckpt.warnings, *_folded(plan), *([] if plan.problems else _unstated(plan))]
     notes += [f"lossy: {name}: {reason}" for name, reason in plan.problems]
     label = plan.format.label(plan.dialect)
-    return Report(target, label, plan.ckpt.config, dropped, dict(ckpt.inferred), notes, lossy=bool(plan.problems))
+    origins, lossy = dict(ckpt.inferred), bool(plan.problems)
+    return Report(target, label, plan.ckpt.config, dropped, origins, notes, lossy=lossy, files=files)
 
 
 def _files(file: Path, tensors: Mapping[str, LazyTensor]) -> dict[Path, dict[str, LazyTensor]]:

@@ -3,12 +3,15 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from vit_hub.errors import ModelNotFoundError
+from vit_hub.errors import ConfigError, ModelNotFoundError
 from vit_hub.model.config import ViTConfig
-from vit_hub.registry import get_config, get_entry, list_models
+from vit_hub.model.flops import forward_flops
+from vit_hub.registry import SORTS, get_config, get_entry, list_models
 
 DEFAULT = "vit-b16.augreg2-in21k-ft-in1k-224"
 
@@ -124,11 +127,86 @@ def test_list_models_filters_by_any_name() -> None:
     everything = list_models()
     assert DEFAULT in everything
     assert len(set(everything)) == len(everything)
-    assert list_models("vit-b16") == [DEFAULT]
-    assert list_models("VIT_BASE_PATCH16_224") == [DEFAULT]
+    assert DEFAULT in list_models("VIT_BASE_PATCH16_224")
     assert "vit-h14.orig-in21k-224" in list_models("google/*")
     assert list_models("*no-such-model*") == []
-    assert list_models("*b16*") == [name for name in everything if name in list_models("*b16*")]
+    assert list_models("*b16*") == list_models("b16") == [name for name in everything if name in list_models("*b16*")]
+
+
+def test_words_are_parts_of_names_in_any_order() -> None:
+    found = list_models("dinov2 base")
+    assert "dinov2-b14.lvd142m-518" in found
+    assert found == list_models("BASE dinov2") == list_models(("base", "DINOv2"))
+    assert found == [name for name in list_models("dinov2") if name in list_models("base")]
+    assert list_models("vit_base_patch16_clip") == list_models("vit-base-patch16-clip") != []
+    # A pattern stands for a whole name, a word for a part of one.
+    assert list_models("vit-b1?") == [DEFAULT]
+    assert set(list_models("google/* 384")) < set(list_models("google/*"))
+
+
+def facts(name: str) -> dict[str, Any]:
+    """Return what conditions are about, from the whole entry."""
+    entry = get_entry(name)
+    top1 = [item.value for item in entry.metrics if item.name.startswith("imagenet-1k top-1")]
+    return {
+        "params": entry.params,
+        "gflops": forward_flops(entry.config) / 1e9,
+        "image-size": entry.config.image_size[0] * entry.config.image_size[1],
+        "top1": top1[0] if top1 else None,
+        "name": name,
+        "entry": entry,
+    }
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[str, dict[str, Any]]:
+    return {name: facts(name) for name in list_models()}
+
+
+CONDITIONS: list[tuple[dict[str, Any], Callable[[dict[str, Any]], bool]]] = [
+    ({"family": "augreg"}, lambda it: it["entry"].family == "augreg"),
+    ({"license": "MIT"}, lambda it: it["entry"].license == "mit"),
+    ({"license": "commercial"}, lambda it: not it["entry"].restricted and it["entry"].license != "unknown"),
+    ({"max_params": 6_355_944}, lambda it: it["params"] <= 6_355_944),
+    ({"max_gflops": 10}, lambda it: it["gflops"] <= 10),
+    ({"min_top1": 85.108}, lambda it: (it["top1"] or 0) >= 85.108),
+    ({"head": True}, lambda it: it["entry"].config.num_classes > 0),
+    ({"head": False}, lambda it: it["entry"].config.num_classes == 0),
+    ({"format": "vit_jax"}, lambda it: any(source.format == "vit_jax" for source in it["entry"].sources)),
+    ({"image_size": 384}, lambda it: it["entry"].config.image_size == (384, 384)),
+    ({"image_size": (1024, 768)}, lambda it: it["entry"].config.image_size == (1024, 768)),
+    ({"filter": {"patch_size": 14}}, lambda it: it["entry"].config.patch_size == (14, 14)),
+    ({"filter": {"pool": "map", "depth": 24}}, lambda it: it["entry"].config.pool == "map"
+     and it["entry"].config.depth == 24),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("condition", "holds"), CONDITIONS)
+def test_conditions_are_about_recorded_facts(
+    known: dict[str, dict[str, Any]], condition: dict[str, Any], holds: Callable[[dict[str, Any]], bool]
+) -> None:
+    found = list_models(**condition)
+    assert found == [name for name, about in known.items() if holds(about)]
+    assert 0 < len(found) < len(known)
+    assert list_models("vit b16", **condition) == [name for name in found if name in list_models("vit b16")]
+
+
+@pytest.mark.parametrize("key", SORTS)
+def test_sorting_puts_what_is_unknown_last(known: dict[str, dict[str, Any]], key: str) -> None:
+    for order, backward in ((key, key == "top1"), (f"-{key}", key != "top1")):
+        names = list_models(sort=order)
+        values = [known[name][key] for name in names]
+        stated = [value for value in values if value is not None]
+        assert values == sorted(stated, reverse=backward) + [None] * (len(values) - len(stated))
+        assert set(names) == set(known)
+        assert list_models(sort=order, limit=3) == names[:3]
+
+
+def test_what_cannot_be_sorted_or_filtered_by() -> None:
+    with pytest.raises(ConfigError, match="not sorted by 'size'.*params"):
+        list_models(sort="size")
+    with pytest.raises(ConfigError, match="no field 'patchsize'"):
+        list_models(filter={"patchsize": 14})
 
 
 def test_get_config_is_the_entrys() -> None:

@@ -20,6 +20,7 @@ from vit_hub.errors import (
 from vit_hub.version import __version__
 
 if TYPE_CHECKING:
+    from vit_hub.choosing import recommend
     from vit_hub.conversion import compare, convert, open_checkpoint
     from vit_hub.exporting.export import export
     from vit_hub.hub.download import download
@@ -50,6 +51,7 @@ _MODULES = {
     "preprocess": "preprocessing.of_checkpoint",
     "get_config": "registry",
     "list_models": "registry",
+    "recommend": "choosing",
     "from_module": "interop",
     "to_timm": "interop",
     "to_transformers": "interop",
@@ -94,6 +96,7 @@ __all__ = [
     "native_size",
     "open_checkpoint",
     "preprocess",
+    "recommend",
     "to_timm",
     "to_transformers",
 ]

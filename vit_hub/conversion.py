@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_hub.converters.compare import Comparison, compare_checkpoints
+from vit_hub.converters.containers.destination import check_destination
 from vit_hub.converters.read import Checkpoint
 from vit_hub.converters.resize import resized_checkpoint
 from vit_hub.converters.write import Report, convert_checkpoint
@@ -99,6 +100,7 @@ def convert(
     lossy: bool = False,
     keep_rest: bool = False,
     strict_metadata: bool = False,
+    overwrite: bool = True,
     revision: str | None = None,
     offline: bool = False,
     progress: Callable[[int], None] | None = None,
@@ -107,7 +109,8 @@ def convert(
 
     Args:
         source: registry name, Hugging Face repository, URL, or local file or folder; or an opened checkpoint.
-        destination: a file (its suffix selects the container) or a folder for the format's customary files.
+        destination: a file (its suffix selects the container), or a folder (no suffix, or ``/`` at its end) for the
+            format's customary files.
         to: the target format: ``canonical``, ``timm``, ``hf``, ``vit_jax`` ..., or a value of
             ``open_checkpoint(...).format``.
         format: insist on a source format instead of recognising it.
@@ -124,6 +127,7 @@ def convert(
         keep_rest: keep tensors of the source that are left out in ``*.rest.safetensors`` beside the result.
         strict_metadata: refuse, before anything is written, to lose class names, preprocessing or a text tower, which
             is else a warning.
+        overwrite: replace files that exist; config files only beside weights of the same folder.
         revision: branch, tag or commit of the Hugging Face repository, as for :func:`vit_hub.load`.
         offline: open no connection.
         progress: called with the bytes written since the last call.
@@ -131,9 +135,11 @@ def convert(
     Raises:
         ConfigError: the image is not a whole number of patches, or there is no such method.
         UnsupportedByFormatError: the target cannot express the model; names the field and the formats that can. Or
-            ``strict_metadata`` is given and something would be lost.
+            ``strict_metadata`` is given and something would be lost. Or the destination has a suffix that stands for no
+            container.
         VitHubError: the source cannot be read or the destination cannot be written.
     """
+    check_destination(destination, overwrite=overwrite)
     ckpt = open_checkpoint(
         source,
         format=format,
@@ -155,6 +161,7 @@ def convert(
         lossy=lossy,
         keep_rest=keep_rest,
         strict_metadata=strict_metadata,
+        overwrite=overwrite,
         progress=progress,
     )
 
@@ -165,6 +172,7 @@ def compare(
     *,
     formats: tuple[str | None, str | None] = (None, None),
     overrides: Mapping[str, Any] | None = None,
+    tolerance: float | None = None,
     offline: bool = False,
 ) -> Comparison:
     """Compare weights and numbers of two checkpoints, across any two formats.
@@ -174,15 +182,17 @@ def compare(
         second: likewise.
         formats: insist on formats instead of recognising them.
         overrides: config fields that neither file determines.
+        tolerance: largest relative difference of tensors and of outputs that counts as the same; None: tensors must be
+            equal, and outputs agree to 2e-5.
         offline: open no connection.
 
     Returns:
-        ``.same_weights``, ``.same_numbers``, a row per tensor, the config fields that differ, and the largest
-        difference of the outputs on a random image.
+        ``.same_weights``, ``.same_numbers``, a row per tensor, the config fields that differ, and how far the outputs
+        on a random image differ.
 
     Raises:
         VitHubError: one of them cannot be read.
     """
     a = open_checkpoint(first, format=formats[0], overrides=overrides, offline=offline)
     b = open_checkpoint(second, format=formats[1], overrides=overrides, offline=offline)
-    return compare_checkpoints(a, b)
+    return compare_checkpoints(a, b, tolerance=tolerance)

@@ -62,7 +62,17 @@ class IntegrityError(VitHubError):
 
 
 class DownloadError(VitHubError):
-    """A file that no source could deliver."""
+    """A file that no source could deliver.
+
+    Args:
+        message: what is wrong, naming the file.
+        hint: the remedy.
+        reason: of the message, what is true of the connection and not of this file alone; empty: nothing.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", reason: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
 
 
 class ModelNotFoundError(VitHubError):

@@ -25,7 +25,7 @@ def byte_bar(label: str, total: int | None, *, show: bool, initial: int = 0) -> 
         show: draw the bar, if stderr is a terminal.
         initial: bytes already done; they do not count for the rate.
     """
-    scale = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+    scale = {"unit": "B", "unit_scale": True}  # kB of 1000 bytes, as in text
     with _bar(show, total=total, initial=initial, desc=label, **scale) as advance:
         yield advance
 

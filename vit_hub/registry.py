@@ -5,22 +5,42 @@ The data is in :mod:`vit_hub.weights_manifest`; this module has the names that l
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import functools
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from vit_hub.errors import ModelNotFoundError
+from vit_hub.errors import ConfigError, ModelNotFoundError
 from vit_hub.model.config import ViTConfig
+from vit_hub.model.flops import forward_flops
 from vit_hub.model.shapes import num_parameters
-from vit_hub.weights_manifest import Outline, model_data, outlines
+from vit_hub.shown import Shown
+from vit_hub.weights_manifest import Outline, model_data, outlines, summary
 
-__all__ = ["Entry", "Metric", "WeightSource", "get_config", "get_entry", "list_models", "preferring"]
+__all__ = [
+    "COMMERCIAL",
+    "SORTS",
+    "Entry",
+    "Metric",
+    "WeightSource",
+    "get_config",
+    "get_entry",
+    "imagenet_top1",
+    "list_models",
+    "preferring",
+]
 
+COMMERCIAL = "commercial"
+"""Stands for every licence that is stated and an open one, where a licence is asked for."""
+UNKNOWN_LICENSE = "unknown"
 _SUGGESTIONS = 5
+_SIZES = ("image_size", "patch_size")
+_WILDCARDS = "*?[]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +97,8 @@ class Metric:
     evidence: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Entry(Shown):
     """One set of weights.
 
     Attributes:
@@ -114,18 +134,136 @@ class Entry:
     evidence: str = ""
     notes: tuple[str, ...] = ()
 
+    def _facts(self) -> dict[str, object]:
+        return {
+            "id": self.id,
+            "family": self.family,
+            "params": self.params,
+            "image_size": self.config.image_size,
+            "license": self.license,
+            "formats": [source.format for source in self.sources],
+        }
 
-def list_models(pattern: str | None = None) -> list[str]:
-    """List ids in the manifest's order: family by family, small models first.
+
+def list_models(
+    pattern: str | Iterable[str] | None = None,
+    *,
+    family: str | None = None,
+    license: str | None = None,
+    max_params: float | None = None,
+    max_gflops: float | None = None,
+    min_top1: float | None = None,
+    head: bool | None = None,
+    format: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    filter: Mapping[str, Any] | None = None,
+    sort: str | None = None,
+    limit: int | None = None,
+) -> list[str]:
+    """List the ids of models that meet all conditions: family by family, small models first.
+
+    A model whose fact is not recorded does not meet a condition on it, and comes last when sorted by it.
 
     Args:
-        pattern: keep the models with a name that matches, as in a shell (``*b16*``, ``google/*``), ignoring case.
+        pattern: words, in one string or several, in any order; each is part of a name of the model (id, alias, timm's
+            name, repository, file) or of its family. A word with ``*`` or ``?`` matches a whole name, as in a shell
+            (``google/*``). Case is ignored, and ``_`` and ``-`` are the same.
+        family: name of a file of the manifest, such as ``augreg``.
+        license: a licence such as ``apache-2.0``, or ``commercial``: any stated licence that is an open one.
+        max_params: most parameters, head included.
+        max_gflops: most billions of floating-point operations for one image (a multiply-add is two).
+        min_top1: least published top-1 accuracy of the model's own head on ImageNet-1k, in percent.
+        head: with a head, or without one.
+        format: of one of the published files, such as ``timm``.
+        image_size: height and width in pixels, or one number for both.
+        filter: config field -> value, such as ``{"patch_size": (14, 14)}``.
+        sort: a name of :data:`SORTS`: the best first for ``top1``, else the smallest; reversed by ``-`` before it.
+        limit: most models.
+
+    Raises:
+        ConfigError: there is no such field to filter or name to sort by.
     """
-    if pattern is None:
-        return list(outlines())
-    matches = re.compile(fnmatch.translate(pattern.lower())).match
-    found = {model_id for name, ids in _names().items() if matches(name) for model_id in ids}
-    return [model_id for model_id in outlines() if model_id in found]
+    chosen = list(outlines())
+    for word in _words(pattern):
+        found = _matching(word)
+        chosen = [name for name in chosen if name in found]
+    size, fields = _pair(image_size), {key: _pair(value, key) for key, value in (filter or {}).items()}
+    unknown = sorted(fields.keys() - {item.name for item in dataclasses.fields(ViTConfig)})
+    if unknown:
+        raise ConfigError(f"filter: the config has no field {unknown[0]!r}", hint="see vit_hub.ViTConfig")
+    conditions: tuple[tuple[object, Callable[[str], bool]], ...] = (
+        (family, lambda name: summary(name).family == family),
+        (license, lambda name: _is_licensed(name, str(license).lower())),
+        (max_params, lambda name: summary(name).params <= (max_params or 0)),
+        (format, lambda name: format in summary(name).formats),
+        (size, lambda name: summary(name).image_size == size),
+        (min_top1, lambda name: (imagenet_top1(name) or -math.inf) >= (min_top1 or 0)),
+        (head, lambda name: (get_config(name).num_classes > 0) == head),
+        (filter, lambda name: fields.items() <= vars(get_config(name)).items()),
+        (max_gflops, lambda name: _gflops(name) <= (max_gflops or 0)),
+    )
+    for given, holds in conditions:
+        if given is not None:
+            chosen = [name for name in chosen if holds(name)]
+    return _sorted(chosen, sort)[:limit]
+
+
+def _pair(value: Any, field: str = "image_size") -> Any:
+    """Return a size given as one number as (height, width); other fields' values as they are."""
+    return (value, value) if isinstance(value, int) and field in _SIZES else value
+
+
+def _words(pattern: str | Iterable[str] | None) -> list[str]:
+    texts = [pattern] if isinstance(pattern, str) else pattern or ()
+    return [word for text in texts for word in text.split()]
+
+
+def _matching(word: str) -> set[str]:
+    """Return the ids of the models with a name, or in a family, that has this word or matches this pattern."""
+    loose = _loose(word)
+    whole = fnmatch.translate(loose if set(word) & set(_WILDCARDS) else f"*{loose}*")
+    matches = re.compile(whole).match
+    named = {model_id for name, ids in _names().items() if matches(_loose(name)) for model_id in ids}
+    return named | {model_id for model_id in outlines() if matches(summary(model_id).family)}
+
+
+def _is_licensed(model_id: str, license: str) -> bool:
+    found = summary(model_id)
+    if license == COMMERCIAL:
+        return not found.restricted and found.license != UNKNOWN_LICENSE
+    return found.license == license
+
+
+def _gflops(model_id: str) -> float:
+    return forward_flops(get_config(model_id)) / 1e9
+
+
+def imagenet_top1(model_id: str) -> float | None:
+    """Return the first published top-1 accuracy of a model's own head on ImageNet-1k, in percent; None: unknown."""
+    data, value = summary(model_id).top1 or ("", None)
+    return value if data == "imagenet-1k" else None
+
+
+SORTS: Mapping[str, Callable[[str], Any]] = {
+    "name": lambda name: name,
+    "params": lambda name: summary(name).params,
+    "gflops": _gflops,
+    "image-size": lambda name: math.prod(summary(name).image_size),
+    "top1": lambda name: None if imagenet_top1(name) is None else -(imagenet_top1(name) or 0),
+}
+"""Names to sort models by -> the key of a model, the smallest first; None: unknown."""
+
+
+def _sorted(names: list[str], sort: str | None) -> list[str]:
+    """Sort ids by one of :data:`SORTS`, reversed after ``-``; those whose fact is unknown come last either way."""
+    if sort is None:
+        return names
+    key = SORTS.get(sort.removeprefix("-"))
+    if key is None:
+        raise ConfigError(f"sort: models are not sorted by {sort!r}", hint=f"by {', '.join(SORTS)}, or - before one")
+    keys = {name: key(name) for name in names}
+    known = sorted((name for name in names if keys[name] is not None), key=keys.__getitem__, reverse=sort[0] == "-")
+    return known + [name for name in names if keys[name] is None]
 
 
 def get_entry(name: str) -> Entry:

@@ -122,6 +122,7 @@ def model_data(model_id: str, first: int = 0) -> dict[str, Any]:
     return {**defaults, **model, **filled, "family": head["family"], "sources": sources}
 
 
+@functools.cache
 def summary(model_id: str) -> Summary:
     """Return the columns of one model in a list, without parsing it.
 

@@ -27,6 +27,7 @@ from vit_hub.converters.containers.torch_file import EMBEDDED, read_torch, write
 from vit_hub.converters.containers.training_folder import enter
 from vit_hub.converters.tensors import DTYPES, LazyTensor
 from vit_hub.errors import CheckpointError
+from vit_hub.shown import Shown
 
 __all__ = ["CONTAINER_SUFFIXES", "EMBEDDED", "RawCheckpoint", "atomic_path", "open_raw", "write_tensors"]
 
@@ -59,8 +60,8 @@ _WRITERS: dict[str, Callable[[Path, Mapping[str, LazyTensor], Pieces], None]] = 
 _MOST_LEVELS = 6
 
 
-@dataclass(frozen=True)
-class RawCheckpoint:
+@dataclass(frozen=True, repr=False)
+class RawCheckpoint(Shown):
     """The contents of a checkpoint as stored: known from headers, values still unread.
 
     Attributes:
@@ -87,6 +88,9 @@ class RawCheckpoint:
     warnings: tuple[str, ...] = ()
     program_fields: Mapping[str, Any] = field(default_factory=dict)
     unopened: dict[str, Path] = field(default_factory=dict)
+
+    def _facts(self) -> dict[str, object]:
+        return {"path": str(self.path), "container": self.container, "tensors": len(self.tensors)}
 
 
 def open_raw(

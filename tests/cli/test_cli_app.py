@@ -126,7 +126,7 @@ def test_wrong_usage_exits_2(run: Run, args: tuple[str, ...], expected: str) -> 
 
 @pytest.mark.parametrize("error", [RuntimeError("two\nlines"), EOFError("two lines")])
 def test_the_unexpected_is_called_a_bug(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def fail(pattern: str | None) -> None:
+    def fail(words: object, **conditions: object) -> None:
         raise error
 
     monkeypatch.setattr(cmd_list, "list_models", fail)
@@ -146,7 +146,7 @@ def test_the_unexpected_is_called_a_bug(run: Run, monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_too_little_memory_is_no_bug(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def fail(pattern: str | None) -> None:
+    def fail(words: object, **conditions: object) -> None:
         raise error
 
     monkeypatch.setattr(cmd_list, "list_models", fail)
@@ -169,7 +169,7 @@ def test_a_group_alone_shows_its_help(run: Run, args: tuple[str, ...]) -> None:
 
 
 def test_system_errors_are_no_bugs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(pattern: str | None) -> None:
+    def fail(words: object, **conditions: object) -> None:
         raise PermissionError(13, "Permission denied", "/secret")
 
     monkeypatch.setattr(cmd_list, "list_models", fail)
@@ -177,7 +177,7 @@ def test_system_errors_are_no_bugs(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_interrupt_exits_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(pattern: str | None) -> None:
+    def interrupt(words: object, **conditions: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cmd_list, "list_models", interrupt)
@@ -188,7 +188,7 @@ def test_interrupt_exits_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_warnings_of_the_library_are_lines(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def warn(pattern: str | None) -> list[str]:
+    def warn(words: object, **conditions: object) -> list[str]:
         warnings.warn("mind\nthe gap", stacklevel=1)
         return ["vit-b16.augreg2-in21k-ft-in1k-224"]
 
@@ -257,7 +257,7 @@ def test_lines_fit_the_terminal(columns: int, run: Run) -> None:
     assert "models; `vit-hub info MODEL`" in shown
     # A pipe gets everything, and no advice.
     piped = run("list")
-    assert "timm, vit_jax" in piped.stdout
+    assert "\ttimm vit_jax\n" in piped.stdout
     assert piped.stderr == ""
 
 

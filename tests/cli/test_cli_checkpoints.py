@@ -44,8 +44,13 @@ def test_convert_says_what_it_did(run: Run, tmp_path: Path) -> None:
     path, *rest = result.stdout.splitlines()
     assert path == str(tmp_path / "out")
     assert rest[0].split() == ["format", "hf,", "from", "vit_jax"]
-    assert "  convention of google-research/vision_transformer: act, norm_eps, resize, resize_by_count" in rest
-    assert {file.name for file in (tmp_path / "out").iterdir()} >= {"model.safetensors", "config.json"}
+    written = list((tmp_path / "out").iterdir())
+    assert {file.name for file in written} == {"model.safetensors", "config.json", "preprocessor_config.json"}
+    assert rest[1].split()[-3:] == ["in", "3", "files"]
+    assert len(rest) == 2
+    result = run("convert", VIT_JAX, tmp_path / "out", "--to", "hf", "--force", "-v")
+    origins = "  convention of google-research/vision_transformer: act, norm_eps, resize, resize_by_count"
+    assert origins in result.stdout.splitlines()
 
 
 def test_convert_quiet_prints_the_path(run: Run, tmp_path: Path) -> None:
@@ -56,6 +61,7 @@ def test_convert_quiet_prints_the_path(run: Run, tmp_path: Path) -> None:
 def test_convert_as_data(answer: Answer, tmp_path: Path) -> None:
     data = answer("convert", VIT_JAX, tmp_path / "a.safetensors")
     assert data["path"] == str(tmp_path / "a.safetensors")
+    assert (data["files"], data["size"]) == ([data["path"]], (tmp_path / "a.safetensors").stat().st_size)
     assert (data["format"], data["source_format"]) == ("canonical", "vit_jax")
     assert data["config"] == open_checkpoint(VIT_JAX).config.to_dict()
     assert data["inferred"]["image_size"].startswith("pos_embed has")
@@ -74,7 +80,7 @@ def test_convert_needs_telling_and_is_told(run: Run, tmp_path: Path) -> None:
     result = run("convert", TIMM, tmp_path / "a.safetensors")
     assert result.exit_code == 1
     assert "--set num_heads=N" in result.stderr
-    result = run("convert", TIMM, tmp_path / "a.safetensors", "--set", "num_heads=4")
+    result = run("convert", TIMM, tmp_path / "a.safetensors", "--set", "num_heads=4", "-v")
     assert result.exit_code == 0
     assert "  --set: num_heads" in result.stdout.splitlines()
     assert open_checkpoint(tmp_path / "a.safetensors").config.num_heads == 4
@@ -138,7 +144,7 @@ def test_convert_shows_what_is_lost_or_refuses_it(run: Run, answer: Answer, mode
     result = run(*args)
     assert result.exit_code == 0
     assert "warning: class names: torchvision has no place" in result.stderr
-    data = answer(*args)
+    data = answer(*args, "--force")
     assert data["metadata_lost"]
     assert set(data["metadata_lost"]) <= set(data["warnings"])
 
@@ -216,7 +222,7 @@ def test_inspect_finds_nan_and_infinity(
 ) -> None:
     file = tmp_path / "a.safetensors"
     assert run("convert", models / "broken.safetensors", file, "--dtype", str(dtype).split(".")[1]).exit_code == 0
-    assert "values" not in run("inspect", file).stdout
+    assert "\n  values " not in run("inspect", file).stdout
     result = run("inspect", file, "--values")
     assert "NaN OR INFINITE in 1 tensor" in result.stdout
     assert result.stderr == "warning: blocks.0.norm1.bias: 2 values of 16 NaN or infinite\n"
@@ -257,7 +263,8 @@ def test_compare_finds_other_weights(run: Run, models: Path, tmp_path: Path) -> 
     rows = [line.split() for line in result.stdout.split("\n\n")[-1].splitlines()[1:]]
     assert rows
     assert "head.weight" in [row[0] for row in rows]
-    assert not any("equal" in row and "dtype" not in row for row in rows)
+    said = {" ".join(row[1:6]) for row in rows if "dtype" not in row}
+    assert said == {"equal after rounding to bfloat16"}
 
 
 def test_compare_finds_other_numbers(run: Run, answer: Answer, models: Path, tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ def classifier(models: Path) -> Path:
 
 
 def test_convert_to_another_size(run: Run, classifier: Path, tmp_path: Path) -> None:
-    result = run("convert", classifier, tmp_path / "out", "--to", "timm", "--image-size", "32x24", "--patch-size", "4")
+    result = run(
+        "convert", classifier, tmp_path / "out", "--to", "timm", "--image-size", "32x24", "--patch-size", "4", "-v"
+    )
     assert result.exit_code == 0, result.output
     assert "  --image-size: image_size" in result.stdout.splitlines()
     assert "  --patch-size: patch_size" in result.stdout.splitlines()

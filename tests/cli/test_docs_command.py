@@ -19,6 +19,7 @@ DIGITS, SEVEN = DATA / "vit_nano_digits.npz", DATA / "digits" / "7.png"
 NAME = "vit-nano-digits"
 CALLS: dict[str, tuple[object, ...]] = {
     "list": ("list", NAME),
+    "recommend": ("recommend", "--task", "features"),
     "info NAME": ("info", NAME),
     "info FILE": ("info", DIGITS),
     "download": ("download", NAME),
@@ -42,6 +43,8 @@ CALLS: dict[str, tuple[object, ...]] = {
     "push --dry-run": ("push", NAME, "me/digits", "--dry-run"),
     "bench": ("bench", NAME, "--against", "none", "--batch-size", "1", "--rounds", "1"),
     "completion": ("completion", "bash"),
+    "completion --install": ("completion", "bash", "--install"),
+    "env": ("env",),
 }
 
 
@@ -67,6 +70,7 @@ def test_documents_have_the_keys_that_are_documented(
     answer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     if name.startswith("cache"):
         answer("download", NAME)
     if name == "eval":

@@ -142,7 +142,42 @@ def test_another_dtype_is_told_from_other_values(dtype: str, equal: bool, tmp_pa
     rounded = load_file(tmp_path / "b.safetensors")
     original = load_file(first)
     for row in result.tensors:
-        assert row.max_difference == float((original[row.name].double() - rounded[row.name].double()).abs().max())
+        x, y = original[row.name].double().flatten(), rounded[row.name].double().flatten()
+        assert row.max_difference == float((x - y).abs().max())
+        assert row.relative == pytest.approx(float((x - y).norm() / max(x.norm(), y.norm())))
+        assert row.cosine == pytest.approx(float(torch.cosine_similarity(x, y, dim=0)))
+        assert row.rounded_to == (None if row.max_difference == 0 else dtype)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_values_that_were_rounded_are_told_in_any_dtype(dtype: str, tmp_path: Path) -> None:
+    first = saved(CONFIG, tmp_path / "a.safetensors")
+    vit_hub.convert(first, tmp_path / "b.safetensors", dtype=dtype)
+    vit_hub.convert(tmp_path / "b.safetensors", tmp_path / "c.safetensors", dtype="float32")
+    for pair in ((first, tmp_path / "c.safetensors"), (tmp_path / "c.safetensors", first)):
+        result = vit_hub.compare(*pair)
+        assert not result.same_weights
+        assert {row.rounded_to for row in result.tensors if row.status == "different"} == {dtype}
+
+
+def test_a_tolerance_is_relative_to_the_norms(tmp_path: Path) -> None:
+    first = saved(CONFIG, tmp_path / "a.safetensors")
+    second = saved(CONFIG, tmp_path / "b.safetensors", **{"norm.bias": random_model(CONFIG).norm.bias.detach() + 0.01})
+    strict = vit_hub.compare(first, second)
+    assert (strict.same_weights, strict.same_numbers) == (False, False)
+    (row,) = [row for row in strict.tensors if row.status == "different"]
+    assert row.rounded_to is None
+    assert row.relative is not None
+    assert strict.output_relative is not None
+    assert strict.output_cosine is not None
+    assert 0.9 < strict.output_cosine < 1
+    loose = vit_hub.compare(first, second, tolerance=1.01 * max(row.relative, strict.output_relative))
+    assert (loose.same_weights, loose.same_numbers) == (True, True)
+    assert loose.tensors == strict.tensors
+    between = vit_hub.compare(first, second, tolerance=0.99 * row.relative)
+    assert not between.same_weights
+    other = vit_hub.compare(first, saved(CONFIG.replace(num_classes=0), tmp_path / "c.safetensors"), tolerance=1.0)
+    assert not other.same_weights
 
 
 def test_values_that_are_exact_in_the_narrower_dtype_are_the_same_weights(tmp_path: Path) -> None:

@@ -300,6 +300,20 @@ def test_images_of_another_size_are_refused_with_both_sizes(shape: tuple[int, ..
         assert "image_size=" in error.value.hint
 
 
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((3, 12, 8), "add the axis of the batch, images[None]"),
+        ((2, 12, 8, 3), "put the channels before height and width, images.permute(0, 3, 1, 2)"),
+        ((2, 1, 12, 8), "load the model with in_chans=1"),
+    ],
+)
+def test_images_of_another_shape_get_a_remedy(shape: tuple[int, ...], words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        random_model(vit_hub.ViTConfig(**SMALL))(torch.zeros(shape))
+    assert error.value.hint.startswith(words)
+
+
 def test_a_fine_tuned_model_is_saved_and_loaded(tmp_path: Path) -> None:
     random_model(vit_hub.ViTConfig(**SMALL)).save(tmp_path / "base.safetensors")
     model = vit_hub.load(tmp_path / "base.safetensors", num_classes=3, in_chans=1)

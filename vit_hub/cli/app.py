@@ -6,11 +6,14 @@ import contextlib
 import importlib
 import os
 import pkgutil
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -22,9 +25,11 @@ from vit_hub.cli.output import Output
 __all__ = ["main"]
 
 _PREFIX = "cmd_"
+_ALIASES = {"ls": ("cache", "ls"), "rm": ("cache", "rm")}
 _EPILOG = """\b
 Examples:
-  vit-hub list "*b16*"                      find models by name
+  vit-hub list dinov2 base                  find models by name, size, licence, accuracy, ...
+  vit-hub recommend --task features         choose one by published results
   vit-hub info vit-b16                      show what the registry knows about a model
   vit-hub download vit-b16                  fetch its weights and print their path
   vit-hub convert B_16.npz out/ --to hf     convert to another format
@@ -42,7 +47,8 @@ Examples:
 \b
 A MODEL or SRC is a registry name, a Hugging Face repository, a URL, or a local file or folder of any format.
 Exit status: 0 success, 1 error, 2 wrong usage, 3 a failed comparison or verification, 130 interrupted.
-Tab completion: eval "$(vit-hub completion bash)" (or zsh, fish).
+Tab completion: vit-hub completion --install. For bug reports: vit-hub env.
+ls and rm are short for cache ls and cache rm.
 """
 
 
@@ -62,6 +68,7 @@ class _VerbGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        args = [*_ALIASES.get(args[0], args[:1]), *args[1:]]
         if args[0] not in _verbs() and not args[0].startswith("-"):
             import difflib
 
@@ -83,13 +90,14 @@ class _VerbGroup(click.Group):
         # Known before parsing, so that wrong usage too is answered in JSON.
         output = Output(json="--json" in given)
         _write_any_file_name()
+        interrupts: list[int] = []
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _noting(interrupts):
                 warnings.showwarning = lambda message, *rest, **named: output.warning(str(message))
                 code = super().main(args, "vit-hub", complete_var, standalone_mode=False, **{**extra, "obj": output})
         except Exception as error:
             try:
-                code = report(error, output)
+                code = report(_as_interrupt(error) if interrupts else error, output)
             except BrokenPipeError:
                 # The interpreter flushes stdout once more when it ends.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -101,6 +109,34 @@ class _VerbGroup(click.Group):
 def _verbs() -> tuple[str, ...]:
     modules = (info.name for info in pkgutil.iter_modules([str(Path(__file__).parent)]))
     return tuple(sorted(name.removeprefix(_PREFIX) for name in modules if name.startswith(_PREFIX)))
+
+
+@contextlib.contextmanager
+def _noting(interrupts: list[int]) -> Iterator[None]:
+    """Append to the list when Ctrl-C is pressed in the ``with`` body; it raises ``KeyboardInterrupt`` as usual."""
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def _as_interrupt(error: Exception) -> Exception:
+    """Return an interrupt for what a library made of one, such as an import that it takes for failed."""
+    if isinstance(error, click.Abort):
+        return error
+    found = click.Abort()
+    found.__cause__ = KeyboardInterrupt()
+    return found
 
 
 def _write_any_file_name() -> None:

@@ -22,12 +22,27 @@ Examples:
 
 \b
 Each of these commands has the options --json, -q, --quiet and --debug.
+`vit-hub ls` and `vit-hub rm` are short for `vit-hub cache ls` and `vit-hub cache rm`.
 VIT_HUB_CACHE moves the cache. Files from the Hugging Face Hub are in its own cache (HF_HOME).
 """
 
 
+_ALIASES = {"list": "ls", "remove": "rm"}
+
+
+class _CacheGroup(click.Group):
+    """Group whose commands have longer names, too."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, _ALIASES.get(cmd_name, cmd_name))
+
+
 @click.group(
-    "cache", epilog=_EPILOG, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+    "cache",
+    cls=_CacheGroup,
+    epilog=_EPILOG,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.pass_context
 def command(ctx: click.Context) -> None:

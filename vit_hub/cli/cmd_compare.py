@@ -15,7 +15,7 @@ from vit_hub.cli.output import Output, count_of
 from vit_hub.cli.settings import set_option
 
 if TYPE_CHECKING:
-    from vit_hub.converters.compare import Comparison
+    from vit_hub.converters.compare import Comparison, TensorComparison
 
 _EPILOG = """\b
 Examples:
@@ -31,6 +31,12 @@ Examples:
 @click.option("--all", "show_all", is_flag=True, help="List every tensor, not only those that differ.")
 @format_option("--format-a", help="Read A as this format instead of recognising it.")
 @format_option("--format-b", help="Read B as this format instead of recognising it.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    metavar="X",
+    help="Let tensors and outputs differ by X, relative to their norm. Default: equal tensors, outputs to 2e-5.",
+)
 @set_option
 @offline_option
 def command(
@@ -40,6 +46,7 @@ def command(
     show_all: bool,
     format_a: str | None,
     format_b: str | None,
+    tolerance: float | None,
     overrides: dict[str, Any],
     offline: bool,
 ) -> int:
@@ -47,10 +54,13 @@ def command(
 
     Same weights: every tensor that the model computes with has equal values; dtypes may differ. Same numbers: the
     outputs on a random image agree to 2e-5 (the embeddings, if only one has a head or their heads differ in size).
-    Equal weights still give different outputs if the activation, number of heads or epsilon differ. --set applies to
-    both. The exit status is 3 if weights or numbers differ; with --quiet nothing is printed.
+    Equal weights still give different outputs if the activation, number of heads or epsilon differ. The relative error
+    of two tensors is the norm of their difference over the larger of their norms. --set applies to both. The exit
+    status is 3 if weights or numbers differ; with --quiet nothing is printed.
     """
-    found = vit_hub.compare(first, second, formats=(format_a, format_b), overrides=overrides, offline=offline)
+    found = vit_hub.compare(
+        first, second, formats=(format_a, format_b), overrides=overrides, tolerance=tolerance, offline=offline
+    )
     if output.json:
         output.document({"a": first, "b": second, **vars(found)})
     elif not output.quiet:
@@ -65,8 +75,12 @@ def _lines(output: Output, found: Comparison, show_all: bool) -> list[str]:
         lines += ["", *output.table(("config", "A", "B"), rows)]
     chosen = [row for row in found.tensors if show_all or row.status != "equal"]
     if chosen:
-        rows = [(row.name, _STATUSES[row.status], _difference(row.max_difference)) for row in chosen]
-        lines += ["", *output.table(("tensor", "status", "largest difference"), rows, right=("largest difference",))]
+        rows = [
+            (row.name, _status(row), *map(_number, (row.max_difference, row.relative)), _cosine(row.cosine))
+            for row in chosen
+        ]
+        header = ("tensor", "status", "largest difference", "relative", "cosine")
+        lines += ["", *output.table(header, rows, right=header[2:])]
     return lines
 
 
@@ -80,9 +94,13 @@ _STATUSES = {
 }
 
 
+def _status(row: TensorComparison) -> str:
+    return f"equal after rounding to {row.rounded_to}" if row.rounded_to else _STATUSES[row.status]
+
+
 def _weights(found: Comparison) -> str:
-    counts = Counter(row.status for row in found.tensors)
-    tensors = ", ".join(f"{count_of(count, 'tensor')} {_STATUSES[status]}" for status, count in counts.items())
+    counts = Counter(map(_status, found.tensors))
+    tensors = ", ".join(f"{count_of(count, 'tensor')} {status}" for status, count in counts.items())
     return f"{'yes' if found.same_weights else 'no'}: {tensors}"
 
 
@@ -94,8 +112,16 @@ def _numbers(found: Comparison) -> str:
     if found.output_difference == 0.0:
         return f"{answer}: no difference" + " of the embeddings" * heads_differ
     what = "embeddings" if heads_differ else "outputs"
-    return f"{answer}: {what} on a random image differ by up to {found.output_difference:.2g}"
+    agreement = f"relative error {_number(found.output_relative)}, cosine {_cosine(found.output_cosine)}"
+    return f"{answer}: {what} on a random image differ by up to {found.output_difference:.2g} ({agreement})"
 
 
-def _difference(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
+
+
+def _cosine(value: float | None) -> str:
+    """Write a cosine with as many digits as tell it from 1."""
+    if value is None:
+        return ""
+    return f"1 - {1 - value:.1e}" if 0.999999 < value < 1 else f"{value:.6f}"

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import vit_hub
 from vit_hub.cli.description import config_data, dropped_lines, grouped
-from vit_hub.cli.options import Verb, complete_source, format_option, resize_options, source_options
-from vit_hub.cli.output import Output
+from vit_hub.cli.options import (
+    Verb,
+    complete_source,
+    force_option,
+    format_option,
+    resize_options,
+    source_options,
+    verbose_option,
+)
+from vit_hub.cli.output import Output, amount, count_of
 
 if TYPE_CHECKING:
     from vit_hub.converters import Checkpoint, Report
@@ -33,7 +40,7 @@ Examples:
 
 @click.command("convert", cls=Verb, short_help="Convert a checkpoint to another format.", epilog=_EPILOG)
 @click.argument("source", shell_complete=complete_source, metavar="SRC")
-@click.argument("destination", type=click.Path(path_type=Path), metavar="DST")
+@click.argument("destination", type=click.Path(), metavar="DST")
 @format_option(
     "--to",
     default="canonical",
@@ -55,17 +62,21 @@ Examples:
     is_flag=True,
     help="Refuse to write files that lose class names, preprocessing or a text tower, instead of warning of it.",
 )
+@force_option
+@verbose_option
 @source_options
 def command(
     output: Output,
     source: str,
-    destination: Path,
+    destination: str,
     to: str,
     resize_options: dict[str, Any],
     dtype: str | None,
     lossy: bool,
     keep_rest: bool,
     strict_metadata: bool,
+    force: bool,
+    verbose: bool,
     source_options: dict[str, Any],
 ) -> None:
     """Convert a checkpoint, tensor by tensor.
@@ -73,14 +84,17 @@ def command(
     Values stay the same bit for bit, unless the size or dtype is changed, or the format needs tensors folded, which is
     reported.
 
-    DST is a file, whose suffix selects the container (.safetensors, .npz, .pth, ...), or a folder, which gets the files
-    customary for the format. Printed on stdout: the path for loading, the format, where each config field came from,
-    and what was left out and why. With --quiet, print only the path.
+    DST is a file, whose suffix selects the container (.safetensors, .npz, .pth, ...), or a folder (no suffix, or / at
+    its end), which gets the files customary for the format. Nothing that exists is replaced without --force, and with
+    it no config file of anything but a model. Printed on stdout: the path for loading, the format, the size, and what
+    was left out and why. With --quiet, print only the path.
     """
+    from vit_hub.converters.containers.destination import check_destination
     from vit_hub.converters.resize import resized_checkpoint
     from vit_hub.converters.write import convert_checkpoint
     from vit_hub.progress import byte_bar
 
+    check_destination(destination, overwrite=force)
     ckpt = vit_hub.open_checkpoint(source, **source_options, progress=not output.quiet)
     source_format = ckpt.format
     ckpt = resized_checkpoint(ckpt, **resize_options)
@@ -93,6 +107,7 @@ def command(
             lossy=lossy,
             keep_rest=keep_rest,
             strict_metadata=strict_metadata,
+            overwrite=force,
             progress=advance,
         )
     if output.json:
@@ -105,7 +120,7 @@ def command(
         given = dict.fromkeys(source_options["overrides"], "--set")
         sizes = {"image_size": "--image-size", "patch_size": "--patch-size"}
         given |= {field: option for field, option in sizes.items() if resize_options[field] is not None}
-        output.lines(_summary(output, report, source_format, given))
+        output.lines(_summary(output, report, source_format, given if verbose else None))
 
 
 def _bytes(ckpt: Checkpoint, dtype: str | None) -> int:
@@ -118,18 +133,27 @@ def _bytes(ckpt: Checkpoint, dtype: str | None) -> int:
     return itemsize * sum(math.prod(tensor.shape) for tensor in ckpt.tensors.values())
 
 
-def _summary(output: Output, report: Report, source_format: str, given: Mapping[str, str]) -> list[str]:
-    lines = output.fields([("format", f"{report.format}, from {source_format}")])
-    origins = [f"{origin}: {', '.join(fields)}" for origin, fields in grouped({**report.inferred, **given}).items()]
-    lines += ["", output.heading("Config taken from"), *output.paragraphs(origins)]
+def _summary(output: Output, report: Report, source_format: str, given: Mapping[str, str] | None) -> list[str]:
+    """Describe the result; where the config is from only if ``given`` says which fields the user gave."""
+    size = f"{amount(_size(report), 'B')} in {count_of(len(report.files), 'file')}"
+    lines = output.fields([("format", f"{report.format}, from {source_format}"), ("size", size)])
+    if given is not None:
+        origins = [f"{origin}: {', '.join(fields)}" for origin, fields in grouped({**report.inferred, **given}).items()]
+        lines += ["", output.heading("Config taken from"), *output.paragraphs(origins)]
     if report.dropped:
         lines += ["", output.heading("Left out"), *dropped_lines(output, report.dropped)]
     return lines
 
 
+def _size(report: Report) -> int:
+    return sum(file.stat().st_size for file in report.files)
+
+
 def _as_data(report: Report, source_format: str) -> dict[str, Any]:
     return {
         "path": report.path,
+        "files": report.files,
+        "size": _size(report),
         "format": report.format,
         "source_format": source_format,
         **config_data(report.config),

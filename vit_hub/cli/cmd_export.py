@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from vit_hub.cli.description import config_data
-from vit_hub.cli.options import Verb, complete_source, image_size_option, source_options
+from vit_hub.cli.options import Verb, complete_source, force_option, image_size_option, source_options
 from vit_hub.cli.output import Output, amount
 
 _SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml"}
@@ -53,11 +53,13 @@ Examples:
     help="Largest difference from the model, relative to the largest value of its output. Default: 1e-4, for float16 "
     "1e-2, bfloat16 5e-2, int8 0.2.",
 )
+@force_option
 @source_options
 def command(
     output: Output,
     model: str,
     destination: Path,
+    force: bool,
     source_options: dict[str, Any],
     **options: Any,
 ) -> None:
@@ -69,7 +71,7 @@ def command(
     """
     from vit_hub.exporting.export import export
 
-    report = export(model, destination, **options, **source_options, progress=not output.quiet)
+    report = export(model, destination, overwrite=force, **options, **source_options, progress=not output.quiet)
     if output.json:
         output.document({**vars(report), **config_data(report.config)})
         return

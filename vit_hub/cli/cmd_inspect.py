@@ -12,7 +12,7 @@ import click
 
 import vit_hub
 from vit_hub.cli.description import config_data, config_lines, dropped_lines
-from vit_hub.cli.options import Verb, complete_source, source_options
+from vit_hub.cli.options import Verb, complete_source, source_options, verbose_option
 from vit_hub.cli.output import Output, amount, count_of
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ Examples:
 )
 @click.option("--values", "check_values", is_flag=True, help="Look for NaN, infinity and equal tensors.")
 @click.option("--hash", "hash_files", is_flag=True, help="Compute the sha256 of the files.")
+@verbose_option
 @source_options
 def command(
     output: Output,
@@ -45,12 +46,13 @@ def command(
     list_tensors: bool,
     check_values: bool,
     hash_files: bool,
+    verbose: bool,
     source_options: dict[str, Any],
 ) -> None:
-    """Show a checkpoint's format, config and tensors, where each config field came from, and what is left out and why.
+    """Show a checkpoint's format, config and tensors, and what is left out and why.
 
-    SRC is fetched if it is not on this machine. Only headers are read, unless --values or --hash asks for more. With
-    --quiet, print only the format.
+    Config fields with their usual values are not listed; with --verbose all are. SRC is fetched if it is not on this
+    machine. Only headers are read, unless --values or --hash asks for more. With --quiet, print only the format.
     """
     from vit_hub.converters.containers.hashing import file_sha256
     from vit_hub.converters.inspection import head_is_zero, survey
@@ -74,7 +76,7 @@ def command(
         output.lines([ckpt.format])
         return
     lines = [output.heading(str(ckpt.path)), *output.fields(_summary(ckpt, zero_head, values, hashes))]
-    lines += ["", *config_lines(output, ckpt.config, ckpt.inferred, source_options["overrides"])]
+    lines += ["", *config_lines(output, ckpt.config, ckpt.inferred, source_options["overrides"], every=verbose)]
     if ckpt.dropped:
         lines += ["", output.heading("Left out"), *dropped_lines(output, ckpt.dropped)]
     if list_tensors:

@@ -27,15 +27,16 @@ def config_lines(
     config: ViTConfig,
     inferred: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    every: bool = False,
 ) -> list[str]:
-    """Describe a model: size, tokens, operations, then its fields.
+    """Describe a model: size, tokens, operations, then its fields: those that say what it is, or have unusual values.
 
     Args:
         output: how wide lines may be.
         config: the model.
-        inferred: field -> where it came from; None if it was not read from a file: then fields with their usual values
-            are not listed.
+        inferred: field -> where it came from; None if it was not read from a file.
         overrides: fields that the user set.
+        every: list all fields.
     """
     patches = f"{size_text(config.grid_size)} patches of {size_text(config.patch_size)} pixels"
     tokens = " + ".join([*_prefix_tokens(config), patches])
@@ -48,19 +49,23 @@ def config_lines(
             ("memory", _memory_text(config)),
         ]
     )
-    values = {name: value_text(value) for name, value in vars(config).items()}
-    if inferred is None:
-        usual = vars(ViTConfig())
-        shown = {name: values[name] for name in vars(config) if name in _ESSENTIAL or vars(config)[name] != usual[name]}
-        rest = [("others", f"{len(values) - len(shown)} fields have their usual values; --json has all")]
-        return [*lines, "", output.heading("Config"), *output.fields([*shown.items(), *rest])]
-    origins = {**inferred, **dict.fromkeys(overrides or {}, "--set")}
+    usual, origins = vars(ViTConfig()), {**(inferred or {}), **dict.fromkeys(overrides or {}, "--set")}
+    shown = {
+        name: value_text(value)
+        for name, value in vars(config).items()
+        if every or name in _ESSENTIAL or value != usual[name] or name in (overrides or {})
+    }
+    hidden = len(vars(config)) - len(shown)
+    rest = (
+        f"{hidden} fields have their usual values; {'--json' if inferred is None else '-v (inspect) or --json'} has all"
+    )
+    others = output.fields([("others", rest if hidden else "")])
     if len(set(origins.values())) <= 1:
         title = ", from ".join(["Config", *set(origins.values())])
-        return [*lines, "", output.heading(title), *output.fields(values.items())]
-    rows = [(name, value, origins.get(name, "default")) for name, value in values.items()]
+        return [*lines, "", output.heading(title), *output.fields([*shown.items(), ("others", rest if hidden else "")])]
+    rows = [(name, value, origins.get(name, "default")) for name, value in shown.items()]
     table = output.table(("field", "value", "taken from"), rows, indent="  ")
-    return [*lines, "", output.heading("Config"), *table]
+    return [*lines, "", output.heading("Config"), *table, *others]
 
 
 def _prefix_tokens(config: ViTConfig) -> list[str]:

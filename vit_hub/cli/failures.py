@@ -22,7 +22,8 @@ def report(error: Exception, output: Output) -> int:
     if isinstance(error, click.Abort):
         cause = error.__cause__
         if not isinstance(cause, EOFError):
-            output.error({"type": "KeyboardInterrupt", "message": "interrupted", "hint": ""})
+            # Who was interrupted says what goes on from there, if anything does.
+            output.error({"type": "KeyboardInterrupt", "message": "interrupted", "hint": str(cause or "")})
             return INTERRUPTED
         error = cause  # click takes a library's EOFError for a closed terminal
     if output.debug:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -20,6 +21,7 @@ __all__ = [
     "complete_source",
     "compute_options",
     "device_option",
+    "force_option",
     "format_option",
     "image_size_option",
     "lockfile_option",
@@ -29,9 +31,11 @@ __all__ = [
     "resize_options",
     "revision_option",
     "running_options",
+    "selection_options",
     "source_format_option",
     "source_options",
     "test_option",
+    "verbose_option",
 ]
 
 # As in vit_hub.preprocessing.spec, whose import costs numpy's.
@@ -117,6 +121,10 @@ def lockfile_option(help: str) -> Callable[[_Command], _Command]:
     )
 
 
+force_option = click.option("--force", is_flag=True, help="Replace files that exist.")
+verbose_option = click.option(
+    "-v", "--verbose", is_flag=True, help="Print all of the config, and where each field came from."
+)
 revision_option = click.option(
     "--revision",
     metavar="REVISION",
@@ -313,3 +321,84 @@ test_option = click.option(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of embeddings, by the same model, of the images to classify.",
 )
+
+
+_MULTIPLES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
+
+
+def _count(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
+    """Parse a count such as 30M, 1.1B or 86567656."""
+    if text is None:
+        return None
+    digits = text.lower().replace(",", "").rstrip("kmgb")
+    try:
+        found = float(digits) * _MULTIPLES[text.lower().replace(",", "").removeprefix(digits)]
+    except (KeyError, ValueError):
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise click.BadParameter(f"{text!r} is no number of parameters; write 30M, 1.1B or 86567656.")
+    return found
+
+
+def _complete_column(column: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Complete the values that models of the registry have in a column of their summary."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+        from vit_hub.registry import COMMERCIAL, list_models
+        from vit_hub.weights_manifest import summary
+
+        values = [getattr(summary(name), column) for name in list_models()]
+        every = [item for value in values for item in ([value] if isinstance(value, str) else value)]
+        known = dict.fromkeys([COMMERCIAL] * (column == "license") + every)
+        return [value for value in known if value.startswith(incomplete)]
+
+    return complete
+
+
+def selection_options(command: _Command) -> _Command:
+    """Add conditions on models of the registry, as :func:`vit_hub.list_models` takes them."""
+    options = (
+        click.option(
+            "--family",
+            metavar="FAMILY",
+            shell_complete=_complete_column("family"),
+            help="Only models of one family, such as augreg.",
+        ),
+        click.option(
+            "--license",
+            metavar="LICENCE",
+            shell_complete=_complete_column("license"),
+            help="Only models of a licence, such as apache-2.0; commercial: of any stated licence that is an open one. "
+            "(Licences with terms of their own, which may allow commercial use, are not among those.)",
+        ),
+        click.option(
+            "--max-params",
+            callback=_count,
+            metavar="NUMBER",
+            help="Only models with up to this many parameters, such as 30M.",
+        ),
+        click.option(
+            "--max-gflops",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="NUMBER",
+            help="Only models with up to this many GFLOP for one image (a multiply-add is two).",
+        ),
+        click.option(
+            "--min-top1",
+            type=click.FloatRange(0, 100),
+            metavar="PERCENT",
+            help="Only models with a published top-1 accuracy of at least this on ImageNet-1k.",
+        ),
+        click.option(
+            "--format",
+            metavar="FORMAT",
+            shell_complete=_complete_column("formats"),
+            help="Only models published in this format, such as timm.",
+        ),
+        click.option(
+            "--image-size", type=_size, metavar="SIZE", help="Only models for images of 384 or 384x512 pixels."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command

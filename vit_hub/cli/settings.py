@@ -6,14 +6,15 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 import click
 
 from vit_hub.model.config import ViTConfig
 
-__all__ = ["parse_size", "set_option"]
+__all__ = ["parse_size", "set_option", "setting_option"]
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -143,14 +144,23 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     return [f"{name}=" for name in _FIELDS if name.startswith(incomplete)]
 
 
-set_option = click.option(
+def setting_option(name: str, argument: str, help: str) -> Callable[[_Command], _Command]:
+    """Make a repeatable option that takes config fields; the command gets them as the dict ``argument``."""
+    return click.option(
+        name,
+        argument,
+        metavar="FIELD=VALUE",
+        multiple=True,
+        callback=_parsed,
+        shell_complete=_complete,
+        help=help,
+    )
+
+
+set_option = setting_option(
     "--set",
     "overrides",
-    metavar="FIELD=VALUE",
-    multiple=True,
-    callback=_parsed,
-    shell_complete=_complete,
-    help="Set a config field that the file does not determine or gets wrong, such as num_heads=3, image_size=224x160, "
+    "Set a config field that the file does not determine or gets wrong, such as num_heads=3, image_size=224x160, "
     "act=gelu_tanh or qkv_bias=false. Repeatable.",
 )
 """Option ``--set``; the command gets ``overrides``, a dict as :func:`vit_hub.load` takes it."""

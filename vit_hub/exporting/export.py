@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vit_hub.converters.containers.destination import refuse_existing
 from vit_hub.converters.read import Checkpoint
 from vit_hub.errors import ConfigError, UnsupportedByFormatError, VitHubError, first_line
 from vit_hub.exporting import to_onnx, to_openvino, to_torch_export
@@ -97,6 +98,7 @@ def export(
     with_preprocess: bool = False,
     opset: int | None = None,
     tolerance: float | None = None,
+    overwrite: bool = True,
     **opening: Any,
 ) -> ExportReport:
     """Write a model as a program for another runtime, run it there, and keep it if its outputs are the model's.
@@ -117,6 +119,7 @@ def export(
         opset: version of ONNX's operators.
         tolerance: largest difference allowed, relative to the largest value of the output; None: that of the dtype in
             :data:`TOLERANCES`.
+        overwrite: replace a file that exists.
         opening: further arguments of :func:`vit_hub.load`, such as ``overrides``.
 
     Raises:
@@ -124,6 +127,7 @@ def export(
         UnsupportedByFormatError: the runtime cannot take the program or computes something else; nothing is written.
         VitHubError: the source cannot be read, or the file cannot be written.
     """
+    refuse_existing([Path(destination)], overwrite=overwrite)
     path = Path(destination)
     name = _target(path, to)
     target = TARGETS[name]

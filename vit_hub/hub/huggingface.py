@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import warnings
@@ -29,7 +30,8 @@ from vit_hub.errors import CheckpointError, DownloadError, VitHubError, first_li
 from vit_hub.hub.cache.hashes import verify
 from vit_hub.hub.cache.paths import hugging_face_cache
 from vit_hub.hub.http.failures import check_certificates, explain, proxy_login
-from vit_hub.hub.http.retry import RetryPolicy, TransientError
+from vit_hub.hub.http.response import TRANSIENT
+from vit_hub.hub.http.retry import RetryPolicy, TransientError, retry_after
 from vit_hub.hub.names.address import address, is_commit, is_safe_name
 from vit_hub.hub.names.credentials import hide_credentials, without_credentials
 from vit_hub.hub.names.hugging_face import is_one_file
@@ -296,7 +298,10 @@ def _explained(error: Exception, source: WeightSource, what: str) -> VitHubError
     if isinstance(error, hub.GatedRepoError):
         return DownloadError(f"{where} is gated", hint=f"accept its terms at {page}, then {_LOGIN}")
     if isinstance(error, hub.RepositoryNotFoundError):
-        hint = f"check the name; for a private one {_LOGIN}"
+        endpoint = (
+            f", and HF_ENDPOINT ({page.rpartition(str(source.repo))[0]})" if os.environ.get("HF_ENDPOINT") else ""
+        )
+        hint = f"check the name{endpoint}; for a private one {_LOGIN}"
         return DownloadError(f"{where} does not exist, or is private", hint=hint)
     if isinstance(error, hub.RevisionNotFoundError):
         return DownloadError(f"{where}: there is no such revision", hint=f"see {page}")
@@ -338,15 +343,26 @@ def _patiently(source: WeightSource, what: str, call: Callable[[], T]) -> T:
             return call()
         except (httpx2.TransportError, OSError) as error:
             is_of_disk = isinstance(error, OSError) and error.filename is not None
-            if is_of_disk or isinstance(error, OfflineModeIsEnabled) or _status(error) is not None:
+            status = _status(error)
+            if is_of_disk or isinstance(error, OfflineModeIsEnabled) or (status and status not in TRANSIENT):
                 raise
             failure = explain(error, page_of(source))
+            reason = failure.message if failure.no_network else ""
             if failure.final:
-                raise _UnreachableError(f"{where} cannot be fetched: {failure.message}", hint=failure.hint) from error
+                message = f"{where} cannot be fetched: {failure.message}"
+                raise _UnreachableError(message, hint=failure.hint, reason=reason) from error
+            waiting = TransientError(
+                failure.message, wait=_wanted_wait(error), hint=failure.hint, no_network=failure.no_network
+            )
             try:
-                policy.wait_after(TransientError(failure.message, hint=failure.hint), gained=False)
+                policy.wait_after(waiting, gained=False)
             except DownloadError as given_up:
-                raise _UnreachableError(given_up.message, hint=given_up.hint) from error
+                raise _UnreachableError(given_up.message, hint=given_up.hint, reason=reason) from error
+
+
+def _wanted_wait(error: BaseException) -> float | None:
+    """Return the seconds that a busy server asks to wait; None: it does not say."""
+    return retry_after(getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", ""))
 
 
 def _status(error: BaseException) -> int | None:
@@ -443,15 +459,30 @@ def _shown(error: BaseException) -> str:
 
 
 @contextmanager
-def hub_bars(wanted: bool) -> Iterator[None]:
-    """Disable huggingface_hub's progress bars, unless they are wanted and stderr is a terminal."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+def _silence() -> Iterator[None]:
+    """Keep the client from logging each attempt: what fails in the end is an error. HF_HUB_VERBOSITY shows all."""
+    from huggingface_hub.utils.logging import get_verbosity, set_verbosity
 
-    if (wanted and on_terminal()) or are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
+    level = get_verbosity()
+    if not os.environ.get("HF_HUB_VERBOSITY"):
+        set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
-        enable_progress_bars()
+        set_verbosity(level)
+
+
+@contextmanager
+def hub_bars(wanted: bool) -> Iterator[None]:
+    """Silence huggingface_hub, and disable its progress bars unless they are wanted and stderr is a terminal."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    with _silence():
+        if (wanted and on_terminal()) or are_progress_bars_disabled():
+            yield
+            return
+        disable_progress_bars()
+        try:
+            yield
+        finally:
+            enable_progress_bars()

@@ -99,8 +99,10 @@ def fetch_any(
     if len(failures) == 1:
         raise failures[0]
     name = entry.id if entry else "it"
+    # What several sources have in common is said once.
+    distinct = dict.fromkeys(error.reason or error.message for error in failures)
     raise DownloadError(
-        f"none of the {len(failures)} sources of {name} delivers: {'; '.join(error.message for error in failures)}",
+        f"none of the {len(failures)} sources of {name} delivers: {'; '.join(distinct)}",
         hint="; ".join(dict.fromkeys(error.hint for error in failures if error.hint)),
     )
 

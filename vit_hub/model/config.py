@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vit_hub.errors import ConfigError
+from vit_hub.shown import Shown
 
 __all__ = [
     "ACTIVATIONS", "ATTENTION_POOLS", "CHOICES", "RESIZE_METHODS", "RESIZING", "Merger", "Neck", "RelPosMlp", "Rope",
@@ -42,6 +43,7 @@ _NOT_NEGATIVE = (
     "pool_depth", "num_detection_tokens", "patch_padding",
 )  # fmt: skip
 _SIZES = ("image_size", "patch_size")
+_SHOWN = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "num_classes")
 RESIZING = ("resize", "resize_by_count", "resize_square")
 """The fields that change nothing at the size that a model was made for."""
 ATTENTION_POOLS = ("map", "attn", "attentive")
@@ -247,8 +249,8 @@ def check_fields(fields: Mapping[str, Any]) -> None:
             _check_choice(name, value, CHOICES[name])
 
 
-@dataclass(frozen=True, kw_only=True)
-class ViTConfig:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ViTConfig(Shown):
     """Everything that decides a Vision Transformer's tensors and outputs.
 
     Attributes:
@@ -416,6 +418,14 @@ class ViTConfig:
     resize_square: bool = False
     head_layers: int = 1
     pool_tokens: tuple[int, ...] = ()
+
+    def _facts(self) -> dict[str, Any]:
+        """Return what says which model it is, and each field with another value than usual: a ``repr`` of the whole."""
+        return {
+            item.name: value
+            for item in dataclasses.fields(self)
+            if (value := getattr(self, item.name)) != item.default or item.name in _SHOWN
+        }
 
     def __post_init__(self) -> None:
         for name in _SIZES:

@@ -43,6 +43,7 @@ from vit_hub.model.positions import HOST, Geometry, Holder, Resized, computed_ta
 from vit_hub.model.resize import resize_table, resize_tensor, resized_config, table_method, whole_patches
 from vit_hub.model.rope import expand_angles, mixed_angles
 from vit_hub.model.windows import Partition, decomposed_bias
+from vit_hub.shown import table_of
 
 __all__ = ["VisionTransformer"]
 
@@ -792,7 +793,7 @@ class VisionTransformer(nn.Module):
             videos = f" or [batch, frames in multiples of {video.tubelet}, {expected}]" if video else ""
             raise ConfigError(
                 f"images have shape {tuple(images.shape)}, the model takes [batch, {expected}]{videos}",
-                hint="resize the images (vit_hub.preprocess), or load the model with image_size= or dynamic=True",
+                hint=_shape_hint(tuple(images.shape), self.config.in_chans),
             )
         if native:
             rope = None if self.rope_cos is None or self.rope_sin is None else (self.rope_cos, self.rope_sin)
@@ -897,10 +898,29 @@ class VisionTransformer(nn.Module):
 
         return save(self, path)
 
+    def _repr_html_(self) -> str:
+        count = sum(parameter.numel() for parameter in self.parameters())
+        return table_of(type(self).__name__, {"parameters": f"{count:,}", **self._unusual()})
+
     def extra_repr(self) -> str:
         """Return the config fields that differ from the defaults."""
+        return ", ".join(f"{key}={value}" for key, value in self._unusual().items())
+
+    def _unusual(self) -> dict[str, Any]:
         default: dict[str, Any] = ViTConfig().to_dict()
-        return ", ".join(f"{key}={value}" for key, value in self.config.to_dict().items() if value != default[key])
+        return {key: value for key, value in self.config.to_dict().items() if value != default[key]}
+
+
+def _shape_hint(shape: tuple[int, ...], in_chans: int) -> str:
+    """Return what to do about images of a shape that the model does not take."""
+    first = ""
+    if len(shape) == 3:
+        first = "add the axis of the batch, images[None]; "
+    elif len(shape) == 4 and shape[-1] == in_chans != shape[1]:
+        first = "put the channels before height and width, images.permute(0, 3, 1, 2); "
+    elif len(shape) == 4 and shape[1] != in_chans:
+        first = f"load the model with in_chans={shape[1]}; "
+    return f"{first}resize the images (vit_hub.preprocess), or load the model with image_size= or dynamic=True"
 
 
 def _reset_tables(model: nn.Module, incompatible: object) -> None:

@@ -28,6 +28,7 @@ from vit_hub.running.engine import run
 from vit_hub.running.models import Runnable, runnable
 from vit_hub.running.reading import Reader
 from vit_hub.running.sources import Item, Sources, batches_of
+from vit_hub.shown import Shown
 
 __all__ = ["ClassResult", "Evaluation", "evaluate", "wilson"]
 
@@ -57,8 +58,8 @@ class ClassResult:
     top1: float
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """Accuracy on labelled images.
 
     Attributes:
@@ -86,6 +87,10 @@ class Evaluation:
     errors: int
     classes: tuple[ClassResult, ...]
     confusion: npt.NDArray[np.int64]
+
+    def _facts(self) -> dict[str, object]:
+        names = ("model", "images", "top1", "top5", "interval", "published", "within", "errors")
+        return {**{name: getattr(self, name) for name in names}, "classes": len(self.classes)}
 
 
 def evaluate(

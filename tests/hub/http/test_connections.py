@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import ssl
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from vit_hub.errors import DownloadError
 from vit_hub.hub.fetch import fetch
 from vit_hub.hub.http.failures import explain
 from vit_hub.hub.http.response import Response
+from vit_hub.hub.http.retry import RetryPolicy, TransientError
+from vit_hub.hub.resolve import fetch_any
 from vit_hub.registry import WeightSource
 
 __all__ = ["cache"]  # a fixture
@@ -156,21 +160,101 @@ def test_a_tunnel_that_a_proxy_refuses(
     assert len(waits) == attempts - 1
 
 
-@pytest.mark.parametrize(("number", "attempts"), [(socket.EAI_NONAME, 1), (socket.EAI_AGAIN, 4)])
-def test_a_name_that_cannot_be_resolved(
-    number: int, attempts: int, waits: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
+NO_NETWORK = {
+    "no such name": (socket.gaierror(socket.EAI_NONAME, "no such name"), 1, "name of models.example.org cannot be"),
+    "no resolver": (socket.gaierror(socket.EAI_AGAIN, "no such name"), 2, "name of models.example.org cannot be"),
+    "unreachable": (OSError(errno.ENETUNREACH, "Network is unreachable"), 2, "models.example.org cannot be reached"),
+}
+
+
+@pytest.fixture(params=NO_NETWORK)
+def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    """How many attempts are made without a network, and what is said."""
+    error, attempts, message = NO_NETWORK[request.param]
+
     def refuse(*args: object, **kwargs: object) -> None:
-        raise socket.gaierror(number, "no such name")
+        raise error
 
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return attempts, message
+
+
+def test_without_a_network_little_is_tried(no_network: tuple[int, str], waits: list[float]) -> None:
+    attempts, message = no_network
     error = refusal(f"https://models.example.org{FILE}")
-    assert "the name of models.example.org cannot be resolved: no such name" in error.message
+    assert message in error.message
     assert "HTTPS_PROXY" in error.hint
     assert len(waits) == attempts - 1
+
+
+def test_without_a_network_each_server_is_named_once(no_network: tuple[int, str], waits: list[float]) -> None:
+    _, message = no_network
+    sources = [WeightSource(kind="https", format="", url=f"https://models.example.org/{name}.npz") for name in "abc"]
+    with pytest.raises(DownloadError, match="none of the 3 sources of it delivers") as error:
+        fetch_any(None, sources)
+    assert error.value.message.count("models.example.org") == 1
+    assert message in error.value.message
+    assert sum(waits) < 3
+
+
+def test_a_network_that_goes_away_in_the_middle_is_awaited(waits: list[float]) -> None:
+    policy = RetryPolicy("x")
+    policy.wait_after(TransientError("cut"), gained=True)
+    policy.wait_after(TransientError("no network", no_network=True), gained=False)
+    policy.wait_after(TransientError("no network", no_network=True), gained=False)
+    with pytest.raises(DownloadError, match="no network, 4 times"):
+        policy.wait_after(TransientError("no network", no_network=True), gained=False)
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "huggingface.co", "htps://huggingface.co", "http://"])
+@pytest.mark.parametrize("address", [REPO, f"hf://{REPO}/model.safetensors"])
+def test_an_endpoint_that_is_no_address_is_named_at_once(endpoint: str, address: str, tmp_path: Path) -> None:
+    start = time.monotonic()
+    error = Hub(HubServer(endpoint), tmp_path).answer("inspect", address, code=1)["error"]
+    assert "HF_ENDPOINT (" + endpoint.rstrip("/") in error["hint"]
+    assert "times" not in error["message"]
+    assert time.monotonic() - start < 15
+
+
+class Troubled(HubServer):
+    """A hub that cuts every file of weights."""
+
+    def answer(self, method: str, path: str) -> Reply:
+        reply = super().answer(method, path)
+        if method == "GET" and path.endswith(".safetensors"):
+            return Reply(reply.body[:100], headers=reply.headers, length=len(reply.body))
+        return replace(reply, headers={**reply.headers, "X-HF-Warning": "topic; log in to go faster"})
+
+
+def test_attempts_of_the_client_are_not_logged(tmp_path: Path) -> None:
+    with serving(Troubled) as server:
+        assert isinstance(server, HubServer)
+        machine = Hub(server, tmp_path)
+        machine.publish()
+        process = machine.command("inspect", REPO)
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (1, "")
+    error, hint = err.splitlines()
+    assert error.startswith(f"vit-hub: error: {REPO}: model.safetensors cannot be fetched: ")
+    assert hint.startswith("hint: ")
+
+
+def test_a_busy_hub_is_asked_a_few_times(tmp_path: Path) -> None:
+    class Busy(HubServer):
+        def answer(self, method: str, path: str) -> Reply:
+            return Reply(status=503, headers={"Retry-After": "0"})
+
+    with serving(Busy) as server:
+        assert isinstance(server, HubServer)
+        for address in (REPO, f"hf://{REPO}/model.safetensors"):
+            start = time.monotonic()
+            error = Hub(server, tmp_path).answer("inspect", address, code=1)["error"]
+            assert "503" in error["message"]
+            assert "4 times" in error["message"]
+            assert time.monotonic() - start < 15, "the client retries for 23 seconds"
 
 
 def test_an_address_where_nothing_listens(waits: list[float]) -> None:

@@ -21,6 +21,7 @@ from vit_hub.registry import WeightSource
 
 __all__ = ["refuse_no_checkpoint", "stream_to"]
 
+_CONTINUES = "run it again to continue: what was fetched is kept"
 LARGE = 64 << 20  # bytes to come, from which on a file is divided among several connections ...
 PIECE = 32 << 20  # ... that request so many bytes at a time
 _PAGE = (
@@ -57,6 +58,11 @@ def stream_to(path: Path, source: WeightSource, *, checkpoint: bool = True, prog
                 sha256 = _fetch(client, part, source, path.name, progress)
         except (IntegrityError, OSError):
             part.discard()
+            raise
+        except KeyboardInterrupt as error:
+            part.keep()
+            if part.resumable:
+                raise KeyboardInterrupt(_CONTINUES) from error
             raise
         except BaseException:
             part.keep()

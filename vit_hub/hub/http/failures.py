@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -22,6 +23,10 @@ _NOT_YET_VALID, _EXPIRED = 9, 10
 _WRONG_NAME = (62, 64)
 _TRUST = "set SSL_CERT_FILE to a file with the certificates to trust"
 _INSPECTED = f"if a proxy or firewall inspects connections here, {_TRUST}, its own among them"
+# Of requests that no server gets, since they have no usable address.
+_NO_ADDRESS = ("UnsupportedProtocol", "LocalProtocolError", "InvalidURL")
+# There is no network, rather than a server that does not answer.
+_NO_NETWORK = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
 _NONE = "no connection can be made"
 _DIRECT = "set NO_PROXY for servers that are reached without it"
 # Of a proxy: another attempt gets the same.
@@ -38,11 +43,13 @@ class Failure:
         message: what is wrong.
         hint: the remedy; empty if there is none but to wait.
         final: another attempt cannot help.
+        no_network: no server was reached at all, and most probably none can be.
     """
 
     message: str
     hint: str
     final: bool
+    no_network: bool = False
 
 
 def explain(error: BaseException, url: str) -> Failure:
@@ -66,6 +73,8 @@ def explain(error: BaseException, url: str) -> Failure:
                 + (f", and the proxy in {proxy}" if proxy else ""),
                 final=True,
             )
+    if any(type(cause).__name__ in _NO_ADDRESS for cause in causes):
+        return Failure(f"{_server(url) or url}: {message}", f"check {_address(url)}", final=True)
     if any(type(cause).__name__ == "ProxyError" for cause in causes):
         status = _STATUS.search(message)
         hint = proxy_login() if status and status[0] == "407" else f"check {proxy or 'HTTPS_PROXY'}; {_DIRECT}"
@@ -78,10 +87,14 @@ def explain(error: BaseException, url: str) -> Failure:
                 f"the name of {_server(url)} cannot be resolved: {cause.strerror or message}",
                 f"check {_address(url)} and the connection; behind a proxy, set HTTPS_PROXY",
                 final=cause.errno == socket.EAI_NONAME,
+                no_network=True,
             )
         if isinstance(cause, ConnectionRefusedError):
             hint = f"check {_address(url)}: nothing listens there; behind a proxy, set HTTPS_PROXY"
             return Failure(message, hint, final=False)
+        if isinstance(cause, OSError) and cause.errno in _NO_NETWORK:
+            message = f"{_server(url)} cannot be reached: {cause.strerror or message}"
+            return Failure(message, "check the connection; behind a proxy, set HTTPS_PROXY", False, no_network=True)
     return Failure(message, "", final=False)
 
 

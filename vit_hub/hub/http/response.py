@@ -19,12 +19,12 @@ from vit_hub.hub.http.retry import ChangedError, TransientError, retry_after
 from vit_hub.hub.names.credentials import hide_credentials
 from vit_hub.version import __version__
 
-__all__ = ["Response", "html_error", "new_client", "request"]
+__all__ = ["TRANSIENT", "Response", "html_error", "new_client", "request"]
 
 TIMEOUT = httpx2.Timeout(30.0, connect=10.0)  # seconds, between two reads
 _REDIRECTS = 10
 _CHUNK = 1 << 20  # bytes
-_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _REMEDIES = {
     401: "the server requires a login: give the address as https://USER:PASSWORD@..., or fetch the file yourself and "
     "give its path",
@@ -193,14 +193,15 @@ def _transport_errors(url: str) -> Iterator[None]:
     except (httpx2.TransportError, httpcore2.NetworkError, httpcore2.TimeoutException) as error:
         failure = explain(error, url)
         if failure.final:
-            raise DownloadError(f"{url}: {failure.message}", hint=failure.hint) from error
-        raise TransientError(failure.message, hint=failure.hint) from error
+            reason = failure.message if failure.no_network else ""
+            raise DownloadError(f"{url}: {failure.message}", hint=failure.hint, reason=reason) from error
+        raise TransientError(failure.message, hint=failure.hint, no_network=failure.no_network) from error
 
 
 def _check_head(url: str, http: httpx2.Response, *, ranged: bool) -> None:
     status = http.status_code
     answer = f"the server answered {status} {http.reason_phrase}".rstrip()
-    if status in _TRANSIENT:
+    if status in TRANSIENT:
         raise TransientError(answer, wait=retry_after(http.headers.get("Retry-After", "")))
     if ranged and status == 416:
         raise ChangedError(answer)

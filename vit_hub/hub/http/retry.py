@@ -12,6 +12,7 @@ from vit_hub.errors import DownloadError
 __all__ = ["ChangedError", "RetryPolicy", "TransientError", "retry_after"]
 
 ATTEMPTS = 4  # failures in a row, without a byte gained between them
+ATTEMPTS_WITHOUT_NETWORK = 2  # likewise, where nothing was ever received and no server is reached
 MOST_ATTEMPTS = 1000  # for a connection that always gains a little
 LONGEST_WAIT = 120.0  # seconds; a server that asks for more is given up
 _BACKOFF = 0.5  # seconds after the first failure, doubled after each further one in a row
@@ -28,10 +29,20 @@ class TransientError(Exception):
         wait: seconds that the server asks to wait; None: it does not say.
         slow: bytes came, but too slowly to count as a gain.
         hint: the remedy if it happens again and again.
+        no_network: no server is reached, and most probably none can be.
     """
 
-    def __init__(self, message: str, *, wait: float | None = None, slow: bool = False, hint: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        wait: float | None = None,
+        slow: bool = False,
+        hint: str = "",
+        no_network: bool = False,
+    ) -> None:
         super().__init__(message)
+        self.no_network = no_network
         self.hint = hint
         self.wait = wait
         self.slow = slow
@@ -52,6 +63,7 @@ class RetryPolicy:
         self._url = url
         self._in_a_row = 0
         self._in_all = 0
+        self._gained = False
 
     def wait_after(self, failure: TransientError, *, gained: bool) -> None:
         """Return when it is time for the next attempt.
@@ -64,12 +76,15 @@ class RetryPolicy:
             DownloadError: there were enough attempts, or the server asks for too long a wait.
         """
         self._in_all += 1
+        self._gained = self._gained or gained
         self._in_a_row = 1 if gained and not failure.slow else self._in_a_row + 1
-        if self._in_a_row >= ATTEMPTS or self._in_all >= MOST_ATTEMPTS:
-            times = ATTEMPTS if self._in_a_row >= ATTEMPTS else MOST_ATTEMPTS
+        most = ATTEMPTS_WITHOUT_NETWORK if failure.no_network and not self._gained else ATTEMPTS
+        if self._in_a_row >= most or self._in_all >= MOST_ATTEMPTS:
+            times = most if self._in_a_row >= most else MOST_ATTEMPTS
             raise DownloadError(
                 f"{self._url}: {failure}, {times} times",
                 hint=failure.hint or "try again later, or check the connection",
+                reason=str(failure) if failure.no_network else "",
             ) from failure
         wait = failure.wait
         if wait is None:

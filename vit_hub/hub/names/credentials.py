@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 __all__ = ["credentials_of", "hide_credentials", "without_credentials"]
 
-_CREDENTIALS = re.compile(r"(https?://)[^/?#\s]*@", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"([a-z][a-z0-9+.-]*://)[^/?#\s]*@", re.IGNORECASE)
 
 
 def credentials_of(url: str) -> tuple[str, str] | None:
