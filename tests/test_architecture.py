@@ -107,6 +107,7 @@ def torch_free(module: str) -> bool:
         "vit_hub.model.stems",
         "vit_hub.model.rope",
         "vit_hub.model.device",
+        "vit_hub.model.outputs",
         "vit_hub.model.windows",
     )
     return room(module) <= room("vit_hub.registry") and not is_inside(module, *computes, "vit_hub.model.positions")

@@ -188,8 +188,8 @@ ROOMS = (
     Room("hub", "hub/http/", ("hub.http",), 20, 340),
     Room("hub", "hub/", ("hub",), 20, 410),
     Room("library", "loading, conversion", ("loading", "conversion"), 20, 410, "load, convert, compare in one call"),
-    Room("library", "exporting/", ("exporting",), 285, 410),
-    Room("library", "running/", ("running",), 20, 270),
+    Room("library", "exporting/", ("exporting",), 20, 410),
+    Room("library", "running/", ("running",), 20, 410),
     Room("library", "vit_hub", ("",), 20, 530, "the public names, each imported on first use"),
     Room("library", "cli/", ("cli", "__main__"), 20, 780),
 )

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from vit_hub.model.outputs import check_classes
 from vit_hub.preprocessing.of_checkpoint import class_names
-from vit_hub.running.computing import Computation, check_classes
+from vit_hub.running.computing import Computation
 from vit_hub.running.engine import run, worker_errors
 from vit_hub.running.models import Runnable
 from vit_hub.running.reading import Reader

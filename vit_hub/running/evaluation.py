@@ -18,12 +18,13 @@ import numpy.typing as npt
 
 from vit_hub.converters.read import Checkpoint
 from vit_hub.errors import ConfigError, ModelNotFoundError, VitHubError
+from vit_hub.model.outputs import check_classes
 from vit_hub.model.vit import VisionTransformer
 from vit_hub.preprocessing.labels import LABEL_FILES, label_keys, label_names
 from vit_hub.preprocessing.of_checkpoint import class_names
 from vit_hub.progress import step_bar
 from vit_hub.registry import Metric, get_entry
-from vit_hub.running.computing import Computation, check_classes
+from vit_hub.running.computing import Computation
 from vit_hub.running.engine import run, worker_errors
 from vit_hub.running.models import Runnable, runnable
 from vit_hub.running.reading import Reader

@@ -15,6 +15,7 @@ import torch
 from vit_hub.conversion import open_checkpoint
 from vit_hub.converters.read import Checkpoint
 from vit_hub.errors import ConfigError
+from vit_hub.exporting.runtimes import tensors_sha256
 from vit_hub.hub.cache.hashes import sha256_of
 from vit_hub.loading import load
 from vit_hub.model.device import usable_device
@@ -54,7 +55,7 @@ class Runnable:
         """
         files = [{"file": file.name, "size": file.stat().st_size, "sha256": sha256_of(file)} for file in self.files]
         if not files:
-            digest = _tensors_sha256(self.model)
+            digest = tensors_sha256(self.model)
         elif len(files) == 1:
             digest = str(files[0]["sha256"])
         else:
@@ -158,11 +159,3 @@ def _changed(spec: Preprocessing, fields: Mapping[str, Any]) -> Preprocessing:
     except TypeError as error:
         known = ", ".join(spec.to_dict())
         raise ConfigError(f"unknown preprocessing field among {', '.join(found)}", hint=f"known: {known}") from error
-
-
-def _tensors_sha256(model: VisionTransformer) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.dim() else b"")
-    return digest.hexdigest()

@@ -24,6 +24,7 @@ __all__ = [
     "hugging_face_cache",
     "is_cached",
     "mirrored_folder",
+    "program_folder",
     "readable",
 ]
 
@@ -124,6 +125,15 @@ def mirrored_folder(address: str) -> Path:
     """Return the folder for the files of a Hugging Face address from a mirror: laid out as in the repository."""
     digest = hashlib.sha256(address.encode()).hexdigest()[:16]
     return cache_dir() / "mirrored" / f"{readable(address)}-{digest}"
+
+
+def program_folder(key: str) -> Path:
+    """Return the folder for a model as a program of another runtime.
+
+    Args:
+        key: 64 hex digits that stand for the weights and all that decides about the program.
+    """
+    return cache_dir() / "programs" / key[:32]
 
 
 def file_lock_path(path: Path) -> Path:
