@@ -39,7 +39,7 @@ ROOMS = (
     ("vit_hub.converters.rules",),
     ("vit_hub.converters.formats",),
     ("vit_hub.converters",),
-    ("vit_hub.interop", "vit_hub.benching"),
+    ("vit_hub.interop",),
     ("vit_hub.hub.names",),
     ("vit_hub.hub.cache",),
     ("vit_hub.hub.http",),
@@ -47,6 +47,8 @@ ROOMS = (
     ("vit_hub.loading", "vit_hub.conversion"),
     ("vit_hub.exporting",),
     ("vit_hub.running",),
+    ("vit_hub.benching",),
+    ("vit_hub.certifying",),
     ("vit_hub",),
     ("vit_hub.cli", "vit_hub.__main__"),
 )

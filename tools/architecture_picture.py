@@ -182,7 +182,6 @@ ROOMS = (
     Room("converters", "formats/", ("converters.formats",), 210, 600),
     Room("converters", "converters/", ("converters",), 370, 600),
     Room("library", "interop", ("interop",), 430, 780, "timm and transformers, in memory"),
-    Room("library", "benching", ("benching",), 560, 780, "times beside the peers"),
     Room("hub", "hub/names/", ("hub.names",), 20, 340),
     Room("hub", "hub/cache/", ("hub.cache",), 20, 340),
     Room("hub", "hub/http/", ("hub.http",), 20, 340),
@@ -190,6 +189,8 @@ ROOMS = (
     Room("library", "loading, conversion", ("loading", "conversion"), 20, 410, "load, convert, compare in one call"),
     Room("library", "exporting/", ("exporting",), 20, 410),
     Room("library", "running/", ("running",), 20, 410),
+    Room("library", "benching", ("benching",), 430, 780, "times beside peers, runtimes and the bound of the device"),
+    Room("library", "certifying/", ("certifying",), 20, 780),
     Room("library", "vit_hub", ("",), 20, 530, "the public names, each imported on first use"),
     Room("library", "cli/", ("cli", "__main__"), 20, 780),
 )

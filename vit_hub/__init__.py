@@ -20,6 +20,7 @@ from vit_hub.errors import (
 from vit_hub.version import __version__
 
 if TYPE_CHECKING:
+    from vit_hub.certifying.checking import check
     from vit_hub.conversion import compare, convert, open_checkpoint
     from vit_hub.exporting.export import export
     from vit_hub.hub.download import download
@@ -55,6 +56,7 @@ _MODULES = {
     "to_transformers": "interop",
     "download": "hub.download",
     "load": "loading",
+    "check": "certifying.checking",
     "compare": "conversion",
     "convert": "conversion",
     "open_checkpoint": "conversion",
@@ -79,6 +81,7 @@ __all__ = [
     "VisionTransformer",
     "VitHubError",
     "__version__",
+    "check",
     "class_names",
     "compare",
     "convert",

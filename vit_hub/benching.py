@@ -21,7 +21,7 @@ from vit_hub.errors import ConfigError, UnsupportedByFormatError, first_line
 from vit_hub.interop import timm_model, to_transformers
 from vit_hub.model.vit import VisionTransformer
 
-__all__ = ["OURS", "PEERS", "TASKS", "Timing", "machine", "time_forward"]
+__all__ = ["OURS", "PEERS", "TASKS", "Timing", "forward_pass", "machine", "peer_modules", "time_forward"]
 
 OURS = "vit-hub"
 PEERS = ("timm", "transformers")
@@ -91,10 +91,11 @@ def time_forward(
             raise ConfigError(f"{kind}={wrong[0]!r} is not known", hint=f"known: {', '.join(known)}")
     if rounds < 1 or any(size < 1 for size in batch_sizes):
         raise ConfigError("rounds and batch sizes must be at least 1")
-    modules, problems = _modules(model, against)
+    peers, problems = peer_modules(model, against)
+    modules: dict[str, nn.Module] = {OURS: model, **peers}
     table = []
     for task in tasks:
-        runs = {name: _run(module, task) for name, module in modules.items()}
+        runs = {name: forward_pass(module, task) for name, module in modules.items()}
         if compile is not None:
             runs = {name: torch.compile(run, mode=compile, dynamic=False) for name, run in runs.items()}
         for batch_size in batch_sizes:
@@ -128,10 +129,12 @@ def machine(device: str | torch.device = "cpu") -> dict[str, Any]:
     return found
 
 
-def _modules(model: VisionTransformer, against: Sequence[str]) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Return the model and its peers with the same weights, and for each missing peer the reason."""
+def peer_modules(
+    model: VisionTransformer, against: Sequence[str] = PEERS
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Return peers' own modules with a model's weights, on its device, and for each missing peer the reason."""
     weight = model.patch_embed.proj.weight
-    modules: dict[str, nn.Module] = {OURS: model}
+    modules: dict[str, nn.Module] = {}
     problems: dict[str, str] = {}
     for name in against:
         make = timm_model if name == "timm" else to_transformers
@@ -148,8 +151,8 @@ def _modules(model: VisionTransformer, against: Sequence[str]) -> tuple[dict[str
     return modules, problems
 
 
-def _run(module: nn.Module, task: str) -> Run:
-    """Return a forward pass that gives one tensor."""
+def forward_pass(module: nn.Module, task: str = "output") -> Run:
+    """Return a pass of vit-hub's module or of a peer's that gives one tensor, for one of :data:`TASKS`."""
     if not type(module).__module__.startswith("transformers."):
         return module if task == "output" else module.forward_features  # type: ignore[return-value]
     inner = getattr(module, getattr(module, "base_model_prefix", ""), module)

@@ -23,6 +23,7 @@ __all__ = [
     "format_option",
     "image_size_option",
     "lockfile_option",
+    "names_option",
     "offline_option",
     "patch_size_option",
     "preprocess_options",
@@ -101,6 +102,21 @@ def _complete_format(ctx: click.Context, param: click.Parameter, incomplete: str
     from vit_hub.converters import format_names
 
     return [name for name in format_names() if name.startswith(incomplete)]
+
+
+def names_option(
+    *names: str, known: tuple[str, ...], default: tuple[str, ...], help: str
+) -> Callable[[_Command], _Command]:
+    """Make an option that takes names, separated by commas, or ``none``."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        found = tuple(name.strip() for name in text.split(",") if name.strip() and name.strip() != "none")
+        wrong = [name for name in found if name not in known]
+        if wrong:
+            raise click.BadParameter(f"{wrong[0]!r} is none of {', '.join(known)}, nor none.")
+        return found
+
+    return click.option(*names, metavar="NAMES", default=",".join(default), show_default=True, type=parse, help=help)
 
 
 source_format_option = format_option(
