@@ -104,6 +104,9 @@ def test_other_dtypes_pass_by_tolerances_of_their_own(dtype: str) -> None:
 
 def test_other_runtimes_and_compiled_models_are_certified() -> None:
     assert check(NAME, runtime="onnxruntime").passed
+    chosen = check(NAME, runtime="auto")
+    assert chosen.passed
+    assert chosen.settings["runtime"] in ("torch", "onnxruntime", "openvino")
     with pytest.raises(vit_hub.ConfigError, match="compiles by itself"):
         check(NAME, runtime="onnxruntime", compile="default")
     with pytest.raises(vit_hub.ConfigError, match="runtime"):

@@ -10,7 +10,7 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -252,7 +252,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _measured(
-    calls: dict[str, Callable[[], Tensor]], images: Tensor, task: str, rounds: int, *, memory: bool
+    calls: Mapping[str, Callable[[], Tensor]], images: Tensor, task: str, rounds: int, *, memory: bool
 ) -> list[Timing]:
     results: dict[str, Tensor] = {}
     repeats: dict[str, int] = {}

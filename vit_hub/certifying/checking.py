@@ -21,6 +21,7 @@ from vit_hub.conversion import open_checkpoint
 from vit_hub.converters.read import Checkpoint
 from vit_hub.converters.save import snapshot
 from vit_hub.errors import ConfigError
+from vit_hub.exporting.automatic import AUTO
 from vit_hub.exporting.runtimes import TORCH, check_runtime
 from vit_hub.hub.cache.hashes import sha256_of
 from vit_hub.loading import load
@@ -55,7 +56,7 @@ def check(
         device: to compute on.
         dtype: to compute in: ``float32``, ``float16``, ``bfloat16``, or ``auto`` for the stored one.
         compile: a mode of torch.compile; None: eager.
-        runtime: ``torch``, ``onnxruntime`` or ``openvino``.
+        runtime: ``torch``, ``onnxruntime``, ``openvino``, or ``auto`` for the fastest of them, which is recorded.
         images: to compute besides the generated ones: a folder, file or pattern.
         limit: at most so many of them.
         against: peers to compare with: ``timm``, ``transformers``.
@@ -104,7 +105,8 @@ def _check_settings(settings: dict[str, Any]) -> None:
     if wrong:
         raise ConfigError(f"against={wrong[0]!r} is not known", hint=f"known: {', '.join(PEERS)}")
     device = usable_device(settings["device"])
-    check_runtime(settings["runtime"], "float32" if settings["dtype"] == "auto" else settings["dtype"], device)
+    if settings["runtime"] != AUTO:
+        check_runtime(settings["runtime"], "float32" if settings["dtype"] == "auto" else settings["dtype"], device)
     if settings["runtime"] != TORCH and settings["compile"] is not None:
         raise ConfigError(
             f"{settings['runtime']} compiles by itself", hint="leave out compile= (--compile), or the runtime"
@@ -127,7 +129,7 @@ def _certificate(
     wanted = exact(reference, images.images)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said when the reference was loaded
-        errors, dtype = error_findings(
+        errors, dtype, runtime = error_findings(
             ckpt,
             reference,
             wanted,
@@ -141,7 +143,7 @@ def _certificate(
     kind = (ckpt.passport.format if ckpt.format == "canonical" else ckpt.format).partition("-")[0]
     return Certificate(
         source=str(source) if isinstance(source, (str, Path)) else str(ckpt.path),
-        settings=settings,
+        settings={**settings, "runtime": runtime},
         machine=machine(device),
         weights=_weights(ckpt),
         config=_plain(ckpt.config.to_dict()),

@@ -17,6 +17,7 @@ from vit_hub.certifying.golden import golden_cases, golden_error
 from vit_hub.converters.compare import TOLERANCE
 from vit_hub.converters.read import Checkpoint
 from vit_hub.errors import ConfigError, VitHubError
+from vit_hub.exporting.automatic import AUTO, fastest_runtime
 from vit_hub.exporting.export import TOLERANCES as OF_PROGRAMS
 from vit_hub.exporting.export import relative_difference
 from vit_hub.exporting.runtimes import TORCH, in_runtime
@@ -128,21 +129,23 @@ def error_findings(
     compile: str | None,
     runtime: str,
     against: Sequence[str],
-) -> tuple[list[Finding], str]:
+) -> tuple[list[Finding], str, str]:
     """Compare what is run here, and the peers, with exact outputs.
 
     Returns:
-        The findings, and the dtype that was computed in.
+        The findings, the dtype that was computed in, and the runtime.
     """
     model = load(ckpt, device=device, dtype=dtype)
     name = str(model.patch_embed.proj.weight.dtype).removeprefix("torch.")
+    if runtime == AUTO:
+        runtime = fastest_runtime(model, batch_size=_BATCH)
     tolerance = (TOLERANCES if runtime == TORCH else OF_PROGRAMS)[name]
     findings = []
     for what, values in wanted.outputs.items():
         found = _computed(_runner(model, what, compile, runtime), images.images)
         findings.append(_error(what, found, values, tolerance, images.given if what == "output" else 0, model))
     findings += _peer_findings(reference, model, wanted.outputs["output"], images.images, against)
-    return findings, name
+    return findings, name, runtime
 
 
 def _runner(model: VisionTransformer, what: str, compile: str | None, runtime: str) -> Callable[[Tensor], Tensor]:

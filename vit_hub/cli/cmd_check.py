@@ -10,14 +10,21 @@ from click.core import ParameterSource
 
 import vit_hub
 from vit_hub.cli.failures import DIFFERENT
-from vit_hub.cli.options import COMPILE_MODES, Verb, complete_source, compute_options, names_option, source_options
+from vit_hub.cli.options import (
+    COMPILE_MODES,
+    RUNTIME_NAMES,
+    Verb,
+    complete_source,
+    compute_options,
+    names_option,
+    source_options,
+)
 from vit_hub.cli.output import Output
 
 if TYPE_CHECKING:
     from vit_hub.certifying.certificate import Certificate
 
 _PEERS = ("timm", "transformers")
-_RUNTIMES = ("torch", "onnxruntime", "openvino")
 _VERDICTS = {"pass": "pass", "fail": "FAIL", "none": "-"}
 _EPILOG = """\b
 Examples:
@@ -42,10 +49,10 @@ Examples:
 )
 @click.option(
     "--runtime",
-    type=click.Choice(_RUNTIMES),
-    default=_RUNTIMES[0],
+    type=click.Choice(RUNTIME_NAMES),
+    default=RUNTIME_NAMES[0],
     show_default=True,
-    help="What computes: PyTorch, or a program exported for another runtime.",
+    help="What computes: PyTorch, a program exported for another runtime, or auto: the fastest on this machine.",
 )
 @click.option("--images", type=click.Path(), help="Folder, file or pattern of images to compute, too.")
 @click.option(

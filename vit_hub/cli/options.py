@@ -35,9 +35,10 @@ __all__ = [
     "test_option",
 ]
 
-# As in vit_hub.preprocessing.spec, whose import costs numpy's.
+# As in vit_hub.preprocessing.spec and vit_hub.exporting.runtimes, whose imports cost numpy's and torch's.
 INTERPOLATION_NAMES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 CROP_MODES = ("center", "squash", "border")
+RUNTIME_NAMES = ("torch", "onnxruntime", "openvino", "auto")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -314,6 +315,13 @@ running_options = _together(
         type=click.Choice(COMPILE_MODES),
         metavar="[MODE]",
         help=f"Compile the model with torch.compile, in one of its modes: {', '.join(COMPILE_MODES)}.",
+    ),
+    runtime=click.option(
+        "--runtime",
+        type=click.Choice(RUNTIME_NAMES),
+        metavar="RUNTIME",
+        help="Compute with torch, onnxruntime or openvino, into whose form the model is exported once, or auto: the "
+        "fastest of them on this machine. Default: torch; for a file of vit-hub export, its own.",
     ),
     fast_decode=click.option(
         "--fast-decode",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -40,7 +41,8 @@ class _Whole(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.dtype = model, dtype
-        self.function = output_function(model, what)
+        # Wrapped, so that a model as its own function is not its submodule twice.
+        self.function = partial(output_function(model, what))
         self.has_pixels = pixels is not None
         if pixels is not None:
             self.register_buffer("mean", pixels[0], persistent=False)

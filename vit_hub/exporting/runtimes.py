@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from vit_hub.model.outputs import output_function
 from vit_hub.model.vit import VisionTransformer
 from vit_hub.version import __version__
 
-__all__ = ["RUNTIMES", "TORCH", "Runtime", "check_runtime", "in_runtime", "tensors_sha256"]
+__all__ = ["RUNTIMES", "TORCH", "Runtime", "check_runtime", "in_runtime", "program_settings", "tensors_sha256"]
 
 TORCH = "torch"
 _RECORD = "program.json"
@@ -47,7 +47,7 @@ class Runtime:
 
 
 RUNTIMES: dict[str, Runtime] = {
-    TORCH: Runtime(None, ("float32", "bfloat16", "float16")),
+    TORCH: Runtime(None, ("float32", "bfloat16", "float16"), ("torch",)),
     "onnxruntime": Runtime("onnx", ("float32",), ("torch", "onnx", "onnxscript", "onnxruntime")),
     "openvino": Runtime("openvino", ("float32", "bfloat16"), ("torch", "onnx", "onnxscript", "openvino")),
 }
@@ -82,13 +82,13 @@ def in_runtime(
     weight = model.patch_embed.proj.weight
     dtype = dtype or str(weight.dtype).removeprefix("torch.")
     check_runtime(runtime, dtype, weight.device)
+    output_function(model, what)  # which refuses what the model does not have
     target = RUNTIMES[runtime].target
-    changed = image_size is not None or dtype != str(weight.dtype).removeprefix("torch.")
     if target is None:
-        if changed:
+        if image_size is not None or dtype != str(weight.dtype).removeprefix("torch."):
             model = _resized(copy.deepcopy(model).to(getattr(torch, dtype)), image_size)
         return _in_torch(model, what)
-    settings = _settings(model, runtime, what, dtype, image_size)
+    settings = program_settings(model, (runtime,), what, dtype, image_size)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     path = program_folder(key) / f"program{TARGETS[target].suffix}"
     with file_lock(path):
@@ -131,21 +131,26 @@ def tensors_sha256(model: VisionTransformer) -> str:
     return digest.hexdigest()
 
 
-def _settings(
-    model: VisionTransformer, runtime: str, what: str, dtype: str, image_size: int | tuple[int, int] | None
+def program_settings(
+    model: VisionTransformer,
+    runtimes: Sequence[str],
+    what: str = "output",
+    dtype: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Return all that decides about a program, JSON-ready."""
+    """Return all that decides about a model's programs, JSON-ready; arguments as for :func:`in_runtime`."""
     size = model.input_size if image_size is None else image_size
+    packages = {package for runtime in runtimes for package in RUNTIMES[runtime].packages}
     return {
-        "runtime": runtime,
+        "runtimes": list(runtimes),
         "what": what,
-        "dtype": dtype,
+        "dtype": dtype or str(model.patch_embed.proj.weight.dtype).removeprefix("torch."),
         "weights": tensors_sha256(model),
         "config": model.config.to_dict(),
         "image_size": list(size) if isinstance(size, tuple) else [size, size],
         "padding": model.pad,
         "resize": model.resize,
-        "versions": {"vit-hub": __version__} | {name: _version(name) for name in RUNTIMES[runtime].packages},
+        "versions": {"vit-hub": __version__} | {name: _version(name) for name in packages},
     }
 
 

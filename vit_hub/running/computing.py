@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ _SHARE_OF_MEMORY = 0.4
 
 
 class Computation:
-    """A model and what is wanted of it; batches in, arrays out.
+    """A model and what is wanted of it; batches in, arrays out. :meth:`Runnable.computation` makes them.
 
     Args:
         model: in evaluation mode.
@@ -31,6 +31,8 @@ class Computation:
         normalize: divide embeddings and projections by their length.
         compile: a mode of torch.compile; None: not compiled.
         batch_size: images in a batch; smaller ones are filled up where the model is compiled.
+        runtime: what computes: torch, or the one that ``function`` runs in.
+        function: images [N, C, h, w], float32 on the processor -> output, in place of the model.
 
     Raises:
         ConfigError: the model has no such output.
@@ -44,11 +46,16 @@ class Computation:
         normalize: bool = False,
         compile: str | None = None,
         batch_size: int | None = None,
+        runtime: str = "torch",
+        function: Callable[[Any], Any] | None = None,
     ) -> None:
-        self.model, self.what, self.normalize = model, what, normalize
+        self.model, self.what, self.normalize, self.runtime = model, what, normalize, runtime
         weight = model.patch_embed.proj.weight
         self.device, self.dtype = weight.device, weight.dtype
-        function = output_function(model, what)
+        if function is None:
+            function = output_function(model, what)
+        else:
+            self.device, self.dtype = torch.device("cpu"), torch.float32
         if normalize and what not in ("embedding", "projection"):
             raise ConfigError(f"normalize is for embeddings, not for {what}")
         self.batch_size = batch_size or automatic_batch_size(model)

@@ -18,6 +18,7 @@ __all__ = [
     "bundled_file",
     "cache_dir",
     "canonical_file",
+    "choice_file",
     "fetched_file",
     "file_lock",
     "file_lock_path",
@@ -134,6 +135,11 @@ def program_folder(key: str) -> Path:
         key: 64 hex digits that stand for the weights and all that decides about the program.
     """
     return cache_dir() / "programs" / key[:32]
+
+
+def choice_file(key: str) -> Path:
+    """Return the file for the choice of the fastest runtime; ``key`` as for :func:`program_folder`."""
+    return cache_dir() / "choices" / f"{key[:32]}.json"
 
 
 def file_lock_path(path: Path) -> Path:
