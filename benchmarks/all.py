@@ -23,6 +23,10 @@ SCRIPTS: dict[str, list[str]] = {
         *("--sizes", "tiny", "--batch-sizes", "1,2", "--dtypes", "float32", "--compile", ""),
         *("--processes", "1", "--rounds", "1"),
     ],
+    "runtimes.py": [
+        *("--sizes", "tiny", "--batch-sizes", "1,2", "--dtypes", "float32"),
+        *("--processes", "1", "--rounds", "1", "--side", "64"),
+    ],
     "convert.py": ["--size", "tiny", "--rounds", "1"],
     "embed.py": ["--size", "tiny", "--count", "40", "--batch-sizes", "8", "--copies", "2"],
     "resize.py": ["--rounds", "1", "--count", "10"],

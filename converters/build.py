@@ -15,7 +15,7 @@ from vit_hub.converters.read import Checkpoint
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import ViTConfig
-from vit_hub.model.device import usable_device
+from vit_hub.model.device import Uploader, usable_device
 from vit_hub.model.shapes import tensor_shapes
 from vit_hub.model.vit import VisionTransformer
 
@@ -74,24 +74,32 @@ def _read(
     tensors: Mapping[str, LazyTensor], device: str | torch.device | None, dtype: torch.dtype | None, mmap: bool
 ) -> dict[str, Tensor]:
     """Read every tensor, a few at a time so that there is never a second copy of all, to its device and dtype."""
-    names = list(tensors)
+    names, place = list(tensors), torch.device(device or "cpu")
 
     def share(part: int) -> dict[str, Tensor]:
-        return {
-            name: _placed(tensors[name], device, None if name in _KEPT_WIDE else dtype, mmap)
+        uploader = Uploader(place) if place.type == "cuda" else None
+        placed = {
+            name: _placed(tensors[name], place, None if name in _KEPT_WIDE else dtype, mmap, uploader)
             for name in names[part::_READERS]
         }
+        if uploader is not None:
+            uploader.finish()
+        return placed
 
     with ThreadPoolExecutor(_READERS) as pool:
         found = {name: tensor for part in pool.map(share, range(_READERS)) for name, tensor in part.items()}
     return {name: found[name] for name in names}
 
 
-def _placed(lazy: LazyTensor, device: str | torch.device | None, dtype: torch.dtype | None, mmap: bool) -> Tensor:
+def _placed(
+    lazy: LazyTensor, device: torch.device, dtype: torch.dtype | None, mmap: bool, uploader: Uploader | None
+) -> Tensor:
     """The tensor on a device and, if it is floating point, in a dtype; with memory of its own unless ``mmap``."""
     stored = torch_dtype(lazy.dtype)
     target = dtype if dtype is not None and stored.is_floating_point else stored
-    is_view = target == stored and torch.device(device or "cpu").type == "cpu"
+    if uploader is not None:
+        return uploader.upload(to_torch(lazy), target)
+    is_view = target == stored and device.type == "cpu"
     return to_torch(lazy, own=is_view and not mmap).to(device=device, dtype=target)
 
 

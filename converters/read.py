@@ -25,9 +25,11 @@ from vit_hub.model.config import ViTConfig, check_fields
 from vit_hub.model.shapes import field_of, tensor_shapes
 from vit_hub.shown import Shown
 
-__all__ = ["CONFIG_KEY", "PASSPORT_KEY", "Checkpoint", "open_checkpoint", "read_raw"]
+__all__ = ["CONFIG_KEY", "CONFIG_SHA256_KEY", "PASSPORT_KEY", "Checkpoint", "open_checkpoint", "read_raw"]
 
 CONFIG_KEY = "vit_hub.config"
+# Of the text of the config, so that a change by hand shows in `vit-hub check`.
+CONFIG_SHA256_KEY = "vit_hub.config_sha256"
 PASSPORT_KEY = "vit_hub.passport"
 _PATCH_KERNEL = "patch_embed.proj.weight"
 _HEADS = ("head", "head_dist")

@@ -6,6 +6,7 @@ This is not decided by a list: the planned file is read back, from headers alone
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -24,7 +25,14 @@ from vit_hub.converters.folding import FOLDS, Fold
 from vit_hub.converters.formats import all_formats, format_names, formats_named
 from vit_hub.converters.metadata import label_losses, preprocessing_losses
 from vit_hub.converters.passport import Passport
-from vit_hub.converters.read import CONFIG_KEY, PASSPORT_KEY, Checkpoint, open_checkpoint, read_raw
+from vit_hub.converters.read import (
+    CONFIG_KEY,
+    CONFIG_SHA256_KEY,
+    PASSPORT_KEY,
+    Checkpoint,
+    open_checkpoint,
+    read_raw,
+)
 from vit_hub.converters.rules.format import Dialect, Format, Sidecars, axis_sizes
 from vit_hub.converters.tensors import LazyTensor, zeros
 from vit_hub.errors import CheckpointError, ConfigError, UnknownFormatError, UnsupportedByFormatError, VitHubError
@@ -33,7 +41,7 @@ from vit_hub.model.shapes import field_of
 from vit_hub.preprocessing.of_checkpoint import settled
 from vit_hub.shown import Shown
 
-__all__ = ["Report", "convert_checkpoint", "foreign_tensors", "prospects", "write_canonical"]
+__all__ = ["Report", "as_stored", "convert_checkpoint", "foreign_tensors", "prospects", "write_canonical"]
 
 # Bare files never state these, and their loaders get them as options: a reason to warn, none to refuse.
 _OPTIONS = ("num_heads", "image_size")
@@ -209,6 +217,24 @@ def prospects(ckpt: Checkpoint, to: str) -> tuple[dict[str, str], list[str]]:
         return {}, []
     plan = _plan(ckpt, to, container=None, lossy=True)
     return dict(plan.problems), _folded(plan)
+
+
+def as_stored(ckpt: Checkpoint) -> RawCheckpoint | None:
+    """Return a checkpoint as its source's own format stores it, with the config files that were found beside that.
+
+    For a file in a foreign format these are its contents. A canonical file's are planned as for the way back, but with
+    the config files of its passport. None: it never was in another format, or is no longer what the passport describes.
+    """
+    passport = ckpt.passport
+    if ckpt.format != "canonical":
+        return ckpt.source
+    if not formats_named(passport.format):
+        return None
+    plan = _plan(ckpt, passport.format, container=None, lossy=True)
+    if not plan.native:
+        return None
+    metadata = _header(plan.format, passport, plan.native)
+    return RawCheckpoint(ckpt.path, passport.container, plan.tensors, metadata, passport.sidecars)
 
 
 def _alone(ckpt: Checkpoint) -> Checkpoint:
@@ -525,9 +551,11 @@ def write_canonical(
 
 
 def _metadata(ckpt: Checkpoint) -> dict[str, str]:
+    config = json.dumps(ckpt.config.to_dict(), sort_keys=True)
     return {
         "format": "pt",
-        CONFIG_KEY: json.dumps(ckpt.config.to_dict(), sort_keys=True),
+        CONFIG_KEY: config,
+        CONFIG_SHA256_KEY: hashlib.sha256(config.encode()).hexdigest(),
         PASSPORT_KEY: ckpt.passport.to_json(),
     }
 

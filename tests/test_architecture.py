@@ -39,7 +39,7 @@ ROOMS = (
     ("vit_hub.converters.rules",),
     ("vit_hub.converters.formats",),
     ("vit_hub.converters",),
-    ("vit_hub.interop", "vit_hub.benching"),
+    ("vit_hub.interop",),
     ("vit_hub.hub.names",),
     ("vit_hub.hub.cache",),
     ("vit_hub.hub.http",),
@@ -47,6 +47,8 @@ ROOMS = (
     ("vit_hub.loading", "vit_hub.conversion"),
     ("vit_hub.exporting",),
     ("vit_hub.running",),
+    ("vit_hub.benching",),
+    ("vit_hub.certifying",),
     ("vit_hub",),
     ("vit_hub.cli", "vit_hub.__main__"),
 )
@@ -107,6 +109,7 @@ def torch_free(module: str) -> bool:
         "vit_hub.model.stems",
         "vit_hub.model.rope",
         "vit_hub.model.device",
+        "vit_hub.model.outputs",
         "vit_hub.model.windows",
     )
     return room(module) <= room("vit_hub.registry") and not is_inside(module, *computes, "vit_hub.model.positions")

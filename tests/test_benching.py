@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 from small_models import random_model
 
 import vit_hub
-from vit_hub.benching import OURS, PEERS, machine, time_forward
+from vit_hub.benching import AGAINST, OURS, PEERS, machine, peak_flops, time_forward
 from vit_hub.cli import main
 from vit_hub.errors import ConfigError
 from vit_hub.interop import timm_model
@@ -49,7 +50,9 @@ def test_everybody_computes_the_same_at_every_batch_size() -> None:
         assert own is not None
         assert line.speedup == pytest.approx(line.seconds / own)
         assert line.images_per_second == pytest.approx(line.batch_size / line.seconds)
-        assert line.peak_memory is None
+        assert line.of_peak is None
+        if sys.platform == "linux":
+            assert line.peak_memory is not None
 
 
 @pytest.mark.parametrize(
@@ -87,6 +90,30 @@ def test_compiled_models_give_the_same() -> None:
     assert all(line.difference is not None and line.difference <= 1e-5 for line in table)
 
 
+def test_runtimes_compute_the_same_in_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIT_HUB_CACHE", str(tmp_path))
+    table = time_forward(model(), against=AGAINST, batch_sizes=(2,), rounds=1, peak=1e9)
+    assert [line.implementation for line in table] == [OURS, *AGAINST] * 2
+    for line in table:
+        assert line.problem == ""
+        assert line.difference is not None
+        assert line.difference <= 1e-5
+        assert line.of_peak is not None
+        assert line.of_peak > 0
+
+
+def test_a_runtime_without_the_dtype_gets_a_line_that_says_so() -> None:
+    half = model().to(torch.bfloat16)
+    table = time_forward(half, against=["onnxruntime"], tasks=["output"], batch_sizes=(1,), rounds=1)
+    assert "bfloat16" in table[1].problem
+    assert table[1].seconds is None
+
+
+def test_the_bound_of_the_device_is_measured_in_the_dtype() -> None:
+    assert peak_flops("cpu", torch.float32, side=64) > 0
+    assert peak_flops("cpu", torch.bfloat16, side=64) > 0
+
+
 def test_timms_module_is_timms_own() -> None:
     ours = model(num_registers=2)
     peer = timm_model(ours)
@@ -121,6 +148,20 @@ def test_the_command_prints_json() -> None:
     found = json.loads(out)
     assert (found["model"], found["dtype"], found["image_size"]) == ("vit-nano-digits", "bfloat16", [32, 32])
     assert [line["implementation"] for line in found["timings"]] == [OURS, "timm"] * 2
+
+
+def test_the_command_sweeps_batches_with_a_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        code, out, _ = run("--json", "--against", "onnxruntime", "--batch-size", "1,3", "--threads", "1")
+    finally:
+        torch.set_num_threads(before)
+    assert code == 0
+    found = json.loads(out)
+    assert found["machine"]["threads"] == 1
+    assert found["peak_flops"] > 0
+    assert {line["batch_size"] for line in found["timings"]} == {2, 1, 3}
+    assert all(line["of_peak"] > 0 for line in found["timings"])
 
 
 def test_the_command_takes_another_size_and_nobody_else() -> None:

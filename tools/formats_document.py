@@ -20,7 +20,7 @@ from vit_hub.converters.write import prospects
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "docs" / "formats.md"
-GOLDEN = ROOT / "tests" / "golden"
+GOLDEN = [file for folder in ("tests", "vit_hub/data") for file in (ROOT / folder / "golden").glob("*/meta.json")]
 
 # Recorded model -> what it is called in the matrix.
 MODELS = {
@@ -274,8 +274,9 @@ def _matrix() -> str:
     ]
     text = _row("from", "model", *(f"`{name}`" for name in targets)) + _row(*["---"] * (2 + len(targets)))
     for case, model in MODELS.items():
-        meta = json.loads((GOLDEN / case / "meta.json").read_text(encoding="utf-8"))
-        ckpt = open_checkpoint(GOLDEN / case / meta["checkpoint"], overrides=_overrides(case, meta["config"]))
+        file = next(file for file in GOLDEN if file.parent.name == case)
+        meta = json.loads(file.read_text(encoding="utf-8"))
+        ckpt = open_checkpoint(file.parent / meta["checkpoint"], overrides=_overrides(case, meta["config"]))
         source = ckpt.format.partition("-")[0]
         project = case.partition("_")[0]
         assert source == SOURCES.get(project, project), case
@@ -294,7 +295,7 @@ def _versions() -> str:
         line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if "==" in line
     )
     found: dict[str, str] = {}
-    for file in sorted(GOLDEN.glob("*/meta.json")):
+    for file in sorted(GOLDEN, key=lambda file: file.parent.name):
         source = json.loads(file.read_text(encoding="utf-8"))["source"]
         project = source["project"].partition(" (")[0]
         version = source.get("version", "").partition("+")[0] or source.get("commit", "")[:7]

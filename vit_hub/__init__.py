@@ -20,6 +20,7 @@ from vit_hub.errors import (
 from vit_hub.version import __version__
 
 if TYPE_CHECKING:
+    from vit_hub.certifying.checking import check
     from vit_hub.choosing import recommend
     from vit_hub.conversion import compare, convert, open_checkpoint
     from vit_hub.exporting.export import export
@@ -57,6 +58,7 @@ _MODULES = {
     "to_transformers": "interop",
     "download": "hub.download",
     "load": "loading",
+    "check": "certifying.checking",
     "compare": "conversion",
     "convert": "conversion",
     "open_checkpoint": "conversion",
@@ -81,6 +83,7 @@ __all__ = [
     "VisionTransformer",
     "VitHubError",
     "__version__",
+    "check",
     "class_names",
     "compare",
     "convert",

@@ -45,6 +45,10 @@ PROMISED: dict[str, tuple[list[str], list[str]]] = {
         ],
         ["Smallest ratio for logits", "Smallest ratio for features"],
     ),
+    "runtimes.py": (
+        [f"tiny float32 {batch}" for batch in (1, 2)],
+        ["onnxruntime / vit-hub", "openvino / vit-hub", "of the peak"],
+    ),
     "convert.py": (
         [
             "tiny npz -> canonical",

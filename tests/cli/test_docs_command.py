@@ -27,6 +27,7 @@ CALLS: dict[str, tuple[object, ...]] = {
     "convert": ("convert", DIGITS, "out.safetensors"),
     "inspect": ("inspect", DIGITS),
     "compare": ("compare", DIGITS, NAME),
+    "check": ("check", NAME, "--against", "none"),
     "predict": ("predict", NAME, SEVEN),
     "eval": ("eval", NAME, "labelled"),
     "embed": ("embed", NAME, SEVEN, "--out", "features"),

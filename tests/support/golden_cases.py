@@ -1,13 +1,13 @@
 """Recorded checkpoints of other projects: small random models with the inputs and outputs of the projects' own code.
 
-Each folder of ``tests/golden`` is a case: a native checkpoint, ``input.npy``, one file per recorded output, and
-``meta.json``, which says which project and version made it and how.
+Each folder of ``tests/golden``, and of those that come with the package (``vit_hub/data/golden``), is a case: a native
+checkpoint, ``input.npy``, one file per recorded output, and ``meta.json``, which says which project and version made it
+and how.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,31 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vit_hub import VisionTransformer
+from vit_hub.certifying.golden import FOLDER, OUTPUTS
 
 __all__ = ["CASES", "OUTPUTS", "RESIZED", "Case", "native_tensors"]
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-
-# Recorded output -> how this library computes it.
-OUTPUTS: dict[str, Callable[[VisionTransformer, Tensor], Tensor]] = {
-    "logits": lambda model, images: model(images),
-    "image_embed": lambda model, images: model(images),
-    "image_embeds": lambda model, images: model(images),
-    "image_embed_normalized": lambda model, images: torch.nn.functional.normalize(model(images), dim=1),
-    "pooler_output": lambda model, images: model.pre_logits(model.embed(images)),
-    "pre_logits": lambda model, images: model.pre_logits(model.embed(images)),
-    "pooled": lambda model, images: model.embed(images),
-    "tokens_final_norm": lambda model, images: model.forward_features(images),
-    "tokens_final": lambda model, images: model.forward_features(images),
-    "summary": lambda model, images: model(images),
-    "tokens_prenorm": lambda model, images: model.forward_features(images),
-    "tokens_last_hidden": lambda model, images: model.forward_features(images),
-    "feature_map": lambda model, images: (model if model.config.pool == "none" else model.forward_features)(images),
-    "patch_tokens": lambda model, images: model.forward_features(images)[:, model.config.num_prefix_tokens :],
-    "cls_logits": lambda model, images: model.head(model.forward_features(images)[:, 0]),
-    "distillation_logits": lambda model, images: model.head_dist(model.forward_features(images)[:, 1]),
-}
 
 # Projects whose files say nothing of the number of heads, and those whose files say nothing of the activation.
 _HEADS_UNSTATED = ("timm", "fb", "torchvision", "openclip", "openai")
@@ -54,7 +34,7 @@ _SUFFIXES = (".safetensors", ".bin", ".pth", ".npz", ".h5", ".msgpack")
 
 @dataclass(frozen=True)
 class Case:
-    """One folder of ``tests/golden``."""
+    """One folder."""
 
     folder: Path
     meta: dict[str, Any]
@@ -70,6 +50,8 @@ class Case:
     @property
     def overrides(self) -> dict[str, Any]:
         """The fields that neither the checkpoint's tensors nor a config file beside them state."""
+        if "overrides" in self.meta:
+            return dict(self.meta["overrides"])
         config: dict[str, Any] = self.meta["config"]
         options: dict[str, Any] = {}
         if self.name.startswith(_HEADS_UNSTATED) and config.get("heads"):
@@ -95,7 +77,11 @@ class Case:
         }
 
 
-_ALL = [Case(file.parent, json.loads(file.read_text(encoding="utf-8"))) for file in sorted(GOLDEN.glob("*/meta.json"))]
+_FILES = [file for folder in (GOLDEN, FOLDER) for file in folder.glob("*/meta.json")]
+_ALL = [
+    Case(file.parent, json.loads(file.read_text(encoding="utf-8")))
+    for file in sorted(_FILES, key=lambda file: file.parent.name)
+]
 # Those that run at the size they were made for.
 CASES = tuple(case for case in _ALL if case.meta.get("checkpoint") and not case.meta.get("resize"))
 # Those that run at another.

@@ -1,4 +1,4 @@
-"""``vit-hub bench``: time a model on this machine against timm and transformers."""
+"""``vit-hub bench``: time a model on this machine against peers and other runtimes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from vit_hub.cli.options import (
     complete_source,
     compute_options,
     image_size_option,
+    names_option,
     offline_option,
 )
 from vit_hub.cli.output import Output
@@ -22,38 +23,42 @@ if TYPE_CHECKING:
     from vit_hub.benching import Timing
     from vit_hub.model.vit import VisionTransformer
 
-_PEERS = ("timm", "transformers")
-_HEADER = ("task", "batch", "implementation", "time", "images/s", "speed-up", "difference")
+_AGAINST = ("timm", "transformers", "onnxruntime", "openvino")
+_DEFAULT = _AGAINST[:2]
+_HEADER = ("task", "batch", "implementation", "time", "images/s", "speed-up", "of peak", "difference")
 _MIB = 1 << 20
 
 _EPILOG = """\b
 Examples:
   vit-hub bench vit-b16
-  vit-hub bench vit-s16 --batch-size 1 --batch-size 32 --dtype bfloat16
+  vit-hub bench vit-s16 --batch-size 1,32 --dtype bfloat16
+  vit-hub bench vit-s16 --against timm,transformers,onnxruntime,openvino --threads 4 --json
   vit-hub bench vit-l16 --device cuda --dtype bfloat16 --compile max-autotune
   vit-hub bench finetuned.safetensors --against none --json
 """
 
 
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip() and name.strip() != "none")
-    wrong = [name for name in names if name not in _PEERS]
+def _counts(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> tuple[int, ...]:
+    """Parse numbers of images, separated by commas, in any number of options."""
+    numbers = [number.strip() for text in texts for number in text.split(",")]
+    wrong = [number for number in numbers if not number.isdecimal() or int(number) < 1]
     if wrong:
-        raise click.BadParameter(f"{wrong[0]!r} is neither {' nor '.join(_PEERS)}, nor none.")
-    return names
+        raise click.BadParameter(f"{wrong[0]!r} is not a whole number from 1 on.")
+    return tuple(map(int, numbers))
 
 
-@click.command("bench", cls=Verb, short_help="Time forward passes against timm and transformers.", epilog=_EPILOG)
+@click.command("bench", cls=Verb, short_help="Time forward passes against peers and runtimes.", epilog=_EPILOG)
 @click.argument("model", shell_complete=complete_source)
 @compute_options
 @click.option(
     "--batch-size",
     "batch_sizes",
-    type=click.IntRange(min=1),
+    callback=_counts,
     multiple=True,
-    default=(1, 8, 32),
+    metavar="NUMBERS",
+    default=("1,8,32",),
     show_default=True,
-    help="Images per forward pass. Repeatable.",
+    help="Images per forward pass, separated by commas.",
 )
 @click.option(
     "--compile",
@@ -61,15 +66,16 @@ def _names(text: str) -> tuple[str, ...]:
     flag_value="default",
     type=click.Choice(COMPILE_MODES),
     metavar="[MODE]",
-    help=f"Compile every implementation with torch.compile, in one of its modes: {', '.join(COMPILE_MODES)}.",
+    help=f"Compile vit-hub and the peers with torch.compile, in one of its modes: {', '.join(COMPILE_MODES)}.",
+)
+@names_option(
+    "--against",
+    known=_AGAINST,
+    default=_DEFAULT,
+    help=f"Libraries and runtimes to compare with, separated by commas: {', '.join(_AGAINST)}; or none.",
 )
 @click.option(
-    "--against",
-    metavar="NAMES",
-    default=",".join(_PEERS),
-    show_default=True,
-    type=_names,
-    help="Libraries to compare with, separated by commas, or none.",
+    "--threads", type=click.IntRange(min=1), help="Threads of every implementation on processors. Default: one a core."
 )
 @click.option(
     "--rounds",
@@ -87,32 +93,41 @@ def command(
     batch_sizes: tuple[int, ...],
     compile: str | None,
     against: tuple[str, ...],
+    threads: int | None,
     rounds: int,
     image_size: tuple[int, int] | None,
     offline: bool,
 ) -> None:
-    """Time forward passes on this machine against timm and transformers with the same weights.
+    """Time forward passes on this machine against peers and other runtimes with the same weights.
 
     A model from the registry gets random weights: nothing is fetched, and times do not depend on the values. Any other
-    MODEL is loaded.
+    MODEL is loaded. onnxruntime and openvino run programs that are exported once into the cache.
 
     The implementations take turns in every round, and the table shows medians. "output" is the model's result (logits
     or an embedding), "features" are all tokens before pooling. "speed-up" is the time of the row divided by vit-hub's:
-    above 1 vit-hub is faster. "difference" is the largest absolute difference from vit-hub's result.
+    above 1 vit-hub is faster. "of peak" is the model's arithmetic by the time and by the rate of a product of two large
+    matrices in the same dtype, which is measured first. "difference" is the largest absolute difference from vit-hub's
+    result, "memory" what passes took at their peak.
     """
-    from vit_hub.benching import OURS, TASKS, machine, time_forward
+    import torch
+
+    from vit_hub.benching import OURS, TASKS, machine, peak_flops, time_forward
     from vit_hub.model.device import usable_device
 
     usable_device(compute_options["device"])
+    if threads is not None:
+        torch.set_num_threads(threads)
     net = _model(model, image_size, compute_options, offline, output)
+    peak = peak_flops(compute_options["device"], net.patch_embed.proj.weight.dtype)
     with step_bar("measuring", len(TASKS) * len(batch_sizes), show=not output.quiet) as advance:
         table = time_forward(
-            net, against=against, batch_sizes=batch_sizes, rounds=rounds, compile=compile, progress=advance
+            net, against=against, batch_sizes=batch_sizes, rounds=rounds, compile=compile, peak=peak, progress=advance
         )
     about = machine(compute_options["device"])
     if output.json:
         setup: dict[str, Any] = {"model": model, **compute_options, "compile": compile}
-        output.document({**setup, "image_size": net.config.image_size, "machine": about, "timings": table})
+        measured = {"image_size": net.config.image_size, "machine": about, "peak_flops": peak, "timings": table}
+        output.document({**setup, **measured})
         return
     # A peer has the same problem in all its rows.
     for name, problem in {line.implementation: line.problem for line in table if line.problem}.items():
@@ -121,6 +136,7 @@ def command(
     header = (*_HEADER, "memory") if memory else _HEADER
     rows = [_row(line, memory) for line in table if line.seconds is not None]
     output.lines(output.table(header, rows, right=set(header) - {"task", "implementation"}))
+    output.note(f"peak: {peak / 1e9:,.0f} GFLOP/s, a product of two matrices in this dtype")
     output.note(", ".join(f"{key} {value}" for key, value in about.items() if value))
     if len({line.implementation for line in table}) == 1:
         output.note(f"only {OURS} was measured")
@@ -156,6 +172,7 @@ def _row(line: Timing, memory: bool) -> tuple[str, ...]:
         f"{1000 * (line.seconds or 0):.2f} ms",
         f"{line.images_per_second:.1f}",
         f"{line.speedup:.2f}",
+        f"{100 * (line.of_peak or 0):.1f} %",
         "-" if line.difference is None else f"{line.difference:.1e}",
     )
     return (*cells, f"{(line.peak_memory or 0) / _MIB:.0f} MiB") if memory else cells

@@ -25,6 +25,7 @@ __all__ = [
     "format_option",
     "image_size_option",
     "lockfile_option",
+    "names_option",
     "offline_option",
     "patch_size_option",
     "preprocess_options",
@@ -38,9 +39,10 @@ __all__ = [
     "verbose_option",
 ]
 
-# As in vit_hub.preprocessing.spec, whose import costs numpy's.
+# As in vit_hub.preprocessing.spec and vit_hub.exporting.runtimes, whose imports cost numpy's and torch's.
 INTERPOLATION_NAMES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 CROP_MODES = ("center", "squash", "border")
+RUNTIME_NAMES = ("torch", "onnxruntime", "openvino", "auto")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -105,6 +107,21 @@ def _complete_format(ctx: click.Context, param: click.Parameter, incomplete: str
     from vit_hub.converters import format_names
 
     return [name for name in format_names() if name.startswith(incomplete)]
+
+
+def names_option(
+    *names: str, known: tuple[str, ...], default: tuple[str, ...], help: str
+) -> Callable[[_Command], _Command]:
+    """Make an option that takes names, separated by commas, or ``none``."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        found = tuple(name.strip() for name in text.split(",") if name.strip() and name.strip() != "none")
+        wrong = [name for name in found if name not in known]
+        if wrong:
+            raise click.BadParameter(f"{wrong[0]!r} is none of {', '.join(known)}, nor none.")
+        return found
+
+    return click.option(*names, metavar="NAMES", default=",".join(default), show_default=True, type=parse, help=help)
 
 
 source_format_option = format_option(
@@ -306,6 +323,13 @@ running_options = _together(
         type=click.Choice(COMPILE_MODES),
         metavar="[MODE]",
         help=f"Compile the model with torch.compile, in one of its modes: {', '.join(COMPILE_MODES)}.",
+    ),
+    runtime=click.option(
+        "--runtime",
+        type=click.Choice(RUNTIME_NAMES),
+        metavar="RUNTIME",
+        help="Compute with torch, onnxruntime or openvino, into whose form the model is exported once, or auto: the "
+        "fastest of them on this machine. Default: torch; for a file of vit-hub export, its own.",
     ),
     fast_decode=click.option(
         "--fast-decode",

@@ -24,7 +24,16 @@ from vit_hub.loading import load
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.vit import VisionTransformer
 
-__all__ = ["TARGETS", "TOLERANCES", "ExportReport", "Target", "export"]
+__all__ = [
+    "TARGETS",
+    "TOLERANCES",
+    "ExportReport",
+    "Target",
+    "check_packages",
+    "export",
+    "relative_difference",
+    "write_program",
+]
 
 
 @dataclass(frozen=True)
@@ -34,14 +43,14 @@ class Target:
     Attributes:
         suffix: of its files.
         write: writes a program.
-        open: opens a file and returns what runs it.
+        open: opens a file and returns what runs it, in a dtype where the runtime chooses it.
         packages: modules that both need.
         extra: of vit-hub, that installs them.
     """
 
     suffix: str
     write: Callable[[Program, Path, Options], None]
-    open: Callable[[Path], Run]
+    open: Callable[[Path, str], Run]
     packages: tuple[str, ...] = ()
     extra: str = ""
 
@@ -130,39 +139,16 @@ def export(
     refuse_existing([Path(destination)], overwrite=overwrite)
     path = Path(destination)
     name = _target(path, to)
-    target = TARGETS[name]
     kind = "int8" if int8 else dtype
     if dtype not in ("float32", "float16", "bfloat16"):
         raise ConfigError(f"dtype {dtype!r} cannot be exported", hint="float32, float16 or bfloat16")
-    missing = [package for package in target.packages if find_spec(package) is None]
-    if missing:
-        raise ConfigError(f"{name} needs {', '.join(missing)}", hint=f"pip install 'vit-hub[{target.extra}]'")
+    check_packages(name)
     allowed = TOLERANCES[kind] if tolerance is None else tolerance
     said: list[str] = []
     reference = _reference(source, image_size, opening, said)
     model = copy.deepcopy(reference).to(getattr(torch, dtype))
     program = make_program(model, reference, dynamic=dynamic, with_preprocess=with_preprocess)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".vit-hub-export-", dir=path.parent))
-    except OSError as error:
-        raise VitHubError(f"{path}: cannot be written: {error.strerror or error}") from error
-    try:
-        made = folder / path.name
-        difference = _written(program, made, name, Options(int8=int8, opset=opset))
-        if not difference <= allowed:
-            raise UnsupportedByFormatError(
-                f"{path}: the outputs of {name} differ by {difference:.1e} of the largest value, "
-                f"more than {allowed:.1e}",
-                hint="nothing was written; tolerance= (--tolerance) sets another limit",
-            )
-        # The weights first: the file that names them appears when they are there.
-        files = sorted(folder.iterdir(), key=lambda file: file == made)
-        size = sum(file.stat().st_size for file in files)
-        for file in files:
-            file.replace(path.parent / file.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    difference, size = write_program(program, path, name, Options(int8=int8, opset=opset), allowed)
     return ExportReport(
         path=path,
         size=size,
@@ -174,6 +160,18 @@ def export(
         tolerance=allowed,
         warnings=said,
     )
+
+
+def check_packages(name: str) -> None:
+    """Refuse a target whose packages are not installed.
+
+    Raises:
+        ConfigError: they are missing.
+    """
+    target = TARGETS[name]
+    missing = [package for package in target.packages if find_spec(package) is None]
+    if missing:
+        raise ConfigError(f"{name} needs {', '.join(missing)}", hint=f"pip install 'vit-hub[{target.extra}]'")
 
 
 def _target(path: Path, to: str | None) -> str:
@@ -209,7 +207,51 @@ def _reference(
     return model
 
 
-def _written(program: Program, path: Path, name: str, options: Options) -> float:
+def write_program(
+    program: Program, path: Path, name: str, options: Options, tolerance: float, precision: str = "float32"
+) -> tuple[float, int]:
+    """Write a program for a target; it appears when it was run there and its outputs are the reference's.
+
+    Args:
+        program: to write.
+        path: the file; others may come beside it.
+        name: of the target.
+        options: how it is written.
+        tolerance: largest difference allowed, relative to the largest value of the output.
+        precision: dtype that it is run in, for runtimes that choose it.
+
+    Returns:
+        The largest difference, and the bytes that were written.
+
+    Raises:
+        UnsupportedByFormatError: the runtime cannot take the program or computes something else; nothing is written.
+        VitHubError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".vit-hub-export-", dir=path.parent))
+    except OSError as error:
+        raise VitHubError(f"{path}: cannot be written: {error.strerror or error}") from error
+    try:
+        made = folder / path.name
+        difference = _written(program, made, name, options, precision)
+        if not difference <= tolerance:
+            raise UnsupportedByFormatError(
+                f"{path}: the outputs of {name} differ by {difference:.1e} of the largest value, "
+                f"more than {tolerance:.1e}",
+                hint="nothing was written; tolerance= (--tolerance) sets another limit",
+            )
+        # The weights first: the file that names them appears when they are there.
+        files = sorted(folder.iterdir(), key=lambda file: file == made)
+        size = sum(file.stat().st_size for file in files)
+        for file in files:
+            file.replace(path.parent / file.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return difference, size
+
+
+def _written(program: Program, path: Path, name: str, options: Options, precision: str) -> float:
     """Write a program and return how far its outputs are from the reference's.
 
     Raises:
@@ -218,8 +260,8 @@ def _written(program: Program, path: Path, name: str, options: Options) -> float
     target = TARGETS[name]
     try:
         target.write(program, path, options)
-        run = target.open(path)
-        return max(_difference(run(images), _expected(program, images)) for images in program.inputs)
+        run = target.open(path, precision)
+        return max(relative_difference(run(images), _expected(program, images)) for images in program.inputs)
     except VitHubError:
         raise
     except Exception as error:  # of exporters and runtimes, which raise anything at all
@@ -234,7 +276,7 @@ def _expected(program: Program, images: Tensor) -> Tensor:
         return program.reference(images)  # type: ignore[no-any-return]
 
 
-def _difference(found: Tensor, wanted: Tensor) -> float:
+def relative_difference(found: Tensor, wanted: Tensor) -> float:
     """Return the largest difference relative to the largest value; infinity if shapes differ or values are lost."""
     if found.shape != wanted.shape or not bool(found.isfinite().all()):
         return float("inf")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from vit_hub.errors import ConfigError
+from vit_hub.model.outputs import output_function
 from vit_hub.model.vit import VisionTransformer
 from vit_hub.preprocessing.of_checkpoint import class_names, preprocess
 from vit_hub.version import __version__
@@ -34,9 +36,13 @@ class _Whole(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, pixels: tuple[Tensor, Tensor] | None) -> None:
+    def __init__(
+        self, model: VisionTransformer, what: str, dtype: torch.dtype, pixels: tuple[Tensor, Tensor] | None
+    ) -> None:
         super().__init__()
         self.model, self.dtype = model, dtype
+        # Wrapped, so that a model as its own function is not its submodule twice.
+        self.function = partial(output_function(model, what))
         self.has_pixels = pixels is not None
         if pixels is not None:
             self.register_buffer("mean", pixels[0], persistent=False)
@@ -46,7 +52,7 @@ class _Whole(nn.Module):
         """Images [B, C, h, w], already preprocessed, or uint8 [B, h, w, C] -> what the model gives, float32."""
         if self.has_pixels:
             images = ((images.float() / 255 - self.mean) / self.std).movedim(-1, -3)
-        return self.model(images.to(self.dtype)).float()  # type: ignore[no-any-return]
+        return self.function(images.to(self.dtype)).float()  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -86,18 +92,25 @@ class Options:
 
 
 def make_program(
-    model: VisionTransformer, reference: VisionTransformer, *, dynamic: bool, with_preprocess: bool
+    model: VisionTransformer,
+    reference: VisionTransformer,
+    *,
+    what: str = "output",
+    dynamic: bool = False,
+    with_preprocess: bool = False,
 ) -> Program:
     """Put a program together.
 
     Args:
         model: on the CPU, in the dtype to compute in.
         reference: the same model in float32.
+        what: its output, as :func:`vit_hub.model.outputs.output_function` has them.
         dynamic: images of any size in whole patches, instead of the model's own.
         with_preprocess: take pixels and normalise them.
 
     Raises:
-        ConfigError: the preprocessing of other than one or three channels is asked for.
+        ConfigError: the model has no such output, or ``with_preprocess`` is given and the images have other than one or
+            three channels.
     """
     config = model.config
     pixels = None
@@ -111,20 +124,21 @@ def make_program(
     dtype = model.patch_embed.proj.weight.dtype
     inputs = list(_inputs(model, dynamic, with_preprocess))
     return Program(
-        module=_Whole(model, dtype, pixels).eval(),
+        module=_Whole(model, what, dtype, pixels).eval(),
         dtype=str(dtype).removeprefix("torch."),
         example=inputs[0],
         shapes=_free_axes(model, dynamic, with_preprocess),
-        reference=_Whole(reference, torch.float32, pixels).eval(),
+        reference=_Whole(reference, what, torch.float32, pixels).eval(),
         inputs=inputs,
-        facts=_facts(model, dynamic, with_preprocess),
+        facts=_facts(model, what, dynamic, with_preprocess),
     )
 
 
-def _facts(model: VisionTransformer, dynamic: bool, with_preprocess: bool) -> dict[str, str]:
+def _facts(model: VisionTransformer, what: str, dynamic: bool, with_preprocess: bool) -> dict[str, str]:
     about = {
         "config": model.config.to_dict(),
         "passport": model.passport.to_dict() if model.passport else None,
+        "what": what,
         "image_size": list(model.input_size),
         "dynamic": dynamic,
         "with_preprocess": with_preprocess,

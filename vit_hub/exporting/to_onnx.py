@@ -61,8 +61,8 @@ def _quantize(source: Path, path: Path) -> None:
         left.unlink()
 
 
-def open_program(path: Path) -> Run:
-    """Return a function that runs a file on the processor."""
+def open_program(path: Path, precision: str) -> Run:
+    """Return a function that runs a file on the processor, in the dtype that it was written in."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -72,7 +72,7 @@ def open_program(path: Path) -> Run:
     name = session.get_inputs()[0].name
 
     def run(images: Tensor) -> Tensor:
-        (found,) = session.run(None, {name: images.numpy()})
+        (found,) = session.run(None, {name: images.contiguous().numpy()})
         return torch.from_numpy(found)
 
     return run

@@ -15,7 +15,7 @@ from vit_hub.exporting.to_onnx import write as write_onnx
 __all__ = ["open_program", "write"]
 
 # The runtime's own choice is bfloat16 on processors that have it.
-_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
 def write(program: Program, path: Path, options: Options) -> None:
@@ -51,15 +51,19 @@ def _compressed(model: Any) -> Any:
     return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
 
 
-def open_program(path: Path) -> Run:
-    """Return a function that runs a file on the processor, in the precision that it was written for."""
+def open_program(path: Path, precision: str) -> Run:
+    """Return a function that runs a file on the processor, in a dtype if it has instructions for that, else float32."""
     import openvino
 
-    core = openvino.Core()
-    compiled = core.compile_model(path, "CPU", _PRECISION)
+    settings = {
+        "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
 
     def run(images: Tensor) -> Tensor:
-        found = compiled(images.numpy())[0]
+        found = compiled(images.contiguous().numpy())[0]
         return torch.from_numpy(found).clone()
 
     return run

@@ -30,8 +30,8 @@ def write(program: Program, path: Path, options: Options) -> None:
     torch.export.save(record(program), path, extra_files=dict(program.facts))
 
 
-def open_program(path: Path) -> Run:
-    """Return a function that runs a file."""
+def open_program(path: Path, precision: str) -> Run:
+    """Return a function that runs a file, in the dtype that it was written in."""
     module = torch.export.load(path).module()
 
     def run(images: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from vit_hub.model.outputs import check_classes
 from vit_hub.preprocessing.of_checkpoint import class_names
-from vit_hub.running.computing import Computation, check_classes
 from vit_hub.running.engine import run
 from vit_hub.running.models import Runnable
 from vit_hub.running.reading import Reader
@@ -55,6 +55,7 @@ def classify(
     batch_size: int | None = None,
     workers: int | None = None,
     compile: str | None = None,
+    runtime: str | None = None,
     fast_decode: bool = False,
 ) -> Iterator[Prediction]:
     """Yield the most probable classes of images, in their order, as they are computed.
@@ -66,6 +67,7 @@ def classify(
         batch_size: images computed at a time; None: chosen for the device.
         workers: processes that read and preprocess; 0: none, in turn with computing; None: chosen for the device.
         compile: a mode of torch.compile; None: not compiled.
+        runtime: what computes: ``torch`` (None), ``onnxruntime``, ``openvino``, or ``auto``: the fastest of them here.
         fast_decode: let JPEG files be shrunk while they are decoded; pixels differ a little.
 
     Raises:
@@ -74,7 +76,7 @@ def classify(
     """
     check_classes(model.model, model.source)
     names = class_names(model.model)
-    computation = Computation(model.model, "logits", compile=compile, batch_size=batch_size)
+    computation = model.computation("logits", compile=compile, batch_size=batch_size, runtime=runtime)
     reader = Reader(model.preprocessing, None, fast_decode)
     for done in run(batches_of(sources.items(), computation.batch_size), reader, computation, workers=workers):
         guesses = _best(torch.from_numpy(done.outputs), names, top) if done.kept else []

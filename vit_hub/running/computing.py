@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,19 +11,18 @@ from torch import Tensor
 
 from vit_hub.errors import ConfigError
 from vit_hub.model.flops import activation_values
+from vit_hub.model.outputs import output_function
 from vit_hub.model.vit import VisionTransformer
 
-__all__ = ["WHAT", "Computation", "check_classes"]
+__all__ = ["Computation"]
 
-WHAT = ("embedding", "logits", "projection", "tokens", "block:N")
-_BLOCK = re.compile(r"block:(-?\d+)")
 _ON_CPU = 8  # images a batch; more are slower there
 _MOST = 256
 _SHARE_OF_MEMORY = 0.4
 
 
 class Computation:
-    """A model and what is wanted of it; batches in, arrays out.
+    """A model and what is wanted of it; batches in, arrays out. :meth:`Runnable.computation` makes them.
 
     Args:
         model: in evaluation mode.
@@ -33,6 +31,8 @@ class Computation:
         normalize: divide embeddings and projections by their length.
         compile: a mode of torch.compile; None: not compiled.
         batch_size: images in a batch; smaller ones are filled up where the model is compiled.
+        runtime: what computes: torch, or the one that ``function`` runs in.
+        function: images [N, C, h, w], float32 on the processor -> output, in place of the model.
 
     Raises:
         ConfigError: the model has no such output.
@@ -46,11 +46,16 @@ class Computation:
         normalize: bool = False,
         compile: str | None = None,
         batch_size: int | None = None,
+        runtime: str = "torch",
+        function: Callable[[Any], Any] | None = None,
     ) -> None:
-        self.model, self.what, self.normalize = model, what, normalize
+        self.model, self.what, self.normalize, self.runtime = model, what, normalize, runtime
         weight = model.patch_embed.proj.weight
         self.device, self.dtype = weight.device, weight.dtype
-        function = _function(model, what)
+        if function is None:
+            function = output_function(model, what)
+        else:
+            self.device, self.dtype = torch.device("cpu"), torch.float32
         if normalize and what not in ("embedding", "projection"):
             raise ConfigError(f"normalize is for embeddings, not for {what}")
         self.batch_size = batch_size or automatic_batch_size(model)
@@ -113,49 +118,3 @@ def automatic_batch_size(model: VisionTransformer) -> int:
     free, _ = torch.cuda.mem_get_info(weight.device)
     fitting = int(_SHARE_OF_MEMORY * free / (values * weight.element_size()))
     return max(1, min(_MOST, 1 << max(0, fitting.bit_length() - 1)))
-
-
-def check_classes(model: VisionTransformer, source: str) -> None:
-    """Refuse a model that cannot classify.
-
-    Raises:
-        ConfigError: it has no head, or one that was never trained.
-    """
-    hint = "get embeddings instead: vit_hub.load(...).embed(images)"
-    if not model.config.num_classes:
-        raise ConfigError(f"{source} has no classification head", hint=hint)
-    heads = [weights for name, weights in model.named_parameters() if name in ("head.weight", "head_dist.weight")]
-    if not any(weights.any() for weights in heads):
-        raise ConfigError(f"the classification head of {source} is all zeros: it was never trained", hint=hint)
-
-
-def _function(model: VisionTransformer, what: str) -> Callable[[Any], Any]:
-    block = _BLOCK.fullmatch(what)
-    if block:
-        index, depth = int(block[1]), model.config.depth
-        if not -depth <= index < depth:
-            raise ConfigError(f"{what}: the model has blocks 0 to {depth - 1}")
-        return lambda images: _of_block(model, images, index)
-    if what == "tokens":
-        return model.forward_features
-    if what == "embedding":
-        if model.config.pool == "none":
-            raise ConfigError("the model has no pooled embedding", hint="take its tokens: what='tokens', --what tokens")
-        return model.embed
-    if what == "logits":
-        check_classes(model, "the model")
-        return model
-    if what == "projection":
-        if not model.config.projection_dim or model.config.num_classes:
-            raise ConfigError("the model has no projection", hint="use embedding")
-        return model
-    raise ConfigError(f"there is no {what!r} to compute", hint=f"one of {', '.join(WHAT)}")
-
-
-def _of_block(model: VisionTransformer, images: Any, index: int) -> Any:
-    if not isinstance(images, Tensor):
-        return [_of_block(model, image.unsqueeze(0), index)[0] for image in images]
-    found = model.forward_intermediates(
-        images, [index], reshape=False, return_prefix_tokens=bool(model.config.num_prefix_tokens), stop_early=True
-    )[0]
-    return found if isinstance(found, Tensor) else torch.cat((found[1], found[0]), dim=1)

@@ -37,6 +37,7 @@ class Embedder:
         batch_size: images computed at a time; None: chosen for the device.
         threads: that read and preprocess images.
         compile: a mode of torch.compile; None: not compiled.
+        runtime: what computes: ``torch`` (None), ``onnxruntime``, ``openvino``, or ``auto``: the fastest of them here.
         errors: what becomes of images that cannot be read: ``raise``, or ``null``: their row is NaN, and the column
             ``error`` says why.
         fast_decode: let JPEG files be shrunk while they are decoded; pixels differ a little.
@@ -58,6 +59,7 @@ class Embedder:
         batch_size: int | None = None,
         threads: int = 1,
         compile: str | None = None,
+        runtime: str | None = None,
         errors: str = "raise",
         fast_decode: bool = False,
         preprocessing: Mapping[str, Any] | None = None,
@@ -75,6 +77,7 @@ class Embedder:
             "normalize": normalize,
             "batch_size": batch_size,
             "compile": compile,
+            "runtime": runtime,
         }
         self._loading: dict[str, Any] = {"preprocessing": preprocessing, "max_patches": max_patches, **options}
         self._fast_decode, self._threads = fast_decode, threads
@@ -139,7 +142,7 @@ class Embedder:
     def _prepared(self) -> _Ready:
         if self._ready is None:
             model = runnable(self.source, **self._loading)
-            computation = Computation(model.model, **self._computing)
+            computation = model.computation(**self._computing)
             reader = Reader(model.preprocessing, model.native, self._fast_decode, self._threads)
             self._ready = _Ready(reader, computation, computation.shape(), model.weights())
         return self._ready

@@ -14,12 +14,12 @@ import numpy as np
 
 from vit_hub.converters.read import Checkpoint
 from vit_hub.errors import ConfigError
+from vit_hub.exporting.automatic import AUTO
 from vit_hub.model.vit import VisionTransformer
 from vit_hub.progress import on_terminal, step_bar
-from vit_hub.running.computing import Computation
 from vit_hub.running.embedder import Embedder
 from vit_hub.running.engine import Done, run
-from vit_hub.running.folder import Folder, digest_of, other_images
+from vit_hub.running.folder import Folder, begun_in, digest_of, other_images
 from vit_hub.running.models import Runnable, runnable
 from vit_hub.running.outputs import check_format
 from vit_hub.running.ray_engine import embed_on_ray
@@ -71,6 +71,7 @@ def embed(
     batch_size: int | None = None,
     workers: int | None = None,
     compile: str | None = None,
+    runtime: str | None = None,
     shard_size: int | None = None,
     share: tuple[int, int] | None = None,
     retry_errors: bool = False,
@@ -103,6 +104,7 @@ def embed(
         batch_size: images computed at a time; None: chosen for the device.
         workers: processes that read and preprocess; 0: none, in turn with computing; None: chosen for the device.
         compile: a mode of torch.compile, such as ``default``; None: not compiled.
+        runtime: what computes: ``torch`` (None), ``onnxruntime``, ``openvino``, or ``auto``: the fastest of them here.
         shard_size: images in a shard; None: 2048, or fewer where their outputs are large.
         share: (rank, number of processes): compute every so-manieth shard only; None: as torchrun or SLURM says.
         retry_errors: compute shards with errors again.
@@ -133,13 +135,15 @@ def embed(
     rank, world = share_of_run() if share is None else share
     sources = Sources.of(images, image_column, label_column)
     model = runnable(source, preprocessing=preprocessing, max_patches=max_patches, progress=progress, **options)
-    computation = Computation(model.model, what, normalize=normalize, compile=compile, batch_size=batch_size)
+    if runtime == AUTO:
+        runtime = begun_in(Path(out)) or AUTO
+    computation = model.computation(what, normalize=normalize, compile=compile, batch_size=batch_size, runtime=runtime)
     reader = Reader(model.preprocessing, model.native, fast_decode)
     shape = computation.shape()
     if shard_size is None:
         shard_size = automatic_shard_size(shape, store)
     settings = {"what": what, "normalize": normalize, "format": to, "stored": store, "shard_size": shard_size}
-    settings |= {"max_patches": max_patches, "fast_decode": fast_decode}
+    settings |= {"max_patches": max_patches, "fast_decode": fast_decode, "runtime": computation.runtime}
     manifest = manifest_of(model, settings, shape, sources, options)
     folder = Folder.prepare(Path(out), manifest)
     task = _Run(folder, sources, shard_size, (rank, world), retry_errors)
@@ -154,6 +158,7 @@ def embed(
                 batch_size=computation.batch_size,
                 threads=workers or 1,
                 compile=compile,
+                runtime=computation.runtime,
                 fast_decode=fast_decode,
                 preprocessing=preprocessing,
                 max_patches=max_patches,

@@ -18,12 +18,12 @@ import numpy.typing as npt
 
 from vit_hub.converters.read import Checkpoint
 from vit_hub.errors import ConfigError, ModelNotFoundError, VitHubError
+from vit_hub.model.outputs import check_classes
 from vit_hub.model.vit import VisionTransformer
 from vit_hub.preprocessing.labels import LABEL_FILES, label_keys, label_names
 from vit_hub.preprocessing.of_checkpoint import class_names
 from vit_hub.progress import step_bar
 from vit_hub.registry import Metric, get_entry
-from vit_hub.running.computing import Computation, check_classes
 from vit_hub.running.engine import run
 from vit_hub.running.models import Runnable, runnable
 from vit_hub.running.reading import Reader
@@ -101,6 +101,7 @@ def evaluate(
     batch_size: int | None = None,
     workers: int | None = None,
     compile: str | None = None,
+    runtime: str | None = None,
     fast_decode: bool = False,
     preprocessing: Mapping[str, Any] | None = None,
     image_column: str | None = None,
@@ -122,6 +123,7 @@ def evaluate(
         batch_size: images computed at a time; None: chosen for the device.
         workers: processes that read and preprocess; 0: none, in turn with computing; None: chosen for the device.
         compile: a mode of torch.compile; None: not compiled.
+        runtime: what computes: ``torch`` (None), ``onnxruntime``, ``openvino``, or ``auto``: the fastest of them here.
         fast_decode: let JPEG files be shrunk while they are decoded; pixels differ a little.
         preprocessing: fields that differ from the checkpoint's own preprocessing, such as ``{"mean": 0.5}``.
         image_column: the column of parquet files with images; None: found by its type.
@@ -138,7 +140,7 @@ def evaluate(
     model = runnable(source, preprocessing=preprocessing, progress=progress, **options)
     check_classes(model.model, model.source or "the model")
     targets = _targets(numbers, model.model, _mapping(mapping))
-    computation = Computation(model.model, "logits", compile=compile, batch_size=batch_size)
+    computation = model.computation("logits", compile=compile, batch_size=batch_size, runtime=runtime)
     reader = Reader(model.preprocessing, None, fast_decode)
     places = {label: place for place, label in enumerate(targets)}
     confusion = np.zeros((len(targets), model.model.config.num_classes), np.int64)

@@ -21,11 +21,13 @@ from vit_hub.converters.containers import atomic_path
 from vit_hub.errors import ConfigError, VitHubError
 from vit_hub.running.sources import Item
 
-__all__ = ["Folder", "digest_of", "read_manifest"]
+__all__ = ["Folder", "begun_in", "digest_of", "read_manifest"]
 
 _MANIFEST, _ERRORS, _SUCCESS, _RECORDS, _LOCK = "_manifest.json", "_errors.jsonl", "_SUCCESS", "_shards", ".lock"
 # What may differ between runs of the same rows: names, and what follows from the weights.
 _NAMES = ("model", "options", "images", "passport", "weights.files", "weights.id")
+# Of folders from before it was recorded.
+_OLDER = {"runtime": "torch"}
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,13 @@ def digest_of(items: Iterable[Item]) -> str:
     return digest.hexdigest()
 
 
+def begun_in(path: Path) -> str | None:
+    """Return the runtime that a folder's rows are computed in; None: it has no rows, or no manifest that says so."""
+    with contextlib.suppress(VitHubError):
+        return str({**_OLDER, **read_manifest(path)}["runtime"])
+    return None
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """Return the manifest of a folder.
 
@@ -188,7 +197,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    before, after = _flat(there), _flat(wanted)
+    before, after = {**_OLDER, **_flat(there)}, {**_OLDER, **_flat(wanted)}
     names = [name for name in {**before, **after} if not name.startswith(_NAMES)]
     return [
         f"{name} {json.dumps(before.get(name))} there, {json.dumps(after.get(name))} now"

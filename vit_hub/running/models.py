@@ -15,12 +15,15 @@ import torch
 from vit_hub.conversion import open_checkpoint
 from vit_hub.converters.read import Checkpoint
 from vit_hub.errors import ConfigError
+from vit_hub.exporting.automatic import AUTO, fastest_runtime
+from vit_hub.exporting.runtimes import TORCH, in_runtime, tensors_sha256
 from vit_hub.hub.cache.hashes import sha256_of
 from vit_hub.loading import load
 from vit_hub.model.device import usable_device
 from vit_hub.model.vit import VisionTransformer
 from vit_hub.preprocessing.of_checkpoint import settled
 from vit_hub.preprocessing.spec import Preprocessing, per_channel
+from vit_hub.running.computing import Computation, automatic_batch_size
 from vit_hub.running.reading import NativeSize
 
 __all__ = ["Runnable", "own_gpu", "runnable"]
@@ -47,6 +50,62 @@ class Runnable:
     source: str
     files: tuple[Path, ...]
 
+    def computation(
+        self,
+        what: str = "embedding",
+        *,
+        normalize: bool = False,
+        compile: str | None = None,
+        batch_size: int | None = None,
+        runtime: str | None = None,
+    ) -> Computation:
+        """Return what computes an output of the model, for :func:`vit_hub.running.engine.run`.
+
+        Args:
+            what: ``embedding``, ``logits``, ``projection``, ``tokens`` or ``block:N``.
+            normalize: as for :class:`Computation`, like the next two.
+            compile: likewise.
+            batch_size: likewise.
+            runtime: a name of :data:`vit_hub.exporting.runtimes.RUNTIMES`; ``auto``: the fastest; None: torch.
+
+        Raises:
+            ConfigError: the model has no such output, or the runtime cannot compute it.
+        """
+        size = batch_size or automatic_batch_size(self.model)
+        chosen = self._runtime(runtime, what, compile, size)
+        function = None if chosen == TORCH else in_runtime(self.model, chosen, what=what)
+        return Computation(
+            self.model,
+            what,
+            normalize=normalize,
+            compile=compile,
+            batch_size=size,
+            runtime=chosen,
+            function=function,
+        )
+
+    def _runtime(self, runtime: str | None, what: str, compile: str | None, batch_size: int) -> str:
+        """Return the runtime that is meant.
+
+        Raises:
+            ConfigError: it cannot do what is asked for besides.
+        """
+        if runtime in (None, TORCH) or (runtime == AUTO and self.native is not None):
+            return TORCH
+        if compile is not None:
+            raise ConfigError(
+                f"compile is for the runtime {TORCH}, not for {runtime}",
+                hint="leave out one of them: runtime (--runtime) or compile (--compile)",
+            )
+        if self.native is not None:
+            raise ConfigError(
+                f"{runtime} takes images of one size, and max_patches lets each keep its own",
+                hint=f"leave out max_patches (--max-patches), or take the runtime {TORCH}",
+            )
+        if runtime == AUTO:
+            return fastest_runtime(self.model, what=what, batch_size=batch_size)
+        return str(runtime)
+
     def weights(self) -> dict[str, Any]:
         """Return the identity of the weights: ``id`` in the registry, ``sha256``, and ``files`` with theirs.
 
@@ -54,7 +113,7 @@ class Runnable:
         """
         files = [{"file": file.name, "size": file.stat().st_size, "sha256": sha256_of(file)} for file in self.files]
         if not files:
-            digest = _tensors_sha256(self.model)
+            digest = tensors_sha256(self.model)
         elif len(files) == 1:
             digest = str(files[0]["sha256"])
         else:
@@ -158,11 +217,3 @@ def _changed(spec: Preprocessing, fields: Mapping[str, Any]) -> Preprocessing:
     except TypeError as error:
         known = ", ".join(spec.to_dict())
         raise ConfigError(f"unknown preprocessing field among {', '.join(found)}", hint=f"known: {known}") from error
-
-
-def _tensors_sha256(model: VisionTransformer) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.dim() else b"")
-    return digest.hexdigest()

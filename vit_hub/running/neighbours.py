@@ -16,7 +16,6 @@ import torch.nn.functional as F
 
 from vit_hub.errors import ConfigError, VitHubError
 from vit_hub.preprocessing.spec import Preprocessing
-from vit_hub.running.computing import Computation
 from vit_hub.running.evaluation import wilson
 from vit_hub.running.folder import Folder, read_manifest
 from vit_hub.running.models import runnable
@@ -264,7 +263,7 @@ def _embedded(
             hint="name the right file: --model",
         )
     reader = Reader(Preprocessing.from_dict(manifest["preprocessing"]), model.native, manifest["fast_decode"])
-    computation = Computation(model.model, manifest["what"], batch_size=1)
+    computation = model.computation(manifest["what"], batch_size=1)
     items = list(Sources.of([image]).items())[:1]
     read = reader.batch(items, reader.read(items))
     if read.errors:

@@ -18,12 +18,14 @@ __all__ = [
     "bundled_file",
     "cache_dir",
     "canonical_file",
+    "choice_file",
     "fetched_file",
     "file_lock",
     "file_lock_path",
     "hugging_face_cache",
     "is_cached",
     "mirrored_folder",
+    "program_folder",
     "readable",
 ]
 
@@ -124,6 +126,20 @@ def mirrored_folder(address: str) -> Path:
     """Return the folder for the files of a Hugging Face address from a mirror: laid out as in the repository."""
     digest = hashlib.sha256(address.encode()).hexdigest()[:16]
     return cache_dir() / "mirrored" / f"{readable(address)}-{digest}"
+
+
+def program_folder(key: str) -> Path:
+    """Return the folder for a model as a program of another runtime.
+
+    Args:
+        key: 64 hex digits that stand for the weights and all that decides about the program.
+    """
+    return cache_dir() / "programs" / key[:32]
+
+
+def choice_file(key: str) -> Path:
+    """Return the file for the choice of the fastest runtime; ``key`` as for :func:`program_folder`."""
+    return cache_dir() / "choices" / f"{key[:32]}.json"
 
 
 def file_lock_path(path: Path) -> Path:

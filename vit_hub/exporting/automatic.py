@@ -1,0 +1,111 @@
+"""The fastest runtime for a model on this machine, by a short measurement that is kept in the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vit_hub.converters.containers import atomic_path
+from vit_hub.errors import ConfigError, UnsupportedByFormatError
+from vit_hub.exporting.program import Run
+from vit_hub.exporting.runtimes import RUNTIMES, TORCH, check_runtime, in_runtime, program_settings
+from vit_hub.hub.cache.paths import choice_file, file_lock
+from vit_hub.model.vit import VisionTransformer
+
+__all__ = ["AUTO", "fastest_runtime"]
+
+AUTO = "auto"
+_ROUNDS = 5
+_SECONDS = 3.0  # for each runtime
+
+
+def fastest_runtime(model: VisionTransformer, *, what: str = "output", batch_size: int) -> str:
+    """Return the name of the fastest runtime that is installed and holds the tolerance of the model's dtype.
+
+    The choice is kept in the cache, for this machine, number of threads, model, output, batch size and versions.
+
+    Args:
+        model: in evaluation mode; on another device than the processor torch is the only runtime.
+        what: the output, as for :func:`vit_hub.exporting.runtimes.in_runtime`.
+        batch_size: images at a time.
+    """
+    weight = model.patch_embed.proj.weight
+    if weight.device.type != "cpu":
+        return TORCH
+    able = list(_able(str(weight.dtype).removeprefix("torch.")))
+    if able == [TORCH]:
+        return TORCH
+    settings = {
+        "machine": [_processor(), os.cpu_count(), torch.get_num_threads()],
+        "programs": program_settings(model, able, what),
+        "batch_size": batch_size,
+    }
+    path = choice_file(hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest())
+    with file_lock(path):
+        kept = _kept(path, able)
+        if kept is None:
+            runs = dict(_runs(model, able, what))
+            seconds = _measured(runs, _images(model, batch_size))
+            kept = min(seconds, key=lambda name: seconds[name])
+            record = {"runtime": kept, "seconds": seconds, "settings": settings}
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return kept
+
+
+def _able(dtype: str) -> Iterator[str]:
+    for name in RUNTIMES:
+        with contextlib.suppress(ConfigError):
+            check_runtime(name, dtype)
+            yield name
+
+
+def _kept(path: Path, able: list[str]) -> str | None:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        name = json.loads(path.read_bytes())["runtime"]
+        return name if name in able else None
+    return None
+
+
+def _runs(model: VisionTransformer, able: list[str], what: str) -> Iterator[tuple[str, Run]]:
+    """Yield the runtimes that take the model and hold the tolerance."""
+    for name in able:
+        with contextlib.suppress(UnsupportedByFormatError):
+            yield name, in_runtime(model, name, what=what)
+
+
+def _measured(runs: dict[str, Run], images: Tensor) -> dict[str, float]:
+    """Return the shortest time of each, in seconds; they take turns, since the machine may be busy now and then."""
+    found = dict.fromkeys(runs, float("inf"))
+    stop = time.perf_counter() + _SECONDS * len(runs)
+    for _ in range(_ROUNDS):
+        for name, run in runs.items():
+            run(images)  # threads of the one before wait for more, and memory is laid out
+            start = time.perf_counter()
+            run(images)
+            found[name] = min(found[name], time.perf_counter() - start)
+        if time.perf_counter() > stop:
+            break
+    return found
+
+
+def _images(model: VisionTransformer, batch_size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch_size, model.config.in_chans, *model.input_size, generator=generator)
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
