@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from vit_hub.converters.containers import RawCheckpoint
-from vit_hub.converters.formats import all_formats, format_names, formats_named
+from vit_hub.converters.formats import all_formats, format_names, formats_named, unknown_format
 from vit_hub.converters.formats._transformers import model_types
 from vit_hub.converters.rules.extras import CLASSIFIER, PREFERENCES, beside_reason, no_weight, other_module, remedy
 from vit_hub.converters.rules.format import Dialect, Format
@@ -90,7 +90,7 @@ def recognize(raw: RawCheckpoint, label: str | None = None, prefix: str | None =
     if label is not None:
         candidates = formats_named(label)
         if not candidates:
-            raise UnknownFormatError(f"there is no format {label!r}", hint=f"formats: {', '.join(format_names())}")
+            raise unknown_format(label)
     extras = {name: reason for name, tensor in raw.tensors.items() if (reason := no_weight(name, tensor))}
     names = [name for name in raw.tensors if name not in extras]
     tables = [(fmt, dialect, fmt.table(dialect).patch_kernel) for fmt, dialects in candidates for dialect in dialects]

@@ -22,7 +22,7 @@ from vit_hub.converters.containers.destination import canonical_file, container_
 from vit_hub.converters.containers.folder import PART
 from vit_hub.converters.containers.hashing import file_sha256
 from vit_hub.converters.folding import FOLDS, Fold
-from vit_hub.converters.formats import all_formats, format_names, formats_named
+from vit_hub.converters.formats import all_formats, formats_named, unknown_format
 from vit_hub.converters.metadata import label_losses, preprocessing_losses
 from vit_hub.converters.passport import Passport
 from vit_hub.converters.read import (
@@ -35,7 +35,7 @@ from vit_hub.converters.read import (
 )
 from vit_hub.converters.rules.format import Dialect, Format, Sidecars, axis_sizes
 from vit_hub.converters.tensors import LazyTensor, zeros
-from vit_hub.errors import CheckpointError, ConfigError, UnknownFormatError, UnsupportedByFormatError, VitHubError
+from vit_hub.errors import CheckpointError, ConfigError, UnsupportedByFormatError, VitHubError
 from vit_hub.model.config import RESIZING, ViTConfig
 from vit_hub.model.shapes import field_of
 from vit_hub.preprocessing.of_checkpoint import settled
@@ -249,7 +249,7 @@ def _plan(ckpt: Checkpoint, to: str, *, container: str | None, lossy: bool) -> _
     """Plan to write a file in a container, or a folder of the format's customary files (``container=None``)."""
     named = formats_named(to)
     if not named:
-        raise UnknownFormatError(f"there is no format {to!r}", hint=f"formats: {', '.join(format_names())}")
+        raise unknown_format(to)
     writable = [(fmt, dialects) for fmt, dialects in named if not fmt.returned_only or _own(ckpt, fmt, dialects, to)]
     plans = [_plan_for(ckpt, fmt, dialects, to, container) for fmt, dialects in writable or named]
     best = min(plans, key=lambda plan: (len(plan.problems), plan.cost, not plan.native, plan.distance, plan.lost))

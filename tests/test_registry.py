@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from vit_hub.errors import ConfigError, ModelNotFoundError
+from vit_hub.hub.names.locate import locate
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.flops import forward_flops
 from vit_hub.registry import SORTS, get_config, get_entry, list_models
@@ -115,6 +116,37 @@ def test_a_mistyped_name_gets_up_to_five_suggestions(typed: str, meant: str) -> 
     assert meant in suggested
     assert len(suggested) <= 5
     assert len({get_entry(name).id for name in suggested}) == len(suggested)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("ViT-B/16", "vit-b16"), ("vitb16", "vit-b16"), ("DINOv2-S/14", "dinov2-s14"), ("Siglip B16", "siglip-b16")],
+)
+def test_a_name_as_papers_write_it_is_told(typed: str, meant: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=f"did you mean {meant}[?]"):
+        get_entry(typed)
+    with pytest.raises(ModelNotFoundError, match=f"did you mean {meant}[?]"):
+        locate(typed)
+
+
+@pytest.mark.parametrize("name", ["someone/vit-b16", "google/vit-b", "hf://ViT-B/16", "vit-b16/vit-b16", "a/b@v1"])
+def test_a_repository_stays_one(name: str) -> None:
+    assert [source.kind for source in locate(name)[1]] == ["hf"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet50", "'resnet50' is not a Vision Transformer"),
+        ("ResNet-50", "is not a Vision Transformer"),
+        ("convnext_base", "is not a Vision Transformer"),
+        ("swin_tiny_patch4_window7_224", "is not a plain Vision Transformer"),
+    ],
+)
+def test_other_architectures_are_told(name: str, message: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=message) as error:
+        get_entry(name)
+    assert "vit-hub list" in error.value.hint
 
 
 @pytest.mark.parametrize("name", ["", "qqqqqqqqqq"])

@@ -32,6 +32,7 @@ __all__ = [
     "get_entry",
     "imagenet_top1",
     "list_models",
+    "namesake",
     "preferring",
 ]
 
@@ -39,6 +40,19 @@ COMMERCIAL = "commercial"
 """Stands for every licence that is stated and an open one, where a licence is asked for."""
 UNKNOWN_LICENSE = "unknown"
 _SUGGESTIONS = 5
+# Names of other architectures: of networks of convolutions, and of transformers that are no plain ViT.
+_OTHERS = {
+    "not a Vision Transformer": (
+        "resnet", "resnext", "wide_resnet", "efficientnet", "convnext", "mobilenet", "densenet", "vgg", "alexnet",
+        "inception", "regnet", "xception", "squeezenet", "shufflenet", "nfnet", "ghostnet", "bert", "gpt", "llama",
+        "yolov", "yolo11", "unet",
+    ),
+    "not a plain Vision Transformer, of one resolution throughout": (
+        "swin", "pvt", "maxvit", "coatnet", "levit", "mvit", "hiera", "cvt", "twins", "nest", "mobilevit", "crossvit",
+        "cait", "xcit", "poolformer", "efficientformer", "fastvit", "davit", "gcvit", "tiny_vit", "edgenext",
+        "segformer",
+    ),
+}  # fmt: skip
 _SIZES = ("image_size", "patch_size")
 _WILDCARDS = "*?[]"
 
@@ -280,6 +294,9 @@ def get_entry(name: str) -> Entry:
     if len(ids) > 1:
         raise ModelNotFoundError(f"{name!r} names {len(ids)} models", hint=f"say which: {', '.join(ids)}")
     if not ids:
+        other = next((text for text, stems in _OTHERS.items() if wanted.startswith(tuple(map(_loose, stems)))), None)
+        if other:
+            raise ModelNotFoundError(f"{name!r} is {other}", hint="`vit-hub list` shows the models there are")
         raise ModelNotFoundError(f"no model is called {name!r}", hint=_suggestion(name))
     entry, copies = _entry(ids[0]), (wanted, f"timm/{wanted}")
     return next((preferring(entry, source) for source in entry.sources if _loose(source.repo or "") in copies), entry)
@@ -357,10 +374,30 @@ def _loose(name: str) -> str:
     return name.lower().replace("_", "-")
 
 
+def namesake(name: str) -> str | None:
+    """Return the short name with the letters and digits of one that is spelled otherwise: ``vit-b16`` of ViT-B/16."""
+    return _spelled().get(_letters(name))
+
+
+@functools.cache
+def _spelled() -> dict[str, str]:
+    """Map the letters and digits of every name that is no repository's to the name, the manifest's own first."""
+    own = [name for outline in outlines().values() for name in (*outline.aliases, outline.id)]
+    names = [name for name in (*own, *_names()) if "/" not in name and len(_names()[name.lower()]) == 1]
+    return {_letters(name): name for name in reversed(names)}
+
+
+def _letters(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())
+
+
 def _suggestion(name: str) -> str:
     """Suggest the names nearest to a mistyped one: names that continue it first, one name per model."""
     import difflib
 
+    spelled = namesake(name)
+    if spelled:
+        return f"did you mean {spelled}?"
     wanted = _loose(name)
     known = {_loose(known): known for known, ids in _names().items() if len(ids) == 1}
     longer = sorted((loose for loose in known if wanted and wanted in loose), key=len)

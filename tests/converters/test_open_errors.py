@@ -426,3 +426,22 @@ def test_a_canonical_file_with_other_tensors_than_it_says(
     with safe_open(path, "pt") as file:
         save_file(tensors, tmp_path / "w.safetensors", file.metadata())
     refusal(CheckpointError, tmp_path / "w.safetensors", *parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("huggingface", "did you mean hf?"),
+        ("Transformers", "did you mean hf?"),
+        ("keras", "did you mean keras_hub?"),
+        ("OpenCLIP", "did you mean open_clip?"),
+        ("vit-jax", "did you mean vit_jax?"),
+        ("onnx", "`vit-hub export --to onnx`"),
+        ("torch_export", "`vit-hub export --to torch-export`"),
+    ],
+)
+def test_what_people_call_a_format_is_told(state: State, tmp_path: Path, name: str, hint: str) -> None:
+    source = saved(state, tmp_path / "w.safetensors")
+    with pytest.raises(UnknownFormatError, match=f"no format {name!r}") as caught:
+        vit_hub.convert(source, tmp_path / "out", to=name, overrides={"num_heads": 2})
+    assert caught.value.hint.startswith(hint)

@@ -75,12 +75,12 @@ def _lines(output: Output, found: Comparison, show_all: bool) -> list[str]:
         lines += ["", *output.table(("config", "A", "B"), rows)]
     chosen = [row for row in found.tensors if show_all or row.status != "equal"]
     if chosen:
-        rows = [
+        table = [
             (row.name, _status(row), *map(_number, (row.max_difference, row.relative)), _cosine(row.cosine))
             for row in chosen
         ]
         header = ("tensor", "status", "largest difference", "relative", "cosine")
-        lines += ["", *output.table(header, rows, right=header[2:])]
+        lines += ["", *output.table(header, table, right=header[2:])]
     return lines
 
 

@@ -91,13 +91,11 @@ def format_option(*names: str, help: str, default: str | None = None) -> Callabl
 
 
 def _known_format(name: str) -> str:
-    from vit_hub.converters import format_names
+    from vit_hub.converters.formats import format_meant, format_names
 
     if name not in format_names():
-        import difflib
-
-        near = " or ".join(difflib.get_close_matches(name, format_names(), n=2))
-        asked = f", did you mean {near}?" if near else "."
+        meant = format_meant(name)
+        asked = f", {meant}" if meant.endswith("?") else f"; {meant}." if meant else "."
         formats = ", ".join(known for known in format_names() if "-" not in known)
         raise click.BadParameter(f"there is no format {name!r}{asked} Formats: {formats}.")
     return name

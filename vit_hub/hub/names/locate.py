@@ -13,7 +13,7 @@ from vit_hub.converters.containers import CONTAINER_SUFFIXES
 from vit_hub.errors import CheckpointError, ConfigError, ModelNotFoundError
 from vit_hub.hub.names.credentials import without_credentials
 from vit_hub.hub.names.hugging_face import hub_source, is_address
-from vit_hub.registry import Entry, WeightSource, get_entry
+from vit_hub.registry import Entry, WeightSource, get_entry, namesake
 from vit_hub.weights_manifest import outlines
 
 __all__ = ["known_source", "local_path", "locate", "refuse_local"]
@@ -142,6 +142,9 @@ def _named(name: str) -> tuple[Entry | None, tuple[WeightSource, ...]]:
         wanted = hub_source(name)
         # The registry knows several models in the repository.
         if wanted is None or (wanted.revision is None and any(_entries(wanted))):
+            raise
+        # As papers write it: no owner of a repository has such a name.
+        if not is_address(name) and namesake(name):
             raise
         return _on_hub(name) or (None, (wanted,))
     return entry, entry.sources
