@@ -190,6 +190,7 @@ ROOMS = (
     Room("library", "loading, conversion", ("loading", "conversion"), 20, 410, "load, convert, compare in one call"),
     Room("library", "exporting/", ("exporting",), 285, 410),
     Room("library", "running/", ("running",), 20, 270),
+    Room("library", "pictures/", ("pictures",), 20, 270),
     Room("library", "vit_hub", ("",), 20, 530, "the public names, each imported on first use"),
     Room("library", "cli/", ("cli", "__main__"), 20, 780),
 )

@@ -27,6 +27,7 @@ CALLS: dict[str, tuple[object, ...]] = {
     "inspect": ("inspect", DIGITS),
     "compare": ("compare", DIGITS, NAME),
     "predict": ("predict", NAME, SEVEN),
+    "show": ("show", NAME, SEVEN, "-o", "out.png", "--what", "top"),
     "eval": ("eval", NAME, "labelled"),
     "embed": ("embed", NAME, SEVEN, "--out", "features"),
     "search": ("search", "features", SEVEN),
