@@ -63,7 +63,7 @@ def _make(subject: Subject) -> Drawing:
     rows, columns = (side // 2 for side in means.shape[-2:])
     y, x = np.indices(means.shape[-2:])
     apart = np.hypot(y - rows, x - columns)
-    far = max(2, max(rows, columns) // 2)
+    far = max(1, max(rows, columns) // 2)
     near, away = means[:, (apart > 0) & (apart < 2)].mean(), means[:, apart >= far].mean()
     word = "favour near patches" if near > away else "favour far patches" if near < away else "do not tell distances"
     title = f"Relative biases {word}: {near:+.2f} to the next ones, {away:+.2f} from {far} patches on"

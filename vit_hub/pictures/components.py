@@ -62,9 +62,8 @@ def as_colours(values: Sequence[Array]) -> list[Array]:
 
 
 def _obstacle(subject: Subject) -> str:
-    if subject.config.embed_dim < _COMPONENTS:
-        return f"tokens of {subject.config.embed_dim} values have fewer than three components"
-    return ""
+    count = min(subject.config.embed_dim, subject.patches)
+    return f"there are fewer than three components: {count}" if subject.views and count < _COMPONENTS else ""
 
 
 def _make(subject: Subject) -> Drawing:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vit_hub.errors import ModelNotFoundError
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.flops import forward_flops, tokens_of
 from vit_hub.model.shapes import num_parameters
 from vit_hub.pictures.subject import Subject
 from vit_hub.preprocessing.of_checkpoint import class_names
 from vit_hub.preprocessing.spec import Preprocessing
+from vit_hub.registry import get_entry
 
 __all__ = ["facts_of"]
 
@@ -19,9 +25,7 @@ def facts_of(subject: Subject, preprocessing: Preprocessing) -> list[tuple[str, 
     config, passport = subject.config, subject.model.passport
     flops = forward_flops(config)
     found = [
-        ("weights", passport.weights_id if passport else ""),
-        ("format", passport.format if passport else ""),
-        ("licence", passport.license if passport else ""),
+        *(_origin(passport) if passport else ()),
         ("parameters", f"{num_parameters(config):,}"),
         ("operations", f"{flops / 1e9:,.3g} GFLOP for one image (a multiply-add is two)"),
         ("image", f"{_size(config.image_size)} pixels, {config.in_chans} channel{'s' * (config.in_chans > 1)}"),
@@ -37,6 +41,24 @@ def facts_of(subject: Subject, preprocessing: Preprocessing) -> list[tuple[str, 
         ("preprocessing", _preprocessing(preprocessing)),
     ]
     return [(name, text) for name, text in found if text]
+
+
+def _origin(passport: Any) -> Iterator[tuple[str, str]]:
+    """Where the weights come from, by a ``vit_hub.converters.passport.Passport`` and the registry."""
+    yield "weights", passport.weights_id
+    yield "format", passport.format
+    yield "file", "; ".join(map(_file, passport.source))
+    yield "licence", passport.license
+    with contextlib.suppress(ModelNotFoundError):
+        entry = get_entry(passport.weights_id)
+        yield "trained on", "; ".join(entry.data.values())
+        yield "published", "; ".join(f"{metric.name} {metric.value}%" for metric in entry.metrics)
+
+
+def _file(source: Mapping[str, Any]) -> str:
+    size, sha256 = source.get("size"), source.get("sha256")
+    about = ([f"{size:,} bytes"] if isinstance(size, int) else []) + ([f"sha256 {sha256}"] if sha256 else [])
+    return f"{source.get('file', '')} ({', '.join(about)})" if about else str(source.get("file", ""))
 
 
 def _size(size: tuple[int, int]) -> str:

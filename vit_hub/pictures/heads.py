@@ -50,7 +50,7 @@ def breadth(maps: Array) -> Array:
 def _obstacle(subject: Subject) -> str:
     if subject.config.class_token or subject.model.attn_pool is not None:
         return signed(subject)
-    return "the model has neither a class token nor a pooling by attention: nothing reads the patches by heads"
+    return "neither a class token nor a pooling by attention reads the patches"
 
 
 def _make(subject: Subject) -> Drawing:

@@ -11,7 +11,7 @@ import numpy as np
 
 from vit_hub.model.vit import VisionTransformer
 from vit_hub.pictures.drawing import WIDTH, Array, Drawing, spread
-from vit_hub.pictures.kind import Kind
+from vit_hub.pictures.kind import ONE_PATCH, Kind
 from vit_hub.pictures.positions import position_similarity, position_table, small_maps
 from vit_hub.pictures.subject import Subject
 
@@ -102,13 +102,13 @@ def draw_resized(tables: Sequence[ResizedTable], figure: Figure) -> None:
 
 def _obstacle(subject: Subject) -> str:
     if subject.config.pos_embed in ("learned", "factorized"):
-        return ""
+        return ONE_PATCH if subject.config.num_patches == 1 else ""
     return "no table is resized: positions are computed for each size, or there are none"
 
 
 def grids_of(grid: tuple[int, int]) -> list[tuple[int, int]]:
     """Return the grids that are shown: a smaller one, the stored one and a larger one."""
-    found = [(max(2, round(grid[0] * size)), max(2, round(grid[1] * size))) for size in _SIZES]
+    found = [(max(1, round(grid[0] * size)), max(1, round(grid[1] * size))) for size in _SIZES]
     return list(dict.fromkeys(found))
 
 

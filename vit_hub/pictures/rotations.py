@@ -36,12 +36,12 @@ def rotation_similarity(model: VisionTransformer) -> Array:
         raise ValueError("the model has no rotary positions")
     grid, prefix = config.grid_size, config.num_prefix_tokens
     if config.rope.mixed and model.rope is not None:
-        angles = mixed_angles(config.rope, grid, model.rope().double())
+        angles = mixed_angles(config.rope, grid, model.rope().cpu().double())
         cos, sin = expand_angles(config.rope, angles.flatten(0, 1), 0, config.head_dim)
     else:
         assert model.rope_cos is not None
         assert model.rope_sin is not None
-        cos, sin = (part[prefix:].double().unsqueeze(0) for part in (model.rope_cos, model.rope_sin))
+        cos, sin = (part[prefix:].cpu().double().unsqueeze(0) for part in (model.rope_cos, model.rope_sin))
     count = grid[0] * grid[1]
     cos, sin = cos[:, :count], sin[:, :count]  # of a video, the first frame
     total = sum(c @ c.T + s @ s.T for c, s in zip(cos, sin, strict=True))

@@ -92,8 +92,9 @@ def _on(seen: Observation, grid: tuple[int, int]) -> Array:
 
 
 def _obstacle(subject: Subject) -> str:
-    patches = subject.config.num_patches * max(len(subject.views), 1)
-    return "" if patches >= _FEWEST else f"{patches} patches are too few to compare"
+    both = [each for each in (subject, subject.other) if each is not None]
+    fewest = min(each.patches for each in both)
+    return f"{fewest} patches are too few to compare" if subject.views and fewest < _FEWEST else ""
 
 
 def _make(subject: Subject) -> Drawing:

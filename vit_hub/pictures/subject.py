@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,6 +97,11 @@ class Subject:
     def config(self) -> ViTConfig:
         """The model's."""
         return self.model.config
+
+    @property
+    def patches(self) -> int:
+        """How many patches all images have together."""
+        return sum(math.prod(grid_of(self.model, view.input)) for view in self.views)
 
     @cached_property
     def observations(self) -> list[Observation]:
