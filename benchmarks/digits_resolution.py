@@ -8,14 +8,14 @@ in question, and the model is loaded at that size with one method after the othe
 "shuffled" has the resized table with its rows in another order, and "patches" keeps the 8x8 grid and resizes the patch
 kernel instead, where the size is a multiple of 8.
 
-The table is written between two marks in the document. The picture needs matplotlib, the data scikit-learn.
+The table is written between two marks in the document. The picture is that of `vit-hub show --what resize` and needs
+matplotlib, the data scikit-learn.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,6 @@ NAME = "vit-nano-digits"
 STORED = 32
 SIZES = (16, 20, 24, 28, 32, 40, 48, 64, 80)
 METHODS = [method for method in RESIZE_METHODS if not method.startswith("relpos-")]
-PICTURED = (24, 32, 48)
 MARKS = "<!-- digits_resolution.py: begin -->", "<!-- digits_resolution.py: end -->"
 
 
@@ -98,60 +97,19 @@ def write_table(document: Path, table: str) -> None:
     document.write_text(text, encoding="utf-8")
 
 
-def similarities(model: vit_hub.VisionTransformer) -> npt.NDArray[np.float64]:
-    """Cosine similarity of every patch's position row with every other's, one small grid per patch, side by side.
-
-    Figure 7 of arXiv 2010.11929, in the middle. Between the small grids is a line of NaN.
-    """
-    assert model.pos_embed is not None
-    rows, columns = model.config.grid_size
-    table = torch.nn.functional.normalize(model.pos_embed[0, model.config.num_prefix_rows :].detach().double(), dim=1)
-    grids = (table @ table.T).reshape(rows, columns, rows, columns).numpy()
-    picture = np.full((rows * (rows + 1) - 1, columns * (columns + 1) - 1), np.nan)
-    for row in range(rows):
-        for column in range(columns):
-            top, left = row * (rows + 1), column * (columns + 1)
-            picture[top : top + rows, left : left + columns] = grids[row, column]
-    return picture
-
-
-def draw(file: Path, load: Callable[[int], vit_hub.VisionTransformer]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(PICTURED), figsize=(13, 4.6), layout="constrained")
-    for axis, size in zip(axes, PICTURED, strict=True):
-        model = load(size)
-        rows, columns = model.config.grid_size
-        shown = axis.imshow(similarities(model), vmin=-1, vmax=1, cmap="viridis", interpolation="nearest")
-        how = "as stored" if size == STORED else "resized"
-        axis.set_title(f"{size}x{size} pixels: {rows}x{columns} patches, {how}", fontsize=12)
-        places = [index * (rows + 1) + (rows - 1) / 2 for index in range(rows)]
-        axis.set_xticks(places, [str(index + 1) for index in range(columns)])
-        axis.set_yticks(places, [str(index + 1) for index in range(rows)])
-        axis.tick_params(length=0)
-        axis.set_xlabel("column of the patch", fontsize=11)
-        for spine in axis.spines.values():
-            spine.set_visible(False)
-    axes[0].set_ylabel("row of the patch", fontsize=11)
-    bar = figure.colorbar(shown, ax=axes, shrink=0.8)
-    bar.set_label("cosine similarity of position rows", fontsize=11)
-    figure.savefig(file, dpi=110, bbox_inches="tight")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--markdown", type=Path, help="the document with the marked place for the table")
-    parser.add_argument("--picture", type=Path, help="a PNG or SVG file to write")
+    parser.add_argument("--picture", type=Path, help="a PNG file to write")
     arguments = parser.parse_args()
-    table = as_markdown(measure())
-    print(table)
+    if arguments.markdown is not None or arguments.picture is None:
+        table = as_markdown(measure())
+        print(table)
     if arguments.markdown is not None:
         write_table(arguments.markdown, table)
     if arguments.picture is not None:
-        draw(arguments.picture, lambda size: vit_hub.load(NAME, image_size=size))
+        (picture,) = vit_hub.pictures.show(NAME, what="resize").pictures
+        arguments.picture.write_bytes(picture.png())
 
 
 if __name__ == "__main__":

@@ -197,8 +197,9 @@ ROOMS = (
     Room("library", "exporting/", ("exporting",), 20, 520),
     Room("library", "running/", ("running",), 20, 410),
     Room("library", "benching", ("benching",), 430, 780, "times beside peers, runtimes and the bound of the device"),
-    Room("library", "certifying/", ("certifying",), 20, 780),
-    Room("library", "vit_hub", ("",), 20, 530, "the public names, each imported on first use"),
+    Room("library", "pictures/", ("pictures",), 20, 300),
+    Room("library", "certifying/", ("certifying",), 320, 780),
+    Room("library", "vit_hub", ("",), 120, 530, "the public names, each imported on first use"),
     Room("library", "cli/", ("cli", "__main__"), 20, 780),
 )
 _MEMBERS = {

@@ -29,6 +29,7 @@ CALLS: dict[str, tuple[object, ...]] = {
     "compare": ("compare", DIGITS, NAME),
     "check": ("check", NAME, "--against", "none"),
     "predict": ("predict", NAME, SEVEN),
+    "show": ("show", NAME, SEVEN, "-o", "out.png", "--what", "top"),
     "eval": ("eval", NAME, "labelled"),
     "embed": ("embed", NAME, SEVEN, "--out", "features"),
     "search": ("search", "features", SEVEN),

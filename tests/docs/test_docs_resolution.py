@@ -79,15 +79,20 @@ def test_a_trained_model_still_reads_digits_at_other_sizes(size: int, least: flo
     assert accuracy(digits_resolution.shuffled(vit_hub.load(digits_resolution.NAME, image_size=size))) < 0.5
 
 
-def test_the_picture_shows_each_patch_nearest_to_itself() -> None:
-    for size in digits_resolution.PICTURED:
-        model = vit_hub.load(digits_resolution.NAME, image_size=size)
-        rows, columns = model.config.grid_size
-        picture = digits_resolution.similarities(model)
-        assert picture.shape == (rows * (rows + 1) - 1, columns * (columns + 1) - 1)
+def test_the_picture_shows_each_patch_nearest_to_itself_and_says_how_many_neighbours_follow() -> None:
+    model = vit_hub.load(digits_resolution.NAME)
+    (picture,) = vit_hub.pictures.show(model, what="resize").pictures
+    for share, size in re.findall(r"(\d+)% at (\d+)x\2", picture.title):
+        (table,) = vit_hub.pictures.resized_tables(model, [(int(size) // 4, int(size) // 4)])
+        rows, columns = table.similarity.shape[:2]
+        nearest = 0
         for row in range(rows):
             for column in range(columns):
-                top, left = row * (rows + 1), column * (columns + 1)
-                small = picture[top : top + rows, left : left + columns]
-                assert small[row, column] == pytest.approx(1)
-                assert small.max() == pytest.approx(1)
+                small = table.similarity[row, column].copy()
+                assert small[row, column] == small.max() == pytest.approx(1)
+                small[row, column] = -1
+                y, x = divmod(int(small.argmax()), columns)
+                nearest += max(abs(y - row), abs(x - column)) == 1
+        assert f"{nearest / (rows * columns):.0%}" == f"{share}%"
+    assert [int(size) for size in re.findall(r"at (\d+)x", picture.title)] == [24, 32, 48]
+    assert picture.title in " ".join(TEXT.split())

@@ -36,6 +36,7 @@ Examples:
   vit-hub inspect weights.pth               recognise a file and list its contents
   vit-hub compare a.npz b_folder/           compare weights and outputs
   vit-hub predict vit-b16 cat.jpg           classify an image
+  vit-hub show vit-b16 cat.jpg -o b16.html  make pictures of a model
   vit-hub embed vit-b16 photos/ -o out/     compute features of many images
   vit-hub eval vit-b16 imagenet/val/        measure accuracy
   vit-hub search out/ cat.jpg               find the nearest of those images

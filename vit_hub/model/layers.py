@@ -698,6 +698,12 @@ def _asked(query: Tensor, kv: Tensor, heads: int) -> Tensor:
     return _join_heads(F.scaled_dot_product_attention(q, _split_heads(k, heads), _split_heads(v, heads)))
 
 
+def _asked_weights(query: Tensor, kv: Tensor, heads: int) -> Tensor:
+    """The weights with which :func:`_asked` sums the values, [B, heads, T]."""
+    q, k = _split_heads(query, heads), _split_heads(kv.chunk(2, dim=-1)[0], heads)
+    return F.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1)[:, :, 0]
+
+
 class AttentionPool(nn.Module):
     """Multi-head attention pooling: one learned query attends to all tokens (arXiv 2106.04560; big_vision MAPHead).
 
@@ -724,6 +730,10 @@ class AttentionPool(nn.Module):
             pooled = pooled + self.mlp(self.norm(pooled))
         return pooled[:, 0]  # type: ignore[no-any-return]
 
+    def weights(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> the query's attention to the tokens, [B, heads, T]; computed explicitly."""
+        return _asked_weights(self.q(self.latent), self.kv(x), self.num_heads)
+
 
 class AttentivePool(nn.Module):
     """Attentive probing (arXiv 2404.08471, section 3.3): further blocks, then a query attends to their normed output.
@@ -748,10 +758,18 @@ class AttentivePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, D]."""
+        pooled = self.latent + _asked(self.q(self.latent), self._kv(x), self.num_heads)
+        return (pooled + self.mlp(self.norm(pooled)))[:, 0]  # type: ignore[no-any-return]
+
+    def weights(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> the query's attention to the tokens, [B, heads, T]; computed explicitly."""
+        return _asked_weights(self.q(self.latent), self._kv(x), self.num_heads)
+
+    def _kv(self, x: Tensor) -> Tensor:
+        """Keys and values of the tokens, [B, T, 2 D]."""
         for block in self.blocks:
             x = block(x)
-        pooled = self.latent + _asked(self.q(self.latent), self.kv(self.norm1(x)), self.num_heads)
-        return (pooled + self.mlp(self.norm(pooled)))[:, 0]  # type: ignore[no-any-return]
+        return self.kv(self.norm1(x))  # type: ignore[no-any-return]
 
 
 class _MapNorm(nn.LayerNorm):

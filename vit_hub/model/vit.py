@@ -9,7 +9,7 @@ Shapes: B images, C channels, h x w pixels, N patches, T tokens (N and those bef
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -643,12 +643,27 @@ class VisionTransformer(nn.Module):
         Raises:
             ConfigError: the images are not of the model's size.
         """
-        maps: list[Tensor] = []
+        return [one for _, maps in self.each_block(images) for one in maps]
+
+    def each_block(self, images: Tensor) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """Yield what each block leaves, one at a time: attention maps of all blocks may not fit into memory.
+
+        Args:
+            images: [B, C, h, w], already preprocessed.
+
+        Yields:
+            The tokens after the block, [B, T, D], and its attention as for :meth:`attention_maps`. Of a video whose
+            frames do not see one another, each frame is another image.
+
+        Raises:
+            ConfigError: the images are not of the model's size.
+        """
         geometry = self._geometry(images)
         z = self._tokens(images, geometry)
         for index in range(len(self.blocks)):
+            maps: list[Tensor] = []
             z = self._block(index, z, geometry, maps=maps)
-        return maps
+            yield z, maps
 
     @property
     def num_classes(self) -> int:
