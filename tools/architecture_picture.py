@@ -199,7 +199,7 @@ ROOMS = (
     Room("library", "benching", ("benching",), 430, 780, "times beside peers, runtimes and the bound of the device"),
     Room("library", "pictures/", ("pictures",), 20, 300),
     Room("library", "certifying/", ("certifying",), 320, 780),
-    Room("library", "vit_hub", ("",), 120, 530, "the public names, each imported on first use"),
+    Room("library", "vit_hub", ("",), 140, 530, "the public names, each imported on first use"),
     Room("library", "cli/", ("cli", "__main__"), 20, 780),
 )
 _MEMBERS = {
