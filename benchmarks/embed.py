@@ -4,15 +4,16 @@
 
 The same generated JPEG files (500x375 pixels, smooth noise) and the same random weights for all, in one run. Each
 measurement is a process of its own that loads the model and then times all images; the contestants take turns in every
-round, and the table has the medians. All read and preprocess in as many worker processes as there are cores, and
-compute with as many threads.
+round, and the table has the medians. The peers read and preprocess in as many worker processes as there are cores, and
+all compute with as many threads.
 
-* "vit-hub embed" reads, computes and writes parquet shards: all that the command does after the model is loaded.
+* "vit-hub embed" reads, computes and writes parquet shards: all that the command does after the model is loaded, with
+  its default of workers, in PyTorch and with `--runtime auto`, whose program is in the cache already.
 * "timm" is its own recipe: `create_loader` with its evaluation transform, then the model; nothing is written.
 * "transformers" is `pipeline("image-feature-extraction")`, at the best of its batch sizes; nothing is written.
-* "decoding alone" is vit-hub's reading and preprocessing in the worker processes, without a model; "forward alone" is
-  the model on one batch again and again, without images. Where a GPU computes, the lower of both is the bound. Where
-  both share the cores it is 1 / (1 / decoding + 1 / forward), "both in turn".
+* "decoding alone" is vit-hub's reading and preprocessing without a model; "forward alone" is the model on one batch
+  again and again, without images. Where a GPU computes, the lower of both is the bound. Where both share the cores it
+  is 1 / (1 / decoding + 1 / forward), "both in turn".
 
 The preprocessing is that of timm's models: the shorter side to 248 pixels, bicubic, a crop of 224. transformers' cannot
 do the same and resizes to 224, which is less work. Memory is the largest sum of the resident memory of all processes,
@@ -39,8 +40,10 @@ import measuring
 import numpy as np
 import report
 
-OURS, TIMM, TRANSFORMERS = "vit-hub embed", "timm, its data loader", "transformers, its pipeline"
-DECODING, FORWARD, BOTH = "decoding alone", "forward alone", "both in turn"
+OURS, AUTO = "vit-hub embed", "vit-hub embed, --runtime auto"
+TIMM, TRANSFORMERS = "timm, its data loader", "transformers, its pipeline"
+DECODING, FORWARD, FORWARD_AUTO = "decoding alone", "forward alone", "forward alone, --runtime auto"
+BOTH, BOTH_AUTO = "both in turn", "both in turn, --runtime auto"
 PREPROCESSING = {"interpolation": "bicubic", "crop_pct": 0.9, "mean": (0.5,) * 3, "std": (0.5,) * 3}
 AS_TIMM = {**PREPROCESSING, "crop_mode": "center", "antialias": True, "quantize": "round"}
 SIZE = (500, 375)
@@ -82,15 +85,18 @@ def ours(task: dict[str, Any]) -> Callable[[], int]:
     if task["copies"] > 1:
         source = folder / "list.txt"
         source.write_text("".join(f"{image}\n" for image in sorted(images.iterdir())) * task["copies"])
-    out = Path(tempfile.mkdtemp(dir=folder)) / "out"
+    runtime = "auto" if task["name"] == AUTO else "torch"
+    options: dict[str, Any] = {"batch_size": task["batch"], "runtime": runtime, "preprocessing": AS_TIMM}
+    out = Path(tempfile.mkdtemp(dir=folder))
     embed = vit_hub.embed  # imported here, on first use
+    if runtime == "auto":
+        embed(model, sorted(images.iterdir())[:1], out / "once", **options)
 
     def run() -> int:
         try:
-            options: dict[str, Any] = {"batch_size": task["batch"], "workers": task["workers"]}
-            return embed(model, source, out, preprocessing=AS_TIMM, **options).rows
+            return embed(model, source, out / "all", **options).rows
         finally:
-            shutil.rmtree(out.parent)
+            shutil.rmtree(out)
 
     return run
 
@@ -149,7 +155,7 @@ def pipelines(task: dict[str, Any]) -> Callable[[], int]:
 def decoding(task: dict[str, Any]) -> Callable[[], int]:
     import vit_hub
     from vit_hub.running.computing import Computation
-    from vit_hub.running.engine import batches_read
+    from vit_hub.running.engine import automatic_workers, batches_read
     from vit_hub.running.reading import Reader
     from vit_hub.running.sources import Sources, batches_of
 
@@ -159,8 +165,8 @@ def decoding(task: dict[str, Any]) -> Callable[[], int]:
     computation = Computation(model, batch_size=task["batch"])
 
     def run() -> int:
-        stream = batches_of(items, task["batch"])
-        return sum(len(batch.images) for batch in batches_read(stream, Reader(spec), computation, task["workers"]))
+        stream, workers = batches_of(items, task["batch"]), automatic_workers(computation.device, items)
+        return sum(len(batch.images) for batch in batches_read(stream, Reader(spec), computation, workers))
 
     return run
 
@@ -169,22 +175,35 @@ def forward(task: dict[str, Any]) -> Callable[[], int]:
     import torch
 
     import vit_hub
+    from vit_hub.exporting.automatic import fastest_runtime
+    from vit_hub.exporting.runtimes import TORCH, in_runtime
 
     model = vit_hub.load(Path(task["folder"]) / "model.safetensors", device=task["device"], dtype=task["dtype"])
-    images = torch.randn(task["batch"], 3, 224, 224, device=task["device"], dtype=getattr(torch, task["dtype"]))
+    images = torch.randn(task["batch"], 3, 224, 224)
+    runtime = (
+        fastest_runtime(model, what="embedding", batch_size=task["batch"]) if task["name"] == FORWARD_AUTO else TORCH
+    )
+    function = in_runtime(model, runtime, what="embedding")
 
     def run() -> int:
         count = 0
-        with torch.inference_mode():
-            while count < task["count"]:
-                model.embed(images).float().cpu()
-                count += len(images)
+        while count < task["count"]:
+            function(images.to(task["device"])).cpu()
+            count += len(images)
         return count
 
     return run
 
 
-CONTESTANTS = {OURS: ours, TIMM: timms, TRANSFORMERS: pipelines, DECODING: decoding, FORWARD: forward}
+CONTESTANTS = {
+    OURS: ours,
+    AUTO: ours,
+    TIMM: timms,
+    TRANSFORMERS: pipelines,
+    DECODING: decoding,
+    FORWARD: forward,
+    FORWARD_AUTO: forward,
+}
 
 
 @contextmanager
@@ -239,7 +258,7 @@ def rates(base: dict[str, Any], batches: list[int], rounds: int) -> dict[str, tu
     for turn in range(rounds):
         report.step(f"round {turn + 1} of {rounds}")
         for name in CONTESTANTS:
-            for batch in batches if name in (OURS, TIMM, TRANSFORMERS, FORWARD) else batches[-1:]:
+            for batch in batches if name != DECODING else batches[-1:]:
                 report.step(f"  {name}, batches of {batch}")
                 found.setdefault((name, batch), []).append(measured(base, name, batch))
     best: dict[str, tuple[float, float, int]] = {}
@@ -281,23 +300,28 @@ def main() -> None:
         }
         batches = [int(text) for text in given.batch_sizes]
         found = rates(base, batches, given.rounds)
-        decoded, computed = found[DECODING][0], found[FORWARD][0]
-        turns = 1 / (1 / decoded + 1 / computed)
-        found[BOTH] = (turns, 0.0, 0)
-        own = found[OURS][0]
+        bounds = {}
+        for title, own, computing in ((BOTH, OURS, FORWARD), (BOTH_AUTO, AUTO, FORWARD_AUTO)):
+            decoded, computed = found[DECODING][0], found[computing][0]
+            turns = 1 / (1 / decoded + 1 / computed)
+            found[title] = (turns, 0.0, 0)
+            bounds[own] = min(decoded, computed) if given.device != "cpu" else turns
+        ours_rate = found[OURS][0]
         rows = [
-            (title, str(batch or "-"), f"{rate:.1f}", f"{own / rate:.2f}", report.in_mb(memory or None))
+            (title, str(batch or "-"), f"{rate:.1f}", f"{ours_rate / rate:.2f}", report.in_mb(memory or None))
             for title, (rate, memory, batch) in found.items()
         ]
-        lines += [f"{given.count:,} images, ViT-{given.size}, {cores} worker processes.", ""]
+        lines += [f"{given.count:,} images, ViT-{given.size}, {cores} cores.", ""]
         lines += report.table(("", "batch", "images/s", "vit-hub / this", "memory"), rows)
-        bound = min(decoded, computed) if given.device != "cpu" else turns
-        goals = (own / bound, own / found[TIMM][0], own / found[TRANSFORMERS][0])
-        lines += [
-            "",
-            f"* Of the bound {goals[0]:.2f} (goal: at least 0.95), of timm's recipe {goals[1]:.2f} (goal: 1.0), ",
-        ]
-        lines[-1] += f"of transformers' pipeline {goals[2]:.2f} (goal: 1.5)."
+        lines.append("")
+        for own, bound in bounds.items():
+            of_bound, of_timm, of_pipeline = (
+                found[own][0] / other for other in (bound, found[TIMM][0], found[TRANSFORMERS][0])
+            )
+            lines.append(
+                f"* {own}: of the bound {of_bound:.2f} (goal: at least 0.95), of timm's recipe {of_timm:.2f} "
+                f"(goal: 1.0), of transformers' pipeline {of_pipeline:.2f} (goal: 1.5)."
+            )
         many = measured({**base, "name": OURS}, OURS, found[OURS][2], given.copies)["memory"]
         more = (many - found[OURS][1]) / report.MB
         lines += [

@@ -83,7 +83,7 @@ class Certificate:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing fails."""
+        """The verdict of all lines and changes: none fails."""
         return not any(finding.verdict == "fail" for finding in self.findings) and not any(
             change.fails for change in self.changes
         )
