@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from vit_hub.shown import visible
+
 __all__ = ["byte_bar", "on_terminal", "step_bar"]
 
 
@@ -26,25 +28,25 @@ def byte_bar(label: str, total: int | None, *, show: bool, initial: int = 0) -> 
         initial: bytes already done; they do not count for the rate.
     """
     scale = {"unit": "B", "unit_scale": True}  # kB of 1000 bytes, as in text
-    with _bar(show, total=total, initial=initial, desc=label, **scale) as advance:
+    with _bar(label, show, total=total, initial=initial, **scale) as advance:
         yield advance
 
 
 @contextmanager
 def step_bar(label: str, total: int | None, *, show: bool) -> Iterator[Callable[[int], None]]:
     """Show a bar that counts steps; otherwise like :func:`byte_bar`."""
-    with _bar(show, total=total, desc=label) as advance:
+    with _bar(label, show, total=total) as advance:
         yield advance
 
 
 @contextmanager
-def _bar(show: bool, **options: Any) -> Iterator[Callable[[int], None]]:
+def _bar(label: str, show: bool, **options: Any) -> Iterator[Callable[[int], None]]:
     if not (show and on_terminal()):
         yield lambda count: None
         return
     from tqdm import tqdm
 
-    with tqdm(**options) as bar:
+    with tqdm(desc=visible(label), **options) as bar:
 
         def advance(count: int) -> None:
             bar.update(count)

@@ -1,11 +1,20 @@
-"""Short texts of large objects, and tables of them in notebooks."""
+"""Text for people: untrusted text made visible, short texts of large objects, and tables of them in notebooks."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from html import escape
 
-__all__ = ["Shown", "table_of"]
+__all__ = ["Shown", "table_of", "visible"]
+
+# Control characters but tabs, the second set of them (C1), separators of lines, marks that turn the direction of text.
+_INVISIBLE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+
+
+def visible(text: str) -> str:
+    """Return a text of one line in which nothing moves the cursor, restyles a terminal or reorders other text."""
+    return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 class Shown:

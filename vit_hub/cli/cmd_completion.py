@@ -54,7 +54,7 @@ def command(ctx: click.Context, output: Output, shell: str | None, install: bool
     if output.json:
         output.document({"shell": shell, "script": script})
     else:
-        output.lines([script])
+        output.lines(script.splitlines())
 
 
 def _install(shell: str) -> tuple[Path, bool]:

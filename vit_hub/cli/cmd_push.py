@@ -119,4 +119,4 @@ def _preview(output: Output, packed: Package) -> list[str]:
     ]
     if packed.left_out:
         lines += ["", output.heading("Left out of the folder"), *output.paragraphs(packed.left_out)]
-    return [*lines, "", output.heading("Model card"), packed.card.rstrip("\n")]
+    return [*lines, "", output.heading("Model card"), *packed.card.splitlines()]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
-
 import click
 
 from vit_hub.cli.output import Output
@@ -27,7 +24,7 @@ def report(error: Exception, output: Output) -> int:
             return INTERRUPTED
         error = cause  # click takes a library's EOFError for a closed terminal
     if output.debug:
-        traceback.print_exception(error, file=sys.stderr)
+        output.traceback(error)
     output.error(error_data(error))
     return error.exit_code if isinstance(error, click.ClickException) else FAILED
 

@@ -9,11 +9,14 @@ import os
 import shutil
 import sys
 import textwrap
+import traceback
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import click
+
+from vit_hub.shown import visible
 
 __all__ = ["Output", "amount", "count_of", "plain", "score_lines", "size_text"]
 
@@ -43,15 +46,15 @@ class Output:
         self._echo(json.dumps(plain(data), indent=2, allow_nan=False))
 
     def lines(self, lines: Iterable[str]) -> None:
-        """Write lines of text to stdout."""
-        text = "\n".join(lines)
+        """Write lines of text to stdout; line breaks within one are shown as what they are."""
+        text = "\n".join(line if isinstance(line, _Styled) else visible(line) for line in lines)
         if text:
             self._echo(text)
 
     def note(self, text: str) -> None:
         """Write a remark to stderr, for users who read the result on a terminal."""
         if self.width is not None and not (self.quiet or self.json):
-            self._echo(click.style(text, dim=True), err=True)
+            self._echo(click.style(visible(text), dim=True), err=True)
 
     def announce(self, text: str) -> None:
         """Write what is about to happen to stderr."""
@@ -72,9 +75,14 @@ class Output:
         if error["hint"]:
             self._echo(click.style("hint: ", fg="cyan") + _one_line(error["hint"]), err=True)
 
+    def traceback(self, error: BaseException) -> None:
+        """Write the traceback of an error to stderr."""
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            self._echo(visible(line), err=True)
+
     def heading(self, text: str) -> str:
         """Style a title above lines."""
-        return click.style(text, bold=True)
+        return _Styled(click.style(visible(text), bold=True))
 
     def fields(self, pairs: Iterable[tuple[str, object]], *, indent: str = _GAP) -> list[str]:
         """Align ``name  value`` lines of the names that have a value; long ones continue below it on a terminal."""
@@ -177,8 +185,14 @@ def size_text(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
+class _Styled(str):
+    """A line whose escape sequences are ours."""
+
+    __slots__ = ()
+
+
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return visible(" ".join(text.split()))
 
 
 def _cut(text: str, width: int) -> str:

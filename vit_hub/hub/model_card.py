@@ -9,6 +9,7 @@ from typing import Any
 
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.shapes import num_parameters
+from vit_hub.shown import visible
 
 __all__ = ["PUBLISHED_FORMATS", "UNKNOWN", "CardFacts", "is_open", "model_card"]
 
@@ -108,7 +109,7 @@ def model_card(facts: CardFacts) -> str:
     elif facts.restricted:
         parts.append("The licence is not an open one: read its terms before you use or pass on these weights.")
     if facts.preprocess:
-        shown = ((name.replace("_", " "), _value(value)) for name, value in facts.preprocess.items())
+        shown = ((_text(str(name).replace("_", " ")), _value(value)) for name, value in facts.preprocess.items())
         parts += ["## Preprocessing", _table(shown)]
     parts += ["## How to load it", _usage(facts)]
     return "\n\n".join(parts) + "\n"
@@ -139,7 +140,7 @@ def _provenance(facts: CardFacts) -> Iterator[tuple[str, str]]:
     if facts.converter:
         yield "converted by", f"vit-hub {_text(facts.converter)}"
     for stage, data in facts.data.items():
-        yield {"pretrain": "pretrained on", "finetune": "fine-tuned on"}.get(stage, stage), _text(data)
+        yield {"pretrain": "pretrained on", "finetune": "fine-tuned on"}.get(stage, _text(stage)), _text(data)
     yield "licence", _text(facts.license)
 
 
@@ -166,14 +167,14 @@ def _table(rows: Iterator[tuple[str, str]]) -> str:
 
 
 def _value(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else _text(str(value))
+    return _text(", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
 
 
 def _code(text: str) -> str:
     """Format untrusted text, such as a file's name, as code in a cell of a table."""
-    return f"`{' '.join(str(text).split())}`".replace("|", "\\|") if "`" not in str(text) else _text(str(text))
+    return f"`{visible(' '.join(str(text).split()))}`".replace("|", "\\|") if "`" not in str(text) else _text(str(text))
 
 
 def _text(text: str) -> str:
     """Escape untrusted text, so that nothing in it is markup."""
-    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", visible(" ".join(str(text).split())))
