@@ -83,6 +83,13 @@ def test_without_images_the_weights_are_shown() -> None:
     assert [picture.kind for picture in found.pictures] == ["filters", "positions", "resize"]
     assert found.left_out["rollout"] == "no image is given"
     assert dict(found.facts)["licence"] == "apache-2.0"
+    # Nothing is asked for that only images need: neither preprocessing nor a warning that it is a guess.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = show(VisionTransformer(MODELS["plain"].replace(in_chans=4)))
+    assert "4 channels" in found.left_out["filters"]
+    with pytest.raises(ConfigError, match="1 or 3 channels"):
+        show(VisionTransformer(MODELS["plain"].replace(in_chans=4)), PIXELS)
 
 
 def test_pictures_are_wide_enough_and_titled() -> None:
