@@ -169,7 +169,7 @@ def test_files_are_written_where_they_are_asked_for(tmp_path: Path) -> None:
     for out in (tmp_path / "new" / "folder", tmp_path / "both.png"):
         with pytest.raises(ConfigError, match="is there already"):
             found.write(out)
-        found.write(out, force=True)
+        found.write(out, overwrite=True)
     with pytest.raises(ConfigError, match=r"not written as \.jpg"):
         found.write(tmp_path / "a.jpg")
     # Another file in the folder is no obstacle, and stays.

@@ -53,19 +53,19 @@ class Shown:
     left_out: dict[str, str]
     facts: list[tuple[str, str]]
 
-    def write(self, out: str | os.PathLike[str], *, force: bool = False) -> dict[str, Path]:
+    def write(self, out: str | os.PathLike[str], *, overwrite: bool = False) -> dict[str, Path]:
         """Write the pictures and return the file of each kind.
 
         Args:
             out: ``*.html``: one page with all pictures and the facts, which fetches nothing; ``*.png``: one image, the
                 pictures below each other; else a folder, made if missing, with an image ``KIND.png`` of each.
-            force: replace files that are there.
+            overwrite: replace files that are there.
 
         Raises:
             ConfigError: a file is there, the suffix is another one, or matplotlib is not installed.
             VitHubError: a file cannot be written.
         """
-        path = check_destination(out, [picture.kind for picture in self.pictures], force=force)
+        path = check_destination(out, [picture.kind for picture in self.pictures], overwrite=overwrite)
         suffix = path.suffix.lower()
         kinds = [picture.kind for picture in self.pictures]
         if suffix in _PAGES:
@@ -147,13 +147,13 @@ def show(
     return Shown(subject.name, pictures, left_out, facts_of(subject, spec))
 
 
-def check_destination(out: str | os.PathLike[str], kinds: Iterable[str] = (), *, force: bool = False) -> Path:
+def check_destination(out: str | os.PathLike[str], kinds: Iterable[str] = (), *, overwrite: bool = False) -> Path:
     """Return where pictures are written.
 
     Args:
         out: as for :meth:`Shown.write`.
         kinds: that are to be written.
-        force: files may be there.
+        overwrite: files may be there.
 
     Raises:
         ConfigError: a file is there already, or its suffix is none of those that are written.
@@ -166,8 +166,10 @@ def check_destination(out: str | os.PathLike[str], kinds: Iterable[str] = (), *,
             f"{path}: pictures are not written as {suffix}", hint="end it with .png or .html, or name a folder"
         )
     there = [file for file in ([path] if single else [path / f"{kind}.png" for kind in kinds]) if file.exists()]
-    if there and not force:
-        raise ConfigError(f"{there[0]} is there already", hint="replace it with --force (force=True), or name another")
+    if there and not overwrite:
+        raise ConfigError(
+            f"{there[0]} is there already", hint="replace it with --force (overwrite=True), or name another"
+        )
     return path
 
 
