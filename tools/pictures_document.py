@@ -43,7 +43,7 @@ def make(name: str, source: Any, images: list[Path]) -> None:
     pictures = show(source, images, what=[kind for kind in KINDS if kind not in ONE_PHOTO]).pictures
     pictures += show(source, images[:1], what=ONE_PHOTO).pictures
     for picture in pictures:
-        image = Image.open(io.BytesIO(picture.png())).quantize(256, method=Image.Quantize.FASTOCTREE)
+        image = Image.open(io.BytesIO(picture.png())).quantize(256, kmeans=2)
         image.save(folder / f"{picture.kind}.png", optimize=True)
         print(f"{name}/{picture.kind}: {picture.title}", flush=True)
 

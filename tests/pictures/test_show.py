@@ -83,6 +83,13 @@ def test_without_images_the_weights_are_shown() -> None:
     assert [picture.kind for picture in found.pictures] == ["filters", "positions", "resize"]
     assert found.left_out["rollout"] == "no image is given"
     assert dict(found.facts)["licence"] == "apache-2.0"
+    # Nothing is asked for that only images need: neither preprocessing nor a warning that it is a guess.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = show(VisionTransformer(MODELS["plain"].replace(in_chans=4)))
+    assert "4 channels" in found.left_out["filters"]
+    with pytest.raises(ConfigError, match="1 or 3 channels"):
+        show(VisionTransformer(MODELS["plain"].replace(in_chans=4)), PIXELS)
 
 
 def test_pictures_are_wide_enough_and_titled() -> None:
@@ -162,7 +169,7 @@ def test_files_are_written_where_they_are_asked_for(tmp_path: Path) -> None:
     for out in (tmp_path / "new" / "folder", tmp_path / "both.png"):
         with pytest.raises(ConfigError, match="is there already"):
             found.write(out)
-        found.write(out, force=True)
+        found.write(out, overwrite=True)
     with pytest.raises(ConfigError, match=r"not written as \.jpg"):
         found.write(tmp_path / "a.jpg")
     # Another file in the folder is no obstacle, and stays.

@@ -118,7 +118,7 @@ def command(
     """
     from vit_hub.pictures import check_destination, show
 
-    check_destination(out, what or KINDS, force=force)
+    check_destination(out, what or KINDS, overwrite=force)
     if max_patches is not None:
         resize_options["max_patches"] = max_patches
     shown = show(
@@ -132,7 +132,7 @@ def command(
         **resize_options,
         **source_options,
     )
-    files = shown.write(out, force=force)
+    files = shown.write(out, overwrite=force)
     if output.json:
         pictures = [{"kind": each.kind, "title": each.title, "path": files[each.kind]} for each in shown.pictures]
         output.document({"model": model, "pictures": pictures, "left_out": shown.left_out})

@@ -19,7 +19,7 @@ def joined(maps: Sequence[Tensor]) -> Tensor:
     Args:
         maps: of its layers, each [1, heads, T, T].
     """
-    return torch.cat(list(maps), dim=1)[0].float()
+    return (maps[0] if len(maps) == 1 else torch.cat(list(maps), dim=1))[0].float()
 
 
 def patch_distances(grid: tuple[int, int], frames: int = 1, device: torch.device | None = None) -> Tensor:

@@ -35,7 +35,7 @@ INK = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # Okabe and Ito's
 _DPI = 150
 _BRIGHTEST = 99  # percentile of a map that is drawn in the brightest colour
 _TITLE, _CAPTION = 13, 8.5  # points
-_TITLE_COLUMNS, _CAPTION_COLUMNS = 74, 130
+_TITLE_COLUMNS, _CAPTION_COLUMNS = 74, 122
 _STYLE = {
     "font.family": ["DejaVu Sans"],
     "font.size": 10,

@@ -20,7 +20,7 @@ __all__ = ["facts_of"]
 _FEW = 5  # names of classes
 
 
-def facts_of(subject: Subject, preprocessing: Preprocessing) -> list[tuple[str, str]]:
+def facts_of(subject: Subject, preprocessing: Preprocessing | None) -> list[tuple[str, str]]:
     """Return what a reader wants to know about a model: where it comes from, its size, parts, input and output."""
     config, passport = subject.config, subject.model.passport
     flops = forward_flops(config)
@@ -38,7 +38,7 @@ def facts_of(subject: Subject, preprocessing: Preprocessing) -> list[tuple[str, 
         ("positions", _positions(config)),
         ("pooling", config.pool),
         ("classes", _classes(subject)),
-        ("preprocessing", _preprocessing(preprocessing)),
+        ("preprocessing", _preprocessing(preprocessing) if preprocessing else ""),
     ]
     return [(name, text) for name, text in found if text]
 

@@ -16,6 +16,7 @@ from vit_hub.converters.containers.atomic import atomic_path
 from vit_hub.converters.read import Checkpoint
 from vit_hub.errors import ConfigError, VitHubError
 from vit_hub.hub.names.credentials import without_credentials
+from vit_hub.loading import load
 from vit_hub.model.vit import VisionTransformer
 from vit_hub.pictures.drawing import Picture, needs_matplotlib
 from vit_hub.pictures.facts import facts_of
@@ -25,7 +26,7 @@ from vit_hub.pictures.subject import Subject, View
 from vit_hub.preprocessing.images import ImageLike
 from vit_hub.progress import step_bar
 from vit_hub.running.models import Runnable, runnable
-from vit_hub.running.reading import Reader
+from vit_hub.running.reading import Reader, content_of
 from vit_hub.running.sources import Item, Place, Sources
 
 __all__ = ["Shown", "check_destination", "show"]
@@ -52,19 +53,19 @@ class Shown:
     left_out: dict[str, str]
     facts: list[tuple[str, str]]
 
-    def write(self, out: str | os.PathLike[str], *, force: bool = False) -> dict[str, Path]:
+    def write(self, out: str | os.PathLike[str], *, overwrite: bool = False) -> dict[str, Path]:
         """Write the pictures and return the file of each kind.
 
         Args:
             out: ``*.html``: one page with all pictures and the facts, which fetches nothing; ``*.png``: one image, the
                 pictures below each other; else a folder, made if missing, with an image ``KIND.png`` of each.
-            force: replace files that are there.
+            overwrite: replace files that are there.
 
         Raises:
             ConfigError: a file is there, the suffix is another one, or matplotlib is not installed.
             VitHubError: a file cannot be written.
         """
-        path = check_destination(out, [picture.kind for picture in self.pictures], force=force)
+        path = check_destination(out, [picture.kind for picture in self.pictures], overwrite=overwrite)
         suffix = path.suffix.lower()
         kinds = [picture.kind for picture in self.pictures]
         if suffix in _PAGES:
@@ -110,26 +111,28 @@ def show(
     """
     kinds = _chosen(what)
     needs_matplotlib()
-    common: dict[str, Any] = {
-        "device": device,
-        "preprocessing": preprocessing,
-        "max_patches": max_patches,
-        "progress": progress,
-    }
-    run = runnable(source, **common, **options)
     given = list(_given(images))
-    subject = _subject(run, given)
-    if against is not None:
-        shared = {name: options[name] for name in _OF_BOTH if name in options}
-        loaded = isinstance(against, VisionTransformer)
-        other = runnable(against, **common, **({} if loaded else shared))
-        if _crop(other) != _crop(run):
-            warnings.warn(
-                "the two models crop images differently, so their patches do not show the same; "
-                "--crop-mode and --crop-pct (preprocessing=) set it for both",
-                stacklevel=2,
-            )
-        subject.other = _subject(other, given)
+    if not given:  # what is needed for images alone is not asked for
+        subject, spec = _without_images(source, device=device, progress=progress, **options), None
+    else:
+        common: dict[str, Any] = {
+            "device": device,
+            "preprocessing": preprocessing,
+            "max_patches": max_patches,
+            "progress": progress,
+        }
+        run = runnable(source, **common, **options)
+        subject, spec = _subject(run, given), run.preprocessing
+        if against is not None:
+            shared = {name: options[name] for name in _OF_BOTH if name in options}
+            other = runnable(against, **common, **({} if isinstance(against, VisionTransformer) else shared))
+            if _crop(other) != _crop(run):
+                warnings.warn(
+                    "the two models crop images differently, so their patches do not show the same; "
+                    "--crop-mode and --crop-pct (preprocessing=) set it for both",
+                    stacklevel=2,
+                )
+            subject.other = _subject(other, given)
     missing = {name: KINDS[name].missing(subject) for name in kinds}
     left_out = {name: reason for name, reason in missing.items() if reason}
     wanted = [name for name in kinds if name not in left_out]
@@ -141,16 +144,16 @@ def show(
         for name in wanted:
             pictures.append(KINDS[name].picture(subject))
             advance(1)
-    return Shown(subject.name, pictures, left_out, facts_of(subject, run.preprocessing))
+    return Shown(subject.name, pictures, left_out, facts_of(subject, spec))
 
 
-def check_destination(out: str | os.PathLike[str], kinds: Iterable[str] = (), *, force: bool = False) -> Path:
+def check_destination(out: str | os.PathLike[str], kinds: Iterable[str] = (), *, overwrite: bool = False) -> Path:
     """Return where pictures are written.
 
     Args:
         out: as for :meth:`Shown.write`.
         kinds: that are to be written.
-        force: files may be there.
+        overwrite: files may be there.
 
     Raises:
         ConfigError: a file is there already, or its suffix is none of those that are written.
@@ -163,8 +166,10 @@ def check_destination(out: str | os.PathLike[str], kinds: Iterable[str] = (), *,
             f"{path}: pictures are not written as {suffix}", hint="end it with .png or .html, or name a folder"
         )
     there = [file for file in ([path] if single else [path / f"{kind}.png" for kind in kinds]) if file.exists()]
-    if there and not force:
-        raise ConfigError(f"{there[0]} is there already", hint="replace it with --force (force=True), or name another")
+    if there and not overwrite:
+        raise ConfigError(
+            f"{there[0]} is there already", hint="replace it with --force (overwrite=True), or name another"
+        )
     return path
 
 
@@ -185,7 +190,7 @@ def _chosen(what: str | Sequence[str]) -> list[str]:
 def _given(images: ImageLike | Sequence[ImageLike]) -> Iterable[tuple[Item, Any]]:
     """Yield the first images, each with what it is read from."""
     several = list(images) if isinstance(images, (list, tuple)) else [images]
-    found: Iterable[tuple[Item, Any]] = itertools.chain.from_iterable(map(_items, several))
+    found: Iterable[tuple[Item, Any]] = itertools.chain.from_iterable(map(_items, several, itertools.count(1)))
     for number, pair in enumerate(found):
         if number == _MOST_IMAGES:
             warnings.warn(f"only the first {_MOST_IMAGES} images are shown", stacklevel=3)
@@ -193,14 +198,21 @@ def _given(images: ImageLike | Sequence[ImageLike]) -> Iterable[tuple[Item, Any]
         yield pair
 
 
-def _items(image: Any) -> Iterable[tuple[Item, Any]]:
+def _items(image: Any, number: int) -> Iterable[tuple[Item, Any]]:
     if isinstance(image, (str, os.PathLike)):
-        from vit_hub.running.reading import content_of
-
         for item in Sources.of(image).items():
             yield item, lambda item=item: content_of(item)
     else:
-        yield Item(0, "image", None, Place("nowhere", ""), "image"), image
+        name = f"image {number}"
+        yield Item(number, name, None, Place("nowhere", ""), name), image
+
+
+def _without_images(source: str | os.PathLike[str] | Checkpoint | VisionTransformer, **options: Any) -> Subject:
+    """Return a model whose weights alone are shown."""
+    if isinstance(source, VisionTransformer):
+        return Subject("model", source)
+    shown = str(source.path) if isinstance(source, Checkpoint) else os.fspath(source)
+    return Subject(_name(shown), load(source if isinstance(source, Checkpoint) else shown, **options))
 
 
 def _subject(run: Runnable, given: Sequence[tuple[Item, Any]]) -> Subject:

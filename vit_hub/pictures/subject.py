@@ -128,12 +128,14 @@ def observe(model: VisionTransformer, image: Tensor) -> Observation:
         norms.append(z[0].float().norm(dim=-1))
         patches.append(z[0, inner].float())
         weights = joined(maps)
-        reader = weights[:, 0, inner] if config.class_token else None
+        reader = weights[:, 0, inner].clone() if config.class_token else None
         if not config.differential:
             count = inner.stop - inner.start
             apart = patch_distances(grid, count // (grid[0] * grid[1]), weights.device)
             distances.append(mean_distance(weights[:, inner, inner], apart))
             rolled = rollout_step(rolled, weights)
+        maps.clear()
+        del weights  # before the next block computes its own
     prefix = config.num_prefix_tokens
     normed = model.norm(z)
     if model.cls_norm is not None:
