@@ -53,7 +53,6 @@ ROOMS = (
 # Imports upward, each with its reason.
 EXCEPTIONS = {
     ("vit_hub.model.vit", "vit_hub.converters.save"): "model.save() works wherever the model was built",
-    ("vit_hub.model.vit", "vit_hub.loading"): "VisionTransformer.from_pretrained() is the name that people look for",
 }
 # Folders with one module a verb, a format or a container may hold any number of them.
 MOST_MODULES = {

@@ -885,13 +885,6 @@ class VisionTransformer(nn.Module):
 
         return bias
 
-    @classmethod
-    def from_pretrained(cls, source: str | Path, **options: Any) -> VisionTransformer:
-        """Load a pretrained model: :func:`vit_hub.load` under the name that it has in other libraries."""
-        from vit_hub.loading import load
-
-        return load(source, **options)
-
     def save(self, path: str | Path) -> Path:
         """Write a canonical safetensors file with config and passport, so that converting back still works.
 
