@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vit_hub.exporting.export import export
     from vit_hub.hub.download import download
     from vit_hub.interop import from_module, to_timm, to_transformers
-    from vit_hub.loading import load
+    from vit_hub.loading import from_pretrained, load
     from vit_hub.model.config import ViTConfig
     from vit_hub.model.vit import VisionTransformer
     from vit_hub.preprocessing.of_checkpoint import class_names, create_transform, preprocess
@@ -57,6 +57,7 @@ _MODULES = {
     "to_timm": "interop",
     "to_transformers": "interop",
     "download": "hub.download",
+    "from_pretrained": "loading",
     "load": "loading",
     "check": "certifying.checking",
     "compare": "conversion",
@@ -93,6 +94,7 @@ __all__ = [
     "evaluate",
     "export",
     "from_module",
+    "from_pretrained",
     "get_config",
     "list_models",
     "load",

@@ -20,7 +20,7 @@ from vit_hub.hub.cache.paths import is_cached
 from vit_hub.model.config import size_pair
 from vit_hub.model.vit import VisionTransformer
 
-__all__ = ["load"]
+__all__ = ["from_pretrained", "load"]
 
 # Import the modules of all formats here, so that loading the first file does not pay for it.
 all_formats()
@@ -130,6 +130,10 @@ def load(
     if pad and image_size is not None:
         model.input_size = size_pair("image_size", image_size)
     return model
+
+
+from_pretrained = load
+"""The name that :func:`load` has in other libraries."""
 
 
 @contextmanager

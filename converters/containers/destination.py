@@ -25,9 +25,13 @@ def container_of(destination: str | Path) -> str | None:
     A folder is what exists as one, ends with ``/``, or has no suffix.
 
     Raises:
-        UnsupportedByFormatError: it has a suffix that stands for no container.
+        UnsupportedByFormatError: it has a suffix that stands for no container, or is empty.
     """
     text, path = os.fspath(destination), Path(destination)
+    if not text:
+        raise UnsupportedByFormatError(
+            "no destination is given", hint="name a file or a folder; . is the working folder"
+        )
     if path.suffix in CONTAINER_SUFFIXES:
         return CONTAINER_SUFFIXES[path.suffix]
     if text.endswith(("/", os.sep)) or path.is_dir() or not _SUFFIX.fullmatch(path.suffix):

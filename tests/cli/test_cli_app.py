@@ -298,6 +298,8 @@ def completions(*words: str) -> list[str]:
         (("convert", "a", "b", "--to", "vit_"), "vit_jax"),
         (("convert", "a", "b", "--set", "num_h"), "num_heads="),
         (("list", "--family", "aug"), "augreg"),
+        (("list", "--license", "comm"), "commercial"),
+        (("list", "--sort", "par"), "params"),
     ],
 )
 def test_the_shell_completes(words: tuple[str, ...], expected: str) -> None:

@@ -19,20 +19,21 @@ VERBS = [name for name in CALLS if name not in ("bench", "probe", "push --dry-ru
 
 
 @pytest.fixture
-def folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder of the calls, with what they need."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder of the calls."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    shutil.copytree(DATA / "digits", "labelled/7")
-    run("embed", NAME, "labelled", "-o", "features")
-    run("download", NAME)
     return tmp_path
 
 
 @pytest.mark.parametrize("name", VERBS)
 def test_quiet_is_quiet(run: Run, folder: Path, name: str) -> None:
-    if name == "embed":
-        shutil.rmtree("features")
+    if name in ("eval", "search", "knn"):
+        shutil.copytree(DATA / "digits", "labelled/7")
+    if name in ("search", "knn"):
+        run("embed", NAME, "labelled", "-o", "features")
+    if name.startswith("cache"):
+        run("download", NAME)
     result = run(*CALLS[name], "-q")
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
@@ -43,7 +44,6 @@ def test_quiet_is_quiet(run: Run, folder: Path, name: str) -> None:
 @needs_terminal
 @pytest.mark.parametrize("name", ["convert", "embed", "verify"])
 def test_quiet_draws_nothing_on_a_terminal(folder: Path, name: str) -> None:
-    shutil.rmtree("features")
     shown = on_terminal(*CALLS[name], "-q", VIT_HUB_CACHE=str(folder / "cache"))
     assert len(shown.splitlines()) <= 1
     assert "\r" not in shown

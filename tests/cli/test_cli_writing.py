@@ -47,6 +47,14 @@ def test_unknown_suffixes_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_empty_destination_is_refused(
+    run: Run, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "no destination is given" in run("convert", models / "classifier.safetensors", "").stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unknown_suffix_is_refused_before_anything_is_read_or_fetched(run: Run, tmp_path: Path) -> None:
     result = run("convert", "vit-b16", tmp_path / "a.gguf")
     assert "no files with the suffix .gguf" in result.stderr

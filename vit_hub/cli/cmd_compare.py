@@ -76,11 +76,11 @@ def _lines(output: Output, found: Comparison, show_all: bool) -> list[str]:
     chosen = [row for row in found.tensors if show_all or row.status != "equal"]
     if chosen:
         table = [
-            (row.name, _status(row), *map(_number, (row.max_difference, row.relative)), _cosine(row.cosine))
+            (row.name, *map(_number, (row.max_difference, row.relative)), _cosine(row.cosine), _status(row))
             for row in chosen
         ]
-        header = ("tensor", "status", "largest difference", "relative", "cosine")
-        lines += ["", *output.table(header, table, right=header[2:])]
+        header = ("tensor", "largest difference", "relative", "cosine", "status")
+        lines += ["", *output.table(header, table, right=header[1:-1])]
     return lines
 
 

@@ -56,16 +56,14 @@ def config_lines(
         if every or name in _ESSENTIAL or value != usual[name] or name in (overrides or {})
     }
     hidden = len(vars(config)) - len(shown)
-    rest = (
-        f"{hidden} fields have their usual values; {'--json' if inferred is None else '-v (inspect) or --json'} has all"
-    )
-    others = output.fields([("others", rest if hidden else "")])
+    where = "--json" if inferred is None else "-v (inspect) or --json"
+    others = ("others", f"{hidden} fields have their usual values; {where} has all" if hidden else "")
     if len(set(origins.values())) <= 1:
         title = ", from ".join(["Config", *set(origins.values())])
-        return [*lines, "", output.heading(title), *output.fields([*shown.items(), ("others", rest if hidden else "")])]
+        return [*lines, "", output.heading(title), *output.fields([*shown.items(), others])]
     rows = [(name, value, origins.get(name, "default")) for name, value in shown.items()]
     table = output.table(("field", "value", "taken from"), rows, indent="  ")
-    return [*lines, "", output.heading("Config"), *table, *others]
+    return [*lines, "", output.heading("Config"), *table, *output.fields([others])]
 
 
 def _prefix_tokens(config: ViTConfig) -> list[str]:

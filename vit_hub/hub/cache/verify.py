@@ -17,7 +17,7 @@ from vit_hub.progress import byte_bar
 from vit_hub.registry import WeightSource, get_entry
 from vit_hub.weights_manifest import outlines
 
-__all__ = ["Verdict", "verify_all"]
+__all__ = ["Verdict", "verify_all", "verify_locked"]
 
 OK, CHANGED, MISSING, UNKNOWN = "ok", "changed", "missing", "not recorded"
 _BUNDLED = "bundled"
@@ -72,8 +72,43 @@ def verify_all(
     Raises:
         ModelNotFoundError: there are no files of a model.
     """
-    pinned = {delivery.address: delivery for delivery in locked}
     chosen = [item for name in names for item in _named(name)] if names else [*items(), *_bundled(outlines())]
+    return _verdicts(chosen, locked, lockfile, progress)
+
+
+def verify_locked(locked: Mapping[str, Delivery], *, lockfile: str, progress: bool = False) -> list[Verdict]:
+    """Check that all files of locked models are on this machine, and are the locked ones.
+
+    Args:
+        locked: name of a model -> the delivery that the lock file pins.
+        lockfile: the lock file's name, for messages.
+        progress: show a bar on a terminal.
+    """
+    wanted = {delivery.address for delivery in locked.values()}
+    chosen = [
+        item
+        for item in (*items(), *_bundled(outlines()))
+        if item.kind != "canonical" and item.delivery and item.delivery.address in wanted
+    ]
+    there = {item.delivery.address for item in chosen if item.delivery}
+    absent = [
+        Verdict(
+            name,
+            "locked",
+            Path(lockfile),
+            MISSING,
+            problem=f"{name}: {delivery.address} is not on this machine",
+            hint="`vit-hub download --locked` fetches it",
+        )
+        for name, delivery in locked.items()
+        if delivery.address not in there
+    ]
+    return [*absent, *_verdicts(chosen, locked.values(), lockfile, progress)]
+
+
+def _verdicts(chosen: Iterable[Item], locked: Iterable[Delivery], lockfile: str, progress: bool) -> list[Verdict]:
+    """Check each file of these items once."""
+    pinned = {delivery.address: delivery for delivery in locked}
     # Models may share a file, such as the config of one commit.
     tasks: dict[Path, tuple[Item, _Pins]] = {}
     for item in chosen:
@@ -122,7 +157,7 @@ def _expected(item: Item, locked: Mapping[str, Delivery], lockfile: str) -> Iter
             documented = {"registry": known[1]}
         if item.delivery.address in locked:
             pinned[lockfile] = locked[item.delivery.address]
-    for name in item.delivery.files:
+    for name in dict.fromkeys(name for delivery in pinned.values() for name in delivery.files):
         pins = {
             authority: WeightSource(kind="", format="", sha256=pin.sha256, size=pin.size)
             for authority, delivery in pinned.items()
