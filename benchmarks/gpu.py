@@ -2,70 +2,105 @@
 
     python benchmarks/gpu.py --markdown benchmarks/gpu.md
 
-Throughput: ViT-B/16 and L/16 in bfloat16 at 224 and 384 pixels with random weights, the same for all three; inference
-mode; medians of rounds in which they run in turn. "eager" and "max-autotune" (a mode of torch.compile) are measured by
-`vit_hub.benching.time_forward`, "CUDA graph" is the eager model captured once and replayed. "of the peak" is the
-arithmetic of the model (vit_hub.model.flops.forward_flops, which counts the last block for all tokens, although vit-hub
-needs fewer of it) by the time and by the measured rate of a product of two bfloat16 matrices of 8192 x 8192. Memory is
-what a pass allocated on the GPU at its peak.
+Throughput: ViT-S/16, B/16, L/16 and H/14 at 224 and 384 pixels, and DINOv3's ViT-B/16 at 256, in bfloat16 with random
+weights, the same for all three; inference mode; medians of rounds in which they run in turn. "eager" and "compiled"
+(torch.compile) are measured by `vit_hub.benching.time_forward`, "CUDA graph" is the eager model captured once and
+replayed. "of the peak" is the arithmetic of the model (vit_hub.model.flops.forward_flops, which counts the last block
+for all tokens, although vit-hub needs fewer of it) by the time and by the measured rate of a product of two bfloat16
+matrices of 8192 x 8192. Memory is what passes allocated on the GPU at their peak.
 
 Loading: processes of their own that import what they need and start CUDA first; files as in load.py, in the page cache.
-timm and transformers load to the host, then `.to("cuda")`. Memory is the host's: the rise of the high-water mark.
+timm and transformers load to the host, then `.to("cuda")`. "of the bus" is the rate at which the file's bytes arrive by
+the measured rate of a copy from pinned memory. Memory is the host's: the rise of the high-water mark.
 
-Numbers: logits of the same weights and images, relative to the largest logit, against vit-hub's in float64. TF32 is
-float32 with `torch.set_float32_matmul_precision("high")`.
+Numbers: outputs for the same weights and images, relative to the largest, against vit-hub's in float64. TF32 is float32
+with `torch.set_float32_matmul_precision("high")`.
 
-Without a GPU everything that can runs on the CPU with a tiny model, to see that it works, and no figure is kept.
+The script ends within 8 minutes: steps are taken in the order of their worth, each only if the time that it takes at
+most is left. What is left out, or fails, is without figures. Without a GPU all that can be run runs on the CPU with
+tiny models, to see that it works, and no figure is kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import product
 from math import nan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import load
 import random_model
 import report
 import torch
 import torchvision_operators  # noqa: F401
-from torch import Tensor
+from torch import Tensor, nn
 
 import vit_hub
-from vit_hub.benching import OURS, PEERS, time_forward
-from vit_hub.interop import timm_model, to_transformers
+from vit_hub.benching import OURS, PEERS, Timing, forward_pass, peak_flops, peer_modules, time_forward
 from vit_hub.model.flops import forward_flops
 
-MISSING = "not measured: no GPU"
-GRAPH = "CUDA graph"
-MODES: dict[str, str | None] = {"eager": None, "max-autotune": "max-autotune"}
+MISSING, LEFT_OUT = "not measured: no GPU", "left out"
+EAGER, GRAPH, COMPILED = "eager", "CUDA graph", "compiled"
+MODES = (EAGER, GRAPH, COMPILED)
+DINOV3 = "DINOv3-B"
 LOADS = (("canonical", OURS), ("timm", "timm checkpoint_path"), ("hf", "transformers from_pretrained"))
-PRECISIONS = {
-    "float32": (torch.float32, "highest"),
-    "TF32": (torch.float32, "high"),
-    "bfloat16": (torch.bfloat16, "highest"),
-}
+PRECISIONS = ("float32", "TF32", "bfloat16")
 NAMES = (OURS, *PEERS)
+SECONDS = 450.0  # of the 8 minutes; the rest is for a step that takes longer than expected, and for the start
+Key = tuple[str, int]  # model, side of its images
 Run = Callable[[Tensor], Tensor]
+T = TypeVar("T")
 # The first columns of a line -> the others.
 Found = dict[tuple[str, ...], tuple[str, ...]]
 
 
 class Plan(NamedTuple):
-    """Sizes of models, sides of images and of the measured matrices, images per batch."""
+    """What is measured, each in the order of its worth.
 
-    sizes: list[str]
-    images: list[int]
+    Attributes:
+        models: model and side of images.
+        compiled: those of them that are compiled, too.
+        loads: sizes whose files are loaded.
+        batch_size: images per pass, of the largest half as many.
+        side: of the measured matrices.
+        rounds: measurements per row.
+        compile: the mode of torch.compile; None: not compiled at all.
+    """
+
+    models: list[Key]
+    compiled: list[Key]
+    loads: list[str]
     batch_size: int
     side: int
     rounds: int
+    compile: str | None
+
+
+class Budget:
+    """Seconds that are left of those that a run may take."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    def allows(self, step: str, seconds: float) -> bool:
+        """Say what comes next, and whether there is time for it."""
+        left = self._end - time.monotonic()
+        report.step(f"{step} ({left:.0f} s left)" if seconds <= left else f"{step}: {LEFT_OUT}")
+        return seconds <= left
+
+
+class Bound(NamedTuple):
+    """Measured rates of a device: operations a second of a product of matrices, bytes a second of a copy to it."""
+
+    flops: float
+    copy: float
 
 
 def synchronize(device: str) -> None:
@@ -88,16 +123,37 @@ def seconds_of(runs: dict[str, Callable[[], Any]], device: str, rounds: int, cou
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def matmul_peak(device: str, side: int, rounds: int) -> float:
-    """Operations per second of a product of two bfloat16 matrices."""
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * side**3 / seconds_of({"": lambda: a @ b}, device, rounds, 10)[""]
+def attempt(what: str, run: Callable[[], T]) -> T | None:
+    """Return a result; None if it failed, which is said: the rest of a short time on a GPU is not to be lost."""
+    try:
+        return run()
+    except Exception as problem:
+        report.step(f"{what} failed: {type(problem).__name__}: {str(problem)[:300]}")
+        return None
 
 
-def implementations(model: vit_hub.VisionTransformer, device: str) -> dict[str, Run]:
-    """Make vit-hub's model and its peers with the same weights, each returning logits."""
-    timms, transformers = (made(model).to(device) for made in (timm_model, to_transformers))
-    return {OURS: model, "timm": timms, "transformers": lambda images: transformers(images).logits}
+def bound(device: str, side: int, rounds: int) -> Bound:
+    host = torch.empty(2 * side * side, dtype=torch.uint8, pin_memory=device != "cpu")
+    there = torch.empty_like(host, device=device)
+    seconds = seconds_of({"": lambda: there.copy_(host, non_blocking=True)}, device, rounds, 3)[""]
+    return Bound(peak_flops(device, torch.bfloat16, side), host.numel() / seconds)
+
+
+def made(key: Key, device: str) -> dict[str, nn.Module]:
+    """Make vit-hub's model in float32 and its peers with the same weights."""
+    name, image = key
+    if name.startswith("DINOv3"):
+        config = vit_hub.get_config("facebook/dinov3-vitb16-pretrain-lvd1689m").replace(
+            image_size=(image, image), pool="cls"
+        )
+        if name != DINOV3:
+            config = config.replace(embed_dim=32, depth=2, num_heads=2, mlp_dim=64)
+    else:
+        config = random_model.config(name, image)
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = vit_hub.VisionTransformer(config).eval()
+    return {OURS: model, **peer_modules(model)[0]}
 
 
 def captured(run: Run, images: Tensor) -> Callable[[], Any]:
@@ -119,80 +175,147 @@ def captured(run: Run, images: Tensor) -> Callable[[], Any]:
     return replay
 
 
-def throughput(size: str, image: int, plan: Plan, device: str, peak: float) -> Found:
-    """(size, image, mode, implementation) -> the other columns."""
-    report.step(f"{size}, {image} pixels")
-    model = random_model.model(size, image, dtype=torch.bfloat16, device=device)
-    batch, found = plan.batch_size, Found()
-    flops = batch * forward_flops(model.config)
-
-    def line(mode: str, name: str, seconds: float, own: float, memory: int | None) -> None:
-        shown = (report.in_ms(seconds), f"{batch / seconds:.0f}", f"{seconds / own:.2f}")
-        found[size, str(image), mode, name] = (*shown, f"{100 * flops / seconds / peak:.1f} %", report.in_mb(memory))
-
-    for mode, compiled in MODES.items():
-        # Compiling for the CPU takes long and says nothing about a GPU.
-        chosen = compiled if device != "cpu" else None
-        timings = time_forward(model, tasks=["output"], batch_sizes=[batch], rounds=plan.rounds, compile=chosen)
-        for timing in timings:
-            line(mode, timing.implementation, timing.seconds or nan, timings[0].seconds or nan, timing.peak_memory)
-        torch.compiler.reset()
-    with torch.inference_mode():
-        images = torch.randn(batch, 3, image, image, device=device, dtype=torch.bfloat16)
-        plain = implementations(model, device)
-        runs = {name: captured(run, images) if device != "cpu" else partial(run, images) for name, run in plain.items()}
-        seconds = seconds_of(runs, device, plan.rounds, 3)
-    for name in runs:
-        line(GRAPH, name, seconds[name], seconds[OURS], None)
-    return found
-
-
-def loading(size: str, plan: Plan, folder: Path | None, device: str) -> Found:
-    """(size, file, loader) -> the other columns."""
-    report.step(f"{size}: loading")
-    measured: dict[tuple[str, str], list[dict[str, float | None]]] = {way: [] for way in LOADS}
-    with tempfile.TemporaryDirectory(dir=folder) as name:
-        files = load.make_files(Path(name), size)
-        for _ in range(plan.rounds):
-            for way in LOADS:
-                measured[way].append(load.measure(way, size, files, device=device))
-    found, own = Found(), nan
-    for way, each in measured.items():
-        middle = load.medians(each)
-        seconds = middle["seconds"] or nan
-        own = seconds if way == LOADS[0] else own
-        found[(size, way[0], way[1])] = (report.in_ms(seconds), f"{seconds / own:.2f}", report.in_mb(middle["peak"]))
-    return found
-
-
-def parity(size: str, device: str) -> Found:
-    """(size, precision) -> the largest relative errors of all three."""
-    report.step(f"{size}: numbers")
+def images_of(key: Key, count: int, device: str, dtype: torch.dtype) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(4, 3, 224, 224, generator=generator, dtype=torch.float64).to(device)
+    return torch.randn(count, 3, key[1], key[1], generator=generator, dtype=torch.float64).to(device, dtype)
 
-    def logits(dtype: torch.dtype) -> dict[str, Tensor]:
-        made = implementations(random_model.model(size, dtype=dtype, device=device), device)
+
+def batch_of(key: Key, plan: Plan) -> int:
+    return max(1, plan.batch_size // ((2 if key[1] > 256 else 1) * (2 if key[0] == "H" else 1)))
+
+
+def throughput(key: Key, modules: dict[str, nn.Module], mode: str, plan: Plan, device: str, rate: float) -> Found:
+    """(model, image, mode, implementation) -> the other columns, of modules in bfloat16."""
+    batch, model = batch_of(key, plan), modules[OURS]
+    assert isinstance(model, vit_hub.VisionTransformer)
+    seconds: dict[str, float]
+    memory: dict[str, int | None] = {}
+    if mode == GRAPH:
         with torch.inference_mode():
-            return {name: run(images.to(dtype)).double() for name, run in made.items()}
+            images = images_of(key, batch, device, torch.bfloat16)
+            passes = {name: forward_pass(module) for name, module in modules.items()}
+            capture = captured if device != "cpu" else partial  # the CPU has no graphs
+            graphs = {name: attempt(name, partial(capture, run, images)) for name, run in passes.items()}
+            seconds = seconds_of({name: run for name, run in graphs.items() if run}, device, plan.rounds, 3)
+    else:
+        # Compiling for the CPU takes long and says nothing about a GPU.
+        chosen = plan.compile if mode == COMPILED and device != "cpu" else None
+        others = {name: module for name, module in modules.items() if name != OURS}
 
-    exact, found = logits(torch.float64)[OURS], Found()
-    for title, (dtype, precision) in PRECISIONS.items():
-        torch.set_float32_matmul_precision(precision)
-        errors = {name: (result - exact).abs().max() / exact.abs().max() for name, result in logits(dtype).items()}
-        found[size, title] = tuple(f"{float(errors[name]):.1e}" for name in NAMES)
+        def timed(peers: dict[str, nn.Module]) -> list[Timing]:
+            options: dict[str, Any] = {"rounds": plan.rounds, "compile": chosen, "peers": peers, "against": [*peers]}
+            return time_forward(model, tasks=["output"], batch_sizes=[batch], **options)
+
+        timings = attempt("with peers", partial(timed, others)) or timed({})
+        seconds = {timing.implementation: timing.seconds or nan for timing in timings}
+        memory = {timing.implementation: timing.peak_memory for timing in timings}
+        torch.compiler.reset()
+    work, found = batch * forward_flops(model.config), Found()
+    for name, each in seconds.items():
+        share = f"{100 * work / each / rate:.1f} %"
+        shown = (report.in_ms(each), f"{batch / each:.0f}", f"{each / seconds[OURS]:.2f}", share)
+        found[key[0], str(key[1]), mode, name] = (*shown, report.in_mb(memory.get(name)))
+    return found
+
+
+def error(module: nn.Module, images: Tensor, exact: Tensor) -> float:
+    with torch.inference_mode():
+        return float((forward_pass(module)(images).double() - exact).abs().max() / exact.abs().max())
+
+
+def errors(key: Key, modules: dict[str, nn.Module], device: str) -> Found:
+    """(model, precision) -> the largest relative errors of all; the modules are in bfloat16 afterwards."""
+    images = images_of(key, 4, device, torch.float64)
+    with torch.inference_mode():
+        exact = copy.deepcopy(modules[OURS]).double()(images)
+    found = Found()
+    for title in PRECISIONS:
+        dtype = torch.bfloat16 if title == "bfloat16" else torch.float32
+        torch.set_float32_matmul_precision("high" if title == "TF32" else "highest")
+        worst = {
+            name: attempt(name, partial(error, module.to(dtype), images.to(dtype), exact))
+            for name, module in modules.items()
+        }
+        found[key[0], title] = tuple("-" if worst.get(name) is None else f"{worst[name]:.1e}" for name in NAMES)
     torch.set_float32_matmul_precision("highest")
     return found
 
 
-def measure(plan: Plan, folder: Path | None, device: str) -> Found:
-    peak = matmul_peak(device, plan.side, plan.rounds)
-    found: Found = {("product",): (f"{peak / 1e12:.0f} TFLOP/s",)}
-    for size in plan.sizes:
-        for image in plan.images:
-            found |= throughput(size, image, plan, device, peak)
-        found |= loading(size, plan, folder, device)
-        found |= parity(size, device)
+def loading(size: str, plan: Plan, folder: Path | None, device: str, rate: float) -> Found:
+    """(size, file, loader) -> the other columns."""
+    measured: dict[tuple[str, str], list[dict[str, float | None]]] = {way: [] for way in LOADS}
+    found, own = Found(), nan
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        files = load.make_files(Path(name), size)
+        for _ in range(min(2, plan.rounds)):
+            for way in LOADS:
+                measured[way].append(load.measure(way, size, files, device=device))
+        weight = files["canonical"].stat().st_size
+    for way, each in measured.items():
+        middle = load.medians(each)
+        seconds = middle["seconds"] or nan
+        own = seconds if way == LOADS[0] else own
+        shown = (report.in_ms(seconds), f"{seconds / own:.2f}", f"{100 * weight / seconds / rate:.0f} %")
+        found[(size, way[0], way[1])] = (*shown, report.in_mb(middle["peak"]))
+    return found
+
+
+# Seconds that a step takes at most, on a GPU of 2022 or later: making models takes longer than measuring them.
+AT_MOST = {"S": 20.0, "B": 25.0, DINOV3: 30.0, "L": 35.0, "H": 60.0}
+COMPILING, LOADING = 2.5, 2.5  # times that
+
+
+def steps(
+    plan: Plan, folder: Path | None, device: str, rates: Bound
+) -> Iterator[tuple[str, float, Callable[[], Found]]]:
+    """What there is to do, in the order of its worth: what it is, seconds that it takes at most, and the doing."""
+    kept: dict[Key, dict[str, nn.Module]] = {}
+
+    def eagerly(key: Key) -> Found:
+        modules = made(key, device)
+        found = errors(key, modules, device) if key[1] <= 256 else Found()
+        for module in modules.values():
+            module.to(torch.bfloat16)
+        for mode in (EAGER, GRAPH):
+            found |= throughput(key, modules, mode, plan, device, rates.flops)
+        if key in plan.compiled:
+            kept[key] = modules
+        return found
+
+    def compiled(key: Key) -> Found:
+        modules = kept.pop(key, None)
+        return throughput(key, modules, COMPILED, plan, device, rates.flops) if modules else Found()
+
+    first, rest = plan.models[:3], plan.models[3:]
+    for key in first:
+        yield f"{key[0]}, {key[1]} pixels", AT_MOST.get(key[0], 0), partial(eagerly, key)
+    for key in plan.compiled[:2]:
+        yield f"{key[0]}, {key[1]} pixels, compiled", COMPILING * AT_MOST.get(key[0], 0), partial(compiled, key)
+    for size in plan.loads[:1]:
+        yield (
+            f"{size}: loading",
+            LOADING * AT_MOST.get(size, 0),
+            partial(loading, size, plan, folder, device, rates.copy),
+        )
+    for key in rest:
+        yield f"{key[0]}, {key[1]} pixels", AT_MOST.get(key[0], 0), partial(eagerly, key)
+    for key in plan.compiled[2:]:
+        yield f"{key[0]}, {key[1]} pixels, compiled", COMPILING * AT_MOST.get(key[0], 0), partial(compiled, key)
+    for size in plan.loads[1:]:
+        yield (
+            f"{size}: loading",
+            LOADING * AT_MOST.get(size, 0),
+            partial(loading, size, plan, folder, device, rates.copy),
+        )
+
+
+def measure(plan: Plan, folder: Path | None, device: str, seconds: float) -> Found:
+    budget = Budget(seconds)
+    rates = bound(device, plan.side, plan.rounds)
+    found: Found = {("rates",): (f"{rates.flops / 1e12:.0f} TFLOP/s", f"{rates.copy / 1e9:.1f} GB/s")}
+    for step, at_most, run in steps(plan, folder, device, rates):
+        if budget.allows(step, at_most):
+            found |= attempt(step, run) or {}
     return found
 
 
@@ -200,43 +323,75 @@ def filled(
     names: tuple[str, ...], figures: tuple[str, ...], keys: Iterable[tuple[str, ...]], found: Found
 ) -> list[str]:
     """Make a table with a row for every key, measured or not."""
-    rows = [(*key, *found.get(key, (MISSING, *["-"] * (len(figures) - 1)))) for key in keys]
+    why = LEFT_OUT if found else MISSING
+    rows = [(*key, *found.get(key, (why, *["-"] * (len(figures) - 1)))) for key in keys]
     return report.table((*names, *figures), rows, left=len(names))
 
 
 def shown(plan: Plan, found: Found) -> list[str]:
-    (rate,) = found.get(("product",), (MISSING,))
-    passes = product(plan.sizes, map(str, plan.images), [*MODES, GRAPH], NAMES)
-    loads = ((size, *way) for size, way in product(plan.sizes, LOADS))
+    flops, copied = found.get(("rates",), (MISSING, MISSING))
+    passes = [
+        (name, str(image), mode, peer)
+        for (name, image), mode, peer in product(plan.models, MODES, NAMES)
+        if mode != COMPILED or (name, image) in plan.compiled
+    ]
+    loads = ((size, *way) for size, way in product(plan.loads, LOADS))
+    checked = [name for name, image in plan.models if image <= 256]
     figures = ("time", "images/s", "/ vit-hub", "of the peak", "memory")
     return [
-        f"Batches of {plan.batch_size} images, bfloat16; medians of {plan.rounds} rounds.",
-        f"Product of two bfloat16 matrices of {plan.side} x {plan.side}: {rate}.",
+        f"Batches of {plan.batch_size} images in bfloat16, half of that for 384 pixels and for H each; medians of "
+        f"{plan.rounds} rounds; compiled in the mode {plan.compile or 'default'}.",
+        f"Product of two bfloat16 matrices of {plan.side} x {plan.side}: {flops}. Copy from pinned memory: {copied}.",
         "Goals: 1.1 times timm's throughput at equal settings, and 60 % of the peak for L/16.",
         "",
         *filled(("model", "image", "mode", "implementation"), figures, passes, found),
         "",
         "Loading to the GPU:",
         "",
-        *filled(("model", "file", "loader"), ("time", "/ vit-hub", "host memory"), loads, found),
+        *filled(("model", "file", "loader"), ("time", "/ vit-hub", "of the bus", "host memory"), loads, found),
         "",
-        "Largest error of the logits against float64:",
+        "Largest error of the output against float64:",
         "",
-        *filled(("model", "precision"), NAMES, product(plan.sizes, PRECISIONS), found),
+        *filled(("model", "precision"), NAMES, product(checked, PRECISIONS), found),
     ]
 
 
+PLAN = Plan(
+    models=[
+        ("B", 224),
+        ("L", 224),
+        (DINOV3, 256),
+        ("S", 224),
+        ("H", 224),
+        ("B", 384),
+        ("L", 384),
+        ("S", 384),
+        ("H", 384),
+    ],
+    compiled=[("B", 224), ("L", 224), (DINOV3, 256), ("S", 224)],
+    loads=["L", "B", "H", "S"],
+    batch_size=128,
+    side=8192,
+    rounds=5,
+    compile="default",
+)
+TINY = Plan([("tiny", 224), ("DINOv3-tiny", 256)], [("tiny", 224)], ["tiny"], 2, 256, 1, None)
+
+
 def main() -> None:
-    options = report.parser(__doc__, rounds=7)
-    options.add_argument("--sizes", type=report.names, default=["B", "L"], help="separated by commas (default: B,L)")
-    options.add_argument("--batch-size", type=int, default=128, help="images per pass (default: 128)")
-    options.add_argument("--tiny", action="store_true", help="a tiny model and one round; always so without a GPU")
+    options = report.parser(__doc__, rounds=PLAN.rounds)
+    options.add_argument("--batch-size", type=int, default=PLAN.batch_size, help="images per pass (default: 128)")
+    options.add_argument("--compile", default=PLAN.compile, metavar="MODE", help="of torch.compile (default: default)")
+    options.add_argument(
+        "--seconds", type=float, default=SECONDS, help=f"after which no step begins (default: {SECONDS:.0f})"
+    )
+    options.add_argument("--tiny", action="store_true", help="tiny models and one round; always so without a GPU")
     given: argparse.Namespace = options.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    plan = Plan(given.sizes, [224, 384], given.batch_size, 8192, given.rounds)
-    done = Plan(["tiny"], [224], 2, 256, 1) if given.tiny or device == "cpu" else plan
+    plan = PLAN._replace(batch_size=given.batch_size, rounds=given.rounds, compile=given.compile)
+    done = TINY if given.tiny or device == "cpu" else plan
     with report.report("GPU", __doc__, given, device) as lines:
-        found = measure(done, given.folder, device)
+        found = measure(done, given.folder, device, given.seconds)
         lines += shown(plan, {}) if device == "cpu" else shown(done, found)
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from golden_cases import CASES
+from small_models import random_model
 
 import vit_hub
 from vit_hub.certifying.certificate import Certificate
@@ -233,6 +234,16 @@ def test_what_is_no_certificate_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text(text)
     with pytest.raises(vit_hub.CheckpointError, match="not a certificate"):
         vit_hub.check(replay=tmp_path / "record.json")
+
+
+def test_a_peer_that_pools_otherwise_is_compared_by_its_tokens() -> None:
+    config = vit_hub.get_config("facebook/dinov3-vitb16-pretrain-lvd1689m")
+    small = {"image_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_dim": 64}
+    found = check(random_model(config.replace(**small, pool="avg")), against=("timm", "transformers"))
+    assert verdicts(found)["timm"] == verdicts(found)["transformers"] == "pass"
+    texts = {finding.name: finding.text for finding in found.findings}
+    assert "tokens" in texts["transformers"]
+    assert "tokens" not in texts["timm"]
 
 
 def test_a_broken_model_fails() -> None:

@@ -95,6 +95,7 @@ def time_forward(
     rounds: int = 7,
     compile: str | None = None,
     peak: float | None = None,
+    peers: Mapping[str, nn.Module] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Timing]:
     """Time forward passes in inference mode, one implementation after the other in every round.
@@ -108,6 +109,7 @@ def time_forward(
         rounds: measurements per row; their median is reported.
         compile: a mode of ``torch.compile`` for all modules of PyTorch; None: eager.
         peak: of the device, from :func:`peak_flops`.
+        peers: modules of ``against`` that are made already, from :func:`peer_modules`.
         progress: called with 1 after every task and batch size.
 
     Raises:
@@ -119,8 +121,9 @@ def time_forward(
             raise ConfigError(f"{kind}={wrong[0]!r} is not known", hint=f"known: {', '.join(known)}")
     if rounds < 1 or any(size < 1 for size in batch_sizes):
         raise ConfigError("rounds and batch sizes must be at least 1")
-    peers, problems = peer_modules(model, [name for name in against if name in PEERS])
-    modules: dict[str, nn.Module] = {OURS: model, **peers}
+    made = peers or {}
+    others, problems = peer_modules(model, [name for name in against if name in PEERS and name not in made])
+    modules: dict[str, nn.Module] = {OURS: model, **made, **others}
     table = []
     for task in tasks:
         runs = {name: forward_pass(module, task) for name, module in modules.items()}
@@ -225,7 +228,9 @@ def forward_pass(module: nn.Module, task: str = "output") -> Run:
     """Return a pass of vit-hub's module or of a peer's that gives one tensor, for one of :data:`TASKS`."""
     if not type(module).__module__.startswith("transformers."):
         return module if task == "output" else module.forward_features  # type: ignore[return-value]
-    inner = getattr(module, getattr(module, "base_model_prefix", ""), module)
+    # A model without a head is its own base, whatever it calls a part of it.
+    has_head = not type(module).__name__.endswith("Model")
+    inner = getattr(module, getattr(module, "base_model_prefix", ""), module) if has_head else module
     return (lambda images: inner(images).last_hidden_state) if task == "features" else (lambda x: _output(module(x)))
 
 

@@ -110,12 +110,41 @@ def test_a_benchmark_prints_and_writes_its_tables(
 def test_the_gpu_table_is_honest_where_there_is_none() -> None:
     import gpu
 
-    lines = gpu.shown(gpu.Plan(["B", "L"], [224, 384], 8, 64, 1), {})
-    rows = [line for line in lines if line.startswith(("| B", "| L"))]
-    assert len(rows) == 2 * 2 * 3 * 3 + 2 * 3 + 2 * 3
+    lines = gpu.shown(gpu.PLAN, {})
+    rows = [line for line in lines if line.startswith(("| S", "| B", "| L", "| H", "| DINOv3-B"))]
+    assert len(rows) == 9 * 2 * 3 + 4 * 3 + 4 * 3 + 5 * 3
     assert all("not measured: no GPU" in row for row in rows)
-    measured = gpu.shown(gpu.Plan(["B"], [224], 8, 64, 1), {("B", "TF32"): ("1e-3", "2e-3", "3e-3")})
+    measured = gpu.shown(gpu.PLAN, {("B", "TF32"): ("1e-3", "2e-3", "3e-3")})
     assert sum("1e-3" in line and "3e-3" in line for line in measured) == 1
+    assert any("left out" in line for line in measured)
+
+
+def test_the_gpu_script_runs_all_its_steps_while_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu
+
+    found = gpu.measure(gpu.TINY, None, "cpu", 60.0)
+    for name, image, modes in (("tiny", "224", gpu.MODES), ("DINOv3-tiny", "256", gpu.MODES[:2])):
+        assert {key for key in found if key[:2] == (name, image)} == {
+            (name, image, mode, peer) for mode in modes for peer in gpu.NAMES
+        }
+    for name in ("tiny", "DINOv3-tiny"):
+        assert all(float(error) < 1e-5 for error in found[name, "float32"])
+        assert all(float(error) < 0.1 for error in found[name, "bfloat16"])
+    assert ("tiny", "canonical", "vit-hub") in found
+    assert set(gpu.measure(gpu.TINY, None, "cpu", -1.0)) == {("rates",)}
+    # What fails does not take the rest with it.
+    monkeypatch.setattr(gpu, "made", lambda key, device: {}[key])
+    left = gpu.measure(gpu.TINY._replace(loads=[]), None, "cpu", 60.0)
+    assert set(left) == {("rates",)}
+
+
+def test_the_gpu_script_keeps_to_its_time() -> None:
+    import gpu
+
+    rates = gpu.Bound(1.0, 1.0)
+    seconds = [at_most for _, at_most, _ in gpu.steps(gpu.PLAN, None, "cpu", rates)]
+    assert all(0 < each <= 150 for each in seconds)
+    assert gpu.SECONDS + 30 <= 8 * 60
 
 
 def scripts() -> set[str]:

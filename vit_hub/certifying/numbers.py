@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vit_hub.benching import forward_pass, peer_modules
 from vit_hub.certifying.certificate import Finding
 from vit_hub.certifying.golden import golden_cases, golden_error
 from vit_hub.converters.compare import TOLERANCE
 from vit_hub.converters.read import Checkpoint
-from vit_hub.errors import ConfigError, VitHubError
+from vit_hub.errors import ConfigError, VitHubError, first_line
 from vit_hub.exporting.automatic import AUTO, fastest_runtime
 from vit_hub.exporting.export import TOLERANCES as OF_PROGRAMS
 from vit_hub.exporting.export import relative_difference
@@ -145,7 +145,7 @@ def error_findings(
     for what, values in wanted.outputs.items():
         found = _computed(_runner(model, what, compile, runtime), images.images)
         findings.append(_error(what, found, values, tolerance, images.given if what == "output" else 0, model))
-    findings += _peer_findings(reference, model, wanted.outputs["output"], images.images, against)
+    findings += _peer_findings(reference, model, wanted, images.images, against)
     return findings, name, runtime
 
 
@@ -178,36 +178,46 @@ def _error(what: str, found: Tensor, wanted: Tensor, tolerance: float, given: in
 
 
 def _peer_findings(
-    reference: VisionTransformer, model: VisionTransformer, wanted: Tensor, images: Tensor, against: Sequence[str]
+    reference: VisionTransformer, model: VisionTransformer, wanted: Exact, images: Tensor, against: Sequence[str]
 ) -> Iterable[Finding]:
     """Compare the peers' own code in float64 with the exact output, and show its error in what is run here."""
     modules, problems = peer_modules(reference, against)
-    weight = model.patch_embed.proj.weight
     for name in against:
         if name in problems:
             yield Finding(name=name, verdict="none", text=problems[name])
             continue
-        module = modules[name]
         try:
-            found = _computed(forward_pass(module), images.double())
-            if found.shape != wanted.shape:
-                yield Finding(name=name, verdict="none", text="its class returns another output, or none pooled")
-                continue
-            figures = {"float64": relative_difference(found, wanted)}
-            module, run = module.to(weight.device, weight.dtype), forward_pass(module)
-            here = _computed(lambda x, run=run: run(x.to(weight.device, weight.dtype)), images)  # type: ignore[misc]
-            figures["error"] = relative_difference(here, wanted)
+            yield _peer_finding(name, modules[name], model, wanted, images)
         except Exception as error:  # of the peers, which raise anything at all
-            yield Finding(name=name, verdict="none", text=f"it cannot be run: {type(error).__name__}: {error}")
-            continue
-        yield Finding(
-            name=name,
-            verdict="pass" if figures["float64"] <= PEER_TOLERANCE else "fail",
-            text=f"its own code in float64 differs by {figures['float64']:.1e}, at most {PEER_TOLERANCE:.0e}; "
-            f"its error here, eager: {figures['error']:.1e}",
-            figures=figures,
-            tolerance=PEER_TOLERANCE,
-        )
+            yield Finding(
+                name=name, verdict="none", text=f"it cannot be run: {type(error).__name__}: {first_line(error)}"
+            )
+
+
+def _peer_finding(name: str, module: nn.Module, model: VisionTransformer, wanted: Exact, images: Tensor) -> Finding:
+    task, values, what = "output", wanted.outputs["output"], "its own code"
+    difference = _peer_error(module, task, images.double(), values)
+    if not difference <= PEER_TOLERANCE and not model.config.num_classes:
+        # Formats leave the pooling of a model without a head to the reader, who may have another.
+        task, values, what = "features", wanted.outputs["tokens"], "its own code pools otherwise; its tokens"
+        difference = _peer_error(module, task, images.double(), values)
+    if difference == float("inf"):
+        return Finding(name=name, verdict="none", text="its class returns other outputs")
+    weight = model.patch_embed.proj.weight
+    module = module.to(weight.device, weight.dtype)
+    here = _peer_error(module, task, images.to(weight.device, weight.dtype), values)
+    return Finding(
+        name=name,
+        verdict="pass" if difference <= PEER_TOLERANCE else "fail",
+        text=f"{what}, in float64: {difference:.1e} from the exact values, at most {PEER_TOLERANCE:.0e}; as run here, "
+        f"eager: {here:.1e}",
+        figures={"float64": difference, "error": here},
+        tolerance=PEER_TOLERANCE,
+    )
+
+
+def _peer_error(module: nn.Module, task: str, images: Tensor, wanted: Tensor) -> float:
+    return relative_difference(_computed(forward_pass(module, task), images), wanted)
 
 
 def golden_finding(kind: str, device: torch.device, dtype: str) -> Finding:
