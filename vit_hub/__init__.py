@@ -20,7 +20,8 @@ from vit_hub.errors import (
 from vit_hub.version import __version__
 
 if TYPE_CHECKING:
-    from vit_hub.conversion import compare, convert, open_checkpoint
+    from vit_hub.conversion import convert, open_checkpoint
+    from vit_hub.exporting.comparing import compare
     from vit_hub.exporting.export import export
     from vit_hub.hub.download import download
     from vit_hub.interop import from_module, to_timm, to_transformers
@@ -55,7 +56,7 @@ _MODULES = {
     "to_transformers": "interop",
     "download": "hub.download",
     "load": "loading",
-    "compare": "conversion",
+    "compare": "exporting.comparing",
     "convert": "conversion",
     "open_checkpoint": "conversion",
     "export": "exporting.export",
