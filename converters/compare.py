@@ -17,7 +17,16 @@ from vit_hub.shown import Shown
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["TOLERANCE", "Agreement", "Comparison", "TensorComparison", "compare_checkpoints", "output_difference"]
+__all__ = [
+    "TOLERANCE",
+    "Agreement",
+    "Comparison",
+    "TensorComparison",
+    "agreement",
+    "compare_checkpoints",
+    "config_differences",
+    "output_difference",
+]
 
 # Two float32 runs of one model agree to this; a wrong activation or epsilon shows far above it.
 TOLERANCE = 2e-5
@@ -66,22 +75,26 @@ class Comparison(Shown):
     """Agreement of two checkpoints in weights and outputs.
 
     Attributes:
-        same_weights: every tensor that the models compute with is equal, or within the tolerance if one is given.
-        same_numbers: outputs on a random image agree to 2e-5, or within the tolerance if one is given.
+        same_weights: every tensor that the models compute with is equal, or within the tolerance if one is given; None
+            where one of the two is an exported program, whose weights are rearranged.
+        same_numbers: outputs on random images agree to ``tolerance``.
         tensors: one row per canonical tensor.
         config: field -> the two values, where they differ.
         output_difference: largest absolute difference of the outputs; None where they have different shapes.
         output_relative: norm of the difference of the outputs, relative to the larger norm; likewise None.
         output_cosine: of the angle between the outputs; likewise None.
+        tolerance: largest ``output_relative`` that is the same if one was given, else largest ``output_difference``:
+            2e-5, and for programs that of their dtype (:func:`vit_hub.export`) times the largest output.
     """
 
-    same_weights: bool
+    same_weights: bool | None
     same_numbers: bool
     tensors: tuple[TensorComparison, ...]
     config: dict[str, tuple[Any, Any]]
     output_difference: float | None
     output_relative: float | None = None
     output_cosine: float | None = None
+    tolerance: float = TOLERANCE
 
     def _facts(self) -> dict[str, object]:
         return {
@@ -106,20 +119,29 @@ def compare_checkpoints(a: Checkpoint, b: Checkpoint, *, tolerance: float | None
     carried = {*a.passport.carried, *b.passport.carried}
     computed = [row for row in rows if row.name not in carried]
     equal = all(row.status in ("equal", "dtype") for row in computed)
-    fields = [item.name for item in dataclasses.fields(ViTConfig)]
-    config = {
-        name: (getattr(a.config, name), getattr(b.config, name))
-        for name in fields
-        if getattr(a.config, name) != getattr(b.config, name)
-    }
+    config = config_differences(a.config, b.config)
     outputs = Agreement() if equal and not set(config) - {*RESIZING} else _outputs(a, b)
     if tolerance is None:
         same_numbers = outputs is not None and outputs.difference <= TOLERANCE
     else:
         equal = all(row.relative is not None and row.relative <= tolerance for row in computed)
         same_numbers = outputs is not None and outputs.relative <= tolerance
-    shown = (outputs.difference, outputs.relative, outputs.cosine) if outputs else (None, None, None)
-    return Comparison(equal, same_numbers, rows, config, *shown)
+    return Comparison(
+        same_weights=equal,
+        same_numbers=same_numbers,
+        tensors=rows,
+        config=config,
+        output_difference=outputs.difference if outputs else None,
+        output_relative=outputs.relative if outputs else None,
+        output_cosine=outputs.cosine if outputs else None,
+        tolerance=TOLERANCE if tolerance is None else tolerance,
+    )
+
+
+def config_differences(a: ViTConfig, b: ViTConfig) -> dict[str, tuple[Any, Any]]:
+    """Return the fields in which two configs differ, with both values."""
+    names = [item.name for item in dataclasses.fields(ViTConfig)]
+    return {name: (getattr(a, name), getattr(b, name)) for name in names if getattr(a, name) != getattr(b, name)}
 
 
 def _compare(name: str, a: LazyTensor | None, b: LazyTensor | None) -> TensorComparison:
@@ -133,14 +155,14 @@ def _compare(name: str, a: LazyTensor | None, b: LazyTensor | None) -> TensorCom
 
     # In float64 the difference of two narrower values is exact.
     x, y = to_torch(a).double(), to_torch(b).double()
-    found = _agreement(x, y)
+    found = agreement(x, y)
     if found.difference == 0.0:
         return TensorComparison(name, "equal" if a.dtype == b.dtype else "dtype", 0.0, 0.0, 1.0)
     rounded = next((dtype for dtype in _candidates(a, b) if _equal_rounded(x, y, dtype)), None)
     return TensorComparison(name, "different", found.difference, found.relative, found.cosine, rounded)
 
 
-def _agreement(x: Tensor, y: Tensor) -> Agreement:
+def agreement(x: Tensor, y: Tensor) -> Agreement:
     """Measure how two tensors of one shape agree."""
     if not x.numel():
         return Agreement()
@@ -190,7 +212,7 @@ def _outputs(a: Checkpoint, b: Checkpoint) -> Agreement | None:
         outputs = [
             (model(images), model.forward_features(images) if poolless else model.embed(images)) for model in models
         ]
-    found = [_agreement(x, y) for x, y in zip(*outputs, strict=True) if x.shape == y.shape]
+    found = [agreement(x, y) for x, y in zip(*outputs, strict=True) if x.shape == y.shape]
     # The outputs come first, unless they differ by rounding only.
     apart = (item for item in found if item.difference > TOLERANCE)
     return next(apart, max(found, key=lambda item: item.difference, default=None))

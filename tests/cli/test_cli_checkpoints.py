@@ -273,7 +273,7 @@ def test_compare_finds_other_numbers(run: Run, answer: Answer, models: Path, tmp
     result = run("compare", file, tmp_path / "relu.safetensors")
     assert result.exit_code == 3
     assert "same weights  yes: " in result.stdout
-    assert "same numbers  no: outputs on a random image differ by up to " in result.stdout
+    assert "same numbers  no: outputs on random images differ by up to " in result.stdout
     assert ["act", "gelu", "relu"] in [line.split() for line in result.stdout.splitlines()]
     as_json = run("compare", file, tmp_path / "relu.safetensors", "--json")
     assert as_json.exit_code == 3

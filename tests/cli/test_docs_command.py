@@ -26,6 +26,7 @@ CALLS: dict[str, tuple[object, ...]] = {
     "download --dry-run": ("download", NAME, "--dry-run"),
     "convert": ("convert", DIGITS, "out.safetensors"),
     "inspect": ("inspect", DIGITS),
+    "inspect PROGRAM": ("inspect", "digits.pt2"),
     "compare": ("compare", DIGITS, NAME),
     "check": ("check", NAME, "--against", "none"),
     "predict": ("predict", NAME, SEVEN),
@@ -75,6 +76,8 @@ def test_documents_have_the_keys_that_are_documented(
     monkeypatch.setenv("HOME", str(tmp_path))
     if name.startswith("cache"):
         answer("download", NAME)
+    if name == "inspect PROGRAM":
+        answer("export", NAME, "digits.pt2")
     if name == "eval":
         shutil.copytree(DATA / "digits", "labelled/7")
     if name in ("search", "knn", "probe"):

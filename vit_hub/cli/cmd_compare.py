@@ -22,6 +22,7 @@ Examples:
   vit-hub compare B_16.npz b16_hf/
   vit-hub compare mine.safetensors vit-b16 --all
   vit-hub compare a.pth b.pth --quiet && echo the same
+  vit-hub compare b16.onnx vit-b16
 """
 
 
@@ -57,6 +58,9 @@ def command(
     Equal weights still give different outputs if the activation, number of heads or epsilon differ. The relative error
     of two tensors is the norm of their difference over the larger of their norms. --set applies to both. The exit
     status is 3 if weights or numbers differ; with --quiet nothing is printed.
+
+    A file of `vit-hub export` is run in its runtime, on two random images, and its outputs are compared with those of
+    the other one to the tolerance of its dtype, relative to the largest output: its weights are rearranged.
     """
     found = vit_hub.compare(
         first, second, formats=(format_a, format_b), overrides=overrides, tolerance=tolerance, offline=offline
@@ -65,7 +69,7 @@ def command(
         output.document({"a": first, "b": second, **vars(found)})
     elif not output.quiet:
         output.lines(_lines(output, found, show_all))
-    return 0 if found.same_weights and found.same_numbers else DIFFERENT
+    return 0 if found.same_weights is not False and found.same_numbers else DIFFERENT
 
 
 def _lines(output: Output, found: Comparison, show_all: bool) -> list[str]:
@@ -99,6 +103,8 @@ def _status(row: TensorComparison) -> str:
 
 
 def _weights(found: Comparison) -> str:
+    if found.same_weights is None:
+        return "not compared: of an exported program there are outputs alone"
     counts = Counter(map(_status, found.tensors))
     tensors = ", ".join(f"{count_of(count, 'tensor')} {status}" for status, count in counts.items())
     return f"{'yes' if found.same_weights else 'no'}: {tensors}"
@@ -108,12 +114,12 @@ def _numbers(found: Comparison) -> str:
     if found.output_difference is None:
         return "no: images or outputs have different shapes"
     answer = "yes" if found.same_numbers else "no"
-    heads_differ = "num_classes" in found.config
+    heads_differ = "num_classes" in found.config and found.same_weights is not None
     if found.output_difference == 0.0:
         return f"{answer}: no difference" + " of the embeddings" * heads_differ
     what = "embeddings" if heads_differ else "outputs"
     agreement = f"relative error {_number(found.output_relative)}, cosine {_cosine(found.output_cosine)}"
-    return f"{answer}: {what} on a random image differ by up to {found.output_difference:.2g} ({agreement})"
+    return f"{answer}: {what} on random images differ by up to {found.output_difference:.2g} ({agreement})"
 
 
 def _number(value: float | None) -> str:
