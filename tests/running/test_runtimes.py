@@ -18,8 +18,9 @@ from small_models import random_images, random_model, relative_error
 
 import vit_hub
 from vit_hub.cli import main
+from vit_hub.cli.options import RUNTIME_NAMES
 from vit_hub.exporting import runtimes
-from vit_hub.exporting.automatic import fastest_runtime
+from vit_hub.exporting.automatic import AUTO, fastest_runtime
 from vit_hub.exporting.runtimes import RUNTIMES, TORCH, in_runtime
 
 NAME = "vit-nano-digits"
@@ -79,6 +80,10 @@ def test_a_program_is_made_once_and_again_when_it_is_damaged(monkeypatch: pytest
     torch.testing.assert_close(in_runtime(model, "onnxruntime")(images), wanted + 1)
     assert in_runtime(model, "onnxruntime", image_size=48)(torch.rand(1, 1, 48, 48)).shape == (1, 10)
     assert made == ["onnx"] * 4
+
+
+def test_the_command_knows_every_runtime() -> None:
+    assert {*RUNTIME_NAMES} == {*RUNTIMES, AUTO}
 
 
 def test_bfloat16_is_openvinos() -> None:

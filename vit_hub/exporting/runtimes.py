@@ -90,10 +90,11 @@ def in_runtime(
     settings = program_settings(model, (runtime,), what, dtype, image_size)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     path = program_folder(key) / f"program{TARGETS[target].suffix}"
-    with file_lock(path):
-        if not _is_whole(path, settings):
-            _make(path, model, target, what, dtype, image_size, settings)
-        return TARGETS[target].open(path, dtype)
+    if not _is_whole(path, settings):  # a cache that is filled may be read-only
+        with file_lock(path):
+            if not _is_whole(path, settings):
+                _make(path, model, target, what, dtype, image_size, settings)
+    return TARGETS[target].open(path, dtype)
 
 
 def check_runtime(runtime: str, dtype: str, device: torch.device | str = "cpu") -> None:
