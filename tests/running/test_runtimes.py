@@ -184,8 +184,9 @@ def test_a_runtime_that_computes_something_else_is_not_chosen(monkeypatch: pytes
     monkeypatch.setattr(runtimes, "TOLERANCES", {"float32": 0.0})
     monkeypatch.delitem(RUNTIMES, "openvino")
     assert fastest_runtime(vit_hub.load(NAME), batch_size=2) == TORCH
-    with pytest.raises(vit_hub.UnsupportedByFormatError, match="differ by"):
+    with pytest.raises(vit_hub.UnsupportedByFormatError, match="differ by") as caught:
         in_runtime(vit_hub.load(NAME), "onnxruntime")
+    assert "--runtime torch" in caught.value.hint
     assert not programs()
 
 

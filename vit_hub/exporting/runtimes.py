@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vit_hub.converters.containers import atomic_path
-from vit_hub.errors import ConfigError, VitHubError
+from vit_hub.errors import ConfigError, UnsupportedByFormatError
 from vit_hub.exporting.export import TARGETS, TOLERANCES, check_packages, write_program
 from vit_hub.exporting.program import Options, Run, make_program
 from vit_hub.hub.cache.hashes import sha256_of
@@ -184,10 +184,13 @@ def _make(
     program = make_program(reference, reference, what=what)
     try:
         difference, _ = write_program(program, path, target, Options(), TOLERANCES[dtype], dtype)
-    except VitHubError:
+    except UnsupportedByFormatError as error:
         for file in path.parent.glob("program.*"):
             file.unlink()
-        raise
+        raise UnsupportedByFormatError(
+            f"{target} cannot stand in for this model: {error.message}",
+            hint=f"take another runtime: runtime={TORCH!r}, --runtime {TORCH}",
+        ) from error
     files = {file.name: sha256_of(file) for file in path.parent.glob("program.*") if file.name != _RECORD}
     name = getattr(model.passport, "weights_id", "")
     record = {"model": name, "settings": settings, "difference": difference, "files": files}
