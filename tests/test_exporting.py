@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import vit_hub
 from vit_hub.cli import main
 from vit_hub.exporting.export import TARGETS
+from vit_hub.exporting.program import Options, make_program
 
 SUFFIXES = [target.suffix for target in TARGETS.values()]
 
@@ -60,6 +61,23 @@ def test_one_file_takes_images_of_any_size(kind: str, suffix: str, tmp_path: Pat
     with torch.inference_mode():
         assert relative_error(run(report.path, images), model(images)) <= 1e-4
     assert len({shape[2:] for shape in report.compared}) > 1
+
+
+# One of each thing that exporters have to understand; OpenVINO reads the same ONNX file as it does in an export.
+@pytest.mark.parametrize(
+    "kind",
+    ["distilled", "swiglu packed", "map", "hybrid", "conv", "learned rotations", "relative", "differential", "windows"],
+)
+def test_families_agree_in_both_runtimes(kind: str, tmp_path: Path) -> None:
+    model = random_model(KINDS[kind])
+    program = make_program(model, model)
+    path = tmp_path / "model.onnx"
+    TARGETS["onnx"].write(program, path, Options())
+    for target in ("onnx", "openvino"):
+        compute = TARGETS[target].open(path, "float32")
+        for images in program.inputs:
+            with torch.inference_mode():
+                assert relative_error(compute(images), model(images)) <= 1e-5, target
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -66,6 +65,8 @@ def _of_archive(path: Path) -> dict[str, str]:
 
 
 def _of_xml(path: Path) -> dict[str, str]:
+    from xml.etree import ElementTree
+
     try:
         found = ElementTree.parse(path).getroot().find("rt_info")
     except ElementTree.ParseError:

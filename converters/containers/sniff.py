@@ -10,6 +10,7 @@ from vit_hub.converters.containers.exported import is_exported
 from vit_hub.converters.containers.hdf5 import MAGIC
 from vit_hub.converters.containers.msgpack_file import starts_msgpack
 from vit_hub.converters.containers.onnx_file import looks_like_onnx
+from vit_hub.converters.containers.programs import program_facts
 from vit_hub.errors import CheckpointError, UnknownFormatError
 
 __all__ = ["HEAD_BYTES", "HTML_PAGE", "LFS_POINTER", "describe", "sniff"]
@@ -37,7 +38,7 @@ def sniff(path: Path) -> str:
     """Return the container of a file, or ``index`` for the JSON index of a sharded checkpoint.
 
     Raises:
-        CheckpointError: an empty file or a git-LFS pointer.
+        CheckpointError: an empty file, a git-LFS pointer, or a program that ``vit-hub export`` wrote.
         UnknownFormatError: anything else; the message says what it looks like.
     """
     with path.open("rb") as file:
@@ -61,11 +62,29 @@ def sniff(path: Path) -> str:
         return "msgpack"
     if not text and (head[:1] == b"\x80" or head[257:262] == b"ustar"):
         return "torch"
+    if looks_like_onnx(head) or head.lstrip().startswith(b"<?xml"):
+        _refuse_program(path)
     if looks_like_onnx(head):
         return "onnx"
     if text and head.lstrip().startswith(b"{") and b'"weight_map"' in path.read_bytes():
         return "index"
     raise UnknownFormatError(f"{path}: looks like {content}, not a checkpoint", hint=_READ)
+
+
+def _refuse_program(path: Path) -> None:
+    """Refuse an ONNX or OpenVINO file of ``vit-hub export``, whose weights are cut and folded.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    facts = program_facts(path)
+    if facts is not None:
+        raise CheckpointError(
+            f"{path}: is a program for {facts.target} that vit-hub export wrote, whose weights are rearranged, and no "
+            "checkpoint",
+            hint="`vit-hub predict`, `embed`, `eval`, `compare` and `inspect` take it as it is; for the weights give "
+            "the checkpoint that it was exported from",
+        )
 
 
 def _is_text(head: bytes) -> bool:

@@ -18,8 +18,9 @@ from small_models import random_images, random_model, relative_error
 
 import vit_hub
 from vit_hub.cli import main
+from vit_hub.cli.options import RUNTIME_NAMES
 from vit_hub.exporting import runtimes
-from vit_hub.exporting.automatic import fastest_runtime
+from vit_hub.exporting.automatic import AUTO, fastest_runtime
 from vit_hub.exporting.runtimes import RUNTIMES, TORCH, in_runtime
 
 NAME = "vit-nano-digits"
@@ -79,6 +80,10 @@ def test_a_program_is_made_once_and_again_when_it_is_damaged(monkeypatch: pytest
     torch.testing.assert_close(in_runtime(model, "onnxruntime")(images), wanted + 1)
     assert in_runtime(model, "onnxruntime", image_size=48)(torch.rand(1, 1, 48, 48)).shape == (1, 10)
     assert made == ["onnx"] * 4
+
+
+def test_the_command_knows_every_runtime() -> None:
+    assert {*RUNTIME_NAMES} == {*RUNTIMES, AUTO}
 
 
 def test_bfloat16_is_openvinos() -> None:
@@ -179,8 +184,9 @@ def test_a_runtime_that_computes_something_else_is_not_chosen(monkeypatch: pytes
     monkeypatch.setattr(runtimes, "TOLERANCES", {"float32": 0.0})
     monkeypatch.delitem(RUNTIMES, "openvino")
     assert fastest_runtime(vit_hub.load(NAME), batch_size=2) == TORCH
-    with pytest.raises(vit_hub.UnsupportedByFormatError, match="differ by"):
+    with pytest.raises(vit_hub.UnsupportedByFormatError, match="differ by") as caught:
         in_runtime(vit_hub.load(NAME), "onnxruntime")
+    assert "--runtime torch" in caught.value.hint
     assert not programs()
 
 

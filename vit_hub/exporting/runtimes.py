@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vit_hub.converters.containers import atomic_path
-from vit_hub.errors import ConfigError, VitHubError
+from vit_hub.errors import ConfigError, UnsupportedByFormatError
 from vit_hub.exporting.export import TARGETS, TOLERANCES, check_packages, write_program
 from vit_hub.exporting.program import Options, Run, make_program
 from vit_hub.hub.cache.hashes import sha256_of
@@ -90,10 +90,11 @@ def in_runtime(
     settings = program_settings(model, (runtime,), what, dtype, image_size)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     path = program_folder(key) / f"program{TARGETS[target].suffix}"
-    with file_lock(path):
-        if not _is_whole(path, settings):
-            _make(path, model, target, what, dtype, image_size, settings)
-        return TARGETS[target].open(path, dtype)
+    if not _is_whole(path, settings):  # a cache that is filled may be read-only
+        with file_lock(path):
+            if not _is_whole(path, settings):
+                _make(path, model, target, what, dtype, image_size, settings)
+    return TARGETS[target].open(path, dtype)
 
 
 def check_runtime(runtime: str, dtype: str, device: torch.device | str = "cpu") -> None:
@@ -183,10 +184,13 @@ def _make(
     program = make_program(reference, reference, what=what)
     try:
         difference, _ = write_program(program, path, target, Options(), TOLERANCES[dtype], dtype)
-    except VitHubError:
+    except UnsupportedByFormatError as error:
         for file in path.parent.glob("program.*"):
             file.unlink()
-        raise
+        raise UnsupportedByFormatError(
+            f"{target} cannot stand in for this model: {error.message}",
+            hint=f"take another runtime: runtime={TORCH!r}, --runtime {TORCH}",
+        ) from error
     files = {file.name: sha256_of(file) for file in path.parent.glob("program.*") if file.name != _RECORD}
     name = getattr(model.passport, "weights_id", "")
     record = {"model": name, "settings": settings, "difference": difference, "files": files}

@@ -68,7 +68,7 @@ def open_program(path: Path, precision: str) -> Run:
     compiled = openvino.Core().compile_model(path, "CPU", settings)
 
     def run(images: Tensor) -> Tensor:
-        found = compiled(images.contiguous().numpy())[0]
+        found = compiled(images.contiguous().numpy(), share_inputs=True, share_outputs=True)[0]
         return torch.from_numpy(found).clone()
 
     return run
