@@ -31,6 +31,7 @@ __all__ = ["config_findings"]
 # model's own size.
 _FREE = ("image_size", "patch_size", *RESIZING)
 _READ_OUT = ("pool", "head", "final_norm", "representation", "projection", "num_classes")
+_BY_NAME = "by the name in the file"
 # Keys of config files that name an activation.
 _ACTIVATION_KEYS = ("hidden_act", "act_layer", "act_cfg", "activation", "hidden_activation", "quick_gelu")
 
@@ -88,7 +89,9 @@ def _as_published(ckpt: Checkpoint, given: Mapping[str, Any]) -> Finding:
     for how, entry in _known(ckpt):
         # Projects compute a model with their own activation: the copy of one is as good as that of another.
         copies = [preferring(entry, source).config.replace(**source.config) for source in entry.sources]
-        found = _verdict(name, ckpt.config, [(f"{entry.id} has", copy) for copy in copies], given)
+        # Nobody can answer for another config of weights that are these; weights that are only named so may be tuned.
+        answered = given if how == _BY_NAME else {}
+        found = _verdict(name, ckpt.config, [(f"{entry.id} has", copy) for copy in copies], answered)
         return dataclasses.replace(found, text=f"{found.text} ({how})")
     return Finding(name=name, verdict="none", text="the weights are not known by name, hash or values")
 
@@ -135,7 +138,7 @@ def _known(ckpt: Checkpoint) -> Iterator[tuple[str, Entry]]:
             yield "its values are those of the copy on this machine", entry
     named = _entry(ckpt.passport.weights_id)
     if named is not None:
-        yield "by the name in the file", named
+        yield _BY_NAME, named
 
 
 @functools.cache
