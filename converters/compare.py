@@ -12,7 +12,14 @@ from vit_hub.converters.read import Checkpoint
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.model.config import RESIZING, ViTConfig
 
-__all__ = ["TOLERANCE", "Comparison", "TensorComparison", "compare_checkpoints", "output_difference"]
+__all__ = [
+    "TOLERANCE",
+    "Comparison",
+    "TensorComparison",
+    "compare_checkpoints",
+    "config_differences",
+    "output_difference",
+]
 
 # Two float32 runs of one model agree to this; a wrong activation or epsilon shows far above it.
 TOLERANCE = 2e-5
@@ -38,18 +45,22 @@ class Comparison:
     """Agreement of two checkpoints in weights and outputs.
 
     Attributes:
-        same_weights: every tensor that the models compute with is equal.
-        same_numbers: outputs on a random image agree to 2e-5.
+        same_weights: every tensor that the models compute with is equal; None where one of the two is an exported
+            program, whose weights are rearranged.
+        same_numbers: outputs on random images agree to ``tolerance``.
         tensors: one row per canonical tensor.
         config: field -> the two values, where they differ.
         output_difference: largest absolute difference of the outputs; None where they have different shapes.
+        tolerance: largest one with which they are the same: 2e-5; for programs relative to the largest output, as for
+            :func:`vit_hub.export`.
     """
 
-    same_weights: bool
+    same_weights: bool | None
     same_numbers: bool
     tensors: tuple[TensorComparison, ...]
     config: dict[str, tuple[Any, Any]]
     output_difference: float | None
+    tolerance: float = TOLERANCE
 
 
 def compare_checkpoints(a: Checkpoint, b: Checkpoint) -> Comparison:
@@ -57,15 +68,16 @@ def compare_checkpoints(a: Checkpoint, b: Checkpoint) -> Comparison:
     rows = tuple(_compare(name, a.tensors.get(name), b.tensors.get(name)) for name in {**a.tensors, **b.tensors})
     carried = {*a.passport.carried, *b.passport.carried}
     same_weights = all(row.status in ("equal", "dtype") for row in rows if row.name not in carried)
-    fields = [item.name for item in dataclasses.fields(ViTConfig)]
-    config = {
-        name: (getattr(a.config, name), getattr(b.config, name))
-        for name in fields
-        if getattr(a.config, name) != getattr(b.config, name)
-    }
+    config = config_differences(a.config, b.config)
     identical = same_weights and not set(config) - {*RESIZING}
     difference = 0.0 if identical else output_difference(a, b)
     return Comparison(same_weights, difference is not None and difference <= TOLERANCE, rows, config, difference)
+
+
+def config_differences(a: ViTConfig, b: ViTConfig) -> dict[str, tuple[Any, Any]]:
+    """Return the fields in which two configs differ, with both values."""
+    names = [item.name for item in dataclasses.fields(ViTConfig)]
+    return {name: (getattr(a, name), getattr(b, name)) for name in names if getattr(a, name) != getattr(b, name)}
 
 
 def _compare(name: str, a: LazyTensor | None, b: LazyTensor | None) -> TensorComparison:

@@ -79,13 +79,17 @@ def test_pixels_are_normalised_in_the_program(suffix: str, tmp_path: Path) -> No
         (".onnx", {"int8": True}),
         (".pt2", {"dtype": "bfloat16"}),
         (".xml", {"dtype": "float16"}),
+        (".xml", {"int8": True}),
     ],
 )
-def test_narrow_numbers_are_smaller_and_near(suffix: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_narrow_numbers_are_smaller_and_near(
+    suffix: str, options: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     whole = vit_hub.export("vit-nano-digits", tmp_path / f"whole{suffix}")
     report = vit_hub.export("vit-nano-digits", tmp_path / f"narrow{suffix}", **options)
     assert report.size < 0.8 * whole.size
     assert 1e-5 < report.difference <= report.tolerance
+    assert capfd.readouterr().out == ""  # where the command prints its result
     images = torch.rand(2, 1, 32, 32)
     assert run(report.path, images).dtype == torch.float32
 

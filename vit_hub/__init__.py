@@ -21,7 +21,8 @@ from vit_hub.version import __version__
 
 if TYPE_CHECKING:
     from vit_hub.certifying.checking import check
-    from vit_hub.conversion import compare, convert, open_checkpoint
+    from vit_hub.conversion import convert, open_checkpoint
+    from vit_hub.exporting.comparing import compare
     from vit_hub.exporting.export import export
     from vit_hub.hub.download import download
     from vit_hub.interop import from_module, to_timm, to_transformers
@@ -57,7 +58,7 @@ _MODULES = {
     "download": "hub.download",
     "load": "loading",
     "check": "certifying.checking",
-    "compare": "conversion",
+    "compare": "exporting.comparing",
     "convert": "conversion",
     "open_checkpoint": "conversion",
     "export": "exporting.export",

@@ -21,6 +21,7 @@ from vit_hub.converters.containers.msgpack_file import read_msgpack, write_msgpa
 from vit_hub.converters.containers.npz import read_npz, write_npz
 from vit_hub.converters.containers.onnx_names import read_onnx
 from vit_hub.converters.containers.pickles import Unreadable
+from vit_hub.converters.containers.programs import program_facts
 from vit_hub.converters.containers.safetensors_file import read_safetensors, write_safetensors
 from vit_hub.converters.containers.sniff import sniff
 from vit_hub.converters.containers.torch_file import EMBEDDED, read_torch, write_torch
@@ -117,6 +118,7 @@ def open_raw(
         else:
             what = "not a regular file" if path.exists() else "no such file or folder"
             raise CheckpointError(f"{path}: {what}", hint="check the path")
+        _refuse_program(weights)
         container = sniff(weights)
         if container == "index":
             contents = _read_shards(weights, select)
@@ -130,6 +132,18 @@ def open_raw(
     beside = with_sidecars or path != weights or is_customary(path.name)
     sidecars = {**(read_sidecars(weights) if beside else {}), **contents.sidecars}
     return replace(contents, path=path, sidecars=sidecars, warnings=tuple(warnings))
+
+
+def _refuse_program(path: Path) -> None:
+    """Refuse a program of ``vit-hub export``: in ONNX and OpenVINO the weights are cut and folded."""
+    facts = program_facts(path)
+    if facts is not None and facts.target != "torch-export":
+        raise CheckpointError(
+            f"{path}: is a program for {facts.target} that vit-hub export wrote, whose weights are rearranged, and no "
+            "checkpoint",
+            hint="`vit-hub predict`, `embed`, `eval`, `compare` and `inspect` take it as it is; for the weights give "
+            "the checkpoint that it was exported from",
+        )
 
 
 def _enter(folder: Path, warnings: list[str]) -> Path:

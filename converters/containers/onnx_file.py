@@ -20,7 +20,7 @@ from vit_hub.converters.containers.mapped import MappedFile
 from vit_hub.converters.tensors import DTYPES, LazyTensor
 from vit_hub.errors import CheckpointError
 
-__all__ = ["Graph", "Node", "looks_like_onnx", "read_graph"]
+__all__ = ["Graph", "Node", "looks_like_onnx", "read_graph", "read_metadata"]
 
 _DAMAGED = "the file is damaged, or no ONNX model: download it again"
 # TensorProto.DataType -> safetensors' name.
@@ -109,6 +109,19 @@ def read_graph(path: Path) -> tuple[Graph, tuple[Path, ...]]:
         raise CheckpointError(f"{path}: not a readable ONNX file: {error}", hint=_DAMAGED) from error
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the texts that an ONNX file's author put into its properties.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    reader = _Reader(MappedFile(path))
+    try:
+        return reader.metadata()
+    except (IndexError, ValueError, OverflowError, struct.error) as error:
+        raise CheckpointError(f"{path}: not a readable ONNX file: {error}", hint=_DAMAGED) from error
+
+
 class _Reader:
     def __init__(self, file: MappedFile) -> None:
         self.file = file
@@ -164,6 +177,14 @@ class _Reader:
             number, at = self._varint(at, span[1])
             found.append(number)
         return [number - (1 << 64) if number >> 63 else number for number in found]
+
+    def metadata(self) -> dict[str, str]:
+        found = {}
+        for number, inner in self.messages((0, self.file.size)):
+            if number == 14:
+                texts = {number: self._text(text) for number, text in self.messages(inner) if number in (1, 2)}
+                found[texts.get(1, "")] = texts.get(2, "")
+        return found
 
     def graph(self, span: Span) -> Graph:
         graph = Graph()

@@ -25,6 +25,7 @@ CALLS: dict[str, tuple[object, ...]] = {
     "download --dry-run": ("download", NAME, "--dry-run"),
     "convert": ("convert", DIGITS, "out.safetensors"),
     "inspect": ("inspect", DIGITS),
+    "inspect PROGRAM": ("inspect", "digits.pt2"),
     "compare": ("compare", DIGITS, NAME),
     "check": ("check", NAME, "--against", "none"),
     "predict": ("predict", NAME, SEVEN),
@@ -70,6 +71,8 @@ def test_documents_have_the_keys_that_are_documented(
     monkeypatch.chdir(tmp_path)
     if name.startswith("cache"):
         answer("download", NAME)
+    if name == "inspect PROGRAM":
+        answer("export", NAME, "digits.pt2")
     if name == "eval":
         shutil.copytree(DATA / "digits", "labelled/7")
     if name in ("search", "knn", "probe"):

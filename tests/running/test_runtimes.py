@@ -144,7 +144,7 @@ def test_the_embedder_takes_a_runtime(photos: Path) -> None:
 def test_the_choice_is_kept_and_is_the_fastest() -> None:
     model = vit_hub.load(NAME)
     first = fastest_runtime(model, what="embedding", batch_size=2)
-    (path,) = Path(os.environ["VIT_HUB_CACHE"]).glob("choices/*.json")
+    (path,) = Path(os.environ["VIT_HUB_CACHE"]).glob("choices/*/choice.json")
     record = json.loads(path.read_text())
     assert set(record["seconds"]) == set(RUNTIMES)
     assert first == record["runtime"] == min(record["seconds"], key=record["seconds"].get)
@@ -153,6 +153,25 @@ def test_the_choice_is_kept_and_is_the_fastest() -> None:
     assert fastest_runtime(model, what="embedding", batch_size=2) == other
     path.write_text("{")
     assert fastest_runtime(model, what="embedding", batch_size=2) in RUNTIMES
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_programs_are_listed_and_removed_and_pruned() -> None:
+    in_runtime(vit_hub.load(NAME), "onnxruntime")
+    fastest_runtime(vit_hub.load(NAME), batch_size=1)
+    runner = CliRunner()
+    found = json.loads(runner.invoke(main, ["cache", "ls", "--json"]).stdout)
+    assert [(item["name"], item["kind"]) for item in found] == [(NAME, "program")] * 2
+    assert sorted(map(len, (item["files"] for item in found))) == [2, 3]
+    assert json.loads(runner.invoke(main, ["cache", "prune", "--json", "--dry-run"]).stdout)["size"] == 0
+    record = next(path for path in programs()[0].parent.glob("*.json"))
+    record.write_text(record.read_text().replace(f'"vit-hub": "{vit_hub.__version__}"', '"vit-hub": "0.0.1"'))
+    files = json.loads(runner.invoke(main, ["cache", "prune", "--json"]).stdout)["files"]
+    assert {Path(file["path"]).parent for file in files if "version" in file["reason"]} == {record.parent}
+    assert not record.exists()
+    assert len(programs()) == 1
+    assert runner.invoke(main, ["cache", "rm", NAME]).exit_code == 0
+    assert not programs()
 
 
 @pytest.mark.usefixtures("empty_cache")

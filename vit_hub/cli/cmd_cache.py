@@ -52,7 +52,8 @@ def show_models(output: Output) -> None:
     """List fetched and converted files by model.
 
     Kinds: `canonical` is the converted file that `vit-hub download` prints; `web`, `mirrored` and `hugging face` are
-    originals, from a plain address, from a mirror, and in Hugging Face's own cache. "used" is the day on which the file
+    originals, from a plain address, from a mirror, and in Hugging Face's own cache; `program` is the model as --runtime
+    exported it. "used" is the day on which the file
     was last read or written, as far as the file system records it. With --quiet, print only the names.
     """
     from vit_hub.hub.cache.inventory import items
@@ -118,8 +119,9 @@ def remove_models(output: Output, names: tuple[str, ...]) -> None:
 def remove_useless(output: Output, dry_run: bool, days: float) -> None:
     """Remove files that are no longer useful.
 
-    These are unfinished downloads, leftovers of killed processes, files converted by another version of vit-hub, and
-    records of files that are gone. Files that another process is working on stay.
+    These are unfinished downloads, leftovers of killed processes, files converted by another version of vit-hub,
+    programs for other versions of a runtime, and records of files that are gone. Files that another process is working
+    on stay.
     """
     from vit_hub.hub.cache.inventory import prune
 

@@ -30,6 +30,14 @@ Examples:
     metavar="TARGET",
     help=f"{', '.join(f'{name} ({suffix})' for name, suffix in _SUFFIXES.items())}. Default: what OUT ends with.",
 )
+@click.option(
+    "--what",
+    metavar="OUTPUT",
+    default="output",
+    show_default=True,
+    help="output (what the model returns), embedding (pooled), logits, projection (CLIP's), tokens (all, before "
+    "pooling), or block:N (as block N leaves them).",
+)
 @image_size_option
 @click.option("--dynamic", is_flag=True, help="Take images of any size in whole patches, instead of one size.")
 @click.option(
@@ -63,9 +71,9 @@ def command(
 ) -> None:
     """Write a model as a program, run it in its runtime, and keep it if its outputs are the model's.
 
-    OUT takes any batch size. Its input is images as `vit_hub.preprocess` gives them, its output what the model gives.
-    The file's metadata hold the config, the record of where the weights come from, and the class names. It is run on
-    several batches; above the tolerance nothing is written.
+    OUT takes any batch size. Its input is images as `vit_hub.preprocess` gives them, its output what the model gives,
+    or --what. The file's metadata hold the config, the record of where the weights come from, and the class names. It
+    is run on several batches; above the tolerance nothing is written.
     """
     from vit_hub.exporting.export import export
 
@@ -81,6 +89,7 @@ def command(
             output.fields(
                 [
                     ("target", f"{report.to}, {report.dtype}"),
+                    ("output", report.what),
                     ("size", amount(report.size, "B")),
                     (
                         "largest difference",

@@ -50,8 +50,25 @@ def command(
     """Show a checkpoint's format, config and tensors, where each config field came from, and what is left out and why.
 
     SRC is fetched if it is not on this machine. Only headers are read, unless --values or --hash asks for more. With
-    --quiet, print only the format.
+    --quiet, print only the format. Of a file of `vit-hub export` show what it takes and gives, and where its weights
+    come from.
     """
+    from vit_hub.converters.containers.programs import program_facts
+
+    if program_facts(Path(source)) is not None:
+        _show_program(output, source, hash_files)
+        return
+    _show_checkpoint(output, source, list_tensors, check_values, hash_files, source_options)
+
+
+def _show_checkpoint(
+    output: Output,
+    source: str,
+    list_tensors: bool,
+    check_values: bool,
+    hash_files: bool,
+    source_options: dict[str, Any],
+) -> None:
     from vit_hub.converters.containers.hashing import file_sha256
     from vit_hub.converters.inspection import head_is_zero, survey
     from vit_hub.progress import byte_bar
@@ -80,6 +97,62 @@ def command(
     if list_tensors:
         lines += ["", output.heading("Tensors"), *_tensor_lines(output, ckpt)]
     output.lines(lines)
+
+
+def _show_program(output: Output, source: str, hash_files: bool) -> None:
+    """Show what an exported file says of itself."""
+    from vit_hub.converters.containers.hashing import file_sha256
+    from vit_hub.exporting.files import exported_file
+
+    program = exported_file(source)
+    assert program is not None
+    hashes = {file: file_sha256(file) for file in program.files} if hash_files else {}
+    if output.json:
+        output.document(
+            {
+                "path": program.path,
+                "program": program.target,
+                "runtime": program.runtime,
+                "what": program.what,
+                "dtype": program.dtype,
+                "image_size": program.image_size,
+                "dynamic": program.dynamic,
+                "with_preprocess": program.pixels is not None,
+                "labels": program.labels,
+                "passport": program.passport.to_dict() if program.passport else None,
+                "version": program.version,
+                "files": [
+                    {"path": file, "size": file.stat().st_size, **({"sha256": hashes[file]} if file in hashes else {})}
+                    for file in program.files
+                ],
+                **config_data(program.config),
+            }
+        )
+        return
+    if output.quiet:
+        output.lines([program.target])
+        return
+    size = "{}x{}".format(*program.image_size)
+    chans = program.config.in_chans
+    takes = (
+        f"uint8 [batch, {size.replace('x', ', ')}, {chans}], pixels"
+        if program.pixels
+        else (f"float32 [batch, {chans}, {size.replace('x', ', ')}], preprocessed")
+    )
+    lines = [("program", f"{program.target}, of vit-hub export {program.version}, run by {program.runtime}")]
+    lines += [("file", f"{file.name}, {count_of(file.stat().st_size, 'byte')}") for file in program.files]
+    lines += [("sha256", hashes[file]) for file in hashes]
+    lines += [
+        ("takes", takes + (" of any size in whole patches" if program.dynamic else "")),
+        ("gives", program.what),
+        ("dtype", program.dtype),
+        ("classes", f"{len(program.labels)} with names" if program.labels else ""),
+    ]
+    if program.passport is not None:
+        lines += [("made from", _source_text(record)) for record in program.passport.source]
+        lines += [("weights", program.passport.weights_id), ("licence", program.passport.license)]
+    shown = [output.heading(str(program.path)), *output.fields(lines)]
+    output.lines([*shown, "", *config_lines(output, program.config)])
 
 
 def _warnings(ckpt: Checkpoint, zero_head: bool, values: Values | None) -> list[str]:

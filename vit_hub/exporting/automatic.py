@@ -44,11 +44,8 @@ def fastest_runtime(model: VisionTransformer, *, what: str = "output", batch_siz
     able = list(_able(str(weight.dtype).removeprefix("torch.")))
     if able == [TORCH]:
         return TORCH
-    settings = {
-        "machine": [_processor(), os.cpu_count(), torch.get_num_threads()],
-        "programs": program_settings(model, able, what),
-        "batch_size": batch_size,
-    }
+    settings = program_settings(model, able, what)
+    settings |= {"machine": [_processor(), os.cpu_count(), torch.get_num_threads()], "batch_size": batch_size}
     path = choice_file(hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest())
     with file_lock(path):
         kept = _kept(path, able)

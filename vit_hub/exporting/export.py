@@ -21,6 +21,7 @@ from vit_hub.exporting import to_onnx, to_openvino, to_torch_export
 from vit_hub.exporting.program import Options, Program, Run, make_program
 from vit_hub.loading import load
 from vit_hub.model.config import ViTConfig
+from vit_hub.model.outputs import output_name
 from vit_hub.model.vit import VisionTransformer
 
 __all__ = [
@@ -75,6 +76,7 @@ class ExportReport:
         path: the file.
         size: bytes of the file, and of the one beside it with its weights.
         to: the target.
+        what: its output.
         config: of the model.
         dtype: that it computes in.
         difference: largest difference from the model in float32, relative to the largest value of the output.
@@ -86,6 +88,7 @@ class ExportReport:
     path: Path
     size: int
     to: str
+    what: str
     config: ViTConfig
     dtype: str
     difference: float
@@ -99,6 +102,7 @@ def export(
     destination: str | Path,
     *,
     to: str | None = None,
+    what: str = "output",
     image_size: int | tuple[int, int] | None = None,
     dynamic: bool = False,
     dtype: str = "float32",
@@ -111,13 +115,15 @@ def export(
     """Write a model as a program for another runtime, run it there, and keep it if its outputs are the model's.
 
     The first input is ``images``, float32 [batch, C, h, w] as :func:`vit_hub.preprocess` gives them, with any batch
-    size; the first output is what ``model(images)`` returns, in float32. The file's metadata hold the config, the
-    passport and the class names.
+    size; the first output is what ``model(images)`` returns, or another one of its outputs, in float32. The file's
+    metadata hold the config, the passport and the class names.
 
     Args:
         source: as for :func:`vit_hub.load`, or a model, which stays as it is.
         destination: the file to write: ``*.onnx``, ``*.pt2`` or ``*.xml`` (with ``*.bin`` beside it).
         to: ``onnx``, ``torch-export`` or ``openvino``; None: what the suffix says.
+        what: ``output``: what the model returns; or ``embedding``, ``logits``, ``projection``, ``tokens``, ``block:N``,
+            as for :func:`vit_hub.embed`.
         image_size: another (height, width) in pixels, as for :func:`vit_hub.load`.
         dynamic: images of any size in whole patches, in one program.
         dtype: to compute in: ``float32``, ``float16`` or ``bfloat16``; input and output stay float32.
@@ -143,12 +149,13 @@ def export(
     said: list[str] = []
     reference = _reference(source, image_size, opening, said)
     model = copy.deepcopy(reference).to(getattr(torch, dtype))
-    program = make_program(model, reference, dynamic=dynamic, with_preprocess=with_preprocess)
+    program = make_program(model, reference, what=what, dynamic=dynamic, with_preprocess=with_preprocess, stored=kind)
     difference, size = write_program(program, path, name, Options(int8=int8, opset=opset), allowed)
     return ExportReport(
         path=path,
         size=size,
         to=name,
+        what=output_name(reference) if what == "output" else what,
         config=model.config,
         dtype=kind,
         difference=difference,

@@ -11,19 +11,18 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from vit_hub.converters.containers.programs import FACTS_KEY, LABELS_KEY
 from vit_hub.errors import ConfigError
-from vit_hub.model.outputs import output_function
+from vit_hub.model.outputs import output_function, output_name
 from vit_hub.model.vit import VisionTransformer
 from vit_hub.preprocessing.of_checkpoint import class_names, preprocess
 from vit_hub.version import __version__
 
-__all__ = ["FACTS_KEY", "Options", "Program", "Run", "make_program"]
+__all__ = ["Options", "Program", "Run", "make_program"]
 
 # Runs a written file on the processor: images [B, ...] -> output.
 Run: TypeAlias = "Callable[[Tensor], Tensor]"
 
-# Key of the facts in a file's metadata.
-FACTS_KEY = "vit_hub"
 # Patches a side beyond the model's own grid, of the further images that a program of any size is tried on.
 _OTHER_GRIDS = ((2, -1), (-1, 3))
 _FEWEST_PATCHES = 2  # a side of one patch is a constant to PyTorch
@@ -98,6 +97,7 @@ def make_program(
     what: str = "output",
     dynamic: bool = False,
     with_preprocess: bool = False,
+    stored: str = "float32",
 ) -> Program:
     """Put a program together.
 
@@ -107,6 +107,7 @@ def make_program(
         what: its output, as :func:`vit_hub.model.outputs.output_function` has them.
         dynamic: images of any size in whole patches, instead of the model's own.
         with_preprocess: take pixels and normalise them.
+        stored: dtype of the weights, for the file's metadata.
 
     Raises:
         ConfigError: the model has no such output, or ``with_preprocess`` is given and the images have other than one or
@@ -130,22 +131,27 @@ def make_program(
         shapes=_free_axes(model, dynamic, with_preprocess),
         reference=_Whole(reference, what, torch.float32, pixels).eval(),
         inputs=inputs,
-        facts=_facts(model, what, dynamic, with_preprocess),
+        facts=_facts(reference, what, dynamic, pixels, stored),
     )
 
 
-def _facts(model: VisionTransformer, what: str, dynamic: bool, with_preprocess: bool) -> dict[str, str]:
-    about = {
+def _facts(
+    model: VisionTransformer, what: str, dynamic: bool, pixels: tuple[Tensor, Tensor] | None, stored: str
+) -> dict[str, str]:
+    about: dict[str, Any] = {
         "config": model.config.to_dict(),
         "passport": model.passport.to_dict() if model.passport else None,
-        "what": what,
+        "what": output_name(model) if what == "output" else what,
+        "dtype": stored,
         "image_size": list(model.input_size),
         "dynamic": dynamic,
-        "with_preprocess": with_preprocess,
+        "with_preprocess": pixels is not None,
         "version": __version__,
     }
+    if pixels is not None:
+        about |= {name: values.tolist() for name, values in zip(("mean", "std"), pixels, strict=True)}
     names = class_names(model)
-    return {FACTS_KEY: json.dumps(about, sort_keys=True), **({"labels": json.dumps(names)} if names else {})}
+    return {FACTS_KEY: json.dumps(about, sort_keys=True), **({LABELS_KEY: json.dumps(names)} if names else {})}
 
 
 def _free_axes(model: VisionTransformer, dynamic: bool, with_preprocess: bool) -> dict[int, Any]:

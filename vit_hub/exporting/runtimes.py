@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib.metadata
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,10 +19,10 @@ from vit_hub.errors import ConfigError, VitHubError
 from vit_hub.exporting.export import TARGETS, TOLERANCES, check_packages, write_program
 from vit_hub.exporting.program import Options, Run, make_program
 from vit_hub.hub.cache.hashes import sha256_of
+from vit_hub.hub.cache.inventory import installed_version
 from vit_hub.hub.cache.paths import file_lock, program_folder
 from vit_hub.model.outputs import output_function
 from vit_hub.model.vit import VisionTransformer
-from vit_hub.version import __version__
 
 __all__ = ["RUNTIMES", "TORCH", "Runtime", "check_runtime", "in_runtime", "program_settings", "tensors_sha256"]
 
@@ -150,15 +149,8 @@ def program_settings(
         "image_size": list(size) if isinstance(size, tuple) else [size, size],
         "padding": model.pad,
         "resize": model.resize,
-        "versions": {"vit-hub": __version__} | {name: _version(name) for name in packages},
+        "versions": {name: installed_version(name) for name in ("vit-hub", *sorted(packages))},
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _is_whole(path: Path, settings: Mapping[str, Any]) -> bool:
@@ -196,7 +188,8 @@ def _make(
             file.unlink()
         raise
     files = {file.name: sha256_of(file) for file in path.parent.glob("program.*") if file.name != _RECORD}
-    record = {"settings": settings, "difference": difference, "files": files}
+    name = getattr(model.passport, "weights_id", "")
+    record = {"model": name, "settings": settings, "difference": difference, "files": files}
     with atomic_path(path.parent / _RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from vit_hub.exporting.program import Options, Program, Run
 from vit_hub.exporting.to_torch_export import record
 
-__all__ = ["open_program", "write"]
+__all__ = ["open_program", "quiet", "write"]
 
 # Protocol buffers hold no more: weights go to a file beside the graph.
 _LARGEST_FILE = (2 << 30) - (16 << 20)
@@ -29,7 +29,7 @@ def write(program: Program, path: Path, options: Options) -> None:
     """
     import onnx
 
-    with _quiet():
+    with quiet():
         made = torch.onnx.export(
             record(program),
             dynamo=True,
@@ -53,7 +53,7 @@ def _quantize(source: Path, path: Path) -> None:
     """Write a file whose matrix products have weights of 8 bits."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _quiet():
+    with quiet():
         quantize_dynamic(
             source, path, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8
         )
@@ -79,7 +79,7 @@ def open_program(path: Path, precision: str) -> Run:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporters' progress and the warnings of their own code to themselves."""
     logger = logging.getLogger()
     level = logger.level

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from vit_hub.errors import ConfigError
 from vit_hub.exporting.program import Options, Program, Run
+from vit_hub.exporting.to_onnx import quiet
 from vit_hub.exporting.to_onnx import write as write_onnx
 
 __all__ = ["open_program", "write"]
@@ -44,11 +46,14 @@ def write(program: Program, path: Path, options: Options) -> None:
 
 def _compressed(model: Any) -> Any:
     """Return a model whose matrix products have weights of 8 bits."""
-    try:
-        import nncf
-    except ImportError as error:
-        raise ConfigError("int8 for openvino needs nncf", hint="pip install nncf") from error
-    return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    with quiet():
+        try:
+            import nncf
+        except ImportError as error:
+            raise ConfigError("int8 for openvino needs nncf", hint="pip install nncf") from error
+        # Its own import sets the level of its logger.
+        nncf.set_log_level(logging.ERROR)
+        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
 
 
 def open_program(path: Path, precision: str) -> Run:

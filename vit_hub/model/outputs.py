@@ -12,7 +12,7 @@ from torch import Tensor
 from vit_hub.errors import ConfigError
 from vit_hub.model.vit import VisionTransformer
 
-__all__ = ["WHAT", "check_classes", "output_function"]
+__all__ = ["WHAT", "check_classes", "output_function", "output_name"]
 
 WHAT = ("embedding", "logits", "projection", "tokens", "block:N")
 _BLOCK = re.compile(r"block:(-?\d+)")
@@ -53,6 +53,18 @@ def output_function(model: VisionTransformer, what: str) -> Callable[[Any], Any]
     raise ConfigError(f"there is no {what!r} to compute", hint=f"one of {', '.join(WHAT)}")
 
 
+def output_name(model: VisionTransformer) -> str:
+    """Return the name of what a model returns; ``output`` where none of the other names stands for it."""
+    config = model.config
+    if config.num_classes:
+        return "logits" if _is_trained(model) else "output"
+    if config.projection_dim:
+        return "projection"
+    if config.merger is not None or config.neck is not None or config.representation_dim or config.pool == "cls_dist":
+        return "output"
+    return "tokens" if config.pool == "none" else "embedding"
+
+
 def check_classes(model: VisionTransformer, source: str) -> None:
     """Refuse a model that cannot classify.
 
@@ -62,9 +74,14 @@ def check_classes(model: VisionTransformer, source: str) -> None:
     hint = "get embeddings instead: vit_hub.load(...).embed(images)"
     if not model.config.num_classes:
         raise ConfigError(f"{source} has no classification head", hint=hint)
-    heads = [weights for name, weights in model.named_parameters() if name in ("head.weight", "head_dist.weight")]
-    if not any(weights.any() for weights in heads):
+    if not _is_trained(model):
         raise ConfigError(f"the classification head of {source} is all zeros: it was never trained", hint=hint)
+
+
+def _is_trained(model: VisionTransformer) -> bool:
+    """Return whether the head has other values than zero; as it seems, where its values are elsewhere."""
+    heads = [weights for name, weights in model.named_parameters() if name in ("head.weight", "head_dist.weight")]
+    return any(weights.is_meta or bool(weights.any()) for weights in heads)
 
 
 def _of_block(model: VisionTransformer, images: Any, index: int) -> Any:

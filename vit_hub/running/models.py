@@ -16,6 +16,8 @@ from vit_hub.conversion import open_checkpoint
 from vit_hub.converters.read import Checkpoint
 from vit_hub.errors import ConfigError
 from vit_hub.exporting.automatic import AUTO, fastest_runtime
+from vit_hub.exporting.files import ExportedFile, exported_file
+from vit_hub.exporting.program import Run
 from vit_hub.exporting.runtimes import TORCH, in_runtime, tensors_sha256
 from vit_hub.hub.cache.hashes import sha256_of
 from vit_hub.loading import load
@@ -42,6 +44,7 @@ class Runnable:
         native: where each image keeps its aspect ratio.
         source: what the caller named; empty for a model in memory.
         files: that the weights were read from; empty for a model in memory.
+        program: the exported file that computes in place of the model, which has no weights then.
     """
 
     model: VisionTransformer
@@ -49,6 +52,7 @@ class Runnable:
     native: NativeSize | None
     source: str
     files: tuple[Path, ...]
+    program: ExportedFile | None = None
 
     def computation(
         self,
@@ -73,7 +77,11 @@ class Runnable:
         """
         size = batch_size or automatic_batch_size(self.model)
         chosen = self._runtime(runtime, what, compile, size)
-        function = None if chosen == TORCH else in_runtime(self.model, chosen, what=what)
+        function: Run | None = None
+        if self.program is not None:
+            function = self.program.open()
+        elif chosen != TORCH:
+            function = in_runtime(self.model, chosen, what=what)
         return Computation(
             self.model,
             what,
@@ -90,6 +98,9 @@ class Runnable:
         Raises:
             ConfigError: it cannot do what is asked for besides.
         """
+        if self.program is not None:
+            _check_program(self.program, runtime, what, compile)
+            return self.program.runtime
         if runtime in (None, TORCH) or (runtime == AUTO and self.native is not None):
             return TORCH
         if compile is not None:
@@ -133,7 +144,7 @@ def runnable(
     """Load a model, or take one that is loaded.
 
     Args:
-        source: as for :func:`vit_hub.load`, or a model.
+        source: as for :func:`vit_hub.load`, or a model, or a file that :func:`vit_hub.export` wrote.
         device: where to compute; ``cuda`` is the GPU of this process under torchrun and SLURM.
         preprocessing: fields that differ from the checkpoint's own :class:`Preprocessing`, such as ``mean``.
         max_patches: let each image keep its aspect ratio, with so many patches at most.
@@ -144,6 +155,9 @@ def runnable(
         ConfigError: the device cannot be used, a field of the preprocessing is wrong, or the model takes one size only.
         VitHubError: as for :func:`vit_hub.load`.
     """
+    program = exported_file(source) if isinstance(source, (str, os.PathLike)) else None
+    if program is not None:
+        return _of_program(program, device, preprocessing or {}, max_patches, options)
     if isinstance(source, VisionTransformer):
         if options:
             raise ConfigError(f"{', '.join(options)}: options of loading, and the model is loaded already")
@@ -174,6 +188,62 @@ def runnable(
             raise ConfigError(f"max_patches must be a whole number >= 1, not {max_patches!r}")
         native = NativeSize(model.config.patch_size, max_patches)
     return Runnable(model, spec, native, name, tuple(files))
+
+
+def _of_program(
+    program: ExportedFile,
+    device: str | torch.device | None,
+    fields: Mapping[str, Any],
+    max_patches: int | None,
+    options: Mapping[str, Any],
+) -> Runnable:
+    """Return an exported file as a model: all of it but the weights.
+
+    Raises:
+        ConfigError: something is asked for that was decided when it was exported.
+    """
+    path = program.path
+    if device is not None and torch.device(device).type != "cpu":
+        raise ConfigError(f"{path}: is run on the processor, not on {device}", hint="give the model itself")
+    given = {name: value for name, value in options.items() if value and name not in ("dtype", "image_size", "offline")}
+    given = {name: value for name, value in given.items() if (name, value) != ("resize", "source")}
+    if max_patches is not None:
+        given["max_patches"] = max_patches
+    if program.pixels is not None:
+        given |= {name: fields[name] for name in ("mean", "std") if name in fields}
+    if given:
+        raise ConfigError(
+            f"{path}: {next(iter(given))} was decided when this file was exported",
+            hint="give the model itself, or export it again",
+        )
+    program = program.in_dtype(_dtype_name(options.get("dtype"))).in_size(options.get("image_size"))
+    model = program.model()
+    return Runnable(model, _preprocessing(model, fields), None, str(path), program.files, program)
+
+
+def _check_program(program: ExportedFile, runtime: str | None, what: str, compile: str | None) -> None:
+    """Refuse what an exported file cannot do.
+
+    Raises:
+        ConfigError: it is asked for another runtime or output.
+    """
+    if runtime not in (None, AUTO, program.runtime):
+        raise ConfigError(
+            f"{program.path}: runs in {program.runtime}, not in {runtime}",
+            hint=f"leave out the runtime, or give the model itself, which {runtime} runs, too",
+        )
+    if compile is not None:
+        raise ConfigError(f"{program.path}: is compiled by {program.runtime}", hint="leave out compile (--compile)")
+    if what != program.what:
+        raise ConfigError(
+            f"{program.path}: gives {program.what}, not {what}",
+            hint=f"export the model with what={what!r} (--what {what})"
+            + (f", or ask for --what {program.what}" if program.what != "output" else ""),
+        )
+
+
+def _dtype_name(dtype: str | torch.dtype | None) -> str | None:
+    return None if dtype is None else str(dtype).removeprefix("torch.")
 
 
 def own_gpu(device: str | torch.device) -> str | torch.device:

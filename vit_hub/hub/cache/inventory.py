@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
+import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -18,10 +20,13 @@ from vit_hub.hub.names.credentials import without_credentials
 from vit_hub.hub.names.locate import known_source, locate
 from vit_hub.version import __version__
 
-__all__ = ["HUGGING_FACE", "Item", "Leftover", "find", "items", "prune", "remove"]
+__all__ = ["HUGGING_FACE", "PROGRAM", "Item", "Leftover", "find", "installed_version", "items", "prune", "remove"]
 
 HUGGING_FACE = "hugging face"
 """The kind of items in Hugging Face's own cache, which other programs use too."""
+PROGRAM = "program"
+"""The kind of models that were exported for another runtime."""
+_RECORD = "program.json"
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Item:
 
     Attributes:
         name: the model's id in the registry, else its repository or URL.
-        kind: the folder that they lie in: ``canonical``, ``web``, ``mirrored`` or ``hugging face``.
+        kind: the folder that they lie in: ``canonical``, ``web``, ``mirrored``, ``program`` or ``hugging face``.
         path: the weight file, or the index of sharded ones.
         folder: the root of the names in ``delivery``.
         delivery: as recorded; None: there is no record.
@@ -49,6 +54,8 @@ class Item:
     @property
     def files(self) -> list[Path]:
         """All its files, present or missing."""
+        if self.kind == PROGRAM:
+            return sorted(self.folder.glob("program.*"))
         return [self.folder / name for name in self.delivery.files] if self.delivery else [self.path]
 
     @property
@@ -86,7 +93,7 @@ def items() -> list[Item]:
     unrecorded = [
         Item(path.parent.name, _kind(path.parent), path, path.parent) for path in _stored() if path not in recorded
     ]
-    return sorted([*found.values(), *unrecorded], key=lambda item: (item.name, item.kind, item.path))
+    return sorted([*found.values(), *unrecorded, *_programs()], key=lambda item: (item.name, item.kind, item.path))
 
 
 def _stored() -> Iterator[Path]:
@@ -94,6 +101,14 @@ def _stored() -> Iterator[Path]:
     for path in sorted([*cache_dir().glob("canonical/*/*.safetensors"), *cache_dir().glob("files/*/*")]):
         if path.is_file() and not path.name.startswith("."):
             yield path
+
+
+def _programs() -> Iterator[Item]:
+    for record in sorted(cache_dir().glob(f"programs/*/{_RECORD}")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # being made, or damaged
+            about = json.loads(record.read_bytes())
+            main = next(name for name in about["files"] if name.endswith((".onnx", ".xml")))
+            yield Item(about["model"] or "a model without a name", PROGRAM, record.with_name(main), record.parent)
 
 
 _KINDS = {"files": "web", "mirrored": "mirrored", "canonical": "canonical"}
@@ -286,6 +301,32 @@ def _outdated(folder: Path) -> Iterator[tuple[Path, str]]:
         for path in sorted(folder.glob("*.safetensors")):
             if not path.stem.endswith(f"-{__version__}"):
                 yield path, "converted by another version"
+    elif folder.parent.name in ("programs", "choices") and not _is_of_these_versions(folder):
+        yield from ((path, "made with another version") for path in sorted(folder.iterdir()) if _is_content(path))
+    elif folder.name.startswith(".vit-hub-export-"):
+        yield from ((path, "left by a killed process") for path in sorted(folder.iterdir()) if _idle(path) >= _HOUR)
+
+
+def _is_content(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".")
+
+
+def _is_of_these_versions(folder: Path) -> bool:
+    """Return whether a program or choice was made with the packages that are installed: others are not used again."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
+        record = next(path for name in (_RECORD, "choice.json") if (path := folder / name).is_file())
+        versions = json.loads(record.read_bytes())["settings"]["versions"]
+        return all(installed_version(name) == version for name, version in versions.items())
+    return False
+
+
+def installed_version(package: str) -> str:
+    """Return the version of a package, as records of programs have it; ``unknown``: it is not installed."""
+    if package == "vit-hub":
+        return __version__
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return "unknown"
 
 
 def _idle(path: Path) -> float:

@@ -29,8 +29,8 @@ __all__ = [
     "readable",
 ]
 
-STORES = ("canonical", "files", "mirrored")
-"""The folders of weights in the cache."""
+STORES = ("canonical", "files", "mirrored", "programs", "choices")
+"""The folders of weights in the cache, and of what was made and measured of them for other runtimes."""
 
 _DATA = Path(__file__).parents[2] / "data"
 _READABLE = 80
@@ -139,7 +139,7 @@ def program_folder(key: str) -> Path:
 
 def choice_file(key: str) -> Path:
     """Return the file for the choice of the fastest runtime; ``key`` as for :func:`program_folder`."""
-    return cache_dir() / "choices" / f"{key[:32]}.json"
+    return cache_dir() / "choices" / key[:32] / "choice.json"
 
 
 def file_lock_path(path: Path) -> Path:

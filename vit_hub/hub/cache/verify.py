@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vit_hub.errors import IntegrityError, ModelNotFoundError
 from vit_hub.hub.cache.hashes import check, rehash
-from vit_hub.hub.cache.inventory import HUGGING_FACE, Item, find, items
+from vit_hub.hub.cache.inventory import HUGGING_FACE, PROGRAM, Item, find, items
 from vit_hub.hub.cache.paths import bundled_file
 from vit_hub.hub.cache.records import Delivery, Pin
 from vit_hub.hub.names.address import address, source_of
@@ -110,6 +110,8 @@ def _bundled(ids: Iterable[str]) -> Iterator[Item]:
 
 def _expected(item: Item, locked: Mapping[str, Delivery], lockfile: str) -> Iterator[tuple[Path, _Pins]]:
     """Yield the files of an item, each with what is pinned of it."""
+    if item.kind == PROGRAM:  # checked whenever it is opened, and made again
+        return
     if item.delivery is None:
         yield item.path, {}
         return

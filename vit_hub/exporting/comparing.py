@@ -1,0 +1,127 @@
+"""Comparison of checkpoints and exported programs: of weights where there are any, else of outputs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vit_hub.conversion import compare as compare_weights
+from vit_hub.conversion import open_checkpoint
+from vit_hub.converters.compare import Comparison, config_differences
+from vit_hub.converters.containers.programs import program_facts
+from vit_hub.converters.read import Checkpoint
+from vit_hub.errors import ConfigError
+from vit_hub.model.config import ViTConfig
+
+if TYPE_CHECKING:
+    from vit_hub.exporting.files import ExportedFile
+    from vit_hub.exporting.program import Run
+
+__all__ = ["compare"]
+
+_IMAGES = 2
+
+
+def compare(
+    first: str | Path | Checkpoint,
+    second: str | Path | Checkpoint,
+    *,
+    formats: tuple[str | None, str | None] = (None, None),
+    overrides: Mapping[str, Any] | None = None,
+    offline: bool = False,
+) -> Comparison:
+    """Compare weights and numbers of two checkpoints, across any two formats.
+
+    Files that :func:`vit_hub.export` wrote are run in their runtimes, on two random images, and the outputs are
+    compared: their weights are folded and rearranged.
+
+    Args:
+        first: registry name, Hugging Face repository, URL, or local file or folder; or an opened checkpoint; or an
+            exported file.
+        second: likewise.
+        formats: insist on formats instead of recognising them.
+        overrides: config fields that neither file determines.
+        offline: open no connection.
+
+    Returns:
+        ``.same_weights``, ``.same_numbers``, a row per tensor, the config fields that differ, and the largest
+        difference of the outputs on random images.
+
+    Raises:
+        ConfigError: an exported file gives what the other one does not have.
+        VitHubError: one of them cannot be read.
+    """
+    if not any(_is_program(source) for source in (first, second)):
+        return compare_weights(first, second, formats=formats, overrides=overrides, offline=offline)
+    # Their imports cost torch's.
+    from vit_hub.exporting.files import exported_file
+
+    files = [None if isinstance(source, Checkpoint) else exported_file(source) for source in (first, second)]
+    program = next(file for file in files if file is not None)
+    others = [file for file in files if file is not None and file is not program]
+    for other in others:
+        if (other.what, other.image_size) != (program.what, program.image_size):
+            raise ConfigError(
+                f"{program.path} gives {program.what} of {_size(program)}, {other.path} {other.what} of {_size(other)}",
+                hint="export one of them again, with --what and --image-size of the other",
+            )
+    sides = [
+        (file.config, file.open()) if file is not None else _of_weights(source, program, format, overrides, offline)
+        for source, file, format in zip((first, second), files, formats, strict=True)
+    ]
+    return _compared(program, [config for config, _ in sides], [run for _, run in sides], files)
+
+
+def _is_program(source: str | Path | Checkpoint) -> bool:
+    return not isinstance(source, Checkpoint) and program_facts(Path(source)) is not None
+
+
+def _size(file: ExportedFile) -> str:
+    return "{}x{}".format(*file.image_size)
+
+
+def _of_weights(
+    source: str | Path | Checkpoint,
+    program: ExportedFile,
+    format: str | None,
+    overrides: Mapping[str, Any] | None,
+    offline: bool,
+) -> tuple[ViTConfig, Run]:
+    """Return a model's config and what computes the output of a program, at its image size."""
+    from vit_hub.exporting.runtimes import TORCH, in_runtime
+    from vit_hub.loading import load
+
+    ckpt = open_checkpoint(source, format=format, overrides=overrides, offline=offline)
+    steps = program.config.pixels_per_patch
+    pad = any(side % step for side, step in zip(program.image_size, steps, strict=True))
+    model = load(ckpt, image_size=program.image_size, pad=pad)
+    return model.config, in_runtime(model, TORCH, what=program.what)
+
+
+def _compared(
+    program: ExportedFile, configs: list[ViTConfig], runs: list[Run], files: list[ExportedFile | None]
+) -> Comparison:
+    import torch
+
+    from vit_hub.exporting.export import TOLERANCES, relative_difference
+
+    generator = torch.Generator().manual_seed(0)
+    video = () if program.config.video is None else (program.config.video.frames,)
+    shape = (_IMAGES, *video, program.config.in_chans, *program.image_size)
+    images = torch.randn(shape, generator=generator)
+    pixels = next((file.pixels for file in files if file is not None and file.pixels is not None), None)
+    if pixels is not None:  # values that pixels have
+        mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in pixels)
+        images = (torch.randint(0, 256, shape, generator=generator) / 255 - mean) / std
+    found, wanted = (run(images) for run in runs)
+    tolerance = max(TOLERANCES[file.dtype] for file in files if file is not None)
+    same_shape = found.shape == wanted.shape
+    return Comparison(
+        same_weights=None,
+        same_numbers=relative_difference(found, wanted) <= tolerance,
+        tensors=(),
+        config=config_differences(*configs),
+        output_difference=float((found.double() - wanted.double()).abs().max()) if same_shape else None,
+        tolerance=tolerance * float(wanted.abs().max()),
+    )
