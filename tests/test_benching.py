@@ -164,6 +164,27 @@ def test_the_command_sweeps_batches_with_a_number_of_threads() -> None:
     assert all(line["of_peak"] > 0 for line in found["timings"])
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "auto"])
+def test_the_commands_own_rows_run_in_any_runtime(runtime: str) -> None:
+    code, out, _ = run("--json", "--against", "none", "--runtime", runtime)
+    assert code == 0
+    found = json.loads(out)
+    assert found["runtime"] == runtime
+    names = {line["runtime"] for line in found["timings"]}
+    assert names == {"onnxruntime"} if runtime == "onnxruntime" else names <= {"torch", "onnxruntime", "openvino"}
+
+
+def test_the_command_times_exported_files(tmp_path: Path) -> None:
+    file = vit_hub.export("vit-nano-digits", tmp_path / "digits.onnx").path
+    result = CliRunner().invoke(main, ["bench", str(file), "--json", "--batch-size", "1,2", "--rounds", "1"])
+    assert result.exit_code == 0, result.output
+    lines = json.loads(result.stdout)["timings"]
+    assert [(line["batch_size"], line["runtime"]) for line in lines] == [(1, "onnxruntime"), (2, "onnxruntime")]
+    result = CliRunner().invoke(main, ["bench", str(file), "--runtime", "openvino"])
+    assert result.exit_code == 1
+    assert "its own runtime" in result.stderr
+
+
 def test_the_command_takes_another_size_and_nobody_else() -> None:
     code, out, _ = run("--image-size", "48", "--against", "none", "--json")
     assert code == 0
