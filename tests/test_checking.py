@@ -116,7 +116,7 @@ def test_other_runtimes_and_compiled_models_are_certified() -> None:
 
 @pytest.mark.parametrize(
     "name", ["hf_vit_cls", "timm_vit_reg4_gap", "timm_clip_quickgelu", "hf_clip_vision_projection", "bv_siglip_map",
-             "timm_eva02_rope_swiglu", "fb_dinov2_reg4", "mmpre_deit3", "openclip_gelu", "hfnew_videomae_cls"]
+             "timm_eva02_rope_swiglu", "fb_dinov2_reg4", "mmpre_deit3", "openclip_gelu", "hf_pixtral"]
 )  # fmt: skip
 def test_files_of_all_kinds_pass_as_they_are_and_converted(name: str, tmp_path: Path) -> None:
     case = GOLDEN[name]

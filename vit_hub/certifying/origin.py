@@ -6,6 +6,7 @@ with what is recorded of its origin.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -17,6 +18,7 @@ import numpy as np
 from vit_hub.certifying.certificate import Finding
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.read import CONFIG_KEY, CONFIG_SHA256_KEY, Checkpoint, open_checkpoint, read_raw
+from vit_hub.converters.recognize import recognize
 from vit_hub.converters.write import as_stored
 from vit_hub.errors import VitHubError
 from vit_hub.hub.cache.hashes import sha256_of
@@ -183,32 +185,36 @@ def _activation(ckpt: Checkpoint, stored: RawCheckpoint | None, given: Mapping[s
         return Finding(name=name, verdict="none", text=f"{act}, as you say")
     if act == ckpt.source.program_fields.get("act"):
         return Finding(name=name, verdict="pass", text=f"{act}, as the program in the file computes")
-    usual = _usual_activation(ckpt, stored)
-    if act == usual:
+    usual = _usual_activations(ckpt, stored)
+    if act in usual:
         return Finding(name=name, verdict="pass", text=f"{act}, which {kind} has for this architecture")
     published = next(_published_with(ckpt.config, kind.partition("-")[0]), None)
     if published is not None:
         return Finding(name=name, verdict="pass", text=f"{act}, as published models of this kind, such as {published}")
-    instead = f"{kind} has {usual} for this architecture unless told otherwise, and no" if usual else "no"
+    instead = f"{kind} has {' or '.join(usual)} for this architecture unless told otherwise, and no" if usual else "no"
     text = (
         f"{act}: {instead} published model of this kind has {act}; if it was trained with it, say so: --set act={act}"
     )
     return Finding(name=name, verdict="fail", text=text)
 
 
-def _usual_activation(ckpt: Checkpoint, stored: RawCheckpoint | None) -> str | None:
-    """Return the activation of a checkpoint whose config files and caller name none; None if that tells nothing."""
+def _usual_activations(ckpt: Checkpoint, stored: RawCheckpoint | None) -> list[str]:
+    """Return what the project computes where config files and caller name none, and its published models have."""
     if stored is None:
-        return None
-    config = ckpt.config
+        return []
+    config, prefix = ckpt.config, ckpt.passport.prefix or None
     overrides = {**ckpt.passport.overrides, "num_heads": config.num_heads, "image_size": config.image_size}
     overrides.pop("act", None)
     label = ckpt.passport.format if ckpt.format == "canonical" else ckpt.format
     raw = dataclasses.replace(stored, sidecars=_without_activation(stored.sidecars))
-    try:
-        return read_raw(raw, format=label, overrides=overrides, prefix=ckpt.passport.prefix or None).config.act
-    except VitHubError:
-        return None
+    found: set[str | None] = set()
+    with contextlib.suppress(VitHubError):
+        found.add(read_raw(raw, format=label, overrides=overrides, prefix=prefix).config.act)
+    with contextlib.suppress(VitHubError):
+        conventions = recognize(stored, label, prefix).format.conventions
+        # Gated layers have SiLU in nearly all projects (arXiv 2002.05202).
+        found.add(conventions.get("act") if config.ffn == "mlp" else "silu")
+    return sorted(act for act in found if act is not None)
 
 
 def _without_activation(value: Any) -> Any:
