@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from golden_cases import CASES
 from small_models import random_model
 
 import vit_hub
@@ -67,6 +68,15 @@ def test_a_peer_without_the_architecture_gets_a_line_that_says_so(changes: dict[
     problems = {line.implementation: line.problem for line in table if line.seconds is None}
     assert set(problems) == missing
     assert all("cannot express" in problem for problem in problems.values())
+
+
+def test_a_peer_whose_class_wants_more_than_images_gets_a_line_that_says_so() -> None:
+    case = next(case for case in CASES if case.name == "hf_siglip2_vision_square")
+    siglip2 = vit_hub.load(case.checkpoint)
+    table = time_forward(siglip2, tasks=["output"], batch_sizes=(2,), rounds=1)
+    assert [line.implementation for line in table if line.seconds is None] == ["transformers"]
+    assert "TypeError" in next(line.problem for line in table if line.implementation == "transformers")
+    assert next(line for line in table if line.implementation == "timm").seconds is not None
 
 
 def test_a_peer_that_is_not_installed_gets_a_line_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

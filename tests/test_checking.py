@@ -253,6 +253,12 @@ def test_a_peer_that_pools_otherwise_is_compared_by_its_tokens() -> None:
     assert "tokens" not in texts["timm"]
 
 
+def test_a_peer_that_masks_at_random_proves_nothing() -> None:
+    found = check(GOLDEN["hf_vitmae_model"].checkpoint, against=("transformers",))
+    assert found.passed
+    assert verdicts(found)["transformers"] == "none"
+
+
 def test_a_broken_model_fails() -> None:
     model = vit_hub.load(NAME)
     with torch.no_grad():

@@ -10,6 +10,7 @@ import platform
 import statistics
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -306,7 +307,8 @@ def _measured(
     results: dict[str, Tensor] = {}
     repeats: dict[str, int] = {}
     peaks: dict[str, int | None] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    problems: dict[str, str] = {}
+    seconds: dict[str, list[float]] = defaultdict(list)
 
     def once(name: str, count: int) -> float:
         _wait(images.device)
@@ -319,11 +321,17 @@ def _measured(
     with torch.inference_mode():
         for name, call in calls.items():
             before = _memory_before(images.device) if memory else None
-            for _ in range(_WARM_UP):
-                results[name] = call().clone()
+            try:
+                for _ in range(_WARM_UP):
+                    results[name] = call().clone()
+            except Exception as error:  # of peers, some of whose classes want more than images
+                if name == OURS:
+                    raise
+                problems[name] = f"{type(error).__name__}: {first_line(error)}"
+                continue
             peaks[name] = None if before is None else _memory_peak(images.device) - before
             repeats[name] = max(1, round(_SHORTEST / once(name, 1)))
-        order = list(calls)
+        order = list(repeats)
         for turn in range(rounds):
             for name in order[turn % len(order) :] + order[: turn % len(order)]:
                 time.sleep(_PAUSE)
@@ -341,6 +349,9 @@ def _measured(
             peak_memory=peaks[name],
         )
         for name, median in medians.items()
+    ] + [
+        Timing(implementation=name, task=task, batch_size=len(images), problem=problem)
+        for name, problem in problems.items()
     ]
 
 
