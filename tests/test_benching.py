@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from golden_cases import CASES
 from small_models import random_model
 
 import vit_hub
@@ -67,6 +68,15 @@ def test_a_peer_without_the_architecture_gets_a_line_that_says_so(changes: dict[
     problems = {line.implementation: line.problem for line in table if line.seconds is None}
     assert set(problems) == missing
     assert all("cannot express" in problem for problem in problems.values())
+
+
+def test_a_peer_whose_class_wants_more_than_images_gets_a_line_that_says_so() -> None:
+    case = next(case for case in CASES if case.name == "hf_siglip2_vision_square")
+    siglip2 = vit_hub.load(case.checkpoint)
+    table = time_forward(siglip2, tasks=["output"], batch_sizes=(2,), rounds=1)
+    assert [line.implementation for line in table if line.seconds is None] == ["transformers"]
+    assert "TypeError" in next(line.problem for line in table if line.implementation == "transformers")
+    assert next(line for line in table if line.implementation == "timm").seconds is not None
 
 
 def test_a_peer_that_is_not_installed_gets_a_line_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +172,27 @@ def test_the_command_sweeps_batches_with_a_number_of_threads() -> None:
     assert found["peak_flops"] > 0
     assert {line["batch_size"] for line in found["timings"]} == {2, 1, 3}
     assert all(line["of_peak"] > 0 for line in found["timings"])
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "auto"])
+def test_the_commands_own_rows_run_in_any_runtime(runtime: str) -> None:
+    code, out, _ = run("--json", "--against", "none", "--runtime", runtime)
+    assert code == 0
+    found = json.loads(out)
+    assert found["runtime"] == runtime
+    names = {line["runtime"] for line in found["timings"]}
+    assert names == {"onnxruntime"} if runtime == "onnxruntime" else names <= {"torch", "onnxruntime", "openvino"}
+
+
+def test_the_command_times_exported_files(tmp_path: Path) -> None:
+    file = vit_hub.export("vit-nano-digits", tmp_path / "digits.onnx").path
+    result = CliRunner().invoke(main, ["bench", str(file), "--json", "--batch-size", "1,2", "--rounds", "1"])
+    assert result.exit_code == 0, result.output
+    lines = json.loads(result.stdout)["timings"]
+    assert [(line["batch_size"], line["runtime"]) for line in lines] == [(1, "onnxruntime"), (2, "onnxruntime")]
+    result = CliRunner().invoke(main, ["bench", str(file), "--runtime", "openvino"])
+    assert result.exit_code == 1
+    assert "its own runtime" in result.stderr
 
 
 def test_the_command_takes_another_size_and_nobody_else() -> None:

@@ -10,6 +10,7 @@ import platform
 import statistics
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,8 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from vit_hub.errors import ConfigError, UnsupportedByFormatError, VitHubError, first_line
+from vit_hub.exporting.automatic import AUTO, fastest_runtime
+from vit_hub.exporting.files import ExportedFile
 from vit_hub.exporting.runtimes import RUNTIMES, TORCH, in_runtime
 from vit_hub.interop import timm_model, to_transformers
+from vit_hub.model.config import ViTConfig
 from vit_hub.model.flops import forward_flops
 from vit_hub.model.vit import VisionTransformer
 
@@ -36,6 +40,7 @@ __all__ = [
     "peak_flops",
     "peer_modules",
     "time_forward",
+    "time_program",
 ]
 
 OURS = "vit-hub"
@@ -61,6 +66,7 @@ class Timing:
 
     Attributes:
         implementation: ``vit-hub``, the peer's or the runtime's name.
+        runtime: that it ran in.
         task: ``output`` (logits or an embedding) or ``features`` (all tokens before pooling).
         batch_size: images.
         seconds: median over the rounds of one forward pass; None if it could not run.
@@ -75,6 +81,7 @@ class Timing:
     """
 
     implementation: str
+    runtime: str = TORCH
     task: str
     batch_size: int
     seconds: float | None = None
@@ -96,6 +103,7 @@ def time_forward(
     compile: str | None = None,
     peak: float | None = None,
     peers: Mapping[str, nn.Module] | None = None,
+    runtime: str = TORCH,
     progress: Callable[[int], None] | None = None,
 ) -> list[Timing]:
     """Time forward passes in inference mode, one implementation after the other in every round.
@@ -110,10 +118,11 @@ def time_forward(
         compile: a mode of ``torch.compile`` for all modules of PyTorch; None: eager.
         peak: of the device, from :func:`peak_flops`.
         peers: modules of ``against`` that are made already, from :func:`peer_modules`.
+        runtime: that computes vit-hub's own rows; ``auto``: the fastest for each batch size.
         progress: called with 1 after every task and batch size.
 
     Raises:
-        ConfigError: no such peer or task, or a count below 1.
+        ConfigError: no such peer, task or runtime, or a count below 1.
     """
     for kind, names, known in (("against", against, AGAINST), ("tasks", tasks, TASKS)):
         wrong = [name for name in names if name not in known]
@@ -126,20 +135,25 @@ def time_forward(
     modules: dict[str, nn.Module] = {OURS: model, **made, **others}
     table = []
     for task in tasks:
+        what = "output" if task == "output" else "tokens"
         runs = {name: forward_pass(module, task) for name, module in modules.items()}
         if compile is not None:
             runs = {name: torch.compile(run, mode=compile, dynamic=False) for name, run in runs.items()}
-        programs, refused = _programs(model, [name for name in against if name not in PEERS], task)
+        programs, refused = _programs(model, [name for name in against if name not in PEERS], what)
         for batch_size in batch_sizes:
             images = _images(model, batch_size)
             calls = {name: partial(run, images) for name, run in runs.items()}
             # Programs take float32, whatever they compute in.
             calls |= {name: partial(run, images.float()) for name, run in programs.items()}
+            chosen = fastest_runtime(model, what=what, batch_size=batch_size) if runtime == AUTO else runtime
+            if chosen != TORCH:
+                calls[OURS] = partial(in_runtime(model, chosen, what=what), images.float())
             timings = _measured(calls, images, task, rounds, memory=compile is None or images.is_cuda)
-            if peak is not None:
-                work = forward_flops(model.config) * batch_size
-                timings = [replace(timing, of_peak=work / (timing.seconds or 1) / peak) for timing in timings]
-            table += timings
+            where = {**{name: name for name in programs}, OURS: chosen}
+            table += [
+                _beside(replace(timing, runtime=where.get(timing.implementation, TORCH)), model.config, peak)
+                for timing in timings
+            ]
             table += [
                 Timing(implementation=name, task=task, batch_size=batch_size, problem=problem)
                 for name, problem in {**problems, **refused}.items()
@@ -147,6 +161,37 @@ def time_forward(
             if progress:
                 progress(1)
     return table
+
+
+def time_program(
+    program: ExportedFile,
+    *,
+    batch_sizes: Sequence[int] = (1, 8, 32),
+    rounds: int = 7,
+    peak: float | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Timing]:
+    """Time a file of :func:`vit_hub.export` in its runtime; arguments as for :func:`time_forward`.
+
+    Raises:
+        ConfigError: the runtime is not installed.
+        CheckpointError: it cannot open the file.
+    """
+    run, table = program.open(), []
+    for batch_size in batch_sizes:
+        images = torch.randn(batch_size, program.config.in_chans, *program.image_size)
+        for timing in _measured({OURS: partial(run, images)}, images, program.what, rounds, memory=True):
+            table.append(_beside(replace(timing, runtime=program.runtime), program.config, peak))
+        if progress:
+            progress(1)
+    return table
+
+
+def _beside(timing: Timing, config: ViTConfig, peak: float | None) -> Timing:
+    """Return a timing with its share of the device's peak."""
+    if peak is None or not timing.seconds:
+        return timing
+    return replace(timing, of_peak=forward_flops(config) * timing.batch_size / timing.seconds / peak)
 
 
 def peak_flops(device: str | torch.device, dtype: torch.dtype, side: int | None = None) -> float:
@@ -170,13 +215,13 @@ def peak_flops(device: str | torch.device, dtype: torch.dtype, side: int | None 
     return float(2 * side**3 / min(seconds))
 
 
-def _programs(model: VisionTransformer, names: Sequence[str], task: str) -> tuple[dict[str, Run], dict[str, str]]:
+def _programs(model: VisionTransformer, names: Sequence[str], what: str) -> tuple[dict[str, Run], dict[str, str]]:
     """Return what runs the model in other runtimes, and for each that cannot the reason."""
     found: dict[str, Run] = {}
     problems: dict[str, str] = {}
     for name in names:
         try:
-            found[name] = in_runtime(model, name, what="output" if task == "output" else "tokens")
+            found[name] = in_runtime(model, name, what=what)
         except VitHubError as error:
             problems[name] = error.message
     return found, problems
@@ -262,7 +307,8 @@ def _measured(
     results: dict[str, Tensor] = {}
     repeats: dict[str, int] = {}
     peaks: dict[str, int | None] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    problems: dict[str, str] = {}
+    seconds: dict[str, list[float]] = defaultdict(list)
 
     def once(name: str, count: int) -> float:
         _wait(images.device)
@@ -275,11 +321,17 @@ def _measured(
     with torch.inference_mode():
         for name, call in calls.items():
             before = _memory_before(images.device) if memory else None
-            for _ in range(_WARM_UP):
-                results[name] = call().clone()
+            try:
+                for _ in range(_WARM_UP):
+                    results[name] = call().clone()
+            except Exception as error:  # of peers, some of whose classes want more than images
+                if name == OURS:
+                    raise
+                problems[name] = f"{type(error).__name__}: {first_line(error)}"
+                continue
             peaks[name] = None if before is None else _memory_peak(images.device) - before
             repeats[name] = max(1, round(_SHORTEST / once(name, 1)))
-        order = list(calls)
+        order = list(repeats)
         for turn in range(rounds):
             for name in order[turn % len(order) :] + order[: turn % len(order)]:
                 time.sleep(_PAUSE)
@@ -297,6 +349,9 @@ def _measured(
             peak_memory=peaks[name],
         )
         for name, median in medians.items()
+    ] + [
+        Timing(implementation=name, task=task, batch_size=len(images), problem=problem)
+        for name, problem in problems.items()
     ]
 
 

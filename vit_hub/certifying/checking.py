@@ -34,7 +34,7 @@ __all__ = ["check"]
 def check(
     source: str | Path | Checkpoint | VisionTransformer | None = None,
     *,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     dtype: str = "float32",
     compile: str | None = None,
     runtime: str = TORCH,
@@ -53,7 +53,7 @@ def check(
 
     Args:
         source: as for :func:`vit_hub.load`, or a model; None: what the certificate of ``replay`` names.
-        device: to compute on.
+        device: to compute on; None: that of ``replay``, else the CPU.
         dtype: to compute in: ``float32``, ``float16``, ``bfloat16``, or ``auto`` for the stored one.
         compile: a mode of torch.compile; None: eager.
         runtime: ``torch``, ``onnxruntime``, ``openvino``, or ``auto`` for the fastest of them, which is recorded.
@@ -61,7 +61,7 @@ def check(
         limit: at most so many of them.
         against: peers to compare with: ``timm``, ``transformers``.
         certificate: file to keep the record in.
-        replay: a certificate to repeat, with its own settings; ``changes`` says what differs.
+        replay: a certificate to repeat, with its own settings but for the device; ``changes`` says what differs.
         progress: show progress bars on a terminal.
         opening: of :func:`vit_hub.open_checkpoint`, such as ``overrides``.
 
@@ -71,7 +71,7 @@ def check(
         VitHubError: the source or the images cannot be read.
     """
     settings: dict[str, Any] = {
-        "device": str(device),
+        "device": str(device or "cpu"),
         "dtype": dtype,
         "compile": compile,
         "runtime": runtime,
@@ -82,7 +82,8 @@ def check(
     }
     record = read_record(Path(replay)) if replay is not None else None
     if record is not None:
-        source, settings = source or record["source"], record["settings"]
+        source = record["source"] if source is None else source
+        settings = {**record["settings"], **({} if device is None else {"device": str(device)})}
     if source is None:
         raise ConfigError("nothing to check", hint="give a model, or replay= (--replay) with a certificate")
     _check_settings(settings)

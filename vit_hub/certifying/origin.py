@@ -6,6 +6,7 @@ with what is recorded of its origin.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -17,6 +18,7 @@ import numpy as np
 from vit_hub.certifying.certificate import Finding
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.read import CONFIG_KEY, CONFIG_SHA256_KEY, Checkpoint, open_checkpoint, read_raw
+from vit_hub.converters.recognize import recognize
 from vit_hub.converters.write import as_stored
 from vit_hub.errors import VitHubError
 from vit_hub.hub.cache.hashes import sha256_of
@@ -31,6 +33,7 @@ __all__ = ["config_findings"]
 # model's own size.
 _FREE = ("image_size", "patch_size", *RESIZING)
 _READ_OUT = ("pool", "head", "final_norm", "representation", "projection", "num_classes")
+_BY_NAME = "by the name in the file"
 # Keys of config files that name an activation.
 _ACTIVATION_KEYS = ("hidden_act", "act_layer", "act_cfg", "activation", "hidden_activation", "quick_gelu")
 
@@ -88,7 +91,9 @@ def _as_published(ckpt: Checkpoint, given: Mapping[str, Any]) -> Finding:
     for how, entry in _known(ckpt):
         # Projects compute a model with their own activation: the copy of one is as good as that of another.
         copies = [preferring(entry, source).config.replace(**source.config) for source in entry.sources]
-        found = _verdict(name, ckpt.config, [(f"{entry.id} has", copy) for copy in copies], given)
+        # Nobody can answer for another config of weights that are these; weights that are only named so may be tuned.
+        answered = given if how == _BY_NAME else {}
+        found = _verdict(name, ckpt.config, [(f"{entry.id} has", copy) for copy in copies], answered)
         return dataclasses.replace(found, text=f"{found.text} ({how})")
     return Finding(name=name, verdict="none", text="the weights are not known by name, hash or values")
 
@@ -135,7 +140,7 @@ def _known(ckpt: Checkpoint) -> Iterator[tuple[str, Entry]]:
             yield "its values are those of the copy on this machine", entry
     named = _entry(ckpt.passport.weights_id)
     if named is not None:
-        yield "by the name in the file", named
+        yield _BY_NAME, named
 
 
 @functools.cache
@@ -180,32 +185,36 @@ def _activation(ckpt: Checkpoint, stored: RawCheckpoint | None, given: Mapping[s
         return Finding(name=name, verdict="none", text=f"{act}, as you say")
     if act == ckpt.source.program_fields.get("act"):
         return Finding(name=name, verdict="pass", text=f"{act}, as the program in the file computes")
-    usual = _usual_activation(ckpt, stored)
-    if act == usual:
+    usual = _usual_activations(ckpt, stored)
+    if act in usual:
         return Finding(name=name, verdict="pass", text=f"{act}, which {kind} has for this architecture")
     published = next(_published_with(ckpt.config, kind.partition("-")[0]), None)
     if published is not None:
         return Finding(name=name, verdict="pass", text=f"{act}, as published models of this kind, such as {published}")
-    instead = f"{kind} has {usual} for this architecture unless told otherwise, and no" if usual else "no"
+    instead = f"{kind} has {' or '.join(usual)} for this architecture unless told otherwise, and no" if usual else "no"
     text = (
         f"{act}: {instead} published model of this kind has {act}; if it was trained with it, say so: --set act={act}"
     )
     return Finding(name=name, verdict="fail", text=text)
 
 
-def _usual_activation(ckpt: Checkpoint, stored: RawCheckpoint | None) -> str | None:
-    """Return the activation of a checkpoint whose config files and caller name none; None if that tells nothing."""
+def _usual_activations(ckpt: Checkpoint, stored: RawCheckpoint | None) -> list[str]:
+    """Return what the project computes where config files and caller name none, and its published models have."""
     if stored is None:
-        return None
-    config = ckpt.config
+        return []
+    config, prefix = ckpt.config, ckpt.passport.prefix or None
     overrides = {**ckpt.passport.overrides, "num_heads": config.num_heads, "image_size": config.image_size}
     overrides.pop("act", None)
     label = ckpt.passport.format if ckpt.format == "canonical" else ckpt.format
     raw = dataclasses.replace(stored, sidecars=_without_activation(stored.sidecars))
-    try:
-        return read_raw(raw, format=label, overrides=overrides, prefix=ckpt.passport.prefix or None).config.act
-    except VitHubError:
-        return None
+    found: set[str | None] = set()
+    with contextlib.suppress(VitHubError):
+        found.add(read_raw(raw, format=label, overrides=overrides, prefix=prefix).config.act)
+    with contextlib.suppress(VitHubError):
+        conventions = recognize(stored, label, prefix).format.conventions
+        # Gated layers have SiLU in nearly all projects (arXiv 2002.05202).
+        found.add(conventions.get("act") if config.ffn == "mlp" else "silu")
+    return sorted(act for act in found if act is not None)
 
 
 def _without_activation(value: Any) -> Any:

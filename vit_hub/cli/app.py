@@ -35,6 +35,7 @@ Examples:
   vit-hub convert B_16.npz out/ --to hf     convert to another format
   vit-hub inspect weights.pth               recognise a file and list its contents
   vit-hub compare a.npz b_folder/           compare weights and outputs
+  vit-hub check vit-b16                     certify what a model computes here
   vit-hub predict vit-b16 cat.jpg           classify an image
   vit-hub show vit-b16 cat.jpg -o b16.html  make pictures of a model
   vit-hub embed vit-b16 photos/ -o out/     compute features of many images

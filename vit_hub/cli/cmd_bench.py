@@ -9,6 +9,7 @@ import click
 import vit_hub
 from vit_hub.cli.options import (
     COMPILE_MODES,
+    RUNTIME_NAMES,
     Verb,
     complete_source,
     compute_options,
@@ -17,6 +18,7 @@ from vit_hub.cli.options import (
     offline_option,
 )
 from vit_hub.cli.output import Output
+from vit_hub.errors import ConfigError
 from vit_hub.progress import step_bar
 
 if TYPE_CHECKING:
@@ -68,6 +70,13 @@ def _counts(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) 
     metavar="[MODE]",
     help=f"Compile vit-hub and the peers with torch.compile, in one of its modes: {', '.join(COMPILE_MODES)}.",
 )
+@click.option(
+    "--runtime",
+    type=click.Choice(RUNTIME_NAMES),
+    default=RUNTIME_NAMES[0],
+    show_default=True,
+    help="What computes vit-hub's own rows; auto: the fastest for each number of images.",
+)
 @names_option(
     "--against",
     known=_AGAINST,
@@ -92,6 +101,7 @@ def command(
     compute_options: dict[str, Any],
     batch_sizes: tuple[int, ...],
     compile: str | None,
+    runtime: str,
     against: tuple[str, ...],
     threads: int | None,
     rounds: int,
@@ -101,7 +111,8 @@ def command(
     """Time forward passes on this machine against peers and other runtimes with the same weights.
 
     A model from the registry gets random weights: nothing is fetched, and times do not depend on the values. Any other
-    MODEL is loaded. onnxruntime and openvino run programs that are exported once into the cache.
+    MODEL is loaded. onnxruntime and openvino run programs that are exported once into the cache. A file of vit-hub
+    export is timed alone, in its runtime.
 
     The implementations take turns in every round, and the table shows medians. "output" is the model's result (logits
     or an embedding), "features" are all tokens before pooling. "speed-up" is the time of the row divided by vit-hub's:
@@ -111,22 +122,36 @@ def command(
     """
     import torch
 
-    from vit_hub.benching import OURS, TASKS, machine, peak_flops, time_forward
+    from vit_hub.benching import OURS, TASKS, machine, peak_flops, time_forward, time_program
+    from vit_hub.exporting.files import exported_file
     from vit_hub.model.device import usable_device
 
-    usable_device(compute_options["device"])
+    device = usable_device(compute_options["device"])
     if threads is not None:
         torch.set_num_threads(threads)
-    net = _model(model, image_size, compute_options, offline, output)
-    peak = peak_flops(compute_options["device"], net.patch_embed.proj.weight.dtype)
-    with step_bar("measuring", len(TASKS) * len(batch_sizes), show=not output.quiet) as advance:
-        table = time_forward(
-            net, against=against, batch_sizes=batch_sizes, rounds=rounds, compile=compile, peak=peak, progress=advance
-        )
+    common: dict[str, Any] = {"batch_sizes": batch_sizes, "rounds": rounds}
+    program = exported_file(model)
+    if program is not None:
+        if compile or runtime != RUNTIME_NAMES[0]:
+            raise ConfigError(
+                f"{model}: an exported file runs in its own runtime", hint="leave out --compile and --runtime"
+            )
+        program = program.in_dtype(compute_options["dtype"]).in_size(image_size)
+        peak = peak_flops("cpu", program.model().patch_embed.proj.weight.dtype)
+        size = program.image_size
+        with step_bar("measuring", len(batch_sizes), show=not output.quiet) as advance:
+            table = time_program(program, peak=peak, progress=advance, **common)
+    else:
+        net = _model(model, image_size, compute_options, offline, output)
+        peak = peak_flops(device, net.patch_embed.proj.weight.dtype)
+        size = net.config.image_size
+        common |= {"against": against, "compile": compile, "runtime": runtime, "peak": peak}
+        with step_bar("measuring", len(TASKS) * len(batch_sizes), show=not output.quiet) as advance:
+            table = time_forward(net, progress=advance, **common)
     about = machine(compute_options["device"])
     if output.json:
-        setup: dict[str, Any] = {"model": model, **compute_options, "compile": compile}
-        measured = {"image_size": net.config.image_size, "machine": about, "peak_flops": peak, "timings": table}
+        setup: dict[str, Any] = {"model": model, **compute_options, "compile": compile, "runtime": runtime}
+        measured = {"image_size": size, "machine": about, "peak_flops": peak, "timings": table}
         output.document({**setup, **measured})
         return
     # A peer has the same problem in all its rows.

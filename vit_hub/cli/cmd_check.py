@@ -65,7 +65,7 @@ Examples:
 @click.option(
     "--replay",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Repeat a certificate with its own settings, and say what differs.",
+    help="Repeat a certificate with its own settings, on its device or another, and say what differs.",
 )
 @source_options
 @click.pass_context
@@ -96,6 +96,8 @@ def command(
     """
     if replay is not None:
         _refuse_settings(ctx)
+        if not _is_given(ctx, "device"):
+            compute_options["device"] = None
     elif model is None:
         raise click.UsageError("Missing argument 'MODEL'.")
     found = vit_hub.check(
@@ -119,7 +121,7 @@ def command(
 
 
 # What may stand beside --replay.
-_BESIDE_REPLAY = ("model", "certificate", "replay")
+_BESIDE_REPLAY = ("model", "device", "certificate", "replay")
 
 
 def _refuse_settings(ctx: click.Context) -> None:
