@@ -238,6 +238,8 @@ def test_what_is_public_is_not_taken_for_private(server: UploadServer, command: 
         ("somebody/tiny-vit", {}, ["somebody/tiny-vit: you may not write there", "organisation"]),
         (REPO, {"VIT_HUB_OFFLINE": "1"}, ["offline mode is on", "VIT_HUB_OFFLINE"]),
         (REPO, {"HF_ENDPOINT": "http://127.0.0.1:9"}, [f"{REPO}: it cannot be pushed", "HF_ENDPOINT"]),
+        (REPO, {"HF_ENDPOINT": "nonsense"}, [f"{REPO}: it cannot be pushed", "check HF_ENDPOINT (nonsense)"]),
+        (REPO, {"SSL_CERT_FILE": "missing.pem"}, ["SSL_CERT_FILE names missing.pem, and there is no such file"]),
     ],
 )
 def test_a_refusal_is_one_line_with_a_remedy(

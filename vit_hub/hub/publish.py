@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from vit_hub.errors import ConfigError, ModelNotFoundError, VitHubError, first_line
 from vit_hub.hub.cache.hashes import sha256_of
+from vit_hub.hub.http.failures import check_certificates, explain
 from vit_hub.hub.model_card import PUBLISHED_FORMATS, UNKNOWN, CardFacts, is_open, model_card
 from vit_hub.hub.names.address import address
 from vit_hub.hub.names.credentials import hide_credentials, without_credentials
 from vit_hub.hub.names.locate import locate
 from vit_hub.hub.resolve import Resolved, open_resolved, resolve
-from vit_hub.registry import Entry
+from vit_hub.registry import Entry, WeightSource
 from vit_hub.version import __version__
 
 if TYPE_CHECKING:
@@ -273,7 +274,8 @@ def _facts(
     )
 
 
-_CONNECTION = "check the connection, and HF_ENDPOINT if it is set; nothing of it is in the repository"
+_CONNECTION = "check the connection, and HF_ENDPOINT if it is set"
+_NOTHING_SENT = "nothing of it is in the repository"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,8 +345,11 @@ def push(
 
 @contextmanager
 def _refusals(repo: str) -> Iterator[None]:
-    """Turn the server's refusals into errors of one line with a remedy."""
+    """Turn the server's refusals, and failed connections, into errors of one line with a remedy."""
+    from vit_hub.hub.huggingface import page_of
+
     try:
+        check_certificates()
         yield
     except VitHubError:
         raise
@@ -362,7 +367,10 @@ def _refusals(repo: str) -> Iterator[None]:
             ),
             404: ("there is no such repository, or you may not see it", "check the name, and that the token may write"),
         }
-        reason, hint = reasons.get(_status(error) or 0, (f"it cannot be pushed: {_words(error)}", _CONNECTION))
+        failure = explain(error, page_of(WeightSource(kind="hf", format="", repo=repo)))
+        words = _words(error) if _status(error) else failure.message
+        unknown = (f"it cannot be pushed: {words}", f"{failure.hint or _CONNECTION}; {_NOTHING_SENT}")
+        reason, hint = reasons.get(_status(error) or 0, unknown)
         raise VitHubError(f"{repo}: {reason}", hint=hint) from error
 
 
