@@ -77,7 +77,7 @@ PROMISED: dict[str, tuple[list[str], list[str]]] = {
             "forward alone 8",
             "both in turn -",
         ],
-        ["Of the bound", "80 images take"],
+        ["of the bound", "--runtime auto: of the bound", "80 images take"],
     ),
     "download.py": (["curl", "curl + sync", "vit-hub"], []),
     "gpu.py": (["float32", "TF32", "bfloat16", "DINOv3-B 256"], ["matrices", "Loading to the GPU", "against float64"]),

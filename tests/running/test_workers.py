@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -59,25 +60,25 @@ class Failing(Reader):
 def test_a_bug_is_raised_where_it_is_seen(items: list[Item]) -> None:
     with pytest.raises(ZeroDivisionError, match="a bug"):
         list(read_by_workers(batches_of(items, 4), Failing(SPEC), 2, 4, polite=False))
-    assert not psutil.Process().children()
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no such signals")
 def test_a_killed_process_is_an_error(items: list[Item]) -> None:
     batches = read_by_workers(batches_of(items, 2), READERS["fixed"], 2, 2, polite=True)
     next(batches)
-    for child in psutil.Process().children():
+    for child in multiprocessing.active_children():
         child.kill()
     with pytest.raises(VitHubError, match="exit status -9"):
         list(batches)
-    assert not psutil.Process().children()
+    assert not multiprocessing.active_children()
 
 
 def test_left_early_no_process_stays(items: list[Item]) -> None:
     batches = read_by_workers(batches_of(items, 2), READERS["fixed"], 2, 2, polite=False)
     next(batches)
     batches.close()  # type: ignore[attr-defined]
-    assert not psutil.Process().children()
+    assert not multiprocessing.active_children()
 
 
 ALONE = """

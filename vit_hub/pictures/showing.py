@@ -223,7 +223,7 @@ def _subject(run: Runnable, given: Sequence[tuple[Item, Any]]) -> Subject:
     """
     reader, views = Reader(run.preprocessing, run.native), []
     for item, source in given:
-        batch = reader.batch([item], [source])
+        batch = reader.batch([item], reader.read([item], [source]))
         if batch.errors:
             raise VitHubError(f"{item.name}: {batch.errors[0]}", hint="is the file complete, and an image?")
         views.append(View.of(item.path.rpartition("/")[2], batch.images[0], run.preprocessing))
