@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from vit_hub.converters.rules.table import Drop
 from vit_hub.converters.tensors import DTYPES, LazyTensor
@@ -24,6 +25,8 @@ __all__ = [
     "remedy",
 ]
 
+# Names whose module is kept: recognition asks for each table.
+_REMEMBERED = 1 << 14
 # Never weights of an encoder, wherever they stand.
 _NO_WEIGHTS = (
     Drop(
@@ -160,11 +163,13 @@ def beside(name: str) -> bool:
     return bool(_reason((*_NO_WEIGHTS, *_OTHER_MODULES), name))
 
 
+@lru_cache(_REMEMBERED)
 def other_module(name: str) -> str:
     """Return why a tensor at the level of an encoder, named from there, is no part of it; empty if it may be one."""
     return _reason(_OTHER_MODULES, name)
 
 
+@lru_cache(_REMEMBERED)
 def beside_reason(name: str) -> str:
     """Return why a tensor beside an encoder, named from its level, is left out."""
     return _reason((*_OTHER_MODULES, *_BESIDE), name) or OTHER
