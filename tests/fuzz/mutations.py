@@ -280,11 +280,13 @@ def changed_folder(files: Files, random: Random) -> Files:
     """Return a folder with one of its JSON files changed, or a file of weights."""
     found = dict(files)
     named = [name for name in files if name.endswith(".json")]
-    name = random.choice(named if random.random() < 0.85 else sorted(files))
+    name = random.choice(named if named and random.random() < 0.85 else sorted(files))
     if name.endswith(".json"):
         found[name] = changed_text(files[name], random)
     elif name.endswith(".safetensors"):
         found[name] = changed_safetensors(files[name], random)
+    elif name == ".metadata":
+        found[name] = changed_pickle("data.pkl", files[name], random)
     else:
         found[name] = bits(files[name], random, 4000)
     return found

@@ -16,7 +16,9 @@ from typing import Any
 
 import mutations as change
 import numpy as np
+import onnx
 import torch
+import torch.distributed.checkpoint as dcp
 from PIL import Image
 
 import vit_hub
@@ -77,6 +79,11 @@ def seeds(folder: Path) -> None:
         inner.register_parameter(last, torch.nn.Parameter(value))
     torch.jit.save(torch.jit.script(module), str(folder / "script.pt"))
     _shards(folder / "hf", folder / "shards")
+    dcp.save({"model": state}, checkpoint_id=folder / "dcp", no_dist=True)
+    nodes = [onnx.helper.make_node("MatMul", ["x", "head.weight"], ["y"])]
+    ends = [[onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 16])] for name in "xy"]
+    weights = [onnx.numpy_helper.from_array(value, name) for name, value in values.items()]
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", *ends, weights)), folder / "model.onnx")
     (folder / "hf" / "preprocessor_config.json").write_text(json.dumps(_PROCESSOR))
     pixels = Image.fromarray(numbers.integers(0, 255, (24, 20, 3), dtype=np.uint8))
     for kind in IMAGES:
@@ -195,9 +202,10 @@ def readers(folder: Path) -> dict[str, Reader]:
         "torchscript": ("script.pt", archive),
         "msgpack": ("flax.msgpack", change.bits),
         "hdf5": ("state.h5", change.bits),
+        "onnx": ("model.onnx", lambda data, random: change.bits(data, random, random.choice((400, None)))),
     }
     found = {name: Reader(partial(changed, of[seed]), partial(_file, seed)) for name, (seed, changed) in files.items()}
-    for name in ("hf", "timm", "shards"):
+    for name in ("hf", "timm", "shards", "dcp"):
         inside = {path.name: path.read_bytes() for path in (folder / name).iterdir()}
         found[f"folder_{name}"] = Reader(partial(change.changed_folder, inside), _folder)
     weights = of["timm.safetensors"]

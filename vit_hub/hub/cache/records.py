@@ -238,7 +238,10 @@ def _read(file: Path) -> tuple[str, Record] | None:
         if not isinstance(data, dict) or data.get("version") != _VERSION:
             return None
         conform(data, _RecordData, "a record")
-        return data["asked"], Record(Path(data["folder"]), Delivery.from_data(data))
+        found = Record(Path(data["folder"]), Delivery.from_data(data))
+        for name in ("", *found.delivery.files):
+            (found.folder / name).exists()  # raises where the system cannot have such a path
+        return data["asked"], found
     except (OSError, ValueError):
         return None
 
