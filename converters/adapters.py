@@ -9,7 +9,6 @@ Source: peft/tuners/lora/{layer,dora,variants,model}.py, peft/utils/{other,save_
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ from vit_hub.converters.rules.format import Dialect, Format, axis_sizes
 from vit_hub.converters.tensors import Array, LazyTensor
 from vit_hub.errors import CheckpointError
 from vit_hub.model.config import ViTConfig
+from vit_hub.untrusted import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +107,7 @@ def find_adapter(path: Path) -> Adapter | None:
     if weights is None:
         raise CheckpointError(f"{path}: an adapter without its weights", hint=f"fetch {ADAPTER_WEIGHTS[0]}, too")
     try:
-        settings = json.loads(config.read_bytes())
+        settings = read_json(config, finite=False)
         if not isinstance(settings, dict):
             raise ValueError("a JSON object is expected")
         _refuse(path, settings)

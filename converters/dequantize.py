@@ -8,7 +8,6 @@ transformers/integrations/finegrained_fp8.py, compressed_tensors/quantization/li
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from vit_hub.converters.casting import cast, floats
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.tensors import DTYPES, TORCH_DTYPES, LazyTensor
 from vit_hub.errors import CheckpointError
+from vit_hub.untrusted import parse_json
 
 __all__ = ["dequantized"]
 
@@ -118,7 +118,7 @@ def _four_bits(raw: RawCheckpoint, name: str, packed: LazyTensor) -> LazyTensor:
     state = next((other for other in raw.tensors if other.startswith(f"{name}{_STATE}")), None)
     if state is None:
         raise ValueError(f"{name} has no {_STATE.strip('.')}")
-    about = json.loads(bytes(raw.tensors[state].read().astype(np.uint8)))
+    about = parse_json(bytes(raw.tensors[state].read().astype(np.uint8)))
     shape, block = tuple(about["shape"]), about["blocksize"]
     if any(type(size) is not int or size < 0 for size in (*shape, block)) or not block or 0 in shape:
         raise ValueError(f"{name} has shape {shape} and blocks of {block}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,10 +14,12 @@ from vit_hub.errors import CheckpointError
 from vit_hub.model.config import ViTConfig
 from vit_hub.preprocessing.labels import stated_labels, without_labels
 from vit_hub.preprocessing.project_files import resized_sidecars, stated_preprocessing
+from vit_hub.untrusted import conform, parse_json
 
 __all__ = ["Passport"]
 
 _SIZES = ("image_size", "patch_size")
+_AGAIN = "convert the original file again, or fetch the file again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,27 +113,22 @@ class Passport:
             CheckpointError: the record is damaged; the message names ``file``.
         """
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise CheckpointError(f"{file}: the passport in the metadata is not JSON: {error}") from error
+            data = parse_json(text, finite=False)
+        except ValueError as error:
+            raise CheckpointError(f"{file}: the passport in the metadata is not JSON: {error}", hint=_AGAIN) from error
         known = {item.name for item in dataclasses.fields(cls)}
         if not isinstance(data, Mapping) or "format" not in data:
-            raise CheckpointError(f"{file}: the passport in the metadata has no field 'format'")
+            raise CheckpointError(f"{file}: the passport in the metadata has no field 'format'", hint=_AGAIN)
         # Fields of later versions are not needed to read the tensors.
         found = {key: value for key, value in data.items() if key in known}
         for key, value in found.items():
-            if not isinstance(value, _KINDS[key]):
-                raise CheckpointError(f"{file}: the passport in the metadata is damaged: {key} is {value!r}")
-        for name, content in found.get("sidecars", {}).items():
-            if not isinstance(content, dict):
-                raise CheckpointError(f"{file}: the passport in the metadata is damaged: {name} is no JSON object")
+            try:
+                conform(value, _TYPES[key], key)
+            except ValueError as error:
+                raise CheckpointError(
+                    f"{file}: the passport in the metadata is damaged: {error}", hint=_AGAIN
+                ) from error
         return cls(**found)
 
 
-def _kinds(hint: Any) -> tuple[type, ...]:
-    """Return the types that a field's value may have, without those of its items."""
-    parts = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    return tuple(typing.get_origin(part) or part for part in parts)
-
-
-_KINDS = {name: _kinds(hint) for name, hint in typing.get_type_hints(Passport).items()}
+_TYPES = typing.get_type_hints(Passport)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,10 +19,11 @@ from vit_hub.converters.recognize import Match, beyond, encoder_names, recognize
 from vit_hub.converters.rules.extras import DEQUANTIZE, beside
 from vit_hub.converters.rules.table import Reading
 from vit_hub.converters.tensors import DTYPES, LazyTensor, zeros
-from vit_hub.errors import CheckpointError, ConfigError, VitHubError
+from vit_hub.errors import CheckpointError, ConfigError
 from vit_hub.model.config import ViTConfig, check_fields
 from vit_hub.model.shapes import field_of, tensor_shapes
 from vit_hub.shown import Shown
+from vit_hub.untrusted import TOKEN_VALUES, conform, gate, parse_json
 
 __all__ = ["CONFIG_KEY", "CONFIG_SHA256_KEY", "PASSPORT_KEY", "Checkpoint", "open_checkpoint", "read_raw"]
 
@@ -126,6 +126,19 @@ def read_raw(
         check_fields(given)
     except ConfigError as error:
         raise ConfigError(f"{raw.path}: {error.message}", hint=error.hint) from error
+    beside = f", and {', '.join(raw.sidecars)} beside it" if raw.sidecars else ""
+    with gate(raw.path, "its tensors or config files are damaged", f"check the file{beside}, or fetch them again"):
+        return _read_raw(raw, format, given, hints, prefix, dequantize)
+
+
+def _read_raw(
+    raw: RawCheckpoint,
+    format: str | None,
+    given: dict[str, Any],
+    hints: Mapping[str, Any] | None,
+    prefix: str | None,
+    dequantize: bool,
+) -> Checkpoint:
     if dequantize:
         raw = dequantized(raw)
     if not raw.tensors:
@@ -166,15 +179,7 @@ def read_raw(
     unknown = [*match.unknown, *(match.prefix + name for name in reading.unknown)]
     if unknown:
         raise unexplained(match, raw, unknown)
-    try:
-        stated = match.format.state(raw, match.tensors, match.dialect)
-    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
-        if isinstance(error, VitHubError):
-            raise
-        raise CheckpointError(
-            f"{raw.path}: the config files beside the weights are damaged: {type(error).__name__}: {error}",
-            hint=f"check {', '.join(raw.sidecars)}, or fetch them again",
-        ) from error
+    stated = match.format.state(raw, match.tensors, match.dialect)
     try:
         config, inferred, guesses = infer_config(
             {name: tensor.shape for name, tensor in reading.tensors.items()},
@@ -351,11 +356,13 @@ def _axis_sizes(fields: Mapping[str, Any]) -> dict[str, int]:
 
 def _read_canonical(raw: RawCheckpoint, overrides: Mapping[str, Any]) -> Checkpoint:
     try:
-        stored = json.loads(raw.metadata[CONFIG_KEY])
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{raw.path}: {CONFIG_KEY} in the metadata is not JSON: {error}") from error
-    if not isinstance(stored, dict):
-        raise CheckpointError(f"{raw.path}: {CONFIG_KEY} in the metadata is not a JSON object")
+        stored = parse_json(raw.metadata[CONFIG_KEY])
+        conform(stored, dict[str, Any], CONFIG_KEY)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{raw.path}: {CONFIG_KEY} in the metadata cannot be read: {error}",
+            hint="convert the original file again, or fetch the file again",
+        ) from error
     try:
         config = ViTConfig.from_dict({**stored, **overrides})
     except ConfigError as error:
@@ -387,6 +394,19 @@ def _ordered(
     origin: Mapping[str, tuple[str, ...]],
 ) -> dict[str, LazyTensor]:
     """Return the tensors in canonical order; check that none is missing, surplus, or of another shape or dtype."""
+    layers = config.depth * config.branches + config.pool_depth + sum(config.stem_stages) + len(config.stem_convs)
+    if layers > len(tensors):  # before anything is done for each of them
+        raise CheckpointError(
+            f"{raw.path}: the config has depth={config.depth}, {layers} layers with those of stem and pooling, and the "
+            f"tensors are {len(tensors)} in all",
+            hint="the file is damaged, or an override does not fit it",
+        )
+    width = max(config.embed_dim, config.num_patches if config.rel_pos in ("block", "shared") else 0)
+    if said := TOKEN_VALUES.exceeded(config.num_patches * config.num_tubelets * width):
+        raise CheckpointError(
+            f"{raw.path}: image_size={config.image_size} {said} in what is computed of its patches",
+            hint="the file is damaged, or an override does not fit it",
+        )
     expected = tensor_shapes(config)
     missing = [name for name in expected if name not in tensors]
     missing += [name for name in carried if name not in tensors]

@@ -20,6 +20,7 @@ from vit_hub.converters.rules.format import Dialect, Format
 from vit_hub.converters.rules.table import Table
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import CheckpointError, UnknownFormatError
+from vit_hub.untrusted import COMPARISONS, SUGGESTIONS
 
 __all__ = ["Match", "beyond", "encoder_names", "recognize", "unexplained"]
 
@@ -30,6 +31,9 @@ _LEVEL = re.compile(r"[./]")
 _COPY = 0.5
 _FEWEST = 10
 _SHOWN = 8
+_CHOOSE = (
+    "name the format and the beginning of the names with format= and prefix=, on the command line --format and --prefix"
+)
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,12 @@ def recognize(raw: RawCheckpoint, label: str | None = None, prefix: str | None =
     tables = [(fmt, dialect, fmt.table(dialect).patch_kernel) for fmt, dialects in candidates for dialect in dialects]
     # Many tables share the name of the patch embedding, and so the names as they are seen from what stands before it.
     starts = {kernel: _starts(names, kernel, prefix) for kernel in {kernel for _, _, kernel in tables}}
+    compared = len(names) * sum(len(starts[kernel]) for _, _, kernel in tables)
+    if said := COMPARISONS.exceeded(compared):
+        raise CheckpointError(
+            f"{raw.path}: its {len(names):,} tensors may be of many models: recognition {said}",
+            hint=_CHOOSE,
+        )
     views = {start: _view(names, start) for found in starts.values() for start, _ in found}
     found = [
         _match(raw, views[start], extras, fmt, dialect, start, name)
@@ -115,21 +125,32 @@ def recognize(raw: RawCheckpoint, label: str | None = None, prefix: str | None =
 
 
 def encoder_names(names: Collection[str]) -> Collection[str]:
-    """Return the names that may be of an image encoder or of its classifier, by any table; all if none shows one."""
+    """Return the names that may be of an image encoder or of its classifier, by any table; all if none shows one.
+
+    Raises:
+        CheckpointError: they may be of too many models.
+    """
     tables = {id(table): table for fmt in all_formats() for dialect in fmt.dialects if (table := fmt.table(dialect))}
-    starts = {key: {start for start, _ in _starts(names, table.patch_kernel, None)} for key, table in tables.items()}
-    roots = tuple({start + root for key, found in starts.items() for start in found for root in tables[key].roots})
-    if not roots:
+    known: dict[str, list[Table]] = {}  # what may stand before the names of tables, with these
+    for kernel in {table.patch_kernel for table in tables.values()}:
+        for start in {start for start, _ in _starts(names, kernel, None)}:
+            known.setdefault(start, []).extend(table for table in tables.values() if table.patch_kernel == kernel)
+    if not known:
         return names
+    compared = len(names) * len(known)
+    if compared <= COMPARISONS.most:
+        compared += sum(len(found) * sum(name.startswith(start) for name in names) for start, found in known.items())
+    if said := COMPARISONS.exceeded(compared):
+        raise CheckpointError(f"its {len(names):,} tensors may be of many models: recognition {said}")
+    roots = tuple({start + root for start, found in known.items() for table in found for root in table.roots})
     return [
         name
         for name in names
         if name.startswith(roots)
         or any(
             CLASSIFIER.fullmatch(beyond(start, name))
-            or (name.startswith(start) and tables[key].explain(name[len(start) :]))
-            for key, found in starts.items()
-            for start in found
+            or (name.startswith(start) and any(table.explain(name[len(start) :]) for table in found))
+            for start, found in known.items()
         )
     ]
 
@@ -305,7 +326,7 @@ def _unknown(raw: RawCheckpoint, label: str | None, prefix: str | None, best: Ma
     else:
         wanted, hint = f"the format {label}", f"without format= (--format) its content decides; {known}"
     where = f" under {prefix!r}" if prefix else ""
-    shown = remedy(list(raw.tensors))
+    shown = remedy(_some(raw))
     if shown:
         return UnknownFormatError(f"{raw.path}: not readable as it is: {shown[0]}", hint=shown[1])
     return UnknownFormatError(
@@ -320,19 +341,26 @@ def _named(raw: RawCheckpoint) -> str:
     return f"; config.json names the model type {' with '.join(types)}" if types else ""
 
 
+def _some(raw: RawCheckpoint) -> list[str]:
+    """Return the first names of a file, so many as a message is made from."""
+    return list(raw.tensors)[: SUGGESTIONS.most]
+
+
 def _near_miss(raw: RawCheckpoint, best: Match | None) -> str:
     """Describe the best match, or the table that knows most names of a file without a patch embedding."""
     total = len(raw.tensors)
     if best is None:
+        names = _some(raw)
         tables = ((fmt, dialect, fmt.table(dialect)) for fmt in all_formats() for dialect in fmt.dialects)
         counted = [
-            (sum(table.explain(name.removeprefix(start)) != "" for name in raw.tensors), fmt.label(dialect))
+            (sum(table.explain(name.removeprefix(start)) != "" for name in names), fmt.label(dialect))
             for fmt, dialect, table in tables
             for start in fmt.prefixes
         ]
         count, label = max(counted, key=lambda item: item[0])
         if count:
-            return f"{count} of its {total} tensors are named as in {label}, but there is no patch embedding"
+            first = f"first {len(names)} of " if len(names) < total else ""
+            return f"{count} of its {first}{total} tensors are named as in {label}, but there is no patch embedding"
         return f"none of its {total} tensors is known, the first is {next(iter(raw.tensors), '(none)')!r}"
     shown = ", ".join(best.unknown[:3]) + (", ..." if len(best.unknown) > 3 else "")
     return f"{best.label} matches best, with {best.ruled} of {total} tensors, but not {shown}"
@@ -342,7 +370,7 @@ def unexplained(match: Match, raw: RawCheckpoint, unknown: Sequence[str]) -> Che
     """Return the error for unknown tensors, each with the nearest name that the table knows."""
     import difflib
 
-    shown = remedy(list(unknown))
+    shown = remedy(list(unknown[: SUGGESTIONS.most]))
     if shown:
         return CheckpointError(f"{raw.path}: {unknown[0]}: {shown[0]}", hint=shown[1])
     patterns = match.table.foreign_names()

@@ -29,7 +29,14 @@ HEAVY = ("torch", "torchvision", "transformers", "timm", "huggingface_hub")
 
 # The rooms from the ground up; a room imports only rooms below it, and modules of its own.
 ROOMS = (
-    ("vit_hub.errors", "vit_hub.progress", "vit_hub.shown", "vit_hub.version", "vit_hub.weights_manifest"),
+    (
+        "vit_hub.errors",
+        "vit_hub.progress",
+        "vit_hub.shown",
+        "vit_hub.untrusted",
+        "vit_hub.version",
+        "vit_hub.weights_manifest",
+    ),
     ("vit_hub.model",),
     ("vit_hub.preprocessing",),
     ("vit_hub.registry", "vit_hub.choosing"),

@@ -165,8 +165,8 @@ class Room(NamedTuple):
 ROOMS = (
     Room(
         "library",
-        "errors, progress, shown, version",
-        ("errors", "progress", "shown", "version"),
+        "errors, progress, shown, untrusted, version",
+        ("errors", "progress", "shown", "untrusted", "version"),
         280,
         780,
         "for every room",

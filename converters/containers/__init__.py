@@ -5,6 +5,8 @@ They are opened by content, read lazily and written one tensor at a time; ONNX f
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,6 +30,7 @@ from vit_hub.converters.containers.training_folder import enter
 from vit_hub.converters.tensors import DTYPES, LazyTensor
 from vit_hub.errors import CheckpointError
 from vit_hub.shown import Shown
+from vit_hub.untrusted import AXES, NAME_LENGTH, SIZE, TENSORS, gate
 
 __all__ = ["CONTAINER_SUFFIXES", "EMBEDDED", "RawCheckpoint", "atomic_path", "open_raw", "write_tensors"]
 
@@ -56,6 +59,8 @@ _WRITERS: dict[str, Callable[[Path, Mapping[str, LazyTensor], Pieces], None]] = 
     "hdf5": write_hdf5,
 }
 
+# Half of a character, which cannot be written.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # From a run's folder to its weights.
 _MOST_LEVELS = 6
 
@@ -112,20 +117,22 @@ def open_raw(
     path = Path(path)
     warnings: list[str] = []
     try:
-        if path.is_dir():
-            weights = _enter(path, warnings)
-        elif path.suffix == ".distcp" and path.with_name(METADATA).is_file():
-            weights = path.with_name(METADATA)
-        elif path.is_file():
-            weights = path
-        else:
-            what = "not a regular file" if path.exists() else "no such file or folder"
-            raise CheckpointError(f"{path}: {what}", hint="check the path")
-        container = sniff(weights)
-        if container == "index":
-            contents = _read_shards(weights, select)
-        else:
-            contents = _read_parts(container, parts_of(path, weights))
+        with gate(path, "damaged, or not what it claims to be", "fetch the file again"):
+            if path.is_dir():
+                weights = _enter(path, warnings)
+            elif path.suffix == ".distcp" and path.with_name(METADATA).is_file():
+                weights = path.with_name(METADATA)
+            elif path.is_file():
+                weights = path
+            else:
+                what = "not a regular file" if path.exists() else "no such file or folder"
+                raise CheckpointError(f"{path}: {what}", hint="check the path")
+            container = sniff(weights)
+            if container == "index":
+                contents = _read_shards(weights, select)
+            else:
+                contents = _read_parts(container, parts_of(path, weights))
+            _check_limits(contents)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}", hint="check the file and its permissions") from error
     if contents.unreadable and not contents.tensors:
@@ -134,6 +141,31 @@ def open_raw(
     beside = with_sidecars or path != weights or is_customary(path.name)
     sidecars = {**(read_sidecars(weights) if beside else {}), **contents.sidecars}
     return replace(contents, path=path, sidecars=sidecars, warnings=tuple(warnings))
+
+
+def _check_limits(contents: RawCheckpoint) -> None:
+    """Refuse what no checkpoint has, before anything is done for each tensor or each of its axes.
+
+    Raises:
+        CheckpointError: too many tensors, or a name or shape beyond the limits.
+    """
+    where, names = str(contents.path), (*contents.tensors, *contents.unreadable)
+    problem = TENSORS.exceeded(len(names))
+    for name in names:
+        if problem:
+            break
+        if said := NAME_LENGTH.exceeded(len(name)):
+            where, problem = f"{contents.path}: the name {name[:40]!r}...", said
+        elif not name.isascii() and _SURROGATE.search(name):
+            where, problem = f"{contents.path}: the name {name!r}", "is no text"
+        elif tensor := contents.tensors.get(name):
+            where = f"{contents.path}: tensor {name!r}"
+            problem = AXES.exceeded(len(tensor.shape))
+            # Where one axis has no values, the file's size says nothing about the others.
+            if not problem and 0 in tensor.shape and math.prod(size or 1 for size in tensor.shape) > SIZE.most:
+                problem = f"has the shape {tensor.shape}, which no array can have"
+    if problem:
+        raise CheckpointError(f"{where} {problem}", hint="the file is damaged or malicious: fetch it again")
 
 
 def _enter(folder: Path, warnings: list[str]) -> Path:
@@ -184,7 +216,11 @@ def _read_parts(container: str, files: tuple[Path, ...]) -> RawCheckpoint:
 
 def _read_shards(index: Path, select: Callable[[Collection[str]], Collection[str]] | None) -> RawCheckpoint:
     shards = read_index(index)
-    wanted = set(select([name for names in shards.values() for name in names])) if select else None
+    names = [name for held in shards.values() for name in held]
+    try:
+        wanted = set(select(names)) if select else None
+    except CheckpointError as error:
+        raise CheckpointError(f"{index}: {error.message}", hint="give the file of the image encoder alone") from error
     chosen = {shard: names for shard, names in shards.items() if wanted is None or not wanted.isdisjoint(names)}
     for shard in chosen:
         if not shard.is_file():

@@ -18,7 +18,15 @@ import numpy as np
 from vit_hub.converters.containers.archive import read_members
 from vit_hub.converters.containers.folder import is_name
 from vit_hub.converters.containers.mapped import MappedFile
-from vit_hub.converters.containers.pickles import Inert, Name, Pickle, StoredTensor, Unreadable, explained
+from vit_hub.converters.containers.pickles import (
+    Inert,
+    Name,
+    Pickle,
+    PickleStream,
+    StoredTensor,
+    Unreadable,
+    explained,
+)
 from vit_hub.converters.containers.zipped_values import unpickled
 from vit_hub.converters.tensors import DTYPES, DTYPES_HINT, TORCH_DTYPES, Array, LazyTensor
 from vit_hub.errors import CheckpointError
@@ -56,7 +64,7 @@ def read_dcp(folder: Path) -> tuple[dict[str, LazyTensor], dict[str, Unreadable]
     path = folder / METADATA
     what = "not the metadata of torch.distributed.checkpoint"
     with explained(path, what, refused=_DAMAGED, damaged=_DAMAGED), path.open("rb") as stream:
-        return _tensors(folder, _state(Pickle().load(stream), "Metadata"))
+        return _tensors(folder, _state(Pickle().load(PickleStream(stream, path.stat().st_size)), "Metadata"))
 
 
 def _state(value: object, kind: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ Source: torch/export/pt2_archive/{constants,_package}.py, torch/_export/serde/sc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -23,6 +22,7 @@ from vit_hub.converters.containers.pickles import (
 )
 from vit_hub.converters.containers.zipped_values import read_values, unpickled
 from vit_hub.errors import CheckpointError
+from vit_hub.untrusted import parse_json
 
 __all__ = ["is_exported", "read_exported"]
 
@@ -68,7 +68,7 @@ def read_exported(file: MappedFile, members: Mapping[str, Member]) -> dict[str, 
             return _old_state(file, members)
         if len(configs) > 1:
             raise CheckpointError(f"{file.path}: holds {len(configs)} models", hint="save one a file")
-        config = json.loads(bytes(read_member(file, members[configs[0]])))["config"]
+        config = parse_json(bytes(read_member(file, members[configs[0]])))["config"]
         folder = configs[0].rpartition("/")[0]
         return {name: _tensor(file, members, folder, entry) for name, entry in config.items()}
 

@@ -5,7 +5,6 @@ The folder may be one on disk or one of a repository: the rules are about names.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_hub.errors import CheckpointError
+from vit_hub.untrusted import read_json
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -198,8 +198,9 @@ def read_sidecars(weights: Path) -> dict[str, dict[str, Any]]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        parsed = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        # What others wrote may have numbers that are none, in fields that nothing here reads.
+        parsed = read_json(path, finite=False)
+    except ValueError as error:
         raise CheckpointError(f"{path}: not JSON: {error}", hint="repair the file or fetch it again") from error
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{path}: a JSON object expected", hint="repair the file or fetch it again")

@@ -21,6 +21,7 @@ import numpy as np
 
 from vit_hub.converters.tensors import DTYPES, DTYPES_HINT, TORCH_DTYPES, Array, LazyTensor
 from vit_hub.errors import CheckpointError, UnsafeCheckpointError, first_line
+from vit_hub.untrusted import NAME_LENGTH, PICKLE_COPIES, PICKLE_OPCODES
 
 __all__ = [
     "DEQUANTIZE",
@@ -28,6 +29,7 @@ __all__ = [
     "Inert",
     "Name",
     "Pickle",
+    "PickleStream",
     "Refused",
     "Storage",
     "StoredTensor",
@@ -74,13 +76,18 @@ DEQUANTIZE = "load it where it was quantized, dequantize it and save it again, o
 PLAIN_ONLY = "only plain tensors are supported"
 # Hashes of larger numbers can be made to collide.
 _LARGEST_KEY = sys.hash_info.modulus
+# Keys become parts of names, and a pickle may set the same one many times.
+_LONGEST_KEY, _MOST_PARTS = 10_000, 16
+_SHOWN = 8
+_AT_ONCE = 1 << 20  # bytes
 
 
 class Refused(Exception):
     """A pickle that would run code; the message is the functions and classes that it asks for."""
 
     def __init__(self, names: list[str]) -> None:
-        super().__init__(", ".join(names))
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        super().__init__(", ".join(names[:_SHOWN]) + more)
 
 
 @contextmanager
@@ -186,6 +193,32 @@ class Unreadable(NamedTuple):
     remedy: str
 
 
+class PickleStream:
+    """A stream of pickles that reads no more than there is: a stream of Python's makes room for all that is asked for.
+
+    Args:
+        stream: to read from its position on.
+        size: its bytes.
+    """
+
+    def __init__(self, stream: BinaryIO, size: int) -> None:
+        self._stream, self._size = stream, size
+
+    def read(self, count: int) -> bytes:
+        """Return so many bytes, fewer at the end."""
+        if count > _AT_ONCE:
+            count = min(count, self._size - self._stream.tell())
+        return self._stream.read(count)
+
+    def readline(self) -> bytes:
+        """Return a line, or as much of it as any opcode may have."""
+        return self._stream.readline(_AT_ONCE)
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._stream.tell()
+
+
 class Pickle:
     """One run of the interpreter; subclasses narrow what a pickle may ask for.
 
@@ -199,17 +232,21 @@ class Pickle:
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
+        self._copied = 0
 
-    def load(self, stream: BinaryIO) -> object:
+    def load(self, stream: BinaryIO | PickleStream) -> object:
         """Return the object of the next pickle in a stream, which then stands behind it.
 
         Raises:
             Refused: it would run code.
             Exception: of any kind, if it is damaged.
         """
-        self._stack, self._marks, self._memo = [], [], {}
+        self._stack, self._marks, self._memo, self._copied = [], [], {}, 0
         try:
-            for opcode, argument, _ in pickletools.genops(stream):
+            opcodes = pickletools.genops(stream)  # type: ignore[arg-type]  # needs no more than a PickleStream has
+            for count, (opcode, argument, _) in enumerate(opcodes, 1):
+                if said := PICKLE_OPCODES.exceeded(count):
+                    raise ValueError(f"it {said}")
                 if opcode.name == "STOP":
                     break
                 self._run(opcode.name, argument)
@@ -235,6 +272,8 @@ class Pickle:
 
     def _name(self, module: str, name: str) -> object:
         # Old protocols have the names of Python 2.
+        if NAME_LENGTH.exceeded(len(module) + len(name)):
+            raise ValueError("the name of a class is too long")
         found = Name(*NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name)))
         # Resolved when it is called, with its arguments.
         if str(found) != "builtins.getattr" and not self.allowed(found, called=False):
@@ -244,7 +283,7 @@ class Pickle:
     def _run(self, code: str, argument: Any) -> None:
         """Run one opcode; their meanings are documented in :mod:`pickletools`."""
         stack = self._stack
-        if _LITERALS.fullmatch(code):
+        if code in _LITERALS:
             stack.append(argument)
         elif code in _CONSTANTS:
             stack.append(_CONSTANTS[code])
@@ -293,13 +332,14 @@ class Pickle:
             stack.append(self._call(kind, tuple(rest)))
         elif code == "REDUCE":
             function, arguments = self._popped(2)
-            stack.append(self._call(function, _tuple(arguments)))
+            stack.append(self._call(function, self._copy(arguments)))
         elif code == "NEWOBJ":
             kind, arguments = self._popped(2)
-            stack.append(self._new(kind, _tuple(arguments)))
+            stack.append(self._new(kind, self._copy(arguments)))
         elif code == "NEWOBJ_EX":
             kind, arguments, options = self._popped(3)
-            stack.append(self._new(kind, (*_tuple(arguments), options)))
+            self._spend(len(_tuple(arguments)))
+            stack.append(self._new(kind, (*arguments, options)))
         elif code == "BUILD":
             (state,) = self._popped(1)
             # A dict that stands for a subclass (OrderedDict) needs no attributes.
@@ -321,6 +361,18 @@ class Pickle:
             self._marked()
         elif code not in ("PROTO", "FRAME", "READONLY_BUFFER"):
             raise ValueError(f"opcode {code}")
+
+    def _copy(self, value: object) -> tuple[Any, ...]:
+        """Return a sequence as a tuple. A few opcodes can ask for the same long list many times: all are counted."""
+        items = _tuple(value)
+        if items is not value:
+            self._spend(len(items))
+        return items
+
+    def _spend(self, items: int) -> None:
+        self._copied += items
+        if said := PICKLE_COPIES.exceeded(self._copied):
+            raise ValueError(f"it copies more than it may: it {said}")
 
     def _last(self, count: int) -> list[Any]:
         floor = self._marks[-1] if self._marks else 0
@@ -359,14 +411,17 @@ class Pickle:
         elif not self.allowed(function, called=True):
             self._refused[name] = None
         elif name in ("copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__"):
+            self._spend(len(arguments))
             return self._new(arguments[0], arguments[1:])
         elif name in _CONTAINERS:
             made: dict[Any, Any] = {}
             if name != "collections.defaultdict" and arguments:
-                _put(made, [part for pair in _pairs(arguments[0]) for part in pair])
+                items = [part for pair in _pairs(arguments[0]) for part in pair]
+                self._spend(len(items))
+                _put(made, items)
             return made
         elif name == "torch.Size":
-            return _tuple(arguments[0])
+            return self._copy(arguments[0])
         elif name in _TENSOR_BUILDERS:
             return _TENSOR_BUILDERS[name](*arguments)
         elif name.startswith("torch._utils._rebuild_"):
@@ -377,9 +432,8 @@ class Pickle:
 
 
 # Opcodes whose argument is the object.
-_LITERALS = re.compile(
-    "(SHORT_)?BIN(STRING|BYTES|UNICODE)8?|STRING|UNICODE|BYTEARRAY8|INT|BININT[12]?|LONG[14]?|(BIN)?FLOAT"
-)
+_LITERAL = "(SHORT_)?BIN(STRING|BYTES|UNICODE)8?|STRING|UNICODE|BYTEARRAY8|INT|BININT[12]?|LONG[14]?|(BIN)?FLOAT"
+_LITERALS = frozenset(code.name for code in pickletools.opcodes if re.fullmatch(_LITERAL, code.name))
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _PUTS = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
 # Read as plain dicts.
@@ -424,7 +478,7 @@ def _put(target: object, items: list[Any]) -> None:
     """Set items, given as key, value, key, value; keys whose hash takes long or may collide get another."""
     mapping = target if isinstance(target, dict) else _inert(target).mapping
     for key, value in zip(items[::2], items[1::2], strict=True):
-        flat = isinstance(key, tuple) and all(_is_key(part) for part in key)
+        flat = isinstance(key, tuple) and len(key) <= _MOST_PARTS and all(_is_key(part) for part in key)
         mapping[key if flat or _is_key(key) else Inert(_known(key))] = value
 
 
@@ -433,7 +487,9 @@ def _is_key(value: object) -> bool:
         return True
     if isinstance(value, int):
         return abs(value) < _LARGEST_KEY
-    return value is None or isinstance(value, (str, bytes, float, Inert))
+    if isinstance(value, (str, bytes)):
+        return len(value) <= _LONGEST_KEY
+    return value is None or isinstance(value, (float, Inert))
 
 
 # torch's functions that build tensors
@@ -457,6 +513,8 @@ def strided_tensor(storage: object, offset: Any, shape: Any, strides: Any, *_: o
     span = 0 if 0 in shape else 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if (offset + span) * itemsize > storage.nbytes:
         raise ValueError(f"shape {shape} with strides {strides} at {offset} reaches beyond {storage.nbytes:,} bytes")
+    # What no value is reached by may be any number.
+    strides = tuple(stride if span and size > 1 else 0 for size, stride in zip(shape, strides, strict=True))
     return StoredTensor(storage, dtype, offset, shape, strides, span)
 
 

@@ -20,10 +20,10 @@ from vit_hub.converters.containers.mapped import MappedFile, Pieces
 from vit_hub.converters.containers.pickles import Unreadable
 from vit_hub.converters.tensors import DTYPES, DTYPES_HINT, Array, LazyTensor
 from vit_hub.errors import CheckpointError
+from vit_hub.untrusted import HEADER_BYTES, parse_json
 
-__all__ = ["MAX_HEADER_BYTES", "read_safetensors", "write_safetensors"]
+__all__ = ["read_safetensors", "write_safetensors"]
 
-MAX_HEADER_BYTES = 100_000_000  # the package's own limit
 _LENGTH = struct.Struct("<Q")
 _METADATA = "__metadata__"
 _ALIGNMENT = 64
@@ -62,25 +62,18 @@ def _read_header(file: MappedFile) -> tuple[dict[str, Any], int]:
         raise CheckpointError(
             f"{file.path}: the header is said to have {length:,} bytes, the file has {file.size:,}", hint=_AGAIN
         )
-    if length > MAX_HEADER_BYTES:
+    if HEADER_BYTES.exceeded(length):
         raise CheckpointError(
             f"{file.path}: the header is said to have {length:,} bytes",
-            hint=f"at most {MAX_HEADER_BYTES:,} are supported",
+            hint=f"at most {HEADER_BYTES.most:,} are supported",
         )
     try:
-        header = json.loads(file.bytes(_LENGTH.size, length), object_pairs_hook=partial(_without_duplicates, file.path))
-    except (ValueError, RecursionError) as error:
+        header = parse_json(file.bytes(_LENGTH.size, length), most=HEADER_BYTES.most)
+        if not isinstance(header, dict):
+            raise ValueError("an object is expected")
+    except ValueError as error:
         raise CheckpointError(f"{file.path}: the safetensors header is not JSON: {error}", hint=_AGAIN) from error
     return header, start
-
-
-def _without_duplicates(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in members:
-            raise CheckpointError(f"{path}: the safetensors header names {name!r} twice", hint="save the file again")
-        members[name] = value
-    return members
 
 
 def _data_end(header: dict[str, Any]) -> int | None:

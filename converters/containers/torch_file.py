@@ -23,6 +23,7 @@ from vit_hub.converters.containers.mapped import MappedFile, Pieces
 from vit_hub.converters.containers.pickles import (
     Inert,
     Pickle,
+    PickleStream,
     Storage,
     StoredTensor,
     Unreadable,
@@ -31,7 +32,7 @@ from vit_hub.converters.containers.pickles import (
     storage_itemsize,
 )
 from vit_hub.converters.containers.torchscript import is_torchscript, read_torchscript
-from vit_hub.converters.containers.zipped_values import unpickled
+from vit_hub.converters.containers.zipped_values import joined, unpickled
 from vit_hub.converters.tensors import DTYPES, Array, LazyTensor
 from vit_hub.errors import CheckpointError, UnsafeCheckpointError
 
@@ -151,7 +152,8 @@ def _before_zip(file: MappedFile) -> object:
             raise ValueError("a part of values that reaches beyond them")
         return Storage(dtype, nbytes, lambda at, form, count: whole.read(start + at, form, count))
 
-    with file.path.open("rb") as stream:
+    with file.path.open("rb") as opened:
+        stream = PickleStream(opened, file.size)
         first = Pickle().load(stream)
         if isinstance(first, (dict, Inert)):
             raise CheckpointError(
@@ -215,9 +217,10 @@ def flatten(path: Path, root: object, stored: int) -> tuple[dict[str, LazyTensor
                 f"{path}: nested deeper than {_MAX_DEPTH} levels, or more than {_MAX_OBJECTS:,} objects",
                 hint=_RESAVE,
             )
-        name = "/".join(names)
-        if isinstance(value, (StoredTensor, Unreadable)) and (name in tensors or name in unreadable):
-            raise CheckpointError(f"{path}: two tensors are named {name!r}", hint="rename one and save again")
+        if isinstance(value, (StoredTensor, Unreadable)):
+            name = joined(path, names, "/", len(tensors) + len(unreadable))
+            if name in tensors or name in unreadable:
+                raise CheckpointError(f"{path}: two tensors are named {name!r}", hint="rename one and save again")
         if isinstance(value, Unreadable):
             unreadable[name] = value
         elif isinstance(value, StoredTensor):

@@ -20,7 +20,7 @@ from vit_hub.converters.containers.pickles import (
     StoredTensor,
     Unreadable,
 )
-from vit_hub.converters.containers.zipped_values import unpickled
+from vit_hub.converters.containers.zipped_values import joined, unpickled
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import CheckpointError, UnsafeCheckpointError
 
@@ -81,14 +81,15 @@ def read_torchscript(
                 f"{file.path}: modules nested deeper than {_MAX_DEPTH} levels or more than {_MAX_OBJECTS:,} objects",
                 hint=_DAMAGED,
             )
-        name = ".".join(names)
         if isinstance(value, StoredTensor):
+            name = joined(file.path, names, ".", len(tensors))
             tensors[name] = value.lazy()
             check_expansion(file.path, f"tensor {name!r}", tensors[name].nbytes, file.size)
         elif isinstance(value, Unreadable):
-            unreadable[name] = value
+            unreadable[joined(file.path, names, ".", len(unreadable))] = value
         elif isinstance(value, Inert) and str(value.kind).startswith(_QUANTIZED):
-            unreadable[name] = Unreadable(f"is quantized by PyTorch ({str(value.kind).rpartition('.')[2]})", DEQUANTIZE)
+            quantized = f"is quantized by PyTorch ({str(value.kind).rpartition('.')[2]})"
+            unreadable[joined(file.path, names, ".", len(unreadable))] = Unreadable(quantized, DEQUANTIZE)
     if not tensors and not unreadable:
         raise CheckpointError(
             f"{file.path}: a TorchScript archive whose module has no parameters",

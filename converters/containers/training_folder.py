@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from vit_hub.converters.containers.dcp import METADATA
 from vit_hub.converters.containers.folder import is_name, listed
 from vit_hub.converters.containers.torch_file import read_state
 from vit_hub.errors import CheckpointError, VitHubError
+from vit_hub.untrusted import read_json
 
 __all__ = ["enter"]
 
@@ -159,8 +159,8 @@ def _lightning_best(file: Path) -> str:
 def _best(folder: Path, last: Path) -> Path | None:
     for path in (folder / "trainer_state.json", last / "trainer_state.json"):
         try:
-            state = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError):
+            state = read_json(path, finite=False)
+        except (OSError, ValueError):
             continue
         named = state.get("best_model_checkpoint") if isinstance(state, dict) else None
         if isinstance(named, str):

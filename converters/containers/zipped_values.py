@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from vit_hub.converters.containers.mapped import MappedFile
 from vit_hub.converters.containers.pickles import Pickle, Storage, storage_dtype, storage_itemsize
 from vit_hub.converters.tensors import Array
 from vit_hub.errors import CheckpointError
+from vit_hub.untrusted import NAME_LENGTH, TENSORS
 
-__all__ = ["read_values", "unpickled"]
+__all__ = ["joined", "read_values", "unpickled"]
 
 
 class _ZippedValues:
@@ -48,6 +50,8 @@ class _ZippedValues:
         dtype = storage_dtype(class_)
         if kind != "storage" or type(size) is not int or not isinstance(key, (str, int)):
             raise ValueError("a reference to no values")
+        if isinstance(key, str) and NAME_LENGTH.exceeded(len(key)):
+            raise ValueError("the name of values is too long")
         name = f"{self._root}/data/{key}"
         member = self._members.get(name)
         if member is None:
@@ -68,6 +72,25 @@ def unpickled(file: MappedFile, members: Mapping[str, Member], pickle: type[Pick
     """
     values = _ZippedValues(file, members)
     return pickle(values.storage).load(io.BytesIO(values.pickled()))
+
+
+def joined(path: Path, names: Sequence[str], separator: str, before: int) -> str:
+    """Return the name of a tensor in nested containers, whose pickle can repeat them without end.
+
+    Args:
+        path: the file.
+        names: those of the containers, and of the tensor in the last one.
+        separator: between them.
+        before: number of tensors found already.
+
+    Raises:
+        CheckpointError: the name is too long, or there are too many tensors.
+    """
+    too_long, too_many = NAME_LENGTH.exceeded(sum(map(len, names))), TENSORS.exceeded(before + 1)
+    if too_long or too_many:
+        problem = f"the name of a tensor {too_long}" if too_long else f"it {too_many}"
+        raise CheckpointError(f"{path}: {problem}", hint="save the weights alone, as safetensors")
+    return separator.join(names)
 
 
 def read_values(file: MappedFile, member: Member, offset: int, dtype: np.dtype[np.generic], count: int) -> Array:

@@ -17,7 +17,7 @@ from vit_hub.converters.rules.format import Dialect, Requirement, Sidecars, Stat
 from vit_hub.converters.rules.table import Reading
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import ConfigError
-from vit_hub.model.config import ViTConfig, size_pair
+from vit_hub.model.config import ViTConfig, check_fields, size_pair
 
 _DEFAULTS: dict[str, Any] = {
     "hidden_act": "gelu",
@@ -59,7 +59,9 @@ def _state(raw: RawCheckpoint, tensors: Mapping[str, LazyTensor], dialect: Diale
         guesses, within = (), values["window_block_indices"]
         if not isinstance(within, (list, tuple)) or not all(isinstance(block, int) for block in within):
             raise ConfigError(f"{raw.path}: window_block_indices={within!r} are no numbers of blocks")
-        full = [block for block in range(values.get("num_hidden_layers", 12)) if block not in within]
+        depth = values.get("num_hidden_layers", 12)
+        check_fields({"depth": depth})
+        full = [block for block in range(depth) if block not in within]
         shown["windows"] = _sam.windows_of(values["window_size"], full)
     fields = {**shown, **stated.fields, "pool": "none"}
     patch = tensors[f"{root}embeddings.projection.weight"].shape[-1]

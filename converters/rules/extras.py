@@ -25,8 +25,8 @@ __all__ = [
     "remedy",
 ]
 
-_REMEMBERED = 1 << 12  # names: dozens of tables ask about the same ones
-
+# Names whose module is kept: recognition asks for each table.
+_REMEMBERED = 1 << 14
 # Never weights of an encoder, wherever they stand.
 _NO_WEIGHTS = (
     Drop(

@@ -109,6 +109,10 @@ def test_only_the_locked_source_is_asked(make_entry: MakeEntry, server: Server, 
     assert source == dataclasses.replace(second, sha256=NPZ_SHA256, size=len(NPZ))
 
 
+def _pin(sha256: str) -> dict[str, object]:
+    return {"sha256": sha256, "size": 1}
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -116,10 +120,14 @@ def test_only_the_locked_source_is_asked(make_entry: MakeEntry, server: Server, 
         ("[]", "no 'models'"),
         ('{"version": 2, "models": {}}', "version 2"),
         ('{"models": {}}', "version None"),
-        ('{"version": 1, "models": {"x": 3}}', "no 'address'"),
+        ('{"version": 1, "models": {"x": 3}}', "an object is expected"),
         ('{"version": 1, "models": {"x": {"address": "https://e.org/x"}}}', "no 'files'"),
-        ('{"version": 1, "models": {"x": {"address": "x", "files": {"x": {}}}}}', "64 hex"),
-        (json.dumps({"version": 1, "models": {"x": {"address": "x", "files": {"../x": {}}}}}), "not a name"),
+        ('{"version": 1, "models": {"x": {"address": "x", "files": {"x": {}}}}}', "no 'sha256'"),
+        (json.dumps({"version": 1, "models": {"x": {"address": "x", "files": {"x": _pin("z" * 64)}}}}), "64 hex"),
+        (
+            json.dumps({"version": 1, "models": {"x": {"address": "x", "files": {"../x": _pin("0" * 64)}}}}),
+            "not a name",
+        ),
     ],
 )
 def test_a_lock_file_that_cannot_be_read(content: str, words: str) -> None:

@@ -16,6 +16,7 @@ from vit_hub.hub.names.credentials import without_credentials
 from vit_hub.hub.names.locate import locate, refuse_local
 from vit_hub.hub.resolve import Resolved, resolve
 from vit_hub.registry import Entry, WeightSource
+from vit_hub.untrusted import read_json
 
 __all__ = ["LOCKFILE", "check_locked", "lock", "locked_model", "read_lock"]
 
@@ -74,7 +75,7 @@ def read_lock(file: Path) -> dict[str, Delivery]:
     """
     hint = "take it from version control again, or delete it and run `vit-hub lock`"
     try:
-        data = json.loads(file.read_bytes())
+        data = read_json(file)
         if not isinstance(data, dict) or not isinstance(data.get("models"), dict):
             raise ValueError("no 'models'")
         version = data.get("version")
@@ -88,7 +89,7 @@ def read_lock(file: Path) -> dict[str, Delivery]:
         raise VitHubError(f"{file}: no such lock file", hint="`vit-hub lock NAME...` makes it") from error
     except OSError as error:
         raise VitHubError(f"{file}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise VitHubError(f"{file}: not a lock file: {error}", hint=hint) from error
 
 

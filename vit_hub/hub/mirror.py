@@ -6,7 +6,6 @@ its address; it is tried before the original sources. :mod:`vit_hub.hub.make_mir
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import warnings
@@ -21,13 +20,14 @@ from vit_hub.hub.cache.records import Delivery, Pin, Record
 from vit_hub.hub.names.address import address, is_commit, source_of
 from vit_hub.hub.names.credentials import credentials_of, without_credentials
 from vit_hub.registry import WeightSource
+from vit_hub.untrusted import INDEX_BYTES, parse_json
 
 __all__ = ["FILES", "INDEX", "VERSION", "copy_checked", "from_mirror", "has_file", "parse_index"]
 
 INDEX = "index.json"
 FILES = "files"
 VERSION = 1
-LONGEST_INDEX = 64 << 20  # bytes
+LONGEST_INDEX = INDEX_BYTES.most
 _CHUNK = 1 << 20
 _HINT = "make the mirror again with `vit-hub mirror`, or unset VIT_HUB_MIRROR"
 _TAMPERED = "nothing was kept; the mirror is damaged or tampered with: make it again, or unset VIT_HUB_MIRROR"
@@ -148,7 +148,7 @@ def parse_index(content: bytes, place: str) -> dict[str, Any]:
         DownloadError: it is malformed, or of another version.
     """
     try:
-        index = json.loads(content)
+        index = parse_json(content, most=LONGEST_INDEX)
         version = index["version"]
         if version != VERSION:
             raise DownloadError(
@@ -156,7 +156,7 @@ def parse_index(content: bytes, place: str) -> dict[str, Any]:
             )
         if not all(isinstance(index[key], dict) for key in ("addresses", "models")):
             raise TypeError("'addresses' and 'models' are no objects")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DownloadError(f"{place}: {INDEX} is damaged: {error}", hint=_HINT) from error
     found: dict[str, Any] = index
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from vit_hub.hub.names.credentials import hide_credentials, without_credentials
 from vit_hub.hub.names.locate import locate
 from vit_hub.hub.resolve import Resolved, open_resolved, resolve
 from vit_hub.registry import Entry, WeightSource
+from vit_hub.untrusted import read_json
 from vit_hub.version import __version__
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ def _facts(
     base = origin.repo if origin and origin.repo != repo else None
     hf_class = ""
     if format == "hf":
-        hf_class = (json.loads(files["config.json"].read_bytes()).get("architectures") or [""])[0]
+        hf_class = (read_json(files["config.json"], finite=False).get("architectures") or [""])[0]
     return CardFacts(
         repo=repo,
         format=format,

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from vit_hub.errors import ConfigError
 from vit_hub.shown import Shown
+from vit_hub.untrusted import BLOCKS, SIZE
 
 __all__ = [
     "ACTIVATIONS", "ATTENTION_POOLS", "CHOICES", "RESIZE_METHODS", "RESIZING", "Merger", "Neck", "RelPosMlp", "Rope",
@@ -42,6 +43,8 @@ _NOT_NEGATIVE = (
     "num_registers", "representation_dim", "projection_dim", "num_classes", "pool_heads", "pool_mlp_dim",
     "pool_depth", "num_detection_tokens", "patch_padding",
 )  # fmt: skip
+# Of each, something is made; other numbers are compared with shapes of tensors.
+_MOST = dict.fromkeys(("depth", "pool_depth", "branches"), BLOCKS.most)
 _SIZES = ("image_size", "patch_size")
 _SHOWN = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "num_classes")
 RESIZING = ("resize", "resize_by_count", "resize_square")
@@ -199,16 +202,19 @@ class Video:
             raise ConfigError(f"video.frames={self.frames} is no multiple of video.tubelet={self.tubelet}")
 
 
-def _is_whole(value: Any, least: int = 0) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _check_whole(name: str, value: Any, least: int) -> None:
+    """Raise ConfigError if a value is no whole number of at least a size, or beyond what a model has."""
+    most = _MOST.get(name, SIZE.most)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name} must be a whole number >= {least}, not {value!r}")
+    if value > most:
+        raise ConfigError(f"{name} must be at most {most:,}, not {value!r}")
 
 
 def _check_numbers(instance: Any, least: Mapping[str, int], prefix: str = "") -> None:
     """Raise ConfigError if a field is no whole number of at least a size."""
     for name, smallest in least.items():
-        value = getattr(instance, name)
-        if not _is_whole(value, smallest):
-            raise ConfigError(f"{prefix}{name} must be a whole number >= {smallest}, not {value!r}")
+        _check_whole(f"{prefix}{name}", getattr(instance, name), smallest)
 
 
 @functools.cache
@@ -241,8 +247,8 @@ def check_fields(fields: Mapping[str, Any]) -> None:
     """
     least = {**dict.fromkeys(_POSITIVE, 1), **dict.fromkeys(_NOT_NEGATIVE, 0)}
     for name, value in fields.items():
-        if name in least and not _is_whole(value, least[name]):
-            raise ConfigError(f"{name} must be a whole number >= {least[name]}, not {value!r}")
+        if name in least:
+            _check_whole(name, value, least[name])
         if name in _SIZES:
             size_pair(name, value)
         if name in CHOICES:
@@ -780,8 +786,10 @@ def _numbers(name: str, values: Any, least: int = 1) -> tuple[int, ...]:
         ConfigError: it is none.
     """
     found = tuple(values) if isinstance(values, (list, tuple)) else None
-    if found is None or not all(_is_whole(value, least) for value in found):
+    if found is None or not all(type(value) is int and least <= value <= SIZE.most for value in found):
         raise ConfigError(f"{name} must hold whole numbers >= {least}, not {values!r}")
+    if said := BLOCKS.exceeded(len(found)):
+        raise ConfigError(f"{name} {said.replace(BLOCKS.unit, 'numbers')}")
     return found
 
 
@@ -837,4 +845,6 @@ def size_pair(name: str, value: Any) -> tuple[int, int]:
         raise ConfigError(f"{name} must be one number or (height, width), not {value!r}")
     if any(isinstance(side, bool) or not hasattr(side, "__index__") or operator.index(side) < 1 for side in pair):
         raise ConfigError(f"{name} must hold whole numbers >= 1, not {value!r}")
+    if max(map(operator.index, pair)) > SIZE.most:
+        raise ConfigError(f"{name} must be at most {SIZE.most:,}, not {value!r}")
     return operator.index(pair[0]), operator.index(pair[1])

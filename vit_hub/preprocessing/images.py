@@ -12,11 +12,17 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vit_hub.errors import VitHubError
+from vit_hub.untrusted import IMAGE_PIXELS
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ImageLike", "read_image"]
+__all__ = ["FORMATS", "ImageLike", "open_image", "read_image"]
+
+FORMATS = (
+    "JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "JXL", "JPEG2000", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA",
+)  # fmt: skip
+"""Pillow's names of the formats that are read: pixels alone, where others are programs (EPS) or contain other files."""
 
 ImageLike: TypeAlias = (
     "Image.Image | str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]"
@@ -32,7 +38,7 @@ def read_image(source: ImageLike, *, mode: str = "RGB", name: str = "image") -> 
     """Read one image, upright, in 8 bits per channel.
 
     The EXIF orientation is applied, transparency is laid over white, and of an animation the first frame is taken.
-    Pillow decides by content, not by suffix.
+    Pillow decides by content, not by suffix; of its readers only those of :data:`FORMATS` are used.
 
     Whole numbers of more than 8 bits are taken by their range. Up to 65535 they are 16-bit values, which keep their
     high byte; 32 and 64 bits hold 8-bit values, too, if none is above 255. If even the largest value would come out
@@ -46,8 +52,8 @@ def read_image(source: ImageLike, *, mode: str = "RGB", name: str = "image") -> 
         name: name of a source without a file name, for errors.
 
     Raises:
-        VitHubError: the file is missing, damaged or no image; the range of its values is not known; or the source is
-            of another kind.
+        VitHubError: the file is missing, damaged, cut short, too large or no image; the range of its values is not
+            known; or the source is of another kind.
     """
     if _is_tensor(source):
         return _to_mode(_from_array(_channels_last(source, name), name), mode, name)
@@ -65,14 +71,29 @@ def read_image(source: ImageLike, *, mode: str = "RGB", name: str = "image") -> 
             hint="give a path, the bytes of a file, a file object, a PIL.Image, an array [height, width, channels] "
             "or a tensor [channels, height, width]",
         )
-    try:
-        image = Image.open(source)  # type: ignore[arg-type]
-    except Exception as error:
-        raise _unreadable(name, error) from error
+    image = open_image(source, name)  # type: ignore[arg-type]
     if not isinstance(source, (str, os.PathLike)):
         return _decode(image, mode, name)  # whoever opened the file closes it
     with image:
         return _decode(image, mode, name)
+
+
+def open_image(source: str | os.PathLike[str] | IO[bytes], name: str) -> Image.Image:
+    """Open an encoded file without decoding its pixels.
+
+    Raises:
+        VitHubError: it is missing, damaged, too large, or of none of :data:`FORMATS`.
+    """
+    Image.init()  # Plugins add to the formats.
+    try:
+        image = Image.open(source, formats=[kind for kind in FORMATS if kind in Image.OPEN])
+    except Exception as error:
+        raise _unreadable(name, error) from error
+    if said := IMAGE_PIXELS.exceeded(image.width * image.height):
+        if isinstance(source, (str, os.PathLike)):
+            image.close()
+        raise VitHubError(f"{name}: the image of {image.width} x {image.height} {said}", hint="make it smaller")
+    return image
 
 
 def _decode(image: Image.Image, mode: str, name: str) -> Image.Image:
@@ -89,7 +110,7 @@ def _decode(image: Image.Image, mode: str, name: str) -> Image.Image:
 def _unreadable(name: str, error: Exception) -> VitHubError:
     reason: object = getattr(error, "strerror", None) or error or type(error).__name__
     if isinstance(error, UnidentifiedImageError):  # its text has the address of an object in memory
-        reason = "it is damaged, or of a kind that Pillow does not know"
+        reason = f"it is damaged, or of another kind than {', '.join(FORMATS)}"
     return VitHubError(f"{name}: cannot read it as an image: {reason}", hint="is the file complete, and an image?")
 
 

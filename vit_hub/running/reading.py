@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from vit_hub.errors import VitHubError
+from vit_hub.preprocessing.images import open_image
 from vit_hub.preprocessing.spec import Preprocessing, native_size
 from vit_hub.running.parquet import needs_pyarrow
 from vit_hub.running.sources import Item, Place
@@ -123,10 +124,7 @@ class Reader:
         if not self.fast_decode or not isinstance(source, bytes) or source[:2] != b"\xff\xd8":
             image = self.preprocessing.read(source, name)
             return image, image.size
-        try:
-            opened = Image.open(io.BytesIO(source))
-        except Exception as error:  # as read_image has it
-            raise VitHubError(f"{name}: cannot read it as an image: {error}") from error
+        opened = open_image(io.BytesIO(source), name)
         whole = opened.size
         share = 2 * max(self.preprocessing.resize_to) / min(whole)
         opened.draft(None, (math.ceil(share * whole[0]), math.ceil(share * whole[1])))

@@ -54,8 +54,8 @@ def test_a_name_with_a_brace_where_a_safetensors_header_begins(tmp_path: Path) -
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 12, 200, 300, 70_000])
 def test_markers_of_every_length(tmp_path: Path, size: int) -> None:
     array = np.arange(size, dtype=np.uint8)
-    write_tensors(tmp_path / "x.msgpack", "msgpack", {"a" * max(1, size // 10): from_array(array)})
-    tree = {"a" * max(1, size // 10): packed(array)}
+    write_tensors(tmp_path / "x.msgpack", "msgpack", {"a" * max(1, min(size // 10, 1000)): from_array(array)})
+    tree = {"a" * max(1, min(size // 10, 1000)): packed(array)}
     assert (tmp_path / "x.msgpack").read_bytes() == msgpack.packb(tree)
     (found,) = open_raw(tmp_path / "x.msgpack").tensors.values()
     assert np.array_equal(found.read(), array)

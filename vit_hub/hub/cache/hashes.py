@@ -14,6 +14,7 @@ from vit_hub.errors import IntegrityError, VitHubError
 from vit_hub.hub.cache.paths import cache_dir
 from vit_hub.progress import byte_bar
 from vit_hub.registry import WeightSource
+from vit_hub.untrusted import read_json
 
 __all__ = ["check", "is_current", "rehash", "sha256_of", "stamp", "stamp_file", "verify", "write_checked"]
 
@@ -91,7 +92,7 @@ def verify(path: Path, source: WeightSource, *, hint: str) -> None:
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file: from its stamp, or computed and stamped."""
     try:
-        stamped = json.loads(stamp_file(path).read_bytes())
+        stamped = read_json(stamp_file(path))
         if stamped["stat"] == _identity(path):
             return str(stamped["sha256"])
     except (OSError, ValueError, KeyError, TypeError, VitHubError):
@@ -135,7 +136,7 @@ def stamp_file(path: Path) -> Path:
 def is_current(stamp: Path) -> bool:
     """Return whether a stamp is valid: its file exists and is unchanged."""
     try:
-        stat = json.loads(stamp.read_bytes())["stat"]
+        stat = read_json(stamp)["stat"]
         return bool(stat == _identity(Path(stat[0])))
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return False

@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from vit_hub.converters.containers import atomic_path
 from vit_hub.converters.containers.folder import weight_files
@@ -23,6 +22,7 @@ from vit_hub.hub.cache.hashes import check, sha256_of
 from vit_hub.hub.cache.paths import cache_dir, readable
 from vit_hub.hub.names.address import address, is_fixed, is_safe_name, source_of
 from vit_hub.registry import WeightSource
+from vit_hub.untrusted import Between, Matching, conform, read_json
 
 __all__ = [
     "CANONICAL",
@@ -43,7 +43,21 @@ __all__ = [
 CANONICAL = "canonical:"
 """The prefix of the keys of converted files' records; their place in the cache follows."""
 _VERSION = 1
-_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+class _PinData(TypedDict):
+    sha256: Annotated[str, Matching("[0-9a-f]{64}", "a hash of 64 hex digits")]
+    size: Annotated[int, Between(0, 1 << 63)]
+
+
+class _DeliveryData(TypedDict):
+    address: str
+    files: dict[str, _PinData]
+
+
+class _RecordData(_DeliveryData):
+    asked: str
+    folder: Annotated[str, Matching("[^\0]+", "the path of a folder")]
 
 
 @dataclass(frozen=True)
@@ -90,27 +104,16 @@ class Delivery:
         Raises:
             ValueError: it is malformed, or a name leads out of a folder.
         """
-        if not isinstance(data, dict) or not isinstance(data.get("address"), str):
-            raise ValueError("no 'address'")
-        files = data.get("files")
-        if not isinstance(files, dict) or not files:
-            raise ValueError(f"{data['address']}: no 'files'")
-        found = cls(data["address"], {name: _pin(name, files[name]) for name in files})
+        conform(data, _DeliveryData, "a record")
+        files = data["files"]
+        for name in files:
+            if not is_safe_name(name):
+                raise ValueError(f"{name!r} is not a name of a file")
+        found = cls(data["address"], {name: Pin(pin["sha256"], pin["size"]) for name, pin in files.items()})
         source_of(found.address)
         if found.main not in files:
             raise ValueError(f"{found.address}: its file is not among its 'files'")
         return found
-
-
-def _pin(name: object, data: Any) -> Pin:
-    if not is_safe_name(name):
-        raise ValueError(f"{name!r} is not a name of a file")
-    sha256, size = (data.get("sha256"), data.get("size")) if isinstance(data, dict) else (None, None)
-    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
-        raise ValueError(f"{name}: 'sha256' is not 64 hex digits")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise ValueError(f"{name}: 'size' is not a number of bytes")
-    return Pin(sha256, size)
 
 
 @dataclass(frozen=True)
@@ -231,11 +234,15 @@ def all_records() -> Iterator[tuple[Path, str, Record]]:
 
 def _read(file: Path) -> tuple[str, Record] | None:
     try:
-        data = json.loads(file.read_bytes())
-        if data["version"] != _VERSION:
+        data = read_json(file)
+        if not isinstance(data, dict) or data.get("version") != _VERSION:
             return None
-        return str(data["asked"]), Record(Path(data["folder"]), Delivery.from_data(data))
-    except (OSError, ValueError, KeyError, TypeError):
+        conform(data, _RecordData, "a record")
+        found = Record(Path(data["folder"]), Delivery.from_data(data))
+        for name in ("", *found.delivery.files):
+            (found.folder / name).exists()  # raises where the system cannot have such a path
+        return data["asked"], found
+    except (OSError, ValueError):
         return None
 
 

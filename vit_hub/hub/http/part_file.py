@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_hub.converters.containers.atomic import put_in_place
+from vit_hub.untrusted import read_json
 
 __all__ = ["PartFile", "Piece"]
 
@@ -93,7 +94,7 @@ class PartFile:
             size: bytes that the file should have; None: not known.
         """
         try:
-            self._reset(*_parse(json.loads(self.journal.read_bytes()), self.file.stat().st_size))
+            self._reset(*_parse(read_json(self.journal), self.file.stat().st_size))
         except (OSError, ValueError, KeyError, TypeError):  # missing, or damaged
             self.discard()
         if not self.resumable or size not in (None, self.total):
