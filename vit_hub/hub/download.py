@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit_hub.errors import ConfigError, VitHubError
-from vit_hub.hub.cache.hashes import sha256_of
-from vit_hub.hub.cache.paths import canonical_file, file_lock
+from vit_hub.hub.cache.hashes import rehash, sha256_of
+from vit_hub.hub.cache.paths import canonical_file, file_lock, is_trusted
 from vit_hub.hub.cache.records import Delivery, Pin, Record, canonical_record, read_record, write_record
 from vit_hub.hub.fetch import record_of
 from vit_hub.hub.lockfile import LOCKFILE, check_locked, locked_model
@@ -72,7 +72,11 @@ def _locked(name: str, file: Path, revision: str | None, offline: bool, force: b
     entry, source, delivery = locked_model(name, file)
     resolved = fetch_any(entry, (source,), offline=offline, progress=progress)
     check_locked(resolved, delivery, file)
-    return _canonical(resolved, force=force, progress=progress)
+    canonical = _canonical(resolved, force=force, progress=progress)
+    known = read_record(canonical_record(canonical))
+    if known and rehash(canonical) != known.delivery.files[canonical.name].sha256:
+        return _canonical(resolved, force=True, progress=progress)
+    return canonical
 
 
 def _converted_earlier(entry: Entry, source: WeightSource) -> Path | None:
@@ -121,7 +125,7 @@ def _record(file: Path, resolved: Resolved) -> None:
 
 def _is_intact(file: Path) -> bool:
     known = read_record(canonical_record(file))
-    return known is None or known.is_intact()
+    return known.is_intact() if known else is_trusted(file)
 
 
 def _recorded(ckpt: Checkpoint, hashes: list[str], version: str) -> Checkpoint:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vit_hub.errors import DownloadError, IntegrityError
 from vit_hub.hub.cache.hashes import sha256_of, verify
-from vit_hub.hub.cache.paths import bundled_file, fetched_file, file_lock
+from vit_hub.hub.cache.paths import bundled_file, fetched_file, file_lock, is_trusted
 from vit_hub.hub.cache.records import Delivery, Pin, Record, as_first_seen, forgetting, read_record, remember
 from vit_hub.hub.mirror import from_mirror
 from vit_hub.hub.names.address import address, is_fixed
@@ -91,6 +91,11 @@ def _from_web(source: WeightSource, offline: bool, progress: bool) -> Path:
         return path
     if offline:
         if path.is_file():
+            if not is_trusted(path):
+                raise DownloadError(
+                    f"{path}: a link, or a file of another user, is not trusted in the cache",
+                    hint="fetch it again with a connection, or put a copy of your own there",
+                )
             verify(path, source, hint=f"fetch it again with a connection, or put the right file at {path}")
         raise DownloadError(
             f"{address(source)}: not in the cache, and offline mode is on",
@@ -111,7 +116,7 @@ def _from_web(source: WeightSource, offline: bool, progress: bool) -> Path:
 
 
 def _is_fetched(path: Path, source: WeightSource) -> bool:
-    if not path.is_file():
+    if not path.is_file() or not is_trusted(path):
         return False
     try:
         verify(path, source, hint="")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from vit_hub.converters.containers import atomic_path
 from vit_hub.errors import IntegrityError, ModelNotFoundError, VitHubError
-from vit_hub.hub.cache.records import Delivery, difference
+from vit_hub.hub.cache.hashes import rehash
+from vit_hub.hub.cache.records import Delivery, Pin, Record, difference
 from vit_hub.hub.fetch import record_of
 from vit_hub.hub.names.address import address, source_of
 from vit_hub.hub.names.credentials import without_credentials
@@ -48,7 +49,7 @@ def lock(
     for name in names:
         refuse_local(name)
         resolved = resolve(name, offline=offline, progress=progress)
-        found[_key(name, resolved.entry)] = _delivered(resolved)
+        found[_key(name, resolved.entry)] = _record(resolved).delivery
     # Read only now: fetching takes long, and another process may have locked something meanwhile.
     models = {**(read_lock(file) if file.exists() else {}), **found}
     data = {"version": _VERSION, "models": {name: delivery.to_data() for name, delivery in models.items()}}
@@ -61,9 +62,9 @@ def _key(name: str, entry: Entry | None) -> str:
     return entry.id if entry else without_credentials(name)
 
 
-def _delivered(resolved: Resolved) -> Delivery:
+def _record(resolved: Resolved) -> Record:
     assert resolved.weight_source is not None
-    return record_of(resolved.weight_source, resolved.path).delivery
+    return record_of(resolved.weight_source, resolved.path)
 
 
 def read_lock(file: Path) -> dict[str, Delivery]:
@@ -122,12 +123,16 @@ def _pinned(candidates: Sequence[WeightSource], delivery: Delivery) -> WeightSou
 
 
 def check_locked(resolved: Resolved, delivery: Delivery, file: Path) -> None:
-    """Compare all fetched files with the locked ones.
+    """Hash all fetched files, whatever their stamps say, and compare them with the locked ones.
 
     Raises:
         IntegrityError: a file differs; the message has both hashes.
     """
-    words = difference(delivery, _delivered(resolved))
+    found = _record(resolved)
+    hashed = {
+        name: Pin(rehash(found.folder / name), (found.folder / name).stat().st_size) for name in found.delivery.files
+    }
+    words = difference(delivery, replace(found.delivery, files=hashed))
     if words:
         raise IntegrityError(
             f"{file}: {address(source_of(delivery.address))}: {words}",
