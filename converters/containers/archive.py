@@ -204,7 +204,7 @@ def stored_array(
     array = file.array(member.offset + offset, dtype, shape, fortran=fortran)
     if member.crc and offset + array.nbytes == member.size and offset <= _LONGEST_START:
         start = zlib.crc32(file.bytes(member.offset, offset))
-        if zlib.crc32(array.reshape(-1, order="A").view(np.uint8), start) != member.crc:
+        if zlib.crc32(array.reshape(-1, order="A").view(np.uint8).data, start) != member.crc:
             raise CheckpointError(
                 f"{file.path}: member {member.name!r} does not match its checksum",
                 hint="the file is damaged: fetch it again",

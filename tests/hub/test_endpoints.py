@@ -32,7 +32,7 @@ def test_an_etag_that_leads_elsewhere(hub: Hub, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("header", ["X-Repo-Commit", "ETag", "X-Linked-ETag"])
 def test_names_of_the_client(server: Server, header: str) -> None:
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import get_session
 
     guard_names()
     guard_names()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import hashlib
 import os
 import socket
 import threading
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hub_fixtures import cache, server
 from servers import Reply, Server
 from tiny import timm_file, vit_jax_file
@@ -19,7 +22,8 @@ import vit_hub
 import vit_hub.hub.cache.paths
 import vit_hub.hub.http.response
 import vit_hub.hub.http.retry
-from vit_hub.errors import CheckpointError, DownloadError, IntegrityError, VitHubError
+from vit_hub.cli import main
+from vit_hub.errors import CheckpointError, ConfigError, DownloadError, IntegrityError, ModelNotFoundError, VitHubError
 from vit_hub.hub.cache.hashes import sha256_of, stamp_file
 from vit_hub.hub.cache.paths import fetched_file, file_lock, is_trusted
 from vit_hub.hub.cache.records import read_record, record_file
@@ -190,3 +194,39 @@ def test_a_lock_whose_holder_does_nothing(cache: Path, monkeypatch: pytest.Monke
     assert "another process holds its lock" in errors[0]
     with file_lock(path):
         pass
+
+
+def test_load_and_convert_obey_the_lock_file(server: Server, tmp_path: Path) -> None:
+    url = server.url + "/tiny.npz"
+    lock([url])
+    options = {"num_heads": 3, "act": "gelu_tanh"}
+    model = vit_hub.load(url, locked=True, overrides=options)
+    vit_hub.convert(url, tmp_path / "out.safetensors", locked="vit-hub.lock", overrides=options)
+    assert vit_hub.compare(tmp_path / "out.safetensors", url).same_weights
+    assert model.config.num_heads == 3
+    with pytest.raises(ModelNotFoundError, match="is not in it"):
+        vit_hub.load(server.url + "/tiny.safetensors", locked=True)
+    with pytest.raises(ModelNotFoundError, match="is not in it"):
+        vit_hub.load(url, locked=True, head=server.url + "/tiny.safetensors")
+    with pytest.raises(ConfigError, match="a local file"):
+        vit_hub.load(tmp_path / "out.safetensors", locked=True)
+    flip(fetched_file(url))
+    locked = Path("vit-hub.lock")
+    locked.write_text(locked.read_text().replace(sha256_of(fetch(web(url))), "0" * 64))
+    with pytest.raises(IntegrityError, match="0" * 64):
+        vit_hub.load(url, locked=True, overrides=options)
+
+
+def test_hashes_can_be_required(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = server.url + "/tiny.safetensors"
+    lock([url])
+    shown = CliRunner().invoke(main, ["download", "--require-hashes", url])
+    assert shown.exit_code != 0
+    assert "nothing pins its sha256" in shown.stderr
+    assert CliRunner().invoke(main, ["download", "--require-hashes", "vit-nano-digits"]).exit_code == 0
+    monkeypatch.setenv("VIT_HUB_REQUIRE_HASHES", "1")
+    with pytest.raises(DownloadError, match="nothing pins its sha256"):
+        fetch(web(url))
+    assert vit_hub.download("vit-nano-digits").is_file()
+    assert fetch(dataclasses.replace(web(url), sha256=hashlib.sha256(WEIGHTS).hexdigest())).is_file()
+    assert vit_hub.open_checkpoint(url, locked=True, overrides={"num_heads": 3}).config.num_heads == 3

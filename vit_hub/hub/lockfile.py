@@ -8,17 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from vit_hub.converters.containers import atomic_path
-from vit_hub.errors import IntegrityError, ModelNotFoundError, VitHubError
+from vit_hub.errors import ConfigError, IntegrityError, ModelNotFoundError, VitHubError
 from vit_hub.hub.cache.hashes import rehash
 from vit_hub.hub.cache.records import Delivery, Pin, Record, difference
 from vit_hub.hub.fetch import record_of
 from vit_hub.hub.names.address import address, source_of
 from vit_hub.hub.names.credentials import without_credentials
 from vit_hub.hub.names.locate import locate, refuse_local
-from vit_hub.hub.resolve import Resolved, resolve
+from vit_hub.hub.resolve import Resolved, fetch_any, resolve
 from vit_hub.registry import Entry, WeightSource
 
-__all__ = ["LOCKFILE", "check_locked", "lock", "locked_model", "read_lock"]
+__all__ = ["LOCKFILE", "check_locked", "lock", "locked_model", "read_lock", "resolve_locked"]
 
 LOCKFILE = Path("vit-hub.lock")
 """The default: in the working folder."""
@@ -107,6 +107,39 @@ def locked_model(name: str, file: Path) -> tuple[Entry | None, WeightSource, Del
         shown = without_credentials(name)
         raise ModelNotFoundError(f"{file}: {shown} is not in it", hint=f"`vit-hub lock {shown}` adds it")
     return entry, _pinned(candidates, locked[key]), locked[key]
+
+
+def resolve_locked(
+    name: str,
+    locked: bool | str | Path,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    progress: bool = False,
+) -> Resolved:
+    """Fetch exactly the files of a lock file, and hash all of them.
+
+    Args:
+        name: as for :func:`vit_hub.download`.
+        locked: the lock file; True: ``vit-hub.lock`` in the working folder.
+        revision: refused, because the lock file gives it.
+        offline: open no connection.
+        progress: show progress bars on a terminal.
+
+    Raises:
+        ConfigError: a local file or folder, or a revision is given.
+        ModelNotFoundError: the lock file does not have it.
+        IntegrityError: a file is not the locked one.
+        VitHubError: as :func:`read_lock` and :func:`vit_hub.hub.resolve.fetch_any`.
+    """
+    refuse_local(name)
+    if revision is not None:
+        raise ConfigError(f"{name}: the lock file gives the revision", hint="leave out revision= (--revision)")
+    file = LOCKFILE if isinstance(locked, bool) else Path(locked)
+    entry, source, delivery = locked_model(name, file)
+    resolved = fetch_any(entry, (source,), offline=offline, progress=progress)
+    check_locked(resolved, delivery, file)
+    return resolved
 
 
 def _pinned(candidates: Sequence[WeightSource], delivery: Delivery) -> WeightSource:

@@ -19,7 +19,7 @@ def guard_names() -> None:
 
     Those who run the server of ``HF_ENDPOINT``, or can change its answers, could write files anywhere otherwise.
     """
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import get_session
 
     session: Any = get_session()
     # Of httpx, or of requests, which huggingface_hub had before 1.0.
