@@ -66,7 +66,7 @@ EXCEPTIONS = {
 }
 # Folders with one module a verb, a format, a container or a kind of picture may hold any number of them.
 MOST_MODULES = {
-    "vit_hub": 12,
+    "vit_hub": 13,
     "vit_hub.cli": 1000,
     "vit_hub.pictures": 1000,
     "vit_hub.converters.formats": 1000,

@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vit_hub.converters.adapters import find_adapter
 from vit_hub.converters.compare import Comparison, compare_checkpoints
 from vit_hub.converters.containers.destination import check_destination
 from vit_hub.converters.read import Checkpoint
 from vit_hub.converters.resize import resized_checkpoint
 from vit_hub.converters.write import Report, convert_checkpoint
 from vit_hub.errors import ConfigError
+from vit_hub.hub.lockfile import resolve_locked
+from vit_hub.hub.names.locate import local_path
 from vit_hub.hub.resolve import open_resolved, resolve
 
 __all__ = ["compare", "convert", "open_checkpoint"]
@@ -27,6 +30,7 @@ def open_checkpoint(
     head: str | Path | None = None,
     dequantize: bool = False,
     revision: str | None = None,
+    locked: bool | str | Path = False,
     offline: bool = False,
     progress: bool = False,
 ) -> Checkpoint:
@@ -42,6 +46,7 @@ def open_checkpoint(
         head: file of a linear head to join with the model, such as ``dinov2_vits14_linear_head.pth``.
         dequantize: compute floating-point weights of quantized ones: bitsandbytes' 8 and 4 bits, 8-bit floats.
         revision: branch, tag or commit of the Hugging Face repository, as for :func:`vit_hub.load`.
+        locked: take exactly the files of a lock file, as for :func:`vit_hub.load`.
         offline: open no connection.
         progress: show progress bars on a terminal.
 
@@ -60,6 +65,7 @@ def open_checkpoint(
             "head": head,
             "dequantize": dequantize,
             "revision": revision,
+            "locked": locked,
         }
         late = [name for name, value in given.items() if value]
         if late:
@@ -68,7 +74,17 @@ def open_checkpoint(
                 hint=f"open it with vit_hub.open_checkpoint(..., {late[0]}=...)",
             )
         return source
-    resolved = resolve(source, revision=revision, offline=offline, progress=progress)
+    if locked is False:
+        resolved = resolve(source, revision=revision, offline=offline, progress=progress)
+    else:
+        options: dict[str, Any] = {"offline": offline, "progress": progress}
+        resolved = resolve_locked(str(source), locked, revision=revision, **options)
+        if head is not None and local_path(head) is None:
+            head = resolve_locked(str(head), locked, **options).path
+        adapter = find_adapter(resolved.path)
+        base = base or (adapter.base if adapter else None)
+        if base and not isinstance(base, Checkpoint) and local_path(base) is None:
+            base = open_resolved(resolve_locked(str(base), locked, **options), dequantize=dequantize, offline=offline)
     return open_resolved(
         resolved,
         format=format,
@@ -102,6 +118,7 @@ def convert(
     strict_metadata: bool = False,
     overwrite: bool = True,
     revision: str | None = None,
+    locked: bool | str | Path = False,
     offline: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
@@ -129,6 +146,7 @@ def convert(
             is else a warning.
         overwrite: replace files that exist; config files only beside weights of the same folder.
         revision: branch, tag or commit of the Hugging Face repository, as for :func:`vit_hub.load`.
+        locked: take exactly the files of a lock file, as for :func:`vit_hub.load`.
         offline: open no connection.
         progress: called with the bytes written since the last call.
 
@@ -149,6 +167,7 @@ def convert(
         head=head,
         dequantize=dequantize,
         revision=revision,
+        locked=locked,
         offline=offline,
         progress=progress is not None,
     )

@@ -49,6 +49,7 @@ def load(
     head: str | Path | None = None,
     dequantize: bool = False,
     revision: str | None = None,
+    locked: bool | str | Path = False,
     offline: bool = False,
     progress: bool = False,
 ) -> VisionTransformer:
@@ -89,6 +90,8 @@ def load(
         head: file of a linear head to join with the model, such as ``dinov2_vits14_linear_head.pth``.
         dequantize: compute floating-point weights of quantized ones: bitsandbytes' 8 and 4 bits, 8-bit floats.
         revision: branch, tag or commit of the Hugging Face repository, instead of the one that the registry pins.
+        locked: take exactly the files of this lock file, a head and an adapter's base included, and hash all of them;
+            True: ``vit-hub.lock`` in the working folder.
         offline: open no connection; what is not in the cache is an error.
         progress: show progress bars on a terminal.
 
@@ -107,6 +110,7 @@ def load(
         head=head,
         dequantize=dequantize,
         revision=revision,
+        locked=locked,
         offline=offline,
         progress=progress,
     )

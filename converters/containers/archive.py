@@ -11,10 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from vit_hub.converters.containers.mapped import MappedFile
+from vit_hub.converters.tensors import Array
 from vit_hub.errors import CheckpointError
 
-__all__ = ["Member", "StoredZip", "check_expansion", "read_directory", "read_member", "read_members", "stored_zip"]
+__all__ = [
+    "Member",
+    "StoredZip",
+    "check_expansion",
+    "read_directory",
+    "read_member",
+    "read_members",
+    "stored_array",
+    "stored_zip",
+]
 
 # PKWARE APPNOTE.TXT 4.3.7: signature, ..., file name length, extra field length.
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -22,6 +34,7 @@ _ENCRYPTED = 0x1
 _BOMB_BYTES = 64 << 20
 _BOMB_RATIO = 100
 _ALIGNMENT = 64
+_LONGEST_START = 64 << 10  # bytes before the values of a member, such as the header of an npy file
 
 
 @dataclass(frozen=True)
@@ -33,7 +46,7 @@ class Member:
         offset: of the (compressed) data in the file.
         stored: bytes in the file.
         size: bytes of the contents.
-        crc: CRC-32 of the contents.
+        crc: CRC-32 of the contents; 0: not computed, as torch can be told to.
         compressed: deflated rather than stored as it is.
     """
 
@@ -156,12 +169,47 @@ def read_member(file: MappedFile, member: Member, limit: int | None = None) -> b
             del data[size:]
     else:
         data = bytearray(file.bytes(member.offset, size))
-    if len(data) != size or (limit is None and zlib.crc32(data) != member.crc):
+    if len(data) != size or (limit is None and member.crc and zlib.crc32(data) != member.crc):
         raise CheckpointError(
             f"{file.path}: member {member.name!r} does not hold the declared {member.size:,} bytes",
             hint="the file is damaged: fetch it again",
         )
     return data
+
+
+def stored_array(
+    file: MappedFile,
+    member: Member,
+    offset: int,
+    dtype: np.dtype[np.generic],
+    shape: tuple[int, ...],
+    *,
+    fortran: bool = False,
+) -> Array:
+    """Return values of an uncompressed member, as a view of the mapped file.
+
+    Where they are all that follows the member's first bytes, they are compared with its checksum.
+
+    Args:
+        file: the archive.
+        member: of the archive.
+        offset: of the first value in the member.
+        dtype: of the values.
+        shape: of the array.
+        fortran: the values are in column-major order.
+
+    Raises:
+        CheckpointError: the contents do not match the checksum.
+    """
+    array = file.array(member.offset + offset, dtype, shape, fortran=fortran)
+    if member.crc and offset + array.nbytes == member.size and offset <= _LONGEST_START:
+        start = zlib.crc32(file.bytes(member.offset, offset))
+        if zlib.crc32(array.reshape(-1, order="A").view(np.uint8).data, start) != member.crc:
+            raise CheckpointError(
+                f"{file.path}: member {member.name!r} does not match its checksum",
+                hint="the file is damaged: fetch it again",
+            )
+    return array
 
 
 class StoredZip:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_hub.converters.containers.archive import Member, read_member, read_members, stored_zip
+from vit_hub.converters.containers.archive import Member, read_member, read_members, stored_array, stored_zip
 from vit_hub.converters.containers.mapped import MappedFile, Pieces
 from vit_hub.converters.tensors import CARRIERS, DTYPES, DTYPES_HINT, Array, LazyTensor
 from vit_hub.errors import CheckpointError, UnsafeCheckpointError
@@ -90,7 +90,7 @@ def _read(
     file: MappedFile, member: Member, start: int, dtype: np.dtype[np.generic], shape: tuple[int, ...], fortran: bool
 ) -> Array:
     if not member.compressed:
-        return file.array(member.offset + start, dtype, shape, fortran=fortran)
+        return stored_array(file, member, start, dtype, shape, fortran=fortran)
     data = read_member(file, member)
     array: Array = np.ndarray(shape, dtype, buffer=data, offset=start, order="F" if fortran else "C")
     return array

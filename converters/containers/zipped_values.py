@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_hub.converters.containers.archive import Member, read_member
+from vit_hub.converters.containers.archive import Member, read_member, stored_array
 from vit_hub.converters.containers.mapped import MappedFile
 from vit_hub.converters.containers.pickles import Pickle, Storage, storage_dtype, storage_itemsize
 from vit_hub.converters.tensors import Array
@@ -94,8 +94,12 @@ def joined(path: Path, names: Sequence[str], separator: str, before: int) -> str
 
 
 def read_values(file: MappedFile, member: Member, offset: int, dtype: np.dtype[np.generic], count: int) -> Array:
-    """Return values of a member, from an offset in bytes; a view of the mapped file unless it is compressed."""
+    """Return values of a member, from an offset in bytes; a view of the mapped file unless it is compressed.
+
+    Raises:
+        CheckpointError: the contents do not match the directory.
+    """
     if not member.compressed:
-        return file.array(member.offset + offset, dtype, (count,))
+        return stored_array(file, member, offset, dtype, (count,))
     values: Array = np.frombuffer(read_member(file, member), dtype, count, offset)
     return values

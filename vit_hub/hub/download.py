@@ -7,12 +7,12 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_hub.errors import ConfigError, VitHubError
-from vit_hub.hub.cache.hashes import sha256_of
-from vit_hub.hub.cache.paths import canonical_file, file_lock
+from vit_hub.errors import VitHubError
+from vit_hub.hub.cache.hashes import rehash, sha256_of
+from vit_hub.hub.cache.paths import canonical_file, file_lock, is_trusted
 from vit_hub.hub.cache.records import Delivery, Pin, Record, canonical_record, read_record, write_record
 from vit_hub.hub.fetch import record_of
-from vit_hub.hub.lockfile import LOCKFILE, check_locked, locked_model
+from vit_hub.hub.lockfile import resolve_locked
 from vit_hub.hub.names.locate import locate, refuse_local
 from vit_hub.hub.resolve import Resolved, fetch_any, open_resolved
 from vit_hub.progress import byte_bar
@@ -56,7 +56,8 @@ def download(
     """
     refuse_local(name)
     if locked is not False:
-        return _locked(name, LOCKFILE if locked is True else Path(locked), revision, offline, force, progress)
+        resolved = resolve_locked(name, locked, revision=revision, offline=offline, progress=progress)
+        return _locked(resolved, force, progress)
     entry, candidates = locate(name, revision=revision)
     if entry and not force:
         found = _converted_earlier(entry, candidates[0])
@@ -66,13 +67,13 @@ def download(
     return _canonical(resolved, force=force, progress=progress)
 
 
-def _locked(name: str, file: Path, revision: str | None, offline: bool, force: bool, progress: bool) -> Path:
-    if revision is not None:
-        raise ConfigError(f"{name}: the lock file gives the revision", hint="leave out revision= (--revision)")
-    entry, source, delivery = locked_model(name, file)
-    resolved = fetch_any(entry, (source,), offline=offline, progress=progress)
-    check_locked(resolved, delivery, file)
-    return _canonical(resolved, force=force, progress=progress)
+def _locked(resolved: Resolved, force: bool, progress: bool) -> Path:
+    """Convert locked files, and hash a result that the cache has."""
+    canonical = _canonical(resolved, force=force, progress=progress)
+    known = read_record(canonical_record(canonical))
+    if known and rehash(canonical) != known.delivery.files[canonical.name].sha256:
+        return _canonical(resolved, force=True, progress=progress)
+    return canonical
 
 
 def _converted_earlier(entry: Entry, source: WeightSource) -> Path | None:
@@ -121,7 +122,7 @@ def _record(file: Path, resolved: Resolved) -> None:
 
 def _is_intact(file: Path) -> bool:
     known = read_record(canonical_record(file))
-    return known is None or known.is_intact()
+    return known.is_intact() if known else is_trusted(file)
 
 
 def _recorded(ckpt: Checkpoint, hashes: list[str], version: str) -> Checkpoint:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vit_hub.errors import DownloadError, IntegrityError
 from vit_hub.hub.cache.hashes import sha256_of, verify
-from vit_hub.hub.cache.paths import bundled_file, fetched_file, file_lock
+from vit_hub.hub.cache.paths import bundled_file, fetched_file, file_lock, is_trusted
 from vit_hub.hub.cache.records import Delivery, Pin, Record, as_first_seen, forgetting, read_record, remember
 from vit_hub.hub.mirror import from_mirror
 from vit_hub.hub.names.address import address, is_fixed
@@ -24,11 +24,15 @@ def is_offline(offline: bool = False) -> bool:
     return offline or any(os.environ.get(name, "").lower() not in _UNSET for name in _OFFLINE)
 
 
+def _requires_hashes() -> bool:
+    return os.environ.get("VIT_HUB_REQUIRE_HASHES", "").lower() not in _UNSET
+
+
 def fetch(source: WeightSource, *, offline: bool = False, progress: bool = False) -> Path:
     """Return the file of one source. It is fetched once; a pinned size or hash is verified once.
 
     If no hash is pinned, the file must be the one that the address delivered first. ``VIT_HUB_MIRROR`` is tried before
-    the source itself.
+    the source itself. ``VIT_HUB_REQUIRE_HASHES=1`` refuses a source whose whole hash is not pinned.
 
     Args:
         source: of kind ``bundled``, ``https``, or ``hf``; an ``hf`` source without a file stands for the weights of
@@ -40,7 +44,7 @@ def fetch(source: WeightSource, *, offline: bool = False, progress: bool = False
         A read-only file: it lies in a cache or in the package.
 
     Raises:
-        DownloadError: it cannot be fetched; the hint has the remedy.
+        DownloadError: it cannot be fetched, or its hash must be pinned and is not; the hint has the remedy.
         IntegrityError: it is not the pinned file, or not the one that came first. Nothing of it stays in vit-hub's
             cache.
         VitHubError: the cache cannot be written.
@@ -49,6 +53,11 @@ def fetch(source: WeightSource, *, offline: bool = False, progress: bool = False
     if source.kind == "bundled":
         return _bundled(source)
     requested = address(source)
+    if _requires_hashes() and not source.sha256:
+        raise DownloadError(
+            f"{requested}: nothing pins its sha256, and VIT_HUB_REQUIRE_HASHES is set",
+            hint="pin it once without that variable: `vit-hub lock NAME`; then take it with locked=True (--locked)",
+        )
     known = read_record(requested)
     # A request is made again only if the source may have moved.
     if known and (offline or is_fixed(source)) and known.fits(source):
@@ -91,6 +100,11 @@ def _from_web(source: WeightSource, offline: bool, progress: bool) -> Path:
         return path
     if offline:
         if path.is_file():
+            if not is_trusted(path):
+                raise DownloadError(
+                    f"{path}: a link, or a file of another user, is not trusted in the cache",
+                    hint="fetch it again with a connection, or put a copy of your own there",
+                )
             verify(path, source, hint=f"fetch it again with a connection, or put the right file at {path}")
         raise DownloadError(
             f"{address(source)}: not in the cache, and offline mode is on",
@@ -111,7 +125,7 @@ def _from_web(source: WeightSource, offline: bool, progress: bool) -> Path:
 
 
 def _is_fetched(path: Path, source: WeightSource) -> bool:
-    if not path.is_file():
+    if not path.is_file() or not is_trusted(path):
         return False
     try:
         verify(path, source, hint="")

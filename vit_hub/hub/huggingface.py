@@ -30,6 +30,7 @@ from vit_hub.errors import CheckpointError, DownloadError, VitHubError, first_li
 from vit_hub.hub.cache.hashes import verify
 from vit_hub.hub.cache.paths import hugging_face_cache
 from vit_hub.hub.http.failures import check_certificates, explain, proxy_login
+from vit_hub.hub.http.metadata import guard_names
 from vit_hub.hub.http.response import TRANSIENT
 from vit_hub.hub.http.retry import RetryPolicy, TransientError, retry_after
 from vit_hub.hub.names.address import address, is_commit, is_safe_name
@@ -273,11 +274,14 @@ def _fetched(source: WeightSource, name: str) -> Path:
         with warnings.catch_warnings():
             # The client checks the free disk space before the first byte, and only warns.
             warnings.filterwarnings("error", _NO_SPACE)
+            guard_names()
             found = hf_hub_download(
                 source.repo or "", name, revision=source.revision, library_name="vit-hub", library_version=__version__
             )
     except UserWarning as error:
         raise _disk_full(f"{where}: {name}: {_shown(error)}") from error
+    except VitHubError:
+        raise
     # The exceptions, and their HTTP client, differ between versions of huggingface_hub.
     except Exception as error:
         raise _explained(error, source, name) from error

@@ -8,17 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from vit_hub.converters.containers import atomic_path
-from vit_hub.errors import IntegrityError, ModelNotFoundError, VitHubError
-from vit_hub.hub.cache.records import Delivery, difference
+from vit_hub.errors import ConfigError, IntegrityError, ModelNotFoundError, VitHubError
+from vit_hub.hub.cache.hashes import rehash
+from vit_hub.hub.cache.records import Delivery, Pin, Record, difference
 from vit_hub.hub.fetch import record_of
 from vit_hub.hub.names.address import address, source_of
 from vit_hub.hub.names.credentials import without_credentials
 from vit_hub.hub.names.locate import locate, refuse_local
-from vit_hub.hub.resolve import Resolved, resolve
+from vit_hub.hub.resolve import Resolved, fetch_any, resolve
 from vit_hub.registry import Entry, WeightSource
 from vit_hub.untrusted import read_json
 
-__all__ = ["LOCKFILE", "check_locked", "lock", "locked_model", "read_lock"]
+__all__ = ["LOCKFILE", "check_locked", "lock", "locked_model", "read_lock", "resolve_locked"]
 
 LOCKFILE = Path("vit-hub.lock")
 """The default: in the working folder."""
@@ -49,7 +50,7 @@ def lock(
     for name in names:
         refuse_local(name)
         resolved = resolve(name, offline=offline, progress=progress)
-        found[_key(name, resolved.entry)] = _delivered(resolved)
+        found[_key(name, resolved.entry)] = _record(resolved).delivery
     # Read only now: fetching takes long, and another process may have locked something meanwhile.
     models = {**(read_lock(file) if file.exists() else {}), **found}
     data = {"version": _VERSION, "models": {name: delivery.to_data() for name, delivery in models.items()}}
@@ -62,9 +63,9 @@ def _key(name: str, entry: Entry | None) -> str:
     return entry.id if entry else without_credentials(name)
 
 
-def _delivered(resolved: Resolved) -> Delivery:
+def _record(resolved: Resolved) -> Record:
     assert resolved.weight_source is not None
-    return record_of(resolved.weight_source, resolved.path).delivery
+    return record_of(resolved.weight_source, resolved.path)
 
 
 def read_lock(file: Path) -> dict[str, Delivery]:
@@ -109,6 +110,39 @@ def locked_model(name: str, file: Path) -> tuple[Entry | None, WeightSource, Del
     return entry, _pinned(candidates, locked[key]), locked[key]
 
 
+def resolve_locked(
+    name: str,
+    locked: bool | str | Path,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    progress: bool = False,
+) -> Resolved:
+    """Fetch exactly the files of a lock file, and hash all of them.
+
+    Args:
+        name: as for :func:`vit_hub.download`.
+        locked: the lock file; True: ``vit-hub.lock`` in the working folder.
+        revision: refused, because the lock file gives it.
+        offline: open no connection.
+        progress: show progress bars on a terminal.
+
+    Raises:
+        ConfigError: a local file or folder, or a revision is given.
+        ModelNotFoundError: the lock file does not have it.
+        IntegrityError: a file is not the locked one.
+        VitHubError: as :func:`read_lock` and :func:`vit_hub.hub.resolve.fetch_any`.
+    """
+    refuse_local(name)
+    if revision is not None:
+        raise ConfigError(f"{name}: the lock file gives the revision", hint="leave out revision= (--revision)")
+    file = LOCKFILE if isinstance(locked, bool) else Path(locked)
+    entry, source, delivery = locked_model(name, file)
+    resolved = fetch_any(entry, (source,), offline=offline, progress=progress)
+    check_locked(resolved, delivery, file)
+    return resolved
+
+
 def _pinned(candidates: Sequence[WeightSource], delivery: Delivery) -> WeightSource:
     """Return the locked source, with what the registry knows about it."""
     exact, pin = source_of(delivery.address), delivery.files[delivery.main]
@@ -123,12 +157,16 @@ def _pinned(candidates: Sequence[WeightSource], delivery: Delivery) -> WeightSou
 
 
 def check_locked(resolved: Resolved, delivery: Delivery, file: Path) -> None:
-    """Compare all fetched files with the locked ones.
+    """Hash all fetched files, whatever their stamps say, and compare them with the locked ones.
 
     Raises:
         IntegrityError: a file differs; the message has both hashes.
     """
-    words = difference(delivery, _delivered(resolved))
+    found = _record(resolved)
+    hashed = {
+        name: Pin(rehash(found.folder / name), (found.folder / name).stat().st_size) for name in found.delivery.files
+    }
+    words = difference(delivery, replace(found.delivery, files=hashed))
     if words:
         raise IntegrityError(
             f"{file}: {address(source_of(delivery.address))}: {words}",

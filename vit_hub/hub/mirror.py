@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from vit_hub.errors import DownloadError
 from vit_hub.hub.cache.hashes import check, sha256_of, write_checked
-from vit_hub.hub.cache.paths import fetched_file, file_lock, mirrored_folder
+from vit_hub.hub.cache.paths import fetched_file, file_lock, is_trusted, mirrored_folder
 from vit_hub.hub.cache.records import Delivery, Pin, Record
 from vit_hub.hub.names.address import address, is_commit, source_of
 from vit_hub.hub.names.credentials import credentials_of, without_credentials
@@ -28,6 +29,7 @@ INDEX = "index.json"
 FILES = "files"
 VERSION = 1
 LONGEST_INDEX = INDEX_BYTES.most
+INDEX_TIME = 60.0  # seconds, for all of it
 _CHUNK = 1 << 20
 _HINT = "make the mirror again with `vit-hub mirror`, or unset VIT_HUB_MIRROR"
 _TAMPERED = "nothing was kept; the mirror is damaged or tampered with: make it again, or unset VIT_HUB_MIRROR"
@@ -109,7 +111,7 @@ def _is_there(record: Record) -> bool:
 
 def has_file(path: Path, pin: Pin) -> bool:
     """Return whether the file exists and has the pinned content."""
-    return path.is_file() and sha256_of(path) == pin.sha256
+    return path.is_file() and is_trusted(path) and sha256_of(path) == pin.sha256
 
 
 def _fetch_file(base: str | Path, path: Path, pin: Pin, progress: bool) -> None:
@@ -180,21 +182,22 @@ def _read(file: Path) -> bytes:
 
 
 def _get(url: str) -> bytes:
-    import httpx2
+    from vit_hub.hub.http.response import new_client, request
+    from vit_hub.hub.http.retry import TransientError
 
-    from vit_hub.hub.http.failures import explain
-    from vit_hub.hub.http.response import new_client
-
-    content, login, url = bytearray(), credentials_of(url), without_credentials(url)
+    content, login, url, since = bytearray(), credentials_of(url), without_credentials(url), time.monotonic()
     try:
-        with new_client(login) as client, client.stream("GET", url, timeout=10.0) as response:
-            if response.status_code != 200:
-                raise DownloadError(f"{url}: the server answered {response.status_code}", hint=_HINT)
-            for chunk in response.iter_bytes(_CHUNK):
-                content += chunk
-                if len(content) > LONGEST_INDEX:
-                    break
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        failure = explain(error, url)
-        raise DownloadError(f"{url}: {failure.message}", hint=failure.hint or _HINT) from error
+        with new_client(login) as client:
+            response = request(client, url)
+            try:
+                for chunk in response.chunks():
+                    content += chunk
+                    if len(content) > LONGEST_INDEX:
+                        break
+                    if time.monotonic() - since > INDEX_TIME:
+                        raise TransientError(f"{len(content):,} bytes in {INDEX_TIME:.0f} seconds")
+            finally:
+                response.close()
+    except TransientError as error:
+        raise DownloadError(f"{url}: {error}", hint=error.hint or _HINT) from error
     return bytes(content)

@@ -40,7 +40,8 @@ def copy_object(path: Path, source: WeightSource, *, progress: bool = False) -> 
         raise DownloadError(
             f"{url}: {first_line(error)}", hint=f"s3:// needs `pip install 'vit-hub[s3]'`; {_SELF}"
         ) from error
-    chunks, inspect = _chunks(url, store, key), partial(refuse_no_checkpoint, name=url)
+    is_pinned = bool(source.sha256 or source.sha256_prefix)
+    chunks, inspect = _chunks(url, store, key), partial(refuse_no_checkpoint, name=url, is_pinned=is_pinned)
     write_checked(path, chunks, source, url, hint="nothing was kept", progress=progress, inspect=inspect)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from vit_hub.converters.containers import atomic_path
 from vit_hub.converters.containers.hashing import file_sha256
 from vit_hub.errors import IntegrityError, VitHubError
-from vit_hub.hub.cache.paths import cache_dir
+from vit_hub.hub.cache.paths import cache_dir, is_trusted
 from vit_hub.progress import byte_bar
 from vit_hub.registry import WeightSource
 from vit_hub.untrusted import read_json
@@ -92,8 +92,9 @@ def verify(path: Path, source: WeightSource, *, hint: str) -> None:
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file: from its stamp, or computed and stamped."""
     try:
-        stamped = read_json(stamp_file(path))
-        if stamped["stat"] == _identity(path):
+        file = stamp_file(path)
+        stamped = read_json(file)
+        if stamped["stat"] == _identity(path) and is_trusted(file):
             return str(stamped["sha256"])
     except (OSError, ValueError, KeyError, TypeError, VitHubError):
         pass  # no stamp, a damaged one, or no cache: hash the file
@@ -124,8 +125,9 @@ def stamp(path: Path, sha256: str) -> None:
 
 
 def _identity(path: Path) -> list[str | int]:
+    """Return what a change of the file changes: its times can be set back, but not the one of the inode's change."""
     stat = path.stat()
-    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
 
 
 def stamp_file(path: Path) -> Path:

@@ -6,12 +6,17 @@ import contextlib
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from vit_hub.errors import VitHubError
 from vit_hub.hub.names.credentials import without_credentials
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 __all__ = [
     "STORES",
@@ -24,6 +29,7 @@ __all__ = [
     "file_lock_path",
     "hugging_face_cache",
     "is_cached",
+    "is_trusted",
     "mirrored_folder",
     "program_folder",
     "readable",
@@ -35,6 +41,8 @@ STORES = ("canonical", "files", "mirrored", "programs", "choices")
 _DATA = Path(__file__).parents[2] / "data"
 _READABLE = 80
 _ATTEMPTS = 8
+LOCK_TIME = 600.0  # seconds that the holder of a lock may take without a change of a file beside it
+_LOCK_LOOK = 10.0  # seconds between two looks
 
 
 def cache_dir() -> Path:
@@ -84,6 +92,27 @@ def is_cached(path: Path) -> bool:
         folders += [root / store for store in STORES]
     real = path.resolve()
     return any(real.is_relative_to(folder.resolve()) for folder in folders) or _is_of_hugging_face(real)
+
+
+def is_trusted(path: Path) -> bool:
+    """Return whether a file in the cache can only have been put there by this user, root, or the cache's owner.
+
+    A link is not trusted: whoever may write to its target is not known. Files elsewhere, of the user or of Hugging
+    Face's cache, are not judged.
+    """
+    root = cache_dir()
+    if not path.is_relative_to(root):
+        return True
+    try:
+        if path.is_symlink():
+            return False
+        if not hasattr(os, "geteuid"):  # Windows does not tell owners
+            return True
+        owners = {os.geteuid(), 0, root.stat().st_uid}
+        inside = [path, *path.parents]
+        return all(item.lstat().st_uid in owners for item in inside[: inside.index(root)])
+    except OSError:
+        return False
 
 
 def _is_of_hugging_face(path: Path) -> bool:
@@ -159,23 +188,58 @@ def file_lock(
         hint: the remedy if it cannot be written.
 
     Raises:
-        VitHubError: the folder cannot be written.
+        VitHubError: the folder cannot be written, or another process holds the lock and does nothing.
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     lock = FileLock(file_lock_path(path))
     try:
         for remaining in reversed(range(_ATTEMPTS)):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                lock.acquire()
+                _acquire(lock, path)
                 break
             except FileNotFoundError:  # `vit-hub cache prune` may remove a folder while it is empty
                 if not remaining:
                     raise
+    except Timeout as error:
+        raise VitHubError(
+            f"{path}: another process holds its lock, and has changed nothing there for {LOCK_TIME:.0f} seconds",
+            hint="end that process, then run it again",
+        ) from error
     except OSError as error:
         raise VitHubError(f"{path.parent}: {place} cannot be written: {error.strerror or error}", hint=hint) from error
     try:
         yield
     finally:
         lock.release()
+
+
+def _acquire(lock: BaseFileLock, path: Path) -> None:
+    """Wait for a lock for as long as its holder makes progress.
+
+    Raises:
+        filelock.Timeout: it makes none.
+    """
+    from filelock import Timeout
+
+    seen, since = _newest(path.parent), time.monotonic()
+    while True:
+        try:
+            lock.acquire(timeout=min(_LOCK_LOOK, LOCK_TIME))
+            return
+        except Timeout:
+            now = _newest(path.parent)
+            if now != seen:
+                seen, since = now, time.monotonic()
+            elif time.monotonic() - since >= LOCK_TIME:
+                raise
+
+
+def _newest(folder: Path) -> int:
+    """Return when a file of a folder was last changed."""
+    times = [0]
+    for file in folder.iterdir():
+        with contextlib.suppress(OSError):  # removed meanwhile
+            times.append(file.stat().st_mtime_ns)
+    return max(times)

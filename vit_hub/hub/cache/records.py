@@ -19,7 +19,7 @@ from vit_hub.converters.containers import atomic_path
 from vit_hub.converters.containers.folder import weight_files
 from vit_hub.errors import IntegrityError, VitHubError
 from vit_hub.hub.cache.hashes import check, sha256_of
-from vit_hub.hub.cache.paths import cache_dir, readable
+from vit_hub.hub.cache.paths import cache_dir, is_trusted, readable
 from vit_hub.hub.names.address import address, is_fixed, is_safe_name, source_of
 from vit_hub.registry import WeightSource
 from vit_hub.untrusted import Between, Matching, conform, read_json
@@ -138,9 +138,10 @@ class Record:
         return self.is_intact()
 
     def is_intact(self) -> bool:
-        """Return whether all files are on disk, unchanged."""
+        """Return whether all files are on disk, unchanged, and nobody else's."""
+        files = {self.folder / name: pin for name, pin in self.delivery.files.items()}
         try:
-            return all(sha256_of(self.folder / name) == pin.sha256 for name, pin in self.delivery.files.items())
+            return all(is_trusted(path) and sha256_of(path) == pin.sha256 for path, pin in files.items())
         except OSError:
             return False
 
@@ -234,7 +235,7 @@ def all_records() -> Iterator[tuple[Path, str, Record]]:
 
 def _read(file: Path) -> tuple[str, Record] | None:
     try:
-        data = read_json(file)
+        data = read_json(file) if is_trusted(file) else None
         if not isinstance(data, dict) or data.get("version") != _VERSION:
             return None
         conform(data, _RecordData, "a record")

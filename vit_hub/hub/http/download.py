@@ -8,8 +8,9 @@ from pathlib import Path
 
 import httpx2
 
+from vit_hub.converters.containers import open_raw
 from vit_hub.converters.containers.sniff import HEAD_BYTES, HTML_PAGE, LFS_POINTER, describe, sniff
-from vit_hub.errors import CheckpointError, DownloadError, IntegrityError, VitHubError
+from vit_hub.errors import CheckpointError, DownloadError, IntegrityError, UnsafeCheckpointError, VitHubError
 from vit_hub.hub.cache.hashes import check, stamp
 from vit_hub.hub.http.part_file import PartFile
 from vit_hub.hub.http.response import Response, html_error, new_client, request
@@ -150,20 +151,26 @@ def _check(file: Path, source: WeightSource, sha256: str, checkpoint: bool) -> N
         )
     check(source, url, size=file.stat().st_size, sha256=sha256, hint=NOTHING_KEPT)
     if checkpoint:
-        refuse_no_checkpoint(file, url)
+        refuse_no_checkpoint(file, url, is_pinned=bool(source.sha256 or source.sha256_prefix))
 
 
-def refuse_no_checkpoint(file: Path, name: str) -> None:
-    """Refuse a fetched file that is in no known container.
+def refuse_no_checkpoint(file: Path, name: str, *, is_pinned: bool) -> None:
+    """Refuse a fetched file that is in no known container, or that is cut.
+
+    The connection cannot tell where a server gives no length, or a wrong one; the container's own lengths do.
 
     Args:
         file: where it is for now.
         name: the file, for the message.
+        is_pinned: its hash was compared, so that it is complete.
 
     Raises:
-        CheckpointError: it is no checkpoint.
+        CheckpointError: it is no checkpoint, or an incomplete or damaged one.
     """
     try:
-        sniff(file)
+        if sniff(file) != "index" and not is_pinned:  # the files of an index are fetched after it
+            open_raw(file)
+    except UnsafeCheckpointError:
+        pass  # complete; opening it says why it is refused
     except CheckpointError as error:
         raise type(error)(error.message.replace(str(file), name), hint=error.hint) from error

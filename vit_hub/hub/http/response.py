@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
+import select
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import httpcore2
 import httpx2
@@ -22,6 +25,7 @@ from vit_hub.version import __version__
 __all__ = ["TRANSIENT", "Response", "html_error", "new_client", "request"]
 
 TIMEOUT = httpx2.Timeout(30.0, connect=10.0)  # seconds, between two reads
+HEAD_TIME = 15.0  # seconds, from a request to the end of the response's head
 _REDIRECTS = 10
 _CHUNK = 1 << 20  # bytes
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
@@ -80,8 +84,7 @@ class Response:
 
     def abort(self) -> None:
         """End, from another thread, a read that waits."""
-        with contextlib.suppress(OSError):
-            self.http.extensions["network_stream"].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        _shut(self.http.extensions["network_stream"])
 
     def close(self) -> None:
         """Release the connection."""
@@ -106,6 +109,8 @@ def new_client(credentials: tuple[str, str] | None = None) -> httpx2.Client:
             timeout=TIMEOUT,
             follow_redirects=True,
             max_redirects=_REDIRECTS,
+            # A connection for each request, which can be cut if its response does not come.
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
             event_hooks={"response": [_refuse_downgrade]},
         )
     except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
@@ -144,9 +149,11 @@ def request(
         headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
         if validator:
             headers["If-Range"] = validator
+    watch = _HeadWatch()
     try:
-        with _transport_errors(url):
-            http = client.send(client.build_request("GET", url, headers=headers), stream=True)
+        with _transport_errors(url, watch):
+            extensions = {"trace": watch}
+            http = client.send(client.build_request("GET", url, headers=headers, extensions=extensions), stream=True)
     except httpx2.UnsupportedProtocol as error:
         raise DownloadError(f"{url}: {error}", hint="only http:// and https:// can be fetched") from error
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
@@ -171,6 +178,45 @@ def html_error(url: str) -> DownloadError:
     )
 
 
+class _HeadWatch:
+    """A limit on the time until the head of a response is complete, as a trace of the client.
+
+    The client's own limit is between two reads, and is never reached where a server goes on sending a byte at a time,
+    or interim responses (1xx) without an end.
+
+    Attributes:
+        cut: what the server did until the connection was cut; empty: it was not.
+        endless: it was sending as fast as could be read, so that another attempt is useless.
+    """
+
+    def __init__(self) -> None:
+        self.cut, self.endless = "", False
+        self._stream: Any = None
+        self._timer: threading.Timer | None = None
+
+    def __call__(self, event: str, info: Mapping[str, Any]) -> None:
+        """Follow the client from one event to the next."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self._stream = info["return_value"]
+        elif event.endswith("receive_response_headers.started"):
+            self._timer = threading.Timer(HEAD_TIME, self._expire, [self._stream])
+            self._timer.daemon = True
+            self._timer.start()
+        elif "receive_response_headers." in event and self._timer:
+            self._timer.cancel()
+
+    def _expire(self, stream: Any) -> None:
+        with contextlib.suppress(OSError, ValueError):  # closed meanwhile
+            self.endless = bool(select.select([stream.get_extra_info("socket")], [], [], 0)[0])
+        self.cut = f"no response within {HEAD_TIME:g} seconds" + (", but interim ones without end" * self.endless)
+        _shut(stream)
+
+
+def _shut(stream: Any) -> None:
+    with contextlib.suppress(OSError):
+        stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+
+
 def _refuse_downgrade(http: httpx2.Response) -> None:
     if http.has_redirect_location and http.url.scheme == "https":
         target = http.url.join(http.headers["Location"])
@@ -183,7 +229,7 @@ def _refuse_downgrade(http: httpx2.Response) -> None:
 
 
 @contextlib.contextmanager
-def _transport_errors(url: str) -> Iterator[None]:
+def _transport_errors(url: str, watch: _HeadWatch | None = None) -> Iterator[None]:
     """Turn failures of the connection into transient errors, and those that will not pass into download errors."""
     try:
         yield
@@ -191,6 +237,10 @@ def _transport_errors(url: str) -> Iterator[None]:
         raise
     # The connection itself raises those of the layer below.
     except (httpx2.TransportError, httpcore2.NetworkError, httpcore2.TimeoutException) as error:
+        if watch and watch.cut:
+            if watch.endless:
+                raise DownloadError(f"{url}: {watch.cut}", hint="look for another address of the file") from error
+            raise TransientError(watch.cut) from error
         failure = explain(error, url)
         if failure.final:
             reason = failure.message if failure.no_network else ""
@@ -245,5 +295,5 @@ def _validator(http: httpx2.Response) -> str | None:
     try:
         age = parsedate_to_datetime(http.headers.get("Date", "")) - parsedate_to_datetime(modified)
         return str(modified) if age >= timedelta(seconds=1) else None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None

@@ -23,7 +23,7 @@ CONNECTIONS = 4
 JOURNAL_EVERY = 1.0  # seconds, at most
 JOURNAL_BYTES = 32 << 20  # at most; the disk writes while more is coming, and has little left to do at the end
 SLOW_RATE = 1024.0  # bytes per second; a connection that gives less than this ...
-SLOW_TIME = 60.0  # ... over so many seconds is cut
+SLOW_TIME = 20.0  # ... over so many seconds is cut
 _LAG = 0.005  # seconds between two looks for bytes to hash
 _TICK = 0.1  # seconds between two movements of the bar
 
