@@ -74,14 +74,13 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @contextmanager
-def gate(path: object, what: str, hint: str, *, catching: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+def gate(path: object, what: str, hint: str) -> Iterator[None]:
     """Turn whatever a reader of a damaged file raises into an error that names the file.
 
     Args:
         path: the file.
         what: is damaged; in a message.
         hint: the remedy.
-        catching: what may be raised by damage.
 
     Raises:
         CheckpointError: something was raised that is no error of vit-hub's own, no warning, and not of the system.
@@ -90,7 +89,8 @@ def gate(path: object, what: str, hint: str, *, catching: tuple[type[Exception],
         yield
     except (VitHubError, OSError, Warning):
         raise
-    except catching as error:
+    # A damaged file makes parsers and formulas raise anything.
+    except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise CheckpointError(f"{path}: {what}: {reason}", hint=hint) from error
 

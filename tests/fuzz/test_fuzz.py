@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
+
+import pytest
+
+if sys.platform != "linux":
+    pytest.skip("memory and time are limited by Linux's means", allow_module_level=True)
 
 from fuzz import run
 
