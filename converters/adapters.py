@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from vit_hub.converters.casting import from_tensor, to_torch
 from vit_hub.converters.containers import RawCheckpoint, open_raw
 from vit_hub.converters.containers.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from vit_hub.converters.containers.mapped import MappedFile
 from vit_hub.converters.formats import all_formats
 from vit_hub.converters.read import Checkpoint, read_raw
 from vit_hub.converters.rules.extras import beside_reason
@@ -81,6 +82,7 @@ class Adapter:
         changes: module -> what is merged into it.
         replaced: full name -> tensor that takes the place of the base model's.
         files: the files of the adapter.
+        held: those of them that are open.
     """
 
     path: Path
@@ -89,6 +91,7 @@ class Adapter:
     changes: Mapping[str, _Change] = field(default_factory=dict)
     replaced: Mapping[str, LazyTensor] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
+    held: Mapping[Path, MappedFile] = field(default_factory=dict)
 
 
 def find_adapter(path: Path) -> Adapter | None:
@@ -123,6 +126,7 @@ def find_adapter(path: Path) -> Adapter | None:
         changes,
         replaced,
         (config, *raw.files),
+        raw.held,
     )
 
 
@@ -315,6 +319,7 @@ def _read(
         {},
         dict(base.passport.sidecars),
         (*base.source.files, *adapter.files),
+        {**base.source.held, **adapter.held},
     )
     label = spelling.format.label(spelling.dialect)
     known = {item.name: getattr(base.config, item.name) for item in dataclasses.fields(ViTConfig)}

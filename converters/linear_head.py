@@ -73,7 +73,7 @@ def with_head(ckpt: Checkpoint, path: Path, overrides: Mapping[str, Any] | None 
     passport = ckpt.passport.without_labels() if replaced else ckpt.passport
     passport, unusable = passport.with_stated(config.num_classes)
     passport = dataclasses.replace(
-        passport, source=[*passport.source, *({"file": file.name, "size": file.stat().st_size} for file in raw.files)]
+        passport, source=[*passport.source, *({"file": file.name, "size": raw.size_of(file)} for file in raw.files)]
     )
     warnings = [*ckpt.warnings, *unusable]
     if replaced:
@@ -98,7 +98,10 @@ def with_head(ckpt: Checkpoint, path: Path, overrides: Mapping[str, Any] | None 
         inferred={**ckpt.inferred, **dict.fromkeys({"num_classes", *HEAD_FIELDS} - given.keys(), reason)},
         warnings=tuple(warnings),
         source=dataclasses.replace(
-            ckpt.source, tensors={**ckpt.source.tensors, **stored}, files=(*ckpt.source.files, *raw.files)
+            ckpt.source,
+            tensors={**ckpt.source.tensors, **stored},
+            files=(*ckpt.source.files, *raw.files),
+            held={**ckpt.source.held, **raw.held},
         ),
         origin={
             **origin,

@@ -224,7 +224,7 @@ def _read_raw(
         absent=absent,
         overrides={key: list(value) if isinstance(value, tuple) else value for key, value in given.items()},
         sidecars=dict(raw.sidecars),
-        source=[{"file": file.name, "size": file.stat().st_size} for file in raw.files],
+        source=[{"file": file.name, "size": raw.size_of(file)} for file in raw.files],
     )
     origin = {name: tuple(full(part) for part in parts) for name, parts in reading.origin.items()}
     passport, unusable = passport.with_stated(config.num_classes)

@@ -532,20 +532,23 @@ def write_canonical(
     file: Path, ckpt: Checkpoint, *, dtype: str | None = None, progress: Callable[[int], None] | None = None
 ) -> None:
     """Write the canonical file: tensors in canonical order, config and passport as metadata with sorted keys."""
-    tensors, paths = _cast_all(ckpt.tensors, dtype), ckpt.source.files
+    tensors, paths, held = _cast_all(ckpt.tensors, dtype), ckpt.source.files, ckpt.source.held
     if all("sha256" in item for item in ckpt.passport.source):
         write_tensors(file, "safetensors", tensors, _metadata(ckpt), progress=progress)
         return
 
     def hashed(hashes: Sequence[str]) -> dict[str, str]:
         files = [
-            {"file": path.name, "size": path.stat().st_size, "sha256": sha256}
+            {"file": path.name, "size": ckpt.source.size_of(path), "sha256": sha256}
             for path, sha256 in zip(paths, hashes, strict=True)
         ]
         return _metadata(dataclasses.replace(ckpt, passport=dataclasses.replace(ckpt.passport, source=files)))
 
     # Hashing the source takes as long as the rest: it runs meanwhile, and the hashes are filled in at the end.
-    with meanwhile(lambda step: [file_sha256(path, step) for path in paths]) as hashes:
+    def hash_all(step: Callable[[int], None]) -> list[str]:
+        return [held[path].sha256(step) if path in held else file_sha256(path, step) for path in paths]
+
+    with meanwhile(hash_all) as hashes:
         blank = hashed(["0" * 64] * len(paths))
         write_tensors(file, "safetensors", tensors, blank, finish=lambda: hashed(hashes()), progress=progress)
 

@@ -18,7 +18,7 @@ from vit_hub.converters.containers.atomic import atomic_path, steady_sync
 from vit_hub.converters.containers.dcp import METADATA, read_dcp
 from vit_hub.converters.containers.folder import find_weights, is_customary, parts_of, read_index, read_sidecars
 from vit_hub.converters.containers.hdf5 import read_hdf5, write_hdf5
-from vit_hub.converters.containers.mapped import Pieces, chunks
+from vit_hub.converters.containers.mapped import MappedFile, Pieces, chunks
 from vit_hub.converters.containers.msgpack_file import read_msgpack, write_msgpack
 from vit_hub.converters.containers.npz import read_npz, write_npz
 from vit_hub.converters.containers.onnx_names import read_onnx
@@ -77,6 +77,7 @@ class RawCheckpoint(Shown):
         metadata: that of a safetensors file; empty for the others.
         sidecars: JSON files beside the weights, file name -> contents; also what a PyTorch file keeps under ``meta``.
         files: the files that hold the weights.
+        held: those of them that are open, whatever has their names now.
         unreadable: names of tensors that have no plain values, with what they are; beside at least one plain tensor.
         warnings: messages for the user, such as which subfolder was chosen.
         program_fields: config fields that the program in the file shows, which ONNX has beside the weights.
@@ -89,10 +90,19 @@ class RawCheckpoint(Shown):
     metadata: dict[str, str] = field(default_factory=dict)
     sidecars: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
+    held: Mapping[Path, MappedFile] = field(default_factory=dict)
     unreadable: dict[str, Unreadable] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     program_fields: Mapping[str, Any] = field(default_factory=dict)
     unopened: dict[str, Path] = field(default_factory=dict)
+
+    def size_of(self, file: Path) -> int:
+        """Return the bytes of one of its files.
+
+        Raises:
+            OSError: it is not open, and cannot be found.
+        """
+        return self.held[file].size if file in self.held else file.stat().st_size
 
     def _facts(self) -> dict[str, object]:
         return {"path": str(self.path), "container": self.container, "tensors": len(self.tensors)}
@@ -183,6 +193,16 @@ def _enter(folder: Path, warnings: list[str]) -> Path:
 
 
 def _read(path: Path, container: str) -> RawCheckpoint:
+    """Read a file, which stays open, with those that it names."""
+    first = MappedFile(path)
+    contents = _read_container(path, container)
+    held = {file: first if file == path else MappedFile(file) for file in contents.files}
+    for file in held.values():
+        file.check_named()
+    return replace(contents, held=held)
+
+
+def _read_container(path: Path, container: str) -> RawCheckpoint:
     if container == "safetensors":
         tensors, unreadable, metadata = read_safetensors(path)
         return RawCheckpoint(path, container, tensors, metadata, files=(path,), unreadable=unreadable)
@@ -211,7 +231,8 @@ def _read_parts(container: str, files: tuple[Path, ...]) -> RawCheckpoint:
         return contents
     parts = {first.name: contents, **{file.name: _read(file, sniff(file)) for file in others}}
     tensors = {f"{file}:{name}": item for file, part in parts.items() for name, item in part.tensors.items()}
-    return RawCheckpoint(first, contents.container, tensors, files=files)
+    held = {path: file for part in parts.values() for path, file in part.held.items()}
+    return RawCheckpoint(first, contents.container, tensors, files=files, held=held)
 
 
 def _read_shards(index: Path, select: Callable[[Collection[str]], Collection[str]] | None) -> RawCheckpoint:
@@ -232,6 +253,7 @@ def _read_shards(index: Path, select: Callable[[Collection[str]], Collection[str
     tensors: dict[str, LazyTensor] = {}
     metadata: dict[str, str] = {}
     unreadable: dict[str, Unreadable] = {}
+    opened: dict[Path, MappedFile] = {}
     for shard, names in chosen.items():
         found = _read(shard, container)
         held = found.tensors.keys() | found.unreadable.keys()
@@ -245,6 +267,7 @@ def _read_shards(index: Path, select: Callable[[Collection[str]], Collection[str
         twice = tensors.keys() & found.tensors.keys()
         if twice:
             raise CheckpointError(f"{shard}: tensor {min(twice)!r} is also in another file of {index.name}")
+        opened |= found.held
         tensors |= found.tensors
         metadata |= found.metadata
         unreadable |= found.unreadable
@@ -254,6 +277,7 @@ def _read_shards(index: Path, select: Callable[[Collection[str]], Collection[str
         tensors,
         metadata,
         files=tuple(chosen),
+        held=opened,
         unreadable=unreadable,
         unopened={name: shard for shard, names in shards.items() if shard not in chosen for name in names},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import mmap
 import os
@@ -11,7 +12,7 @@ from copy import copy
 from functools import partial
 from io import BufferedReader, RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 from weakref import finalize
 
 import numpy as np
@@ -30,6 +31,7 @@ Pieces: TypeAlias = "Callable[[Iterable[str]], Iterator[tuple[str, memoryview]]]
 _GENERATION_BYTES = 32 << 20
 _MOST_GENERATIONS = 128
 _CHUNK_BYTES = 2 << 20
+_BLOCK_BYTES = 1 << 17  # fits into a core's cache
 _COLUMNS = 32
 
 
@@ -62,6 +64,9 @@ class MappedFile:
     changed in place since is refused at the next read; touching an array beyond the new end of a file that is cut short
     later ends the process, so whoever keeps arrays of files that others may change copies them.
 
+    Attributes:
+        checked: offsets of contents that were compared with a checksum already.
+
     Raises:
         OSError: the file cannot be opened.
     """
@@ -74,6 +79,7 @@ class MappedFile:
         self._start = 0
         self.size = self._file.seek(0, 2)
         self._stamp = self._state()
+        self.checked = set[int]()
         self._mapping = Renewed(partial(self._map, self.size), self.size)
 
     def _map(self, size: int) -> mmap.mmap:
@@ -97,14 +103,56 @@ class MappedFile:
         if self._state() != self._stamp:
             raise CheckpointError(f"{self.path}: the file was changed while it was read", hint="open it again")
 
+    def check_named(self) -> None:
+        """Refuse a file whose name another one has taken since it was opened.
+
+        Raises:
+            CheckpointError: it has.
+            OSError: it cannot be looked at.
+        """
+        if not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+            raise CheckpointError(f"{self.path}: another file took its name while it was opened", hint="open it again")
+
+    def sha256(self, advance: Callable[[int], None] | None = None) -> str:
+        """Return the sha256 of the file as it is read here, whatever has its name now.
+
+        Args:
+            advance: called with each count of bytes hashed; an exception from it ends the work.
+
+        Raises:
+            CheckpointError: it was changed in place.
+            OSError: it cannot be read.
+        """
+        digest = hashlib.sha256()
+        for block in self.blocks(0, self.size):
+            digest.update(block)
+            if advance:
+                advance(len(block))
+        self.check_unchanged()
+        return digest.hexdigest()
+
+    def blocks(self, offset: int, size: int) -> Iterator[bytes]:
+        """Yield copies of ``size`` bytes from ``offset``, block by block.
+
+        They are not read through the mapping, whose pages would count as memory of the process.
+        """
+        self.check_unchanged()
+        for start in range(offset, offset + size, _BLOCK_BYTES):
+            count = min(_BLOCK_BYTES, offset + size - start)
+            if hasattr(os, "pread"):
+                yield os.pread(self._file.fileno(), count, self._start + start)
+            else:  # on Windows
+                yield self.bytes(start, count)
+
     def part(self, start: int, size: int) -> MappedFile:
         """Return a part of the file as if it were a file of its own."""
         part = copy(self)
         # The file is closed with the whole.
         part._whole, part._start, part.size = self, self._start + start, size
+        part.checked = set()
         return part
 
-    def stream(self) -> BinaryIO:
+    def stream(self) -> BufferedReader:
         """Return a new stream of the contents."""
         return BufferedReader(_Stream(self))
 
