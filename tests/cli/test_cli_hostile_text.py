@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
 from safetensors.numpy import load_file, save_file
 
 import vit_hub
-from tests.cli.conftest import Run
 from vit_hub.shown import visible
 
+Run = Callable[..., Result]
 EVIL = "\x1b]0;PWNED\x07\x1b]52;c;ZXZpbA==\x07\x1b[2J\x1b[31m\r\x9b31m\u202e\u2066\nvit-hub: error: forged"
 NAME = "vit-nano-digits"
 IMAGE = Path(vit_hub.__file__).parent / "data/digits/7.png"

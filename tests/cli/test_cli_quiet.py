@@ -34,6 +34,8 @@ def test_quiet_is_quiet(run: Run, folder: Path, name: str) -> None:
         run("embed", NAME, "labelled", "-o", "features")
     if name.startswith("cache"):
         run("download", NAME)
+    if name == "inspect PROGRAM":
+        run("export", NAME, "digits.pt2")
     result = run(*CALLS[name], "-q")
     assert result.exit_code == 0, result.output
     assert result.stderr == ""

@@ -262,9 +262,13 @@ def test_matplotlib_is_imported_when_it_is_used_and_its_absence_is_told() -> Non
 def test_drawing_changes_nothing_for_others() -> None:
     import matplotlib
 
-    before = dict(matplotlib.rcParams)
+    def figures() -> list[int]:
+        pyplot = sys.modules.get("matplotlib.pyplot")
+        return pyplot.get_fignums() if pyplot is not None else []
+
+    before, opened = dict(matplotlib.rcParams), figures()
     (picture,) = show(NAME, what="filters").pictures
     assert isinstance(picture, Picture)
     assert picture._repr_png_()[:4] == b"\x89PNG"
     assert dict(matplotlib.rcParams) == before
-    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+    assert figures() == opened

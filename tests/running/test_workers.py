@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from noise import save_noise
 
-from tests.running.conftest import save_noise
 from vit_hub import Preprocessing
 from vit_hub.errors import VitHubError
 from vit_hub.running.reading import NativeSize, Reader
