@@ -1,4 +1,4 @@
-"""What others did to a file: cut by a server, changed in place, planted in a shared cache."""
+"""Files that others touched: cut by a server, changed in place, planted in a shared cache."""
 
 from __future__ import annotations
 

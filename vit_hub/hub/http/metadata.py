@@ -1,4 +1,4 @@
-"""What a hub says about a file, checked before its client makes names of files from it."""
+"""Commits and ETags of a hub, checked before its client makes names of files from them."""
 
 from __future__ import annotations
 
