@@ -11,7 +11,18 @@ from typing import Any
 import vit_hub
 from vit_hub.weights_manifest import outlines
 
-dependencies = ["torch", "safetensors", "huggingface_hub", "httpx2", "filelock", "platformdirs", "numpy", "PIL", "tqdm"]
+dependencies = [
+    "torch",
+    "safetensors",
+    "huggingface_hub",
+    "httpx2",
+    "filelock",
+    "platformdirs",
+    "isal",
+    "numpy",
+    "PIL",
+    "tqdm",
+]
 
 load = vit_hub.load
 

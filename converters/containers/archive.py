@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from isal import isal_zlib
 
 from vit_hub.converters.containers.mapped import MappedFile
 from vit_hub.converters.tensors import Array
@@ -169,7 +170,7 @@ def read_member(file: MappedFile, member: Member, limit: int | None = None) -> b
             del data[size:]
     else:
         data = bytearray(file.bytes(member.offset, size))
-    if len(data) != size or (limit is None and member.crc and zlib.crc32(data) != member.crc):
+    if len(data) != size or (limit is None and member.crc and isal_zlib.crc32(data) != member.crc):
         raise CheckpointError(
             f"{file.path}: member {member.name!r} does not hold the declared {member.size:,} bytes",
             hint="the file is damaged: fetch it again",
@@ -213,7 +214,7 @@ def _compare(file: MappedFile, member: Member) -> None:
         return
     crc = 0
     for block in file.blocks(member.offset, member.size):
-        crc = zlib.crc32(block, crc)
+        crc = isal_zlib.crc32(block, crc)
     if crc != member.crc:
         raise CheckpointError(
             f"{file.path}: member {member.name!r} does not match its checksum",
