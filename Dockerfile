@@ -9,7 +9,7 @@ COPY converters /src/converters
 COPY weights_manifest /src/weights_manifest
 # Wheels of PyTorch without CUDA, in the pinned version.
 RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu \
-        -c /src/constraints.txt "/src[embed,onnx]" \
+        -c /src/constraints.txt "/src[embed,onnx,plots]" \
     && rm -r /src \
     && mkdir -m 1777 /cache /work
 

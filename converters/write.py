@@ -156,6 +156,8 @@ def convert_checkpoint(
     target = Path(destination)
     container = container_of(destination)
     left_out = _left_out(ckpt) if keep_rest else {}
+    if left_out:
+        refuse_existing([_rest_path(target)], overwrite=overwrite)
     if to == "canonical":
         file = canonical_file(destination)
         refuse_existing([file], overwrite=overwrite)

@@ -169,3 +169,12 @@ def test_the_command(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["export", "vit-nano-digits", str(tmp_path / "digits.onxx")])
     assert done.exit_code == 1
     assert "must end with .onnx" in done.stderr
+
+
+def test_weights_of_others_are_not_overwritten(tmp_path: Path) -> None:
+    weights = tmp_path / "pytorch_model.bin"
+    weights.write_bytes(b"weights")
+    for overwrite in (False, True):
+        with pytest.raises(vit_hub.VitHubError, match="exists"):
+            vit_hub.export("vit-nano-digits", tmp_path / "pytorch_model.xml", overwrite=overwrite)
+    assert weights.read_bytes() == b"weights"

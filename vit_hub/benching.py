@@ -27,6 +27,7 @@ from vit_hub.exporting.runtimes import RUNTIMES, TORCH, in_runtime
 from vit_hub.interop import timm_model, to_transformers
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.flops import forward_flops
+from vit_hub.model.resize import resized_config
 from vit_hub.model.vit import VisionTransformer
 
 __all__ = [
@@ -178,10 +179,12 @@ def time_program(
         CheckpointError: it cannot open the file.
     """
     run, table = program.open(), []
+    frames = () if program.config.video is None else (program.config.video.frames,)
+    config = resized_config(program.config, program.image_size, pad=True)
     for batch_size in batch_sizes:
-        images = torch.randn(batch_size, program.config.in_chans, *program.image_size)
+        images = torch.randn(batch_size, *frames, program.config.in_chans, *program.image_size)
         for timing in _measured({OURS: partial(run, images)}, images, program.what, rounds, memory=True):
-            table.append(_beside(replace(timing, runtime=program.runtime), program.config, peak))
+            table.append(_beside(replace(timing, runtime=program.runtime), config, peak))
         if progress:
             progress(1)
     return table
@@ -381,4 +384,4 @@ def _status(name: str) -> int:
 
 
 def _difference(found: Tensor, ours: Tensor) -> float | None:
-    return float((found.double() - ours.double()).abs().max()) if found.shape == ours.shape else None
+    return float((found.cpu().double() - ours.cpu().double()).abs().max()) if found.shape == ours.shape else None

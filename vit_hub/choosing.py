@@ -67,6 +67,9 @@ def recommend(task: str, **conditions: Any) -> Recommendation:
     """
     if task not in _EVIDENCE:
         raise ConfigError(f"task: there is no task {task!r}", hint=f"tasks: {', '.join(TASKS)}")
+    for name in ("sort", "limit"):
+        if conditions.get(name) is not None:
+            raise ConfigError(f"{name}: all models that meet the conditions are ranked", hint=f"leave {name} out")
     entries = [get_entry(name) for name in list_models(**conditions)]
     if task == "classify":
         entries = [entry for entry in entries if entry.labels]

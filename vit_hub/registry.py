@@ -223,7 +223,9 @@ def list_models(
 
 
 def _pair(value: Any, field: str = "image_size") -> Any:
-    """Return a size given as one number as (height, width); other fields' values as they are."""
+    """Return a size given as one number as (height, width), lists as tuples; other values as they are."""
+    if isinstance(value, list):
+        return tuple(value)
     return (value, value) if isinstance(value, int) and field in _SIZES else value
 
 

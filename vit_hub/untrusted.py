@@ -58,7 +58,7 @@ AXES = Limit(16, "axes", "a tensor")
 BLOCKS = Limit(4096, "blocks", "a model")
 SIZE = Limit((1 << 31) - 1, "units", "any number of a config")
 TOKEN_VALUES = Limit(1 << 28, "values", "the patches of one image, all channels together")
-PICKLE_OPCODES = Limit(2_000_000, "opcodes", "a pickle")
+PICKLE_OPCODES = Limit(4_000_000, "opcodes", "a pickle")
 PICKLE_COPIES = Limit(2_000_000, "items", "all that a pickle copies from one container to another")
 COMPARISONS = Limit(1_000_000, "comparisons", "names with formats, under everything that may stand before an encoder")
 SUGGESTIONS = Limit(1000, "names", "an unknown file whose nearest format is looked for")
@@ -108,7 +108,7 @@ def parse_json(content: bytes | str, *, most: int = JSON_BYTES.most, finite: boo
     """
     if len(content) > most:
         raise ValueError(f"it has more than {most:,} bytes")
-    text = content if isinstance(content, str) else content.decode("utf-8-sig")
+    text = content if isinstance(content, str) else content.decode().removeprefix("\ufeff")
     # Each value but the first of its list or object has a comma before it.
     if said := JSON_VALUES.exceeded(text.count(",") + text.count("[") + text.count("{")):
         raise ValueError(f"it {said}")

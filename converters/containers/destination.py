@@ -88,6 +88,6 @@ def refuse_existing(files: Sequence[Path], *, overwrite: bool) -> None:
     if not overwrite:
         raise VitHubError(f"{there[0]} exists{more}", hint=f"{_FORCE} replaces it, or choose another name")
     raise VitHubError(
-        f"{there[0]} exists{more}, and no {files[0].name} beside it: it is not of a model that was written there",
+        f"{there[0]} exists{more}, and no {files[0].name} beside it: it may be of something else",
         hint="choose another folder",
     )

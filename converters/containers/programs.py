@@ -69,7 +69,7 @@ def _of_xml(path: Path) -> dict[str, str]:
 
     try:
         found = ElementTree.parse(path).getroot().find("rt_info")
-    except ElementTree.ParseError:
+    except (ElementTree.ParseError, LookupError, ValueError):  # the last two of encodings that are none
         return {}
     items = {item.tag: item.get("value", "") for item in found} if found is not None else {}
     return {key: items[key] for key in _KEYS if key in items}

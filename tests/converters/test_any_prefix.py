@@ -159,7 +159,9 @@ def test_every_family_is_read_from_any_stack_and_goes_back(
     place = folder if case.checkpoint.is_dir() else folder / "pytorch_model.bin"
     options = {"overrides": case.overrides, "format": vit_hub.open_checkpoint(file, overrides=case.overrides).format}
     found = vit_hub.load(place, **options)
-    assert torch.equal(found(case.images()), vit_hub.load(case.checkpoint, overrides=case.overrides)(case.images()))
+    # Sums depend on where values lie in memory, so neither is mapped.
+    whole = vit_hub.load(case.checkpoint, overrides=case.overrides, mmap=False)
+    assert torch.equal(found(case.images()), whole(case.images()))
     opened = vit_hub.open_checkpoint(place, **options)
     # Without its config file it would be read with other fields, which only lossy=True allows.
     back = vit_hub.convert(opened, folder / "back.pth", to=opened.format, lossy=True)

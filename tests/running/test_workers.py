@@ -58,7 +58,7 @@ class Failing(Reader):
 
 
 def test_a_bug_is_raised_where_it_is_seen(items: list[Item]) -> None:
-    with pytest.raises(ZeroDivisionError, match="a bug"):
+    with pytest.raises(RuntimeError, match="ZeroDivisionError: a bug"):
         list(read_by_workers(batches_of(items, 4), Failing(SPEC), 2, 4, polite=False))
     assert not multiprocessing.active_children()
 
@@ -110,3 +110,20 @@ def test_processes_end_with_the_one_that_began_them(items: list[Item]) -> None:
     while any(child.is_running() and child.status() != "zombie" for child in children):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+HANDLES_SIGTERM = (
+    ALONE.replace("import sys, time", "import signal, sys, time")
+    .replace("next(batches)", "signal.signal(signal.SIGTERM, lambda *_: None)\nnext(batches)\nbatches.close()")
+    .replace("time.sleep(60)", "")
+)
+
+
+def test_a_program_that_handles_sigterm_ends_its_processes(items: list[Item]) -> None:
+    folder = Path(items[0].place.file).parent
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", HANDLES_SIGTERM, str(folder)], capture_output=True, timeout=60, check=True
+    )
+    assert done.stdout == b"begun\n"
+    assert time.monotonic() - start < 30

@@ -19,6 +19,7 @@ Verdict = Literal["pass", "fail", "none"]
 _VERSION = 1
 # Two runs of one program in float64 agree to this, whatever the machine.
 _SAME = 1e-9
+_SETTINGS = {"device", "dtype", "compile", "runtime", "images", "limit", "against", "opening"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +130,10 @@ def read_record(path: Path) -> dict[str, Any]:
     if wrong or found.get("certificate") != _VERSION:
         what = f"its {wrong[0]} is missing or damaged" if wrong else "it is of another version"
         raise CheckpointError(f"{path}: not a certificate: {what}", hint=_WRITES)
+    if not found["settings"].keys() >= _SETTINGS or not all(
+        isinstance(line, dict) and line.keys() >= {"name", "verdict", "figures"} for line in found["findings"]
+    ):
+        raise CheckpointError(f"{path}: not a certificate: its settings or findings are damaged", hint=_WRITES)
     return dict(found)
 
 

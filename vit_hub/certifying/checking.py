@@ -78,7 +78,11 @@ def check(
         "images": None if images is None else os.fspath(images),
         "limit": limit,
         "against": list(against),
-        "opening": {name: value for name, value in opening.items() if value},
+        "opening": {
+            name: os.fspath(value) if isinstance(value, os.PathLike) else value
+            for name, value in opening.items()
+            if value
+        },
     }
     record = read_record(Path(replay)) if replay is not None else None
     if record is not None:

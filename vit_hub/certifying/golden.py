@@ -97,6 +97,6 @@ def golden_error(case: GoldenCase, device: torch.device, dtype: torch.dtype) -> 
     images = case.array(case.meta["input"]["file"]).to(device, dtype)
     with torch.inference_mode():
         return max(
-            relative_difference(OUTPUTS[name](model, images).double().cpu(), case.array(described["file"]).double())
+            relative_difference(OUTPUTS[name](model, images).cpu().double(), case.array(described["file"]).double())
             for name, described in case.meta["outputs"].items()
         )

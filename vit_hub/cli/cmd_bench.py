@@ -132,6 +132,8 @@ def command(
     common: dict[str, Any] = {"batch_sizes": batch_sizes, "rounds": rounds}
     program = exported_file(model)
     if program is not None:
+        if device.type != "cpu":
+            raise ConfigError(f"{model}: an exported file runs on the processor", hint="leave out --device")
         if compile or runtime != RUNTIME_NAMES[0]:
             raise ConfigError(
                 f"{model}: an exported file runs in its own runtime", hint="leave out --compile and --runtime"

@@ -69,7 +69,7 @@ reads a folder of parquet files.
 @click.option(
     "--shard-size",
     type=click.IntRange(min=1),
-    help="Images in a file. Default: 2048, or fewer where their outputs are large.",
+    help="Images in a file. Default: 1024, or fewer where their outputs are large.",
 )
 @click.option(
     "--max-patches",

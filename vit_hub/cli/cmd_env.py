@@ -16,7 +16,7 @@ import click
 import vit_hub
 from vit_hub.cli.options import Verb
 from vit_hub.cli.output import Output, amount
-from vit_hub.errors import VitHubError
+from vit_hub.errors import VitHubError, first_line
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -110,14 +110,17 @@ def _version(package: str) -> str | None:
 
 
 def _devices() -> Iterator[str]:
-    import torch
+    try:
+        import torch
 
-    yield f"cpu, {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch"
-    for index in range(torch.cuda.device_count()):
-        found = torch.cuda.get_device_properties(index)
-        yield f"cuda:{index}, {found.name}, {amount(found.total_memory, 'B')}"
-    if torch.backends.mps.is_available():
-        yield "mps"
+        yield f"cpu, {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch"
+        for index in range(torch.cuda.device_count()):
+            found = torch.cuda.get_device_properties(index)
+            yield f"cuda:{index}, {found.name}, {amount(found.total_memory, 'B')}"
+        if torch.backends.mps.is_available():
+            yield "mps"
+    except Exception as error:  # a broken driver is what the report is about
+        yield f"cannot be asked: {type(error).__name__}: {first_line(error)}"
 
 
 def _cache() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -352,9 +353,11 @@ def _count(ctx: click.Context, param: click.Parameter, text: str | None) -> floa
     """Parse a count such as 30M, 1.1B or 86567656."""
     if text is None:
         return None
-    digits = text.lower().replace(",", "").rstrip("kmgb")
+    # Commas stand between thousands, never before a fraction.
+    plain = text.lower().replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+", text) else text.lower()
+    digits = plain.rstrip("kmgb")
     try:
-        found = float(digits) * _MULTIPLES[text.lower().replace(",", "").removeprefix(digits)]
+        found = float(digits) * _MULTIPLES[plain.removeprefix(digits)]
     except (KeyError, ValueError):
         found = math.nan
     if not 0 < found < math.inf:

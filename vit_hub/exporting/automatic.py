@@ -20,6 +20,7 @@ from vit_hub.exporting.program import Run
 from vit_hub.exporting.runtimes import RUNTIMES, TORCH, check_runtime, in_runtime, program_settings
 from vit_hub.hub.cache.paths import choice_file, file_lock
 from vit_hub.model.vit import VisionTransformer
+from vit_hub.untrusted import read_json
 
 __all__ = ["AUTO", "fastest_runtime"]
 
@@ -71,7 +72,7 @@ def _able(dtype: str) -> Iterator[str]:
 
 def _kept(path: Path, able: list[str]) -> str | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        name = json.loads(path.read_bytes())["runtime"]
+        name = read_json(path)["runtime"]
         return name if name in able else None
     return None
 
@@ -100,7 +101,8 @@ def _measured(runs: dict[str, Run], images: Tensor) -> dict[str, float]:
 
 def _images(model: VisionTransformer, batch_size: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch_size, model.config.in_chans, *model.input_size, generator=generator)
+    frames = () if model.config.video is None else (model.config.video.frames,)
+    return torch.randn(batch_size, *frames, model.config.in_chans, *model.input_size, generator=generator)
 
 
 def _processor() -> str:

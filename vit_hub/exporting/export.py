@@ -43,6 +43,7 @@ class Target:
 
     Attributes:
         suffix: of its files.
+        beside: name of the file with the weights, where they may be in one of their own.
         write: writes a program.
         open: opens a file and returns what runs it, in a dtype where the runtime chooses it.
         packages: modules that both need.
@@ -54,14 +55,20 @@ class Target:
     open: Callable[[Path, str], Run]
     packages: tuple[str, ...] = ()
     extra: str = ""
+    beside: str = ""
 
 
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 TARGETS: dict[str, Target] = {
-    "onnx": Target(".onnx", to_onnx.write, to_onnx.open_program, _ONNX, "onnx"),
+    "onnx": Target(".onnx", to_onnx.write, to_onnx.open_program, _ONNX, "onnx", "{name}.data"),
     "torch-export": Target(".pt2", to_torch_export.write, to_torch_export.open_program),
     "openvino": Target(
-        ".xml", to_openvino.write, to_openvino.open_program, ("openvino", "onnx", "onnxscript"), "openvino"
+        ".xml",
+        to_openvino.write,
+        to_openvino.open_program,
+        ("openvino", "onnx", "onnxscript"),
+        "openvino",
+        "{stem}.bin",
     ),
 }
 # Largest differences, relative to the largest value of an output, that a file is kept with. Half precision rounds each
@@ -142,9 +149,10 @@ def export(
         UnsupportedByFormatError: the runtime cannot take the program or computes something else; nothing is written.
         VitHubError: the source cannot be read, or the file cannot be written.
     """
-    refuse_existing([Path(destination)], overwrite=overwrite)
     path = Path(destination)
     name = _target(path, to)
+    beside = TARGETS[name].beside.format(name=path.name, stem=path.stem)
+    refuse_existing([path, *([path.with_name(beside)] if beside else [])], overwrite=overwrite)
     kind = "int8" if int8 else dtype
     if dtype not in ("float32", "float16", "bfloat16"):
         raise ConfigError(f"dtype {dtype!r} cannot be exported", hint="float32, float16 or bfloat16")

@@ -15,11 +15,12 @@ from torch import Tensor
 from vit_hub.converters.containers.programs import FACTS_KEY, LABELS_KEY, program_facts
 from vit_hub.converters.passport import Passport
 from vit_hub.errors import CheckpointError, ConfigError
-from vit_hub.exporting.export import TARGETS, check_packages
+from vit_hub.exporting.export import TARGETS, TOLERANCES, check_packages
 from vit_hub.exporting.program import Run
 from vit_hub.exporting.runtimes import RUNTIMES, TORCH
 from vit_hub.model.config import ViTConfig, size_pair
 from vit_hub.model.vit import VisionTransformer
+from vit_hub.untrusted import parse_json
 
 __all__ = ["ExportedFile", "exported_file"]
 
@@ -149,15 +150,17 @@ def exported_file(path: str | os.PathLike[str]) -> ExportedFile | None:
     if facts is None:
         return None
     try:
-        about = json.loads(facts.texts[FACTS_KEY])
+        about = parse_json(facts.texts[FACTS_KEY])
         labels = facts.texts.get(LABELS_KEY)
         passport = about.get("passport")
+        if about["dtype"] not in TOLERANCES:
+            raise ValueError(f"there is no dtype {about['dtype']!r}")
         return ExportedFile(
             path=place,
             target=facts.target,
             config=ViTConfig.from_dict(about["config"]),
             passport=None if passport is None else Passport.from_json(json.dumps(passport), str(place)),
-            labels=tuple(json.loads(labels)) if labels else None,
+            labels=tuple(parse_json(labels)) if labels else None,
             what=str(about["what"]),
             dtype=str(about["dtype"]),
             image_size=size_pair("image_size", tuple(about["image_size"])),

@@ -23,6 +23,7 @@ from vit_hub.hub.cache.inventory import installed_version
 from vit_hub.hub.cache.paths import file_lock, program_folder
 from vit_hub.model.outputs import output_function
 from vit_hub.model.vit import VisionTransformer
+from vit_hub.untrusted import read_json
 
 __all__ = ["RUNTIMES", "TORCH", "Runtime", "check_runtime", "in_runtime", "program_settings", "tensors_sha256"]
 
@@ -157,7 +158,7 @@ def program_settings(
 def _is_whole(path: Path, settings: Mapping[str, Any]) -> bool:
     """Return whether a program is there, made with these settings and unchanged since."""
     try:
-        record = json.loads((path.parent / _RECORD).read_bytes())
+        record = read_json(path.parent / _RECORD)
         files = {path.parent / name: sha256 for name, sha256 in record["files"].items()}
         return bool(
             record["settings"] == settings

@@ -31,7 +31,7 @@ from vit_hub.version import __version__
 __all__ = ["EmbeddingReport", "embed", "manifest_of", "share_of_run"]
 
 _SHARD_BYTES = 32 << 20
-_SHARD_IMAGES = 2048
+_SHARD_IMAGES = 1024
 _STORED = ("float32", "float16")
 ENGINES = ("local", "ray")
 
@@ -105,7 +105,7 @@ def embed(
         workers: processes that read and preprocess; 0: none, in turn with computing; None: chosen for the device.
         compile: a mode of torch.compile, such as ``default``; None: not compiled.
         runtime: what computes: ``torch`` (None), ``onnxruntime``, ``openvino``, or ``auto``: the fastest of them here.
-        shard_size: images in a shard; None: 2048, or fewer where their outputs are large.
+        shard_size: images in a shard; None: 1024, or fewer where their outputs are large.
         share: (rank, number of processes): compute every so-manieth shard only; None: as torchrun or SLURM says.
         retry_errors: compute shards with errors again.
         max_patches: let each image keep its aspect ratio, with so many patches at most.
@@ -176,7 +176,7 @@ def embed(
 
 
 def automatic_shard_size(shape: tuple[int, ...], store: str) -> int:
-    """Return how many images make a shard: 2048, or what fills 32 MiB, in a power of two."""
+    """Return how many images make a shard: 1024, or what fills 32 MiB, in a power of two."""
     bytes_each = math.prod(shape) * np.dtype(store).itemsize
     return min(_SHARD_IMAGES, 1 << max(0, (_SHARD_BYTES // max(1, bytes_each)).bit_length() - 1))
 

@@ -113,6 +113,12 @@ class Runnable:
                 f"{runtime} takes images of one size, and max_patches lets each keep its own",
                 hint=f"leave out max_patches (--max-patches), or take the runtime {TORCH}",
             )
+        if self.model.config.video is not None:
+            if runtime == AUTO:
+                return TORCH
+            raise ConfigError(
+                f"{runtime} takes videos of this model, and these are images", hint=f"take the runtime {TORCH}"
+            )
         if runtime == AUTO:
             return fastest_runtime(self.model, what=what, batch_size=batch_size)
         return str(runtime)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import math
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -171,7 +172,9 @@ def _tar(place: Place) -> bytes:
 
 def _parquet(place: Place) -> bytes:
     about = Path(place.file).stat()
-    value = _rows(place.file, place.group, place.column, (about.st_mtime_ns, about.st_size))[place.start].as_py()
+    with _ROWS:
+        rows = _rows(place.file, place.group, place.column, (about.st_mtime_ns, about.st_size))
+    value = rows[place.start].as_py()
     if isinstance(value, dict):
         path, value = value.get("path"), value["bytes"]
         if value is None and path:
@@ -181,7 +184,10 @@ def _parquet(place: Place) -> bytes:
     return bytes(value)
 
 
-@functools.lru_cache(maxsize=1)
+_ROWS = threading.Lock()  # threads of a process wait for one of them to read a group
+
+
+@functools.lru_cache(maxsize=2)
 def _rows(file: str, group: int, column: str, version: tuple[int, int]) -> Any:
     """One row group of images; batches go through them in order, so that each is read once in a process.
 

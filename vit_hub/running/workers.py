@@ -160,6 +160,7 @@ def _processes(count: int, reader: Reader, memory: Any, room: int, polite: bool)
             worker.process.terminate()
         for worker in workers:
             worker.process.join(_PATIENCE)
+            worker.process.kill()
             worker.connection.close()
 
 
@@ -179,6 +180,7 @@ def _interrupts_later() -> Iterator[None]:
 def _work(connection: Connection, reader: Reader, memory: Any, room: int, polite: bool) -> None:
     """Read parts of batches until the main process ends this one, or itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how the main process ends this one, whatever it does itself
     torch.set_num_threads(1)
     if polite and hasattr(os, "nice"):
         os.nice(_LOWEST)
@@ -192,8 +194,8 @@ def _work(connection: Connection, reader: Reader, memory: Any, room: int, polite
             try:
                 outcomes = zip(pixels[first:], reader.read(items), strict=False)
                 answer: Any = [_stored(row, outcome) for row, outcome in outcomes]
-            except Exception as error:  # raised again in the main process
-                answer = error
+            except Exception as error:  # raised again in the main process, for which it must be sent
+                answer = RuntimeError(f"{type(error).__name__}: {error}")
             sending.submit(connection.send, answer)
 
 

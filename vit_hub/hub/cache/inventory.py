@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from vit_hub.hub.cache.records import CANONICAL, Delivery, all_records
 from vit_hub.hub.names.address import address, source_of
 from vit_hub.hub.names.credentials import without_credentials
 from vit_hub.hub.names.locate import known_source, locate
+from vit_hub.untrusted import read_json
 from vit_hub.version import __version__
 
 __all__ = ["HUGGING_FACE", "PROGRAM", "Item", "Leftover", "find", "installed_version", "items", "prune", "remove"]
@@ -105,10 +105,11 @@ def _stored() -> Iterator[Path]:
 
 def _programs() -> Iterator[Item]:
     for record in sorted(cache_dir().glob(f"programs/*/{_RECORD}")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # being made, or damaged
-            about = json.loads(record.read_bytes())
-            main = next(name for name in about["files"] if name.endswith((".onnx", ".xml")))
-            yield Item(about["model"] or "a model without a name", PROGRAM, record.with_name(main), record.parent)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # being made, or damaged
+            about = read_json(record)
+            name = str(about["model"] or "a model without a name")
+            for main in (file for file in about["files"] if file.endswith((".onnx", ".xml"))):
+                yield Item(name, PROGRAM, record.with_name(main), record.parent)
 
 
 _KINDS = {"files": "web", "mirrored": "mirrored", "canonical": "canonical"}
@@ -315,7 +316,7 @@ def _is_of_these_versions(folder: Path) -> bool:
     """Return whether a program or choice was made with the packages that are installed: others are not used again."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
         record = next(path for name in (_RECORD, "choice.json") if (path := folder / name).is_file())
-        versions = json.loads(record.read_bytes())["settings"]["versions"]
+        versions = read_json(record)["settings"]["versions"]
         return all(installed_version(name) == version for name, version in versions.items())
     return False
 
