@@ -62,7 +62,7 @@ Found = dict[tuple[str, ...], tuple[str, ...]]
 
 
 class Plan(NamedTuple):
-    """What is measured, each in the order of its worth.
+    """The measurements, each in the order of its worth.
 
     Attributes:
         models: model and side of images.
@@ -268,7 +268,7 @@ COMPILING, LOADING = 2.5, 2.5  # times that
 def steps(
     plan: Plan, folder: Path | None, device: str, rates: Bound
 ) -> Iterator[tuple[str, float, Callable[[], Found]]]:
-    """What there is to do, in the order of its worth: what it is, seconds that it takes at most, and the doing."""
+    """Return the steps in the order of their worth: the name, the seconds that it takes at most, and the function."""
     kept: dict[Key, dict[str, nn.Module]] = {}
 
     def eagerly(key: Key) -> Found:

@@ -1,4 +1,4 @@
-"""What comes from others: limits of what is read, bounded JSON, typed values, and one gate around every reader.
+"""Content from others: limits of what is read, bounded JSON, typed values, and one gate around every reader.
 
 ``docs/security.md`` lists the limits.
 """
@@ -197,7 +197,7 @@ class Between:
 
 @dataclass(frozen=True)
 class Matching:
-    """What a text matches as a whole, in ``Annotated[str, Matching(...)]``, and its name in messages."""
+    """The pattern of a whole text, in ``Annotated[str, Matching(...)]``, and its name in messages."""
 
     pattern: str
     name: str

@@ -1,4 +1,4 @@
-"""What programs that ``vit-hub export`` wrote say of themselves: ONNX, OpenVINO and ``torch.export`` files."""
+"""Facts that programs of ``vit-hub export`` state about themselves: ONNX, OpenVINO and ``torch.export`` files."""
 
 from __future__ import annotations
 

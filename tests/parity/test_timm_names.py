@@ -32,6 +32,8 @@ def small(name: str) -> Any:
         options |= {"img_size": 64}
     else:
         options |= {"img_size": 16, "patch_size": 4}
+    if "radio" in name and name.startswith("naflexvit"):
+        options |= {"pos_embed_grid_size": (8, 8)}  # of 128 x 128, whose attention takes most of a minute
     if "sapiens2" in name:
         options["num_kv_heads"] = (3, 1)  # of each block
     model = timm.create_model(name, pretrained=False, **options).double().eval()

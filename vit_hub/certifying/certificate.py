@@ -43,7 +43,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What another run of a certificate found otherwise.
+    """A difference between a certificate and its repetition.
 
     Attributes:
         name: of the figure or fact.
@@ -60,7 +60,7 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
-    """What a model computes here.
+    """The record of what a model computes here.
 
     Attributes:
         source: what the caller named.

@@ -33,7 +33,7 @@ _RECORD = "program.json"
 
 @dataclass(frozen=True)
 class Runtime:
-    """What runs a model.
+    """One way to run a model.
 
     Attributes:
         target: of :data:`vit_hub.exporting.export.TARGETS`, that its programs are; None: the model itself is run.

@@ -174,7 +174,7 @@ def check_destination(out: str | os.PathLike[str], kinds: Iterable[str] = (), *,
 
 
 def _crop(run: Runnable) -> tuple[str, float, float]:
-    """What decides which part of an image a model sees."""
+    """Return what decides which part of an image a model sees."""
     spec = run.preprocessing
     return spec.crop_mode, spec.crop_pct, spec.image_size[0] / spec.image_size[1]
 

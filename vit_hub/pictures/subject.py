@@ -50,7 +50,7 @@ class View:
 
 @dataclass(frozen=True)
 class Observation:
-    """What one pass over an image leaves: L blocks, H heads, T tokens, N patches, D channels.
+    """The tokens and attention of one pass over an image: L blocks, H heads, T tokens, N patches, D channels.
 
     Patches of a video that stands still are in the order of frames, rows, columns: N is a multiple of the grid's.
 
