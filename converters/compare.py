@@ -12,7 +12,7 @@ import numpy as np
 from vit_hub.converters.read import Checkpoint
 from vit_hub.converters.tensors import DTYPES, LazyTensor
 from vit_hub.model.config import RESIZING, ViTConfig
-from vit_hub.shown import Shown
+from vit_hub.shown import ShortRepr
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +71,7 @@ class TensorComparison:
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison(Shown):
+class Comparison(ShortRepr):
     """Agreement of two checkpoints in weights and outputs.
 
     Attributes:

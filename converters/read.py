@@ -22,7 +22,7 @@ from vit_hub.converters.tensors import DTYPES, LazyTensor, zeros
 from vit_hub.errors import CheckpointError, ConfigError
 from vit_hub.model.config import ViTConfig, check_fields
 from vit_hub.model.shapes import field_of, tensor_shapes
-from vit_hub.shown import Shown
+from vit_hub.shown import ShortRepr
 from vit_hub.untrusted import TOKEN_VALUES, conform, gate, parse_json
 
 __all__ = ["CONFIG_KEY", "CONFIG_SHA256_KEY", "PASSPORT_KEY", "Checkpoint", "open_checkpoint", "read_raw"]
@@ -38,7 +38,7 @@ _PRE_LOGITS = ("pre_logits.fc.weight", "pre_logits.fc.bias")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Checkpoint(Shown):
+class Checkpoint(ShortRepr):
     """An opened checkpoint, whose values are read on demand.
 
     Attributes:

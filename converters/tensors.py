@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from vit_hub.shown import Shown
+from vit_hub.shown import ShortRepr
 
 __all__ = [
     "CARRIERS",
@@ -76,7 +76,7 @@ CARRIERS = {dtype.carrier: name for name, dtype in DTYPES.items() if dtype.torch
 
 
 @dataclass(frozen=True, repr=False)
-class LazyTensor(Shown):
+class LazyTensor(ShortRepr):
     """One tensor of a file: header known, values read on demand.
 
     Attributes:

@@ -39,7 +39,7 @@ from vit_hub.errors import CheckpointError, ConfigError, UnsupportedByFormatErro
 from vit_hub.model.config import RESIZING, ViTConfig
 from vit_hub.model.shapes import field_of
 from vit_hub.preprocessing.of_checkpoint import settled
-from vit_hub.shown import Shown
+from vit_hub.shown import ShortRepr
 
 __all__ = ["Report", "as_stored", "convert_checkpoint", "foreign_tensors", "prospects", "write_canonical"]
 
@@ -50,7 +50,7 @@ _SIZED = "sized."
 
 
 @dataclass(frozen=True, repr=False)
-class Report(Shown):
+class Report(ShortRepr):
     """The result of a conversion.
 
     Attributes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib.metadata
 import os
 import platform
 import statistics
@@ -26,9 +25,11 @@ from vit_hub.exporting.files import ExportedFile
 from vit_hub.exporting.runtimes import RUNTIMES, TORCH, in_runtime
 from vit_hub.interop import timm_model, to_transformers
 from vit_hub.model.config import ViTConfig
+from vit_hub.model.device import processor_name
 from vit_hub.model.flops import forward_flops
 from vit_hub.model.resize import resized_config
 from vit_hub.model.vit import VisionTransformer
+from vit_hub.version import installed_version
 
 __all__ = [
     "AGAINST",
@@ -179,10 +180,9 @@ def time_program(
         CheckpointError: it cannot open the file.
     """
     run, table = program.open(), []
-    frames = () if program.config.video is None else (program.config.video.frames,)
     config = resized_config(program.config, program.image_size, pad=True)
     for batch_size in batch_sizes:
-        images = torch.randn(batch_size, *frames, program.config.in_chans, *program.image_size)
+        images = torch.randn(batch_size, *program.config.input_shape(program.image_size))
         for timing in _measured({OURS: partial(run, images)}, images, program.what, rounds, memory=True):
             table.append(_beside(replace(timing, runtime=program.runtime), config, peak))
         if progress:
@@ -233,11 +233,8 @@ def _programs(model: VisionTransformer, names: Sequence[str], what: str) -> tupl
 def machine(device: str | torch.device = "cpu") -> dict[str, Any]:
     """Describe what the figures depend on besides the model: processor, threads, GPU, versions."""
     place = torch.device(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     found = {
-        "processor": next(named, platform.processor() or platform.machine()),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(place) if place.type == "cuda" else None,
@@ -245,8 +242,8 @@ def machine(device: str | torch.device = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
     }
     for package in ("vit-hub", "torch", *AGAINST):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
+        if version := installed_version(package):
+            found[package] = version
     return found
 
 

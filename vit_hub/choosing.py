@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vit_hub.errors import ConfigError, ModelNotFoundError
-from vit_hub.registry import Entry, Metric, get_entry, list_models
-from vit_hub.shown import Shown
+from vit_hub.registry import UNKNOWN_LICENSE, Entry, Metric, get_entry, list_models
+from vit_hub.shown import ShortRepr
 
 __all__ = ["TASKS", "Recommendation", "recommend"]
 
@@ -20,7 +20,7 @@ TASKS = tuple(_EVIDENCE)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Recommendation(Shown):
+class Recommendation(ShortRepr):
     """The best of the models that meet the conditions, as far as results are on record.
 
     Attributes:
@@ -105,7 +105,7 @@ def _rank(entry: Entry, results: tuple[Metric, ...]) -> tuple[object, ...]:
 
 
 def _unknown(entry: Entry, results: tuple[Metric, ...]) -> list[str]:
-    found = [] if entry.license != "unknown" else ["its licence"]
+    found = [] if entry.license != UNKNOWN_LICENSE else ["its licence"]
     found += [f"the image size of its {metric.name}" for metric in results if metric.image_size is None]
     found += [] if entry.data.get("pretrain") else ["its training data"]
     if entry.sources[0].sha256 is None:

@@ -19,12 +19,13 @@ from vit_hub.errors import ConfigError, ModelNotFoundError
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.flops import forward_flops
 from vit_hub.model.shapes import num_parameters
-from vit_hub.shown import Shown
+from vit_hub.shown import ShortRepr
 from vit_hub.weights_manifest import Outline, model_data, outlines, summary
 
 __all__ = [
     "COMMERCIAL",
     "SORTS",
+    "UNKNOWN_LICENSE",
     "Entry",
     "Metric",
     "WeightSource",
@@ -39,6 +40,7 @@ __all__ = [
 COMMERCIAL = "commercial"
 """Stands for every licence that is stated and an open one, where a licence is asked for."""
 UNKNOWN_LICENSE = "unknown"
+"""The licence of weights without a stated one."""
 _SUGGESTIONS = 5
 # Names of other architectures: of networks of convolutions, and of transformers that are no plain ViT.
 _OTHERS = {
@@ -112,7 +114,7 @@ class Metric:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Entry(Shown):
+class Entry(ShortRepr):
     """One set of weights.
 
     Attributes:

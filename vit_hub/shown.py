@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from html import escape
 
-__all__ = ["Shown", "table_of", "visible"]
+__all__ = ["ShortRepr", "size_text", "table_of", "visible"]
 
 # Control characters but tabs, the second set of them (C1), separators of lines, marks that turn the direction of text.
 _INVISIBLE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
@@ -17,7 +17,12 @@ def visible(text: str) -> str:
     return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
-class Shown:
+def size_text(size: tuple[int, int]) -> str:
+    """Write ``224x224``: height, then width."""
+    return f"{size[0]}x{size[1]}"
+
+
+class ShortRepr:
     """Mixin for dataclasses (with ``repr=False``): a ``repr`` of one line, and a table in notebooks."""
 
     def _facts(self) -> Mapping[str, object]:

@@ -29,7 +29,7 @@ from vit_hub.converters.containers.torch_file import EMBEDDED, read_torch, write
 from vit_hub.converters.containers.training_folder import enter
 from vit_hub.converters.tensors import DTYPES, LazyTensor
 from vit_hub.errors import CheckpointError
-from vit_hub.shown import Shown
+from vit_hub.shown import ShortRepr
 from vit_hub.untrusted import AXES, NAME_LENGTH, SIZE, TENSORS, gate
 
 __all__ = ["CONTAINER_SUFFIXES", "EMBEDDED", "RawCheckpoint", "atomic_path", "open_raw", "write_tensors"]
@@ -66,7 +66,7 @@ _MOST_LEVELS = 6
 
 
 @dataclass(frozen=True, repr=False)
-class RawCheckpoint(Shown):
+class RawCheckpoint(ShortRepr):
     """The contents of a checkpoint as stored: known from headers, values still unread.
 
     Attributes:

@@ -137,7 +137,7 @@ def check(output: str) -> None:
 
 
 def on_terminal(command: list[str]) -> bytes:
-    """What a command writes to a terminal."""
+    """Return what a command writes to a terminal."""
     ours, theirs = os.openpty()
     running = subprocess.Popen(command, stdout=theirs, stderr=theirs)
     os.close(theirs)

@@ -36,7 +36,7 @@ _BATCH = 50
 
 @dataclass
 class Result:
-    """What a run found.
+    """Findings of a run.
 
     Attributes:
         counts: reader -> number of its inputs.

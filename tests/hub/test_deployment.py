@@ -1,4 +1,4 @@
-"""What people look for beside the package: torch.hub's entry points, a container, a job of GitHub's, other names."""
+"""Things beside the package that people look for: torch.hub's entry points, a container, a job of GitHub's, aliases."""
 
 from __future__ import annotations
 

@@ -67,13 +67,12 @@ def probe(ckpt: Checkpoint, model: VisionTransformer, images: str | os.PathLike[
         VitHubError: none of the images can be read.
     """
     config = model.config
-    frames = () if config.video is None else (config.video.frames,)
     # Whole numbers: the floating-point generators differ from machine to machine.
-    pixels = np.random.default_rng(0).integers(0, 256, (_GENERATED, *frames, config.in_chans, *model.input_size))
+    pixels = np.random.default_rng(0).integers(0, 256, (_GENERATED, *config.input_shape(model.input_size)))
     generated = torch.from_numpy(pixels).float() / 127.5 - 1
     if images is None:
         return Probe(generated)
-    if frames:
+    if config.video is not None:
         raise ConfigError(
             "images= (--images): the model takes videos", hint="leave it out: generated videos are computed"
         )

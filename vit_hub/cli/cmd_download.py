@@ -12,6 +12,7 @@ import click
 import vit_hub
 from vit_hub.cli.options import Verb, complete_source, lockfile_option, offline_option, revision_option
 from vit_hub.cli.output import Output, count_of
+from vit_hub.registry import UNKNOWN_LICENSE
 
 if TYPE_CHECKING:
     from vit_hub.hub.plan import Plan, PlannedSource
@@ -132,7 +133,7 @@ def _announcement(planned: Plan, source: PlannedSource) -> str:
 
 
 def _terms(planned: Plan, source: PlannedSource) -> Iterator[str]:
-    if planned.license in (None, "unknown"):
+    if planned.license in (None, UNKNOWN_LICENSE):
         yield "licence not known here" + (f", see {source.page}" if source.page else "")
     else:
         yield f"licence {planned.license}"

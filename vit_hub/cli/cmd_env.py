@@ -17,6 +17,7 @@ import vit_hub
 from vit_hub.cli.options import Verb
 from vit_hub.cli.output import Output, amount
 from vit_hub.errors import VitHubError, first_line
+from vit_hub.version import installed_version
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -47,8 +48,8 @@ def command(output: Output) -> None:
         "vit_hub": vit_hub.__version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "packages": {name: _version(name) for name in (*requirements.pop("", ()), *_PEERS)},
-        "extras": {extra: {name: _version(name) for name in names} for extra, names in requirements.items()},
+        "packages": {name: installed_version(name) for name in (*requirements.pop("", ()), *_PEERS)},
+        "extras": {extra: {name: installed_version(name) for name in names} for extra, names in requirements.items()},
         "devices": list(_devices()),
         "cache": _cache(),
         "endpoint": _shown(os.environ.get("HF_ENDPOINT") or "https://huggingface.co"),
@@ -58,7 +59,7 @@ def command(output: Output) -> None:
     if output.json:
         output.document(data)
     elif output.quiet:
-        output.lines([f"vit-hub {data['vit_hub']}, python {data['python']}, torch {_version('torch')}"])
+        output.lines([f"vit-hub {data['vit_hub']}, python {data['python']}, torch {installed_version('torch')}"])
     else:
         output.lines(_lines(output, data))
 
@@ -100,13 +101,6 @@ def _requirements() -> dict[str, list[str]]:
         if name and not (extra and extra[1] == _TESTS) and "python_version" not in line:
             found.setdefault(extra[1] if extra else "", []).append(name[0])
     return found
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _devices() -> Iterator[str]:

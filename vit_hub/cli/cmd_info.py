@@ -15,13 +15,14 @@ import click
 import vit_hub
 from vit_hub.cli.description import config_data, config_lines, memory_of, value_text
 from vit_hub.cli.options import Verb, complete_source, image_size_option, patch_size_option, source_format_option
-from vit_hub.cli.output import Output, amount, count_of, size_text
+from vit_hub.cli.output import Output, amount, count_of
 from vit_hub.cli.settings import set_option
 from vit_hub.errors import DownloadError, ModelNotFoundError
 from vit_hub.model.config import RESIZE_METHODS, ViTConfig
 from vit_hub.model.flops import forward_flops, tokens_of
 from vit_hub.model.shapes import num_parameters
 from vit_hub.registry import Entry, Metric, WeightSource, get_entry
+from vit_hub.shown import size_text
 
 if TYPE_CHECKING:
     from vit_hub.converters import Checkpoint

@@ -12,11 +12,12 @@ import click
 
 from vit_hub.cli.description import value_text
 from vit_hub.cli.options import Verb, selection_options
-from vit_hub.cli.output import Output, amount, count_of, plain, size_text
+from vit_hub.cli.output import Output, amount, count_of, plain
 from vit_hub.cli.settings import setting_option
 from vit_hub.errors import ModelNotFoundError
 from vit_hub.model.flops import forward_flops
 from vit_hub.registry import SORTS, get_entry, list_models
+from vit_hub.shown import size_text
 from vit_hub.weights_manifest import Summary, summary
 
 _RIGHT = ("params", "GFLOP", "image", "top-1")

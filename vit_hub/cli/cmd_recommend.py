@@ -8,9 +8,10 @@ import click
 
 from vit_hub.choosing import TASKS, Recommendation, recommend, results_for
 from vit_hub.cli.options import Verb, selection_options
-from vit_hub.cli.output import Output, amount, count_of, size_text
+from vit_hub.cli.output import Output, amount, count_of
 from vit_hub.model.flops import forward_flops
-from vit_hub.registry import get_entry
+from vit_hub.registry import UNKNOWN_LICENSE, get_entry
+from vit_hub.shown import size_text
 
 _SHOWN = 5
 _HEADERS = {"features": ("linear", "k-NN"), "classify": ("top-1",)}
@@ -58,7 +59,7 @@ def _lines(output: Output, found: Recommendation) -> list[str]:
     rows = [
         ("because of", f"{first.value} % {first.name}{best}, according to {first.evidence}"),
         *(("and", f"{metric.value} % {metric.name}, according to {metric.evidence}") for metric in further),
-        ("licence", f"{entry.license}, {licence}" if entry.license != "unknown" else "unknown"),
+        ("licence", f"{entry.license}, {licence}" if entry.license != UNKNOWN_LICENSE else UNKNOWN_LICENSE),
         ("cost", f"{amount(entry.params or 0)} parameters, {cost} for one image of {size} pixels"),
         ("trained on", ", then ".join(entry.data.values())),
         ("access", "requires a login and acceptance of terms" if all(s.gated for s in entry.sources) else ""),

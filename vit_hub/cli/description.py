@@ -7,10 +7,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from vit_hub.cli.output import Output, amount, count_of, plain, size_text
+from vit_hub.cli.output import Output, amount, count_of, plain
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.flops import activation_values, forward_flops, tokens_of
 from vit_hub.model.shapes import num_parameters
+from vit_hub.shown import size_text
 
 __all__ = ["config_data", "config_lines", "dropped_lines", "grouped", "memory_of", "value_text"]
 

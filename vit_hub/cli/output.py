@@ -18,7 +18,7 @@ import click
 
 from vit_hub.shown import visible
 
-__all__ = ["Output", "amount", "count_of", "plain", "score_lines", "size_text"]
+__all__ = ["Output", "amount", "count_of", "plain", "score_lines"]
 
 _GAP = "  "
 _ELLIPSIS = "..."
@@ -178,11 +178,6 @@ def score_lines(output: Output, found: Any) -> list[str]:
         ("top-5", f"{found.top5:.2%}"),
     ]
     return output.fields(rows, indent="")
-
-
-def size_text(size: tuple[int, int]) -> str:
-    """Write ``224x224``: height, then width."""
-    return f"{size[0]}x{size[1]}"
 
 
 class _Styled(str):

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from vit_hub.errors import ConfigError, UnsupportedByFormatError
 from vit_hub.exporting.program import Run
 from vit_hub.exporting.runtimes import RUNTIMES, TORCH, check_runtime, in_runtime, program_settings
 from vit_hub.hub.cache.paths import choice_file, file_lock
+from vit_hub.model.device import processor_name
 from vit_hub.model.vit import VisionTransformer
 from vit_hub.untrusted import read_json
 
@@ -46,7 +46,7 @@ def fastest_runtime(model: VisionTransformer, *, what: str = "output", batch_siz
     if able == [TORCH]:
         return TORCH
     settings = program_settings(model, able, what)
-    settings |= {"machine": [_processor(), os.cpu_count(), torch.get_num_threads()], "batch_size": batch_size}
+    settings |= {"machine": [processor_name(), os.cpu_count(), torch.get_num_threads()], "batch_size": batch_size}
     path = choice_file(hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest())
     kept = _kept(path, able)
     if kept is not None:
@@ -101,13 +101,4 @@ def _measured(runs: dict[str, Run], images: Tensor) -> dict[str, float]:
 
 def _images(model: VisionTransformer, batch_size: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    frames = () if model.config.video is None else (model.config.video.frames,)
-    return torch.randn(batch_size, *frames, model.config.in_chans, *model.input_size, generator=generator)
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return torch.randn(batch_size, *model.config.input_shape(model.input_size), generator=generator)

@@ -13,6 +13,7 @@ from vit_hub.converters.containers.programs import program_facts
 from vit_hub.converters.read import Checkpoint
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import ViTConfig
+from vit_hub.shown import size_text
 
 if TYPE_CHECKING:
     from vit_hub.exporting.files import ExportedFile
@@ -68,7 +69,8 @@ def compare(
     for other in others:
         if (other.what, other.image_size) != (program.what, program.image_size):
             raise ConfigError(
-                f"{program.path} gives {program.what} of {_size(program)}, {other.path} {other.what} of {_size(other)}",
+                f"{program.path} gives {program.what} of {size_text(program.image_size)}, "
+                f"{other.path} {other.what} of {size_text(other.image_size)}",
                 hint="export one of them again, with --what and --image-size of the other",
             )
     sides = [
@@ -80,10 +82,6 @@ def compare(
 
 def _is_program(source: str | Path | Checkpoint) -> bool:
     return not isinstance(source, Checkpoint) and program_facts(Path(source)) is not None
-
-
-def _size(file: ExportedFile) -> str:
-    return "{}x{}".format(*file.image_size)
 
 
 def _of_weights(
@@ -116,8 +114,7 @@ def _compared(
     from vit_hub.exporting.export import TOLERANCES, relative_difference
 
     generator = torch.Generator().manual_seed(0)
-    video = () if program.config.video is None else (program.config.video.frames,)
-    shape = (_IMAGES, *video, program.config.in_chans, *program.image_size)
+    shape = (_IMAGES, *program.config.input_shape(program.image_size))
     images = torch.randn(shape, generator=generator)
     pixels = next((file.pixels for file in files if file is not None and file.pixels is not None), None)
     if pixels is not None:  # values that pixels have

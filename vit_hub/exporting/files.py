@@ -20,6 +20,7 @@ from vit_hub.exporting.program import Run
 from vit_hub.exporting.runtimes import RUNTIMES, TORCH
 from vit_hub.model.config import ViTConfig, size_pair
 from vit_hub.model.vit import VisionTransformer
+from vit_hub.shown import size_text
 from vit_hub.untrusted import parse_json
 
 __all__ = ["ExportedFile", "exported_file"]
@@ -97,9 +98,9 @@ class ExportedFile:
             return self
         steps = self.config.pixels_per_patch
         if not self.dynamic or any(side % step for side, step in zip(size, steps, strict=True)):
-            takes = f"whole patches of {steps[0]}x{steps[1]}" if self.dynamic else "{}x{}".format(*self.image_size)
+            takes = f"whole patches of {size_text(steps)}" if self.dynamic else size_text(self.image_size)
             raise ConfigError(
-                f"{self.path}: takes images of {takes}, not {size[0]}x{size[1]}",
+                f"{self.path}: takes images of {takes}, not {size_text(size)}",
                 hint="export the model again with --image-size or --dynamic",
             )
         return replace(self, image_size=size)

@@ -172,13 +172,13 @@ def _inputs(model: VisionTransformer, dynamic: bool, with_preprocess: bool) -> I
     """Random images: two, one and three of the model's size, and two each of other sizes if these are free."""
     generator = torch.Generator().manual_seed(0)
     config = model.config
-    frames = () if config.video is None else (config.video.frames,)
 
     def images(count: int, size: tuple[int, int]) -> Tensor:
         if with_preprocess:
-            shape = (count, *frames, *size, config.in_chans)
+            *frames, channels, height, width = config.input_shape(size)
+            shape = (count, *frames, height, width, channels)
             return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-        return torch.randn(count, *frames, config.in_chans, *size, generator=generator)
+        return torch.randn(count, *config.input_shape(size), generator=generator)
 
     sizes = [model.input_size]
     if dynamic:

@@ -19,16 +19,15 @@ from vit_hub.errors import ConfigError, UnsupportedByFormatError
 from vit_hub.exporting.export import TARGETS, TOLERANCES, check_packages, write_program
 from vit_hub.exporting.program import Options, Run, make_program
 from vit_hub.hub.cache.hashes import sha256_of
-from vit_hub.hub.cache.inventory import installed_version
-from vit_hub.hub.cache.paths import file_lock, program_folder
+from vit_hub.hub.cache.paths import PROGRAM_RECORD, file_lock, program_folder
 from vit_hub.model.outputs import output_function
 from vit_hub.model.vit import VisionTransformer
 from vit_hub.untrusted import read_json
+from vit_hub.version import installed_version
 
 __all__ = ["RUNTIMES", "TORCH", "Runtime", "check_runtime", "in_runtime", "program_settings", "tensors_sha256"]
 
 TORCH = "torch"
-_RECORD = "program.json"
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ def program_settings(
 def _is_whole(path: Path, settings: Mapping[str, Any]) -> bool:
     """Return whether a program is there, made with these settings and unchanged since."""
     try:
-        record = read_json(path.parent / _RECORD)
+        record = read_json(path.parent / PROGRAM_RECORD)
         files = {path.parent / name: sha256 for name, sha256 in record["files"].items()}
         return bool(
             record["settings"] == settings
@@ -192,10 +191,10 @@ def _make(
             f"{target} cannot stand in for this model: {error.message}",
             hint=f"take another runtime: runtime={TORCH!r}, --runtime {TORCH}",
         ) from error
-    files = {file.name: sha256_of(file) for file in path.parent.glob("program.*") if file.name != _RECORD}
+    files = {file.name: sha256_of(file) for file in path.parent.glob("program.*") if file.name != PROGRAM_RECORD}
     name = getattr(model.passport, "weights_id", "")
     record = {"model": name, "settings": settings, "difference": difference, "files": files}
-    with atomic_path(path.parent / _RECORD) as temporary:
+    with atomic_path(path.parent / PROGRAM_RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 

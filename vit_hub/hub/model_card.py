@@ -9,14 +9,13 @@ from typing import Any
 
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.shapes import num_parameters
+from vit_hub.registry import UNKNOWN_LICENSE
 from vit_hub.shown import visible
 
-__all__ = ["PUBLISHED_FORMATS", "UNKNOWN", "CardFacts", "is_open", "model_card"]
+__all__ = ["PUBLISHED_FORMATS", "CardFacts", "is_open", "model_card"]
 
 PUBLISHED_FORMATS = ("canonical", "timm", "hf")
 """The formats of a published repository: for vit-hub, timm or transformers."""
-UNKNOWN = "unknown"
-"""The licence of weights without a stated one."""
 _OPEN = (
     "apache-2.0",
     "mit",
@@ -32,7 +31,7 @@ _OPEN = (
 )
 # Further ones that Hugging Face's hub has a name for; the rest are "other" there, with their own name beside it.
 _NAMED = (
-    UNKNOWN,
+    UNKNOWN_LICENSE,
     "cc-by-nc-4.0",
     "cc-by-nc-sa-4.0",
     "cc-by-nc-nd-4.0",
@@ -104,7 +103,7 @@ def model_card(facts: CardFacts) -> str:
     )
     parts = [f"---\n{data.to_yaml()}\n---", f"# {_text(facts.repo.rpartition('/')[2])}", _model(facts)]
     parts += ["## Where the weights come from", _table(_provenance(facts))]
-    if facts.license.lower() == UNKNOWN:
+    if facts.license.lower() == UNKNOWN_LICENSE:
         parts.append("Nobody states a licence for these weights: ask their authors before you use or pass them on.")
     elif facts.restricted:
         parts.append("The licence is not an open one: read its terms before you use or pass on these weights.")

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from vit_hub.errors import ConfigError, ModelNotFoundError, VitHubError, first_line
 from vit_hub.hub.cache.hashes import sha256_of
 from vit_hub.hub.http.failures import check_certificates, explain
-from vit_hub.hub.model_card import PUBLISHED_FORMATS, UNKNOWN, CardFacts, is_open, model_card
+from vit_hub.hub.model_card import PUBLISHED_FORMATS, CardFacts, is_open, model_card
 from vit_hub.hub.names.address import address
 from vit_hub.hub.names.credentials import hide_credentials, without_credentials
 from vit_hub.hub.names.locate import locate
 from vit_hub.hub.resolve import Resolved, open_resolved, resolve
-from vit_hub.registry import Entry, WeightSource
+from vit_hub.registry import UNKNOWN_LICENSE, Entry, WeightSource
 from vit_hub.untrusted import read_json
 from vit_hub.version import __version__
 
@@ -113,7 +113,7 @@ def package(
     kept_card = _own_card(resolved.path / CARD) if as_it_is else None
     chosen, warnings = _license(ckpt, kept_card, license, without_credentials(str(source)))
     restricted = entry.restricted if entry and entry.license == chosen else not is_open(chosen)
-    if chosen.lower() == UNKNOWN:
+    if chosen.lower() == UNKNOWN_LICENSE:
         warnings.append("no licence is stated: make sure that you may publish the weights at all")
     elif restricted:
         warnings.append(f"licence {chosen} is not an open one: make sure that its terms allow publishing the weights")
@@ -206,7 +206,7 @@ def _license(ckpt: Checkpoint, card: str | None, given: str | None, source: str)
     Raises:
         ConfigError: it is not known, or the folder's own card states another.
     """
-    known = ckpt.passport.license if ckpt.passport.license != UNKNOWN else ""
+    known = ckpt.passport.license if ckpt.passport.license != UNKNOWN_LICENSE else ""
     if card is not None:
         from huggingface_hub import ModelCard
 

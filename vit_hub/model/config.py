@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vit_hub.errors import ConfigError
-from vit_hub.shown import Shown
+from vit_hub.shown import ShortRepr
 from vit_hub.untrusted import BLOCKS, SIZE
 
 __all__ = [
@@ -256,7 +256,7 @@ def check_fields(fields: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class ViTConfig(Shown):
+class ViTConfig(ShortRepr):
     """Everything that decides a Vision Transformer's tensors and outputs.
 
     Attributes:
@@ -432,6 +432,11 @@ class ViTConfig(Shown):
             for item in dataclasses.fields(self)
             if (value := getattr(self, item.name)) != item.default or item.name in _SHOWN
         }
+
+    def input_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """Return the shape of one input of a size (height, width): [C, h, w], of a video [T, C, h, w]."""
+        frames = () if self.video is None else (self.video.frames,)
+        return (*frames, self.in_chans, *size)
 
     def __post_init__(self) -> None:
         for name in _SIZES:

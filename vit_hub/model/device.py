@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import platform
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from vit_hub.errors import ConfigError, first_line
 
-__all__ = ["Uploader", "usable_device"]
+__all__ = ["Uploader", "processor_name", "usable_device"]
 
 _PIECE = 4 << 20  # bytes: as fast as larger ones, and pinning takes time
 
@@ -27,6 +31,15 @@ def usable_device(device: str | torch.device) -> torch.device:
         raise ConfigError(
             f"device {str(device)!r} cannot be used: {first_line(error)}", hint="cpu always works"
         ) from error
+
+
+def processor_name() -> str:
+    """Return what the processor is called."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 class Uploader:

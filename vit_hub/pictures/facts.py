@@ -14,6 +14,7 @@ from vit_hub.pictures.subject import Subject
 from vit_hub.preprocessing.of_checkpoint import class_names
 from vit_hub.preprocessing.spec import Preprocessing
 from vit_hub.registry import get_entry
+from vit_hub.shown import size_text
 
 __all__ = ["facts_of"]
 
@@ -28,10 +29,10 @@ def facts_of(subject: Subject, preprocessing: Preprocessing | None) -> list[tupl
         *(_origin(passport) if passport else ()),
         ("parameters", f"{num_parameters(config):,}"),
         ("operations", f"{flops / 1e9:,.3g} GFLOP for one image (a multiply-add is two)"),
-        ("image", f"{_size(config.image_size)} pixels, {config.in_chans} channel{'s' * (config.in_chans > 1)}"),
+        ("image", f"{size_text(config.image_size)} pixels, {config.in_chans} channel{'s' * (config.in_chans > 1)}"),
         (
             "patches",
-            f"{_size(config.grid_size)} of {_size(config.pixels_per_patch)} pixels; {tokens_of(config)} tokens",
+            f"{size_text(config.grid_size)} of {size_text(config.pixels_per_patch)} pixels; {tokens_of(config)} tokens",
         ),
         ("encoder", f"{config.depth} blocks, width {config.embed_dim}, {config.num_heads} heads, MLP {config.mlp_dim}"),
         ("parts", ", ".join(_parts(config))),
@@ -59,10 +60,6 @@ def _file(source: Mapping[str, Any]) -> str:
     size, sha256 = source.get("size"), source.get("sha256")
     about = ([f"{size:,} bytes"] if isinstance(size, int) else []) + ([f"sha256 {sha256}"] if sha256 else [])
     return f"{source.get('file', '')} ({', '.join(about)})" if about else str(source.get("file", ""))
-
-
-def _size(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 def _parts(config: ViTConfig) -> list[str]:
@@ -104,5 +101,5 @@ def _classes(subject: Subject) -> str:
 
 def _preprocessing(spec: Preprocessing) -> str:
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (spec.mean, spec.std))
-    sizes = f"{spec.interpolation} to {_size(spec.resize_to)}, {spec.crop_mode} {_size(spec.image_size)}"
+    sizes = f"{spec.interpolation} to {size_text(spec.resize_to)}, {spec.crop_mode} {size_text(spec.image_size)}"
     return f"{sizes}; mean {mean}; std {std}"

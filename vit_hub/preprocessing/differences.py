@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from vit_hub.preprocessing.spec import Preprocessing
+from vit_hub.shown import size_text
 
 __all__ = ["differences", "shifts_some_crops"]
 
@@ -25,7 +26,7 @@ def differences(wanted: Preprocessing, found: Preprocessing) -> list[str]:
     """
     said = []
     if wanted.image_size != found.image_size:
-        said.append(f"images of {_size(found.image_size)} instead of {_size(wanted.image_size)} pixels")
+        said.append(f"images of {size_text(found.image_size)} instead of {size_text(wanted.image_size)} pixels")
     for name in ("mean", "std"):
         before, after = getattr(wanted, name), getattr(found, name)
         if len(before) != len(after) or not all(map(_close, before, after)):
@@ -45,7 +46,7 @@ def differences(wanted: Preprocessing, found: Preprocessing) -> list[str]:
     if own != other:
         said.append(f"{_sizes(found)} instead of {_sizes(wanted)}")
     if wanted.resize_to != found.resize_to:
-        said.append(f"resized to {_size(found.resize_to)} instead of {_size(wanted.resize_to)} before the crop")
+        said.append(f"resized to {size_text(found.resize_to)} instead of {size_text(wanted.resize_to)} before the crop")
     elif wanted.crop_mode == found.crop_mode and wanted.image_size == found.image_size:
         cuts = [side - kept for side, kept in zip(wanted.resize_to, wanted.image_size, strict=True)]
         if any(wanted.crop_start(cut) != found.crop_start(cut) for cut in cuts):
@@ -71,7 +72,3 @@ def _sizes(preprocess: Preprocessing) -> str:
         return "one size for all images"
     bounds = f"{preprocess.min_pixels} to {preprocess.max_pixels}"
     return f"sizes in multiples of {preprocess.multiple_of}, of {bounds} pixels in all"
-
-
-def _size(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"

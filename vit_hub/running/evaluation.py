@@ -28,7 +28,7 @@ from vit_hub.running.engine import run
 from vit_hub.running.models import Runnable, runnable
 from vit_hub.running.reading import Reader
 from vit_hub.running.sources import Item, Sources, batches_of
-from vit_hub.shown import Shown
+from vit_hub.shown import ShortRepr
 
 __all__ = ["ClassResult", "Evaluation", "evaluate", "wilson"]
 
@@ -59,7 +59,7 @@ class ClassResult:
 
 
 @dataclass(frozen=True, repr=False)
-class Evaluation(Shown):
+class Evaluation(ShortRepr):
     """Accuracy on labelled images.
 
     Attributes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -12,21 +11,29 @@ from pathlib import Path
 
 from vit_hub.errors import ModelNotFoundError, VitHubError
 from vit_hub.hub.cache.hashes import is_current, stamp_file
-from vit_hub.hub.cache.paths import STORES, cache_dir, fetched_file, file_lock, file_lock_path, readable
+from vit_hub.hub.cache.paths import (
+    CHOICE,
+    PROGRAM_RECORD,
+    STORES,
+    cache_dir,
+    fetched_file,
+    file_lock,
+    file_lock_path,
+    readable,
+)
 from vit_hub.hub.cache.records import CANONICAL, Delivery, all_records
 from vit_hub.hub.names.address import address, source_of
 from vit_hub.hub.names.credentials import without_credentials
 from vit_hub.hub.names.locate import known_source, locate
 from vit_hub.untrusted import read_json
-from vit_hub.version import __version__
+from vit_hub.version import __version__, installed_version
 
-__all__ = ["HUGGING_FACE", "PROGRAM", "Item", "Leftover", "find", "installed_version", "items", "prune", "remove"]
+__all__ = ["HUGGING_FACE", "PROGRAM", "Item", "Leftover", "find", "items", "prune", "remove"]
 
 HUGGING_FACE = "hugging face"
 """The kind of items in Hugging Face's own cache, which other programs use too."""
 PROGRAM = "program"
 """The kind of models that were exported for another runtime."""
-_RECORD = "program.json"
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ def _stored() -> Iterator[Path]:
 
 
 def _programs() -> Iterator[Item]:
-    for record in sorted(cache_dir().glob(f"programs/*/{_RECORD}")):
+    for record in sorted(cache_dir().glob(f"programs/*/{PROGRAM_RECORD}")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # being made, or damaged
             about = read_json(record)
             name = str(about["model"] or "a model without a name")
@@ -315,19 +322,10 @@ def _is_content(path: Path) -> bool:
 def _is_of_these_versions(folder: Path) -> bool:
     """Return whether a program or choice was made with the packages that are installed: others are not used again."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
-        record = next(path for name in (_RECORD, "choice.json") if (path := folder / name).is_file())
+        record = next(path for name in (PROGRAM_RECORD, CHOICE) if (path := folder / name).is_file())
         versions = read_json(record)["settings"]["versions"]
         return all(installed_version(name) == version for name, version in versions.items())
     return False
-
-
-def installed_version(package: str) -> str:
-    """Return the version of a package, as records of programs have it; ``unknown``: it is not installed."""
-    if package == "vit-hub":
-        return __version__
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
-    return "unknown"
 
 
 def _idle(path: Path) -> float:

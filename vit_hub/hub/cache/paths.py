@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 __all__ = [
+    "CHOICE",
+    "PROGRAM_RECORD",
     "STORES",
     "bundled_file",
     "cache_dir",
@@ -35,6 +37,8 @@ __all__ = [
     "readable",
 ]
 
+PROGRAM_RECORD, CHOICE = "program.json", "choice.json"
+"""The files that say how a program was made, and which runtime is the fastest."""
 STORES = ("canonical", "files", "mirrored", "programs", "choices")
 """The folders of weights in the cache, and of what was made and measured of them for other runtimes."""
 
@@ -168,7 +172,7 @@ def program_folder(key: str) -> Path:
 
 def choice_file(key: str) -> Path:
     """Return the file for the choice of the fastest runtime; ``key`` as for :func:`program_folder`."""
-    return cache_dir() / "choices" / key[:32] / "choice.json"
+    return cache_dir() / "choices" / key[:32] / CHOICE
 
 
 def file_lock_path(path: Path) -> Path:
