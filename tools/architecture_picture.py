@@ -193,7 +193,7 @@ ROOMS = (
     Room("hub", "hub/cache/", ("hub.cache",), 20, 340),
     Room("hub", "hub/http/", ("hub.http",), 20, 340),
     Room("hub", "hub/", ("hub",), 20, 410),
-    Room("library", "loading, conversion", ("loading", "conversion"), 20, 410, "load, convert, compare in one call"),
+    Room("library", "loading, conversion", ("loading", "conversion"), 20, 410, "load, open and convert in one call"),
     Room("library", "exporting/", ("exporting",), 20, 520),
     Room("library", "running/", ("running",), 20, 410),
     Room("library", "benching", ("benching",), 430, 780, "times beside peers, runtimes and the bound of the device"),

@@ -1,4 +1,4 @@
-"""The one-call surface: open, convert and compare checkpoints by any name that :func:`vit_hub.load` takes."""
+"""The one-call surface: open and convert checkpoints by any name that :func:`vit_hub.load` takes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from vit_hub.converters.adapters import find_adapter
-from vit_hub.converters.compare import Comparison, compare_checkpoints
 from vit_hub.converters.containers.destination import check_destination
 from vit_hub.converters.read import Checkpoint
 from vit_hub.converters.resize import resized_checkpoint
@@ -17,7 +16,7 @@ from vit_hub.hub.lockfile import resolve_locked
 from vit_hub.hub.names.locate import local_path
 from vit_hub.hub.resolve import open_resolved, resolve
 
-__all__ = ["compare", "convert", "open_checkpoint"]
+__all__ = ["convert", "open_checkpoint"]
 
 
 def open_checkpoint(
@@ -183,35 +182,3 @@ def convert(
         overwrite=overwrite,
         progress=progress,
     )
-
-
-def compare(
-    first: str | Path | Checkpoint,
-    second: str | Path | Checkpoint,
-    *,
-    formats: tuple[str | None, str | None] = (None, None),
-    overrides: Mapping[str, Any] | None = None,
-    tolerance: float | None = None,
-    offline: bool = False,
-) -> Comparison:
-    """Compare weights and numbers of two checkpoints, across any two formats.
-
-    Args:
-        first: registry name, Hugging Face repository, URL, or local file or folder; or an opened checkpoint.
-        second: likewise.
-        formats: insist on formats instead of recognising them.
-        overrides: config fields that neither file determines.
-        tolerance: largest relative difference of tensors and of outputs that counts as the same; None: tensors must be
-            equal, and outputs agree to 2e-5.
-        offline: open no connection.
-
-    Returns:
-        ``.same_weights``, ``.same_numbers``, a row per tensor, the config fields that differ, and how far the outputs
-        on a random image differ.
-
-    Raises:
-        VitHubError: one of them cannot be read.
-    """
-    a = open_checkpoint(first, format=formats[0], overrides=overrides, offline=offline)
-    b = open_checkpoint(second, format=formats[1], overrides=overrides, offline=offline)
-    return compare_checkpoints(a, b, tolerance=tolerance)

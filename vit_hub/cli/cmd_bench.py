@@ -8,14 +8,15 @@ import click
 
 import vit_hub
 from vit_hub.cli.options import (
-    COMPILE_MODES,
     RUNTIME_NAMES,
     Verb,
+    compile_option,
     complete_source,
     compute_options,
     image_size_option,
     names_option,
     offline_option,
+    runtime_option,
 )
 from vit_hub.cli.output import Output
 from vit_hub.errors import ConfigError
@@ -62,21 +63,8 @@ def _counts(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) 
     show_default=True,
     help="Images per forward pass, separated by commas.",
 )
-@click.option(
-    "--compile",
-    is_flag=False,
-    flag_value="default",
-    type=click.Choice(COMPILE_MODES),
-    metavar="[MODE]",
-    help=f"Compile vit-hub and the peers with torch.compile, in one of its modes: {', '.join(COMPILE_MODES)}.",
-)
-@click.option(
-    "--runtime",
-    type=click.Choice(RUNTIME_NAMES),
-    default=RUNTIME_NAMES[0],
-    show_default=True,
-    help="What computes vit-hub's own rows; auto: the fastest for each number of images.",
-)
+@compile_option("vit-hub and the peers")
+@runtime_option("What computes vit-hub's own rows; auto: the fastest for each number of images.")
 @names_option(
     "--against",
     known=_AGAINST,

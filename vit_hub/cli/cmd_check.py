@@ -11,12 +11,12 @@ from click.core import ParameterSource
 import vit_hub
 from vit_hub.cli.failures import DIFFERENT
 from vit_hub.cli.options import (
-    COMPILE_MODES,
-    RUNTIME_NAMES,
     Verb,
+    compile_option,
     complete_source,
     compute_options,
     names_option,
+    runtime_option,
     source_options,
 )
 from vit_hub.cli.output import Output
@@ -39,21 +39,8 @@ Examples:
 @click.command("check", cls=Verb, short_help="Certify what a model computes here.", epilog=_EPILOG)
 @click.argument("model", required=False, shell_complete=complete_source)
 @compute_options
-@click.option(
-    "--compile",
-    is_flag=False,
-    flag_value="default",
-    type=click.Choice(COMPILE_MODES),
-    metavar="[MODE]",
-    help=f"Compile the model with torch.compile, in one of its modes: {', '.join(COMPILE_MODES)}.",
-)
-@click.option(
-    "--runtime",
-    type=click.Choice(RUNTIME_NAMES),
-    default=RUNTIME_NAMES[0],
-    show_default=True,
-    help="What computes: PyTorch, a program exported for another runtime, or auto: the fastest on this machine.",
-)
+@compile_option()
+@runtime_option("What computes: PyTorch, a program exported for another runtime, or auto: the fastest on this machine.")
 @click.option("--images", type=click.Path(), help="Folder, file or pattern of images to compute, too.")
 @click.option(
     "--limit", type=click.IntRange(min=1), default=32, show_default=True, help="At most so many of these images."

@@ -55,27 +55,14 @@ def command(
     machine. Only headers are read, unless --values or --hash asks for more. With --quiet, print only the format. Of a
     file of `vit-hub export` show what it takes and gives, and where its weights come from.
     """
+    from vit_hub.converters.containers.hashing import file_sha256
     from vit_hub.converters.containers.programs import program_facts
+    from vit_hub.converters.inspection import head_is_zero, survey
+    from vit_hub.progress import byte_bar
 
     if program_facts(Path(source)) is not None:
         _show_program(output, source, hash_files)
         return
-    _show_checkpoint(output, source, list_tensors, check_values, hash_files, verbose, source_options)
-
-
-def _show_checkpoint(
-    output: Output,
-    source: str,
-    list_tensors: bool,
-    check_values: bool,
-    hash_files: bool,
-    verbose: bool,
-    source_options: dict[str, Any],
-) -> None:
-    from vit_hub.converters.containers.hashing import file_sha256
-    from vit_hub.converters.inspection import head_is_zero, survey
-    from vit_hub.progress import byte_bar
-
     ckpt = vit_hub.open_checkpoint(source, **source_options, progress=not output.quiet)
     zero_head = head_is_zero(ckpt.tensors)
     total = sum(tensor.nbytes for tensor in ckpt.tensors.values())

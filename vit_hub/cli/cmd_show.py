@@ -11,6 +11,7 @@ from vit_hub.cli.options import (
     Verb,
     complete_source,
     compute_options,
+    force_option,
     preprocess_options,
     resize_options,
     source_options,
@@ -91,7 +92,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     metavar="NUMBER",
     help="Let each image keep its aspect ratio, with at most so many patches.",
 )
-@click.option("--force", is_flag=True, help="Replace files that are there.")
+@force_option
 @compute_options
 @resize_options
 @preprocess_options

@@ -17,8 +17,8 @@ from vit_hub.cli.settings import parse_size, set_option
 from vit_hub.model.config import RESIZE_METHODS
 
 __all__ = [
-    "COMPILE_MODES",
     "Verb",
+    "compile_option",
     "complete_source",
     "compute_options",
     "device_option",
@@ -33,6 +33,7 @@ __all__ = [
     "resize_options",
     "revision_option",
     "running_options",
+    "runtime_option",
     "selection_options",
     "source_format_option",
     "source_options",
@@ -134,6 +135,25 @@ def lockfile_option(help: str) -> Callable[[_Command], _Command]:
         "--lockfile",
         type=click.Path(dir_okay=False, path_type=Path),
         help=f"{help} Default: vit-hub.lock in the working folder.",
+    )
+
+
+def compile_option(what: str = "the model") -> Callable[[_Command], _Command]:
+    """Make an option that compiles something, in one of torch's modes."""
+    return click.option(
+        "--compile",
+        is_flag=False,
+        flag_value="default",
+        type=click.Choice(COMPILE_MODES),
+        metavar="[MODE]",
+        help=f"Compile {what} with torch.compile, in one of its modes: {', '.join(COMPILE_MODES)}.",
+    )
+
+
+def runtime_option(help: str) -> Callable[[_Command], _Command]:
+    """Make an option that names what computes, PyTorch unless it is given."""
+    return click.option(
+        "--runtime", type=click.Choice(RUNTIME_NAMES), default=RUNTIME_NAMES[0], show_default=True, help=help
     )
 
 
@@ -315,14 +335,7 @@ running_options = _together(
         type=click.IntRange(min=0),
         help="Processes that read and preprocess images; 0: none, in turn with computing. By default chosen.",
     ),
-    compile=click.option(
-        "--compile",
-        is_flag=False,
-        flag_value="default",
-        type=click.Choice(COMPILE_MODES),
-        metavar="[MODE]",
-        help=f"Compile the model with torch.compile, in one of its modes: {', '.join(COMPILE_MODES)}.",
-    ),
+    compile=compile_option(),
     runtime=click.option(
         "--runtime",
         type=click.Choice(RUNTIME_NAMES),

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit_hub.conversion import compare as compare_weights
 from vit_hub.conversion import open_checkpoint
-from vit_hub.converters.compare import Comparison, agreement, config_differences
+from vit_hub.converters.compare import Comparison, agreement, compare_checkpoints, config_differences
 from vit_hub.converters.containers.programs import program_facts
 from vit_hub.converters.read import Checkpoint
 from vit_hub.errors import ConfigError
@@ -57,9 +56,11 @@ def compare(
         VitHubError: one of them cannot be read.
     """
     if not any(_is_program(source) for source in (first, second)):
-        return compare_weights(
-            first, second, formats=formats, overrides=overrides, tolerance=tolerance, offline=offline
+        a, b = (
+            open_checkpoint(source, format=format, overrides=overrides, offline=offline)
+            for source, format in zip((first, second), formats, strict=True)
         )
+        return compare_checkpoints(a, b, tolerance=tolerance)
     # Their imports cost torch's.
     from vit_hub.exporting.files import exported_file
 

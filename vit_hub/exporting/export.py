@@ -57,6 +57,11 @@ class Target:
     extra: str = ""
     beside: str = ""
 
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """Return a file of this kind, and the one beside it where its weights may be."""
+        name = self.beside.format(name=path.name, stem=path.stem)
+        return (path, path.with_name(name)) if name else (path,)
+
 
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 TARGETS: dict[str, Target] = {
@@ -151,8 +156,7 @@ def export(
     """
     path = Path(destination)
     name = _target(path, to)
-    beside = TARGETS[name].beside.format(name=path.name, stem=path.stem)
-    refuse_existing([path, *([path.with_name(beside)] if beside else [])], overwrite=overwrite)
+    refuse_existing(TARGETS[name].files(path), overwrite=overwrite)
     kind = "int8" if int8 else dtype
     if dtype not in ("float32", "float16", "bfloat16"):
         raise ConfigError(f"dtype {dtype!r} cannot be exported", hint="float32, float16 or bfloat16")

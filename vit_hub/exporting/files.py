@@ -68,9 +68,7 @@ class ExportedFile:
     @property
     def files(self) -> tuple[Path, ...]:
         """The file, and those beside it with its weights."""
-        beside = {"openvino": self.path.with_suffix(".bin"), "onnx": self.path.with_name(f"{self.path.name}.data")}
-        weights = beside.get(self.target)
-        return (self.path, weights) if weights is not None and weights.is_file() else (self.path,)
+        return tuple(file for file in TARGETS[self.target].files(self.path) if file == self.path or file.is_file())
 
     def in_dtype(self, dtype: str | None) -> ExportedFile:
         """Return the same to be run in a dtype; None, ``auto`` and ``float32`` stand for its own.

@@ -52,26 +52,17 @@ RUNTIMES: dict[str, Runtime] = {
 }
 
 
-def in_runtime(
-    model: VisionTransformer,
-    runtime: str,
-    *,
-    what: str = "output",
-    dtype: str | None = None,
-    image_size: int | tuple[int, int] | None = None,
-) -> Run:
+def in_runtime(model: VisionTransformer, runtime: str, *, what: str = "output") -> Run:
     """Return a function that computes an output of a model in a runtime: float32 [N, C, h, w] -> float32 [N, ...].
 
     The program is exported into the cache when it is first needed, tried there, and then used by every later call. It
     computes with as many threads as torch does.
 
     Args:
-        model: in evaluation mode, which stays as it is.
+        model: in evaluation mode, which stays as it is; its dtype and image size are the program's.
         runtime: a name of :data:`RUNTIMES`.
         what: ``output`` (what the model returns), or another one of
             :func:`vit_hub.model.outputs.output_function`.
-        dtype: to compute in; None: the model's own.
-        image_size: (height, width) in pixels; None: the model's own.
 
     Raises:
         ConfigError: the runtime cannot do this, or is not installed.
@@ -79,21 +70,19 @@ def in_runtime(
         VitHubError: the cache cannot be written.
     """
     weight = model.patch_embed.proj.weight
-    dtype = dtype or str(weight.dtype).removeprefix("torch.")
+    dtype = str(weight.dtype).removeprefix("torch.")
     check_runtime(runtime, dtype, weight.device)
     output_function(model, what)  # which refuses what the model does not have
     target = RUNTIMES[runtime].target
     if target is None:
-        if image_size is not None or dtype != str(weight.dtype).removeprefix("torch."):
-            model = _resized(copy.deepcopy(model).to(getattr(torch, dtype)), image_size)
         return _in_torch(model, what)
-    settings = program_settings(model, (runtime,), what, dtype, image_size)
+    settings = program_settings(model, (runtime,), what)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     path = program_folder(key) / f"program{TARGETS[target].suffix}"
     if not _is_whole(path, settings):  # a cache that is filled may be read-only
         with file_lock(path):
             if not _is_whole(path, settings):
-                _make(path, model, target, what, dtype, image_size, settings)
+                _make(path, model, target, settings)
     return TARGETS[target].open(path, dtype)
 
 
@@ -131,23 +120,16 @@ def tensors_sha256(model: VisionTransformer) -> str:
     return digest.hexdigest()
 
 
-def program_settings(
-    model: VisionTransformer,
-    runtimes: Sequence[str],
-    what: str = "output",
-    dtype: str | None = None,
-    image_size: int | tuple[int, int] | None = None,
-) -> dict[str, Any]:
+def program_settings(model: VisionTransformer, runtimes: Sequence[str], what: str) -> dict[str, Any]:
     """Return all that decides about a model's programs, JSON-ready; arguments as for :func:`in_runtime`."""
-    size = model.input_size if image_size is None else image_size
     packages = {package for runtime in runtimes for package in RUNTIMES[runtime].packages}
     return {
         "runtimes": list(runtimes),
         "what": what,
-        "dtype": dtype or str(model.patch_embed.proj.weight.dtype).removeprefix("torch."),
+        "dtype": str(model.patch_embed.proj.weight.dtype).removeprefix("torch."),
         "weights": tensors_sha256(model),
         "config": model.config.to_dict(),
-        "image_size": list(size) if isinstance(size, tuple) else [size, size],
+        "image_size": list(model.input_size),
         "padding": model.pad,
         "resize": model.resize,
         "versions": {name: installed_version(name) for name in ("vit-hub", *sorted(packages))},
@@ -168,19 +150,12 @@ def _is_whole(path: Path, settings: Mapping[str, Any]) -> bool:
         return False
 
 
-def _make(
-    path: Path,
-    model: VisionTransformer,
-    target: str,
-    what: str,
-    dtype: str,
-    image_size: int | tuple[int, int] | None,
-    settings: Mapping[str, Any],
-) -> None:
+def _make(path: Path, model: VisionTransformer, target: str, settings: Mapping[str, Any]) -> None:
     """Write a program, and when it is there the record that vouches for it."""
     for left in path.parent.glob(".vit-hub-export-*"):
         shutil.rmtree(left, ignore_errors=True)
-    reference = _resized(copy.deepcopy(model).to("cpu", torch.float32).eval(), image_size)
+    what, dtype = settings["what"], settings["dtype"]
+    reference = copy.deepcopy(model).to("cpu", torch.float32).eval()
     program = make_program(reference, reference, what=what)
     try:
         difference, _ = write_program(program, path, target, Options(), TOLERANCES[dtype], dtype)
@@ -196,10 +171,6 @@ def _make(
     record = {"model": name, "settings": settings, "difference": difference, "files": files}
     with atomic_path(path.parent / PROGRAM_RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
-
-
-def _resized(model: VisionTransformer, image_size: int | tuple[int, int] | None) -> VisionTransformer:
-    return model if image_size is None else model.set_image_size(image_size)
 
 
 def _in_torch(model: VisionTransformer, what: str) -> Run:
