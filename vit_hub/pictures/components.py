@@ -11,6 +11,7 @@ import numpy as np
 
 from vit_hub.pictures.drawing import DIVERGING, WIDTH, Array, Drawing, bare, photo, short
 from vit_hub.pictures.kind import Kind
+from vit_hub.pictures.principal import principal_components
 from vit_hub.pictures.subject import Subject, View
 
 if TYPE_CHECKING:
@@ -45,14 +46,9 @@ def token_components(tokens: Sequence[Array], count: int = _COMPONENTS) -> Token
         count: K, as many as there are if these are fewer.
     """
     together = np.concatenate(tokens).astype(np.float64)
-    mean = together.mean(axis=0)
-    _, lengths, basis = np.linalg.svd(together - mean, full_matrices=False)
-    basis = basis[:count]
-    largest = np.take_along_axis(basis, np.abs(basis).argmax(axis=1)[:, None], axis=1)
-    basis = basis * np.where(largest < 0, -1, 1)
-    variances = lengths**2
-    shares = variances[:count] / max(variances.sum(), np.finfo(np.float64).tiny)
-    return TokenComponents([(each - mean) @ basis.T for each in tokens], basis, shares)
+    mean, components, shares = principal_components(together)
+    basis = components[:count]
+    return TokenComponents([(each - mean) @ basis.T for each in tokens], basis, shares[:count])
 
 
 def as_colours(values: Sequence[Array]) -> list[Array]:
@@ -81,9 +77,7 @@ def _make(subject: Subject) -> Drawing:
         f"Three principal components hold {found.shares.sum():.0%} of the variance of the patch tokens {images}; "
         f"the first {found.shares[0]:.0%}"
     )
-    height = sum(
-        WIDTH / (2 + _COMPONENTS) * min(v.pixels.shape[0] / v.pixels.shape[1], 1.5) + 0.1 for v in subject.views
-    )
+    height = sum(WIDTH / (2 + _COMPONENTS) * min(view.aspect, 1.5) + 0.1 for view in subject.views)
     draw = functools.partial(_draw, subject.views, pictures, maps, found.shares)
     return Drawing(title, height + 0.35, draw)
 

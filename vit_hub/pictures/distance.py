@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vit_hub.pictures.attention import patch_distances
-from vit_hub.pictures.drawing import INK, Array, Drawing
+from vit_hub.pictures.drawing import INK, Array, Drawing, block_ticks
 from vit_hub.pictures.kind import VIT, Kind
 from vit_hub.pictures.subject import Subject
 
@@ -63,7 +63,7 @@ def _draw(distances: Array, even: float, pixels: tuple[int, int], figure: Figure
     axes.set_xlabel("block")
     axes.set_ylabel("mean attention distance in patches")
     axes.set_ylim(0, max(even, float(distances.max())) * 1.12)
-    axes.set_xticks(blocks if len(blocks) <= 16 else blocks[:: max(1, len(blocks) // 12)])
+    axes.set_xticks(block_ticks(len(blocks)))
     axes.legend(frameon=False, loc="lower right", ncols=3, bbox_to_anchor=(1, 1))
     if pixels[0] == pixels[1]:
         side = axes.secondary_yaxis(

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "DIVERGING", "INK", "SEQUENTIAL", "WIDTH", "Array", "Drawing", "Picture", "bare", "colorbar", "mean_text",
-    "needs_matplotlib", "overlay", "photo", "short", "spread",
+    "DIVERGING", "INK", "SEQUENTIAL", "WIDTH", "Array", "Drawing", "Picture", "bare", "block_ticks", "colorbar",
+    "mean_text", "needs_matplotlib", "overlay", "photo", "short", "spread",
 ]  # fmt: skip
 
 Array = npt.NDArray[Any]
@@ -195,6 +195,12 @@ def colorbar(figure: Figure, shown: Any, axes: Any, label: str) -> None:
 def spread(count: int, wanted: int) -> list[int]:
     """Return at most ``wanted`` of the numbers below ``count``, evenly spread, the first and the last among them."""
     return sorted({round(place) for place in np.linspace(0, count - 1, min(count, wanted))})
+
+
+def block_ticks(count: int) -> Array:
+    """Return which blocks, numbered from one, get a number on an axis."""
+    blocks = np.arange(1, count + 1)
+    return blocks if count <= 16 else blocks[:: max(1, count // 12)]
 
 
 def short(text: str, length: int = 28) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from vit_hub.model.vit import VisionTransformer
 from vit_hub.pictures.drawing import DIVERGING, WIDTH, Array, Drawing, bare
 from vit_hub.pictures.kind import VIT, Kind
+from vit_hub.pictures.principal import principal_components
 from vit_hub.pictures.subject import Subject, array
 
 if TYPE_CHECKING:
@@ -45,14 +46,8 @@ def filter_components(model: VisionTransformer) -> FilterComponents:
     if kernel.ndim == 5:  # [D, C, t, p, q]
         kernel = np.moveaxis(kernel, 2, 3).reshape(*kernel.shape[:2], kernel.shape[3], -1)
     rows = kernel.reshape(len(kernel), -1)
-    _, lengths, components = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
-    largest = np.take_along_axis(components, np.abs(components).argmax(axis=1)[:, None], axis=1)
-    variances = lengths**2
-    return FilterComponents(
-        (components * np.sign(largest)).reshape(-1, *kernel.shape[1:]),
-        variances / max(variances.sum(), np.finfo(np.float64).tiny),
-        len(rows),
-    )
+    _, components, shares = principal_components(rows)
+    return FilterComponents(components.reshape(-1, *kernel.shape[1:]), shares, len(rows))
 
 
 def _obstacle(subject: Subject) -> str:

@@ -66,7 +66,7 @@ def _make(subject: Subject) -> Drawing:
     )
     columns = _columns(len(covered))
     lines = -(-(len(covered) + 1) // columns)
-    heights = [view.pixels.shape[0] / view.pixels.shape[1] for view in subject.views]
+    heights = [view.aspect for view in subject.views]
     height = sum(lines * (WIDTH / columns * min(high, 1.5) + 0.2) for high in heights)
     return Drawing(title, height, functools.partial(_draw, subject.views, maps, subject.config.pixels_per_patch))
 

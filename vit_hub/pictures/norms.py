@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_hub.pictures.drawing import INK, SEQUENTIAL, WIDTH, Array, Drawing, bare, colorbar, photo, short
+from vit_hub.pictures.drawing import INK, SEQUENTIAL, WIDTH, Array, Drawing, bare, block_ticks, colorbar, photo, short
 from vit_hub.pictures.kind import Kind
 from vit_hub.pictures.subject import Subject, View
 
@@ -48,7 +48,7 @@ def _make(subject: Subject) -> Drawing:
     patches = np.concatenate(inner, axis=1)
     columns = min(len(maps), 3)
     lines = -(-len(maps) // columns)
-    high = max(view.pixels.shape[0] / view.pixels.shape[1] for view in subject.views)
+    high = max(view.aspect for view in subject.views)
     height = 2.9 + lines * (WIDTH / (2 * columns) * min(high, 1.5) * 0.85 + 0.35)
     return Drawing(title, height, functools.partial(_draw, subject.views, maps, patches, others, columns))
 
@@ -94,7 +94,7 @@ def _draw(
     place.yaxis.set_minor_formatter("")
     place.set_xlabel("block")
     place.set_ylabel("length of the tokens after it")
-    place.set_xticks(blocks if len(blocks) <= 16 else blocks[:: max(1, len(blocks) // 12)])
+    place.set_xticks(block_ticks(len(blocks)))
     place.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 

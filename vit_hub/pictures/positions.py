@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["KIND", "by_distance", "position_similarity", "position_table", "small_maps"]
 
 _CELLS = 5  # of an axis of the picture
-_TABLES = ("learned", "factorized")
 
 
 def position_table(model: VisionTransformer, grid: tuple[int, int] | None = None) -> Array:
@@ -72,6 +71,13 @@ def by_distance(similarity: Array) -> Array:
     return found
 
 
+def near_and_far(similarity: Array) -> tuple[float, float, int]:
+    """Return the mean similarity one patch away, that about half of the grid away, and how many patches these are."""
+    means = by_distance(similarity)
+    half = min(len(means) - 1, max(2, max(similarity.shape[:2]) // 2))
+    return float(means[1]), float(means[half]), half
+
+
 def small_maps(figure: Figure, similarity: Array, places: tuple[list[int], list[int]], numbered: bool = True) -> object:
     """Draw the similarity of some patches to all others, one small map each, and return what a scale is made of.
 
@@ -108,9 +114,7 @@ def _obstacle(subject: Subject) -> str:
 
 def title_of(similarity: Array, what: str) -> str:
     """Return a sentence on how a similarity [rows, columns, rows, columns] falls with the distance."""
-    means = by_distance(similarity)
-    half = min(len(means) - 1, max(2, max(similarity.shape[:2]) // 2))
-    near, far = float(means[1]), float(means[half])
+    near, far, half = near_and_far(similarity)
     numbers = f"cosine similarity is {near:.2f} one patch away, {far:.2f} at {half} patches"
     if near - far > 0.02:
         return f"{what} of patches near each other are alike: {numbers}"

@@ -63,7 +63,7 @@ def _make(subject: Subject) -> Drawing:
     title = f"Half of what attention brings to {what} comes from {mean_text(shares)} of the image"
     reads = "the query of the pooling" if by_attention(subject) else "the mean of the patches"
     note = "" if _by_class_token(subject) else f"The model pools without a class token: followed is {reads}."
-    high = max(view.pixels.shape[0] / view.pixels.shape[1] for view in subject.views)
+    high = max(view.aspect for view in subject.views)
     across = min(len(maps), _PAIRS)
     height = -(-len(maps) // across) * (WIDTH / (2 * across) * min(high, 1.5) + 0.2)
     patch = subject.config.pixels_per_patch

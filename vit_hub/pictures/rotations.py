@@ -12,7 +12,7 @@ from vit_hub.model.rope import expand_angles, mixed_angles
 from vit_hub.model.vit import VisionTransformer
 from vit_hub.pictures.drawing import DIVERGING, INK, WIDTH, Array, Drawing, colorbar
 from vit_hub.pictures.kind import ONE_PATCH, Kind
-from vit_hub.pictures.positions import by_distance
+from vit_hub.pictures.positions import near_and_far
 from vit_hub.pictures.subject import Subject, array
 
 if TYPE_CHECKING:
@@ -56,11 +56,10 @@ def _obstacle(subject: Subject) -> str:
 
 def _make(subject: Subject) -> Drawing:
     similarity = rotation_similarity(subject.model)
-    means = by_distance(similarity)
-    half = min(len(means) - 1, max(2, max(similarity.shape[:2]) // 2))
+    near, far, half = near_and_far(similarity)
     title = (
-        f"Rotations leave {means[1]:.0%} of the product of equal queries and keys one patch apart, "
-        f"{means[half]:.0%} at {half} patches"
+        f"Rotations leave {near:.0%} of the product of equal queries and keys one patch apart, "
+        f"{far:.0%} at {half} patches"
     )
     return Drawing(title, WIDTH * 0.44, functools.partial(_draw, similarity))
 

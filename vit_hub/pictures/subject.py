@@ -40,6 +40,11 @@ class View:
     input: Tensor
     pixels: Array
 
+    @property
+    def aspect(self) -> float:
+        """The height of the image, in widths."""
+        return float(self.pixels.shape[0] / self.pixels.shape[1])
+
     @classmethod
     def of(cls, name: str, prepared: Tensor, spec: Preprocessing) -> View:
         """Return the view of an input [C, h, w], whose normalisation is undone for its pixels."""
