@@ -43,7 +43,7 @@ if sys.platform != "win32":
 
 __all__ = ["files_together", "finish_interrupted"]
 
-_BUILD, _LOCK, _PLAN = "build", "lock", "plan.json"
+_BUILD, _OLD, _LOCK, _PLAN = "build", "old", "lock", "plan.json"
 # Beyond these a folder is too much to link; its files are put in place one by one.
 _MOST_LINKS, _MOST_LEVELS = 10_000, 32
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -217,7 +217,9 @@ def _put_in_place(draft: Path, folder: Path, first: str, whole: bool, obsolete: 
         plan = _Plan(folder.name if whole else ".", first, names, gone, None)
         if whole and _exchanged(draft, folder, plan):
             return
+        _hold_old(draft, folder, plan)
         _write_plan(draft, plan)
+        (folder / first).unlink(missing_ok=True)
         try:
             _carry_out(build, folder, plan)
         except OSError as error:
@@ -225,6 +227,15 @@ def _put_in_place(draft: Path, folder: Path, first: str, whole: bool, obsolete: 
                 f"{folder}: not all files could be put in place: {error.strerror or error}",
                 hint=f"run it again: they are complete in {draft}, and take their places then",
             ) from error
+
+
+def _hold_old(draft: Path, folder: Path, plan: _Plan) -> None:
+    """Link the files that will go into the draft: to free the space of a large one takes long, and can wait."""
+    old = draft / _OLD
+    old.mkdir()
+    for name in {*plan.names, *plan.gone}:
+        with contextlib.suppress(OSError):  # there is none, or the file system has no links
+            os.link(folder / name, old / name)
 
 
 def _write_plan(draft: Path, plan: _Plan) -> None:
@@ -242,9 +253,9 @@ def _carry_out(build: Path, folder: Path, plan: _Plan) -> None:
 
 
 def _move_in(build: Path, folder: Path, plan: _Plan) -> None:
-    if not (build / plan.first).exists():
+    # Where there is a first file, it is the new one, or nothing had begun, or the user has put another one there.
+    if not (build / plan.first).exists() or os.path.lexists(folder / plan.first):
         return
-    (folder / plan.first).unlink(missing_ok=True)
     for name in plan.gone:
         (folder / name).unlink(missing_ok=True)
     for name in sorted(plan.names, key=lambda name: name == plan.first):
