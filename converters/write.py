@@ -213,7 +213,7 @@ def convert_checkpoint(
             file beside the source.
         strict_metadata: refuse, before anything is written, what is else a warning: class names or preprocessing that
             the written files would not give back, or a text tower that they lack.
-        overwrite: replace files that exist; config files only beside weights of the same folder.
+        overwrite: replace files that exist; config files only beside weights of the same folder, and all of theirs.
         progress: called with the bytes written since the last call.
 
     Raises:
