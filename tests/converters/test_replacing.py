@@ -96,6 +96,7 @@ def placed(sources: Path, key: str, value: Any) -> Any:
 
 
 @needs_kills
+@pytest.mark.timeout(300 + 10 * KILLS)
 @pytest.mark.parametrize("name", CASES)
 def test_killed_at_random_moments(name: str, observed: dict[str, dict[str, int]]) -> None:
     seen = observed[name]

@@ -24,8 +24,11 @@ from vit_hub.registry import WeightSource
 
 __all__ = ["host"]  # fixture
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows knows neither fork nor SIGKILL")
 KILLS = int(os.environ.get("VIT_HUB_TEST_KILLS", "50"))
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="Windows knows neither fork nor SIGKILL"),
+    pytest.mark.timeout(300 + 2 * KILLS),
+]
 PROGRAM = Path(__file__).parents[1] / "support" / "killing.py"
 
 
