@@ -202,9 +202,15 @@ def _put_in_place(draft: Path, folder: Path, first: str, whole: bool, obsolete: 
         sync_file(build / name)
     sync_folder(build)
     if whole and not folder.exists():
-        build.rename(folder)
-        sync_folder(folder.parent)
-        return
+        try:
+            build.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            # Another writer was faster: it is replaced.
+        else:
+            sync_folder(folder.parent)
+            return
     with _locked(folder):
         gone = [name for name in obsolete if name not in names and (folder / name).is_file()]
         for name in names:

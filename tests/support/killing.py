@@ -145,7 +145,8 @@ def replace(case: dict[str, Any]) -> dict[str, int]:
         killed = kill(jobs[chosen], longest * generator.uniform(early, 1.2))
         found = state(folder, drafts)
         if found not in (before, states[chosen]):
-            finish_interrupted(destination)
+            # The next command opens it, or is the same again.
+            generator.choice((lambda: finish_interrupted(destination), jobs[chosen]))()
             found = state(folder, drafts)
             seen["mended" if found in (before, states[chosen]) else "wrong"] += 1
             if found not in (before, states[chosen]):

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -243,6 +244,25 @@ def test_a_writer_at_work_is_not_disturbed(tmp_path: Path) -> None:
         assert (read(folder), len(left(tmp_path))) == (NEW, 1)
         assert (first / "model.bin").exists()
     assert (read(folder)["model.bin"], left(tmp_path)) == ("first", [])
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("there", [True, False])
+def test_many_writers_leave_what_one_of_them_wrote(whole: bool, there: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    others = OTHERS if there else {}
+    fill(folder if there else tmp_path, others)
+
+    def write_one(number: int) -> None:
+        with files_together(folder, "model.bin", whole=whole) as draft:
+            fill(draft, {"model.bin": str(number), "config.json": str(number)})
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(write_one, range(60)))
+    found = read(folder)
+    number = found["model.bin"]
+    assert found == {"model.bin": number, "config.json": number, **others}
+    assert not left(tmp_path)
 
 
 @needs_forks
