@@ -10,7 +10,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from vit_hub.converters.containers import EMBEDDED, RawCheckpoint, open_raw, wri
 from vit_hub.converters.containers.ahead import meanwhile
 from vit_hub.converters.containers.atomic import atomic_path
 from vit_hub.converters.containers.destination import canonical_file, container_of, refuse_existing
-from vit_hub.converters.containers.folder import PART
+from vit_hub.converters.containers.folder import PART, is_customary
 from vit_hub.converters.containers.hashing import file_sha256
+from vit_hub.converters.containers.together import files_together
 from vit_hub.converters.folding import FOLDS, Fold
 from vit_hub.converters.formats import all_formats, formats_named, unknown_format
 from vit_hub.converters.metadata import label_losses, preprocessing_losses
@@ -47,6 +49,22 @@ __all__ = ["Report", "as_stored", "convert_checkpoint", "foreign_tensors", "pros
 _OPTIONS = ("num_heads", "image_size")
 # Tensors that the model does not use, and that fit no other image size, are named so.
 _SIZED = "sized."
+_REST = "rest.safetensors"
+# Files of a folder that are about the weights in it, and go when others take the place of these.
+_ABOUT = (
+    "config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "open_clip_config.json",
+)
+_ABOUT_KERAS = (
+    "config.json",
+    "metadata.json",
+    "task.json",
+    "preprocessor.json",
+    "image_converter.json",
+    "task.weights.h5",
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -118,6 +136,58 @@ class _Plan:
         return {name for name, _ in self.problems}
 
 
+@dataclass(frozen=True)
+class _Place:
+    """The destination of a conversion.
+
+    Attributes:
+        target: a file or a folder.
+        is_folder: it is a folder.
+        rest: tensors to keep beside the result.
+        overwrite: replace files that exist.
+    """
+
+    target: Path
+    is_folder: bool
+    rest: Mapping[str, LazyTensor]
+    overwrite: bool
+
+    @property
+    def rest_path(self) -> Path:
+        """The file of the tensors that are kept."""
+        return _rest_path(self.target, self.is_folder)
+
+    @contextmanager
+    def writing(self, files: Sequence[Path]) -> Iterator[Path]:
+        """Yield a folder to write the result's files in, the first with the weights; at the end they are there.
+
+        Raises:
+            VitHubError: one exists and must not be overwritten, or the system refuses.
+        """
+        first = files[0]
+        refuse_existing(files, overwrite=self.overwrite)
+        obsolete = _companions(first) if self.is_folder else (self.rest_path.name,) if first.exists() else ()
+        with files_together(first.parent, first.name, whole=self.is_folder, obsolete=obsolete) as within:
+            yield within
+            if self.rest:
+                write_tensors(self.rest_path, "safetensors", self.rest, {"format": "pt"}, within=within)
+
+
+def _companions(weights: Path) -> tuple[str, ...]:
+    """Return the names of the files in a folder that are about its weights, and of no use without them.
+
+    A canonical file says everything itself: a config file beside it is of something else.
+    """
+    if not weights.is_file() or not is_customary(weights.name):
+        return ()
+    try:
+        itself = CONFIG_KEY in open_raw(weights).metadata
+    except VitHubError:  # nobody knows what it is
+        return ()
+    about = _ABOUT_KERAS if weights.name == "model.weights.h5" else _ABOUT
+    return (_REST,) if itself else (*about, _REST)
+
+
 def convert_checkpoint(
     ckpt: Checkpoint,
     destination: str | Path,
@@ -143,7 +213,7 @@ def convert_checkpoint(
             file beside the source.
         strict_metadata: refuse, before anything is written, what is else a warning: class names or preprocessing that
             the written files would not give back, or a text tower that they lack.
-        overwrite: replace files that exist; config files only beside weights of the same folder.
+        overwrite: replace files that exist; config files only beside weights of the same folder, and all of theirs.
         progress: called with the bytes written since the last call.
 
     Raises:
@@ -155,13 +225,13 @@ def convert_checkpoint(
     """
     target = Path(destination)
     container = container_of(destination)
-    left_out = _left_out(ckpt) if keep_rest else {}
-    if left_out:
-        refuse_existing([_rest_path(target)], overwrite=overwrite)
+    place = _Place(target, container is None, _left_out(ckpt) if keep_rest else {}, overwrite)
+    if place.rest:
+        refuse_existing([place.rest_path], overwrite=overwrite)
     if to == "canonical":
         file = canonical_file(destination)
-        refuse_existing([file], overwrite=overwrite)
-        write_canonical(file, ckpt, dtype=dtype, progress=progress)
+        with place.writing([file]) as within:
+            write_canonical(file, ckpt, dtype=dtype, progress=progress, within=within)
         report = Report(file, to, ckpt.config, dict(ckpt.dropped), dict(ckpt.inferred), list(ckpt.warnings))
         report.files.append(file)
     else:
@@ -186,14 +256,13 @@ def convert_checkpoint(
                 hint="without strict_metadata (--strict-metadata) this is a warning; a canonical file keeps all of it",
             )
         plan = dataclasses.replace(plan, sidecars=sidecars)
-        report = _write(ckpt, plan, target, container, dtype, rest, progress, overwrite=overwrite)
+        report = _write(ckpt, plan, place, container, dtype, rest, progress)
         report.warnings.extend(text for text in (*lost, *remarks) if text not in ckpt.warnings)
         report.metadata_lost.extend(lost)
         if report.lossy:
             report.warnings.append(_loss(ckpt, report))
-    if left_out:
-        write_tensors(_rest_path(target), "safetensors", left_out, {"format": "pt"})
-        report.files.append(_rest_path(target))
+    if place.rest:
+        report.files.append(place.rest_path)
     return report
 
 
@@ -432,15 +501,13 @@ def _unstated(plan: _Plan) -> list[str]:
 def _write(
     ckpt: Checkpoint,
     plan: _Plan,
-    target: Path,
+    place: _Place,
     container: str | None,
     dtype: str | None,
     rest: Mapping[str, LazyTensor],
     progress: Callable[[int], None] | None,
-    *,
-    overwrite: bool,
 ) -> Report:
-    fmt, passport, sidecars = plan.format, ckpt.passport, dict(plan.sidecars)
+    fmt, passport, target, sidecars = plan.format, ckpt.passport, place.target, dict(plan.sidecars)
     embedded = {name: sidecars.pop(name) for name in EMBEDDED if name in sidecars}
     file, tensors = target, {**plan.tensors, **rest}
     if container is None:
@@ -454,13 +521,13 @@ def _write(
     metadata = _header(fmt, passport, plan.native)
     parts = _files(file, tensors)
     files = [*parts, *(target / name for name in sidecars)]
-    refuse_existing(files, overwrite=overwrite)
-    for path, part in parts.items():
-        cast = _cast_all(part, dtype)
-        write_tensors(path, container, cast, metadata, embedded=embedded, progress=progress)
-    for name, content in sidecars.items():
-        with atomic_path(target / name) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with place.writing(files) as within:
+        for path, part in parts.items():
+            cast = _cast_all(part, dtype)
+            write_tensors(path, container, cast, metadata, embedded=embedded, progress=progress, within=within)
+        for name, content in sidecars.items():
+            with atomic_path(target / name, within) as temporary:
+                temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     dropped = dict(ckpt.dropped)
     for name in plan.left_out:
         for source_name in ckpt.origin.get(name, (name,)):
@@ -531,12 +598,20 @@ def _loss(ckpt: Checkpoint, report: Report) -> str:
 
 
 def write_canonical(
-    file: Path, ckpt: Checkpoint, *, dtype: str | None = None, progress: Callable[[int], None] | None = None
+    file: Path,
+    ckpt: Checkpoint,
+    *,
+    dtype: str | None = None,
+    progress: Callable[[int], None] | None = None,
+    within: Path | None = None,
 ) -> None:
-    """Write the canonical file: tensors in canonical order, config and passport as metadata with sorted keys."""
+    """Write the canonical file: tensors in canonical order, config and passport as metadata with sorted keys.
+
+    Arguments as for :func:`vit_hub.converters.containers.write_tensors`.
+    """
     tensors, paths, held = _cast_all(ckpt.tensors, dtype), ckpt.source.files, ckpt.source.held
     if all("sha256" in item for item in ckpt.passport.source):
-        write_tensors(file, "safetensors", tensors, _metadata(ckpt), progress=progress)
+        write_tensors(file, "safetensors", tensors, _metadata(ckpt), progress=progress, within=within)
         return
 
     def hashed(hashes: Sequence[str]) -> dict[str, str]:
@@ -552,7 +627,8 @@ def write_canonical(
 
     with meanwhile(hash_all) as hashes:
         blank = hashed(["0" * 64] * len(paths))
-        write_tensors(file, "safetensors", tensors, blank, finish=lambda: hashed(hashes()), progress=progress)
+        options: dict[str, Any] = {"progress": progress, "within": within}
+        write_tensors(file, "safetensors", tensors, blank, finish=lambda: hashed(hashes()), **options)
 
 
 def _metadata(ckpt: Checkpoint) -> dict[str, str]:
@@ -573,8 +649,8 @@ def _cast_all(tensors: Mapping[str, LazyTensor], dtype: str | None) -> Mapping[s
     return {name: cast(tensor, dtype) for name, tensor in tensors.items()}
 
 
-def _rest_path(path: Path) -> Path:
-    return path / "rest.safetensors" if path.is_dir() else path.with_name(path.name + ".rest.safetensors")
+def _rest_path(path: Path, is_folder: bool) -> Path:
+    return path / _REST if is_folder else path.with_name(f"{path.name}.{_REST}")
 
 
 def _left_out(ckpt: Checkpoint) -> dict[str, LazyTensor]:
@@ -592,7 +668,7 @@ def _left_out(ckpt: Checkpoint) -> dict[str, LazyTensor]:
 
 
 def _read_rest(ckpt: Checkpoint) -> Mapping[str, LazyTensor]:
-    beside = [_rest_path(ckpt.path)]
+    beside = [_rest_path(ckpt.path, ckpt.path.is_dir())]
     if ckpt.path.name == "model.safetensors":  # the file of a folder
-        beside.append(_rest_path(ckpt.path.parent))
+        beside.append(_rest_path(ckpt.path.parent, True))
     return next((open_raw(path).tensors for path in beside if path.exists()), {})

@@ -143,7 +143,7 @@ def convert(
         keep_rest: keep tensors of the source that are left out in ``*.rest.safetensors`` beside the result.
         strict_metadata: refuse, before anything is written, to lose class names, preprocessing or a text tower, which
             is else a warning.
-        overwrite: replace files that exist; config files only beside weights of the same folder.
+        overwrite: replace files that exist; config files only beside weights of the same folder, and all of theirs.
         revision: branch, tag or commit of the Hugging Face repository, as for :func:`vit_hub.load`.
         locked: take exactly the files of a lock file, as for :func:`vit_hub.load`.
         offline: open no connection.

@@ -25,6 +25,7 @@ from vit_hub.converters.containers.onnx_names import read_onnx
 from vit_hub.converters.containers.pickles import Unreadable
 from vit_hub.converters.containers.safetensors_file import read_safetensors, write_safetensors
 from vit_hub.converters.containers.sniff import sniff
+from vit_hub.converters.containers.together import finish_interrupted
 from vit_hub.converters.containers.torch_file import EMBEDDED, read_torch, write_torch
 from vit_hub.converters.containers.training_folder import enter
 from vit_hub.converters.tensors import DTYPES, LazyTensor
@@ -128,6 +129,8 @@ def open_raw(
     warnings: list[str] = []
     try:
         with gate(path, "damaged, or not what it claims to be", "fetch the file again"):
+            if not path.is_file():
+                finish_interrupted(path)
             if path.is_dir():
                 weights = _enter(path, warnings)
             elif path.suffix == ".distcp" and path.with_name(METADATA).is_file():
@@ -292,6 +295,7 @@ def write_tensors(
     embedded: Mapping[str, Mapping[str, Any]] | None = None,
     finish: Callable[[], Mapping[str, str]] | None = None,
     progress: Callable[[int], None] | None = None,
+    within: Path | None = None,
 ) -> None:
     """Write tensors one at a time to a file that appears complete or not at all; equal input gives equal bytes.
 
@@ -306,6 +310,7 @@ def write_tensors(
         embedded: plain data for a torch file to keep beside the tensors, by key; other containers cannot store any.
         finish: returns the final metadata when all values are written, each text as long as in ``metadata``.
         progress: called with the number of bytes of values written since the last call.
+        within: the folder in which files that belong together are written, as for :func:`atomic_path`.
 
     Raises:
         CheckpointError: the file cannot be written, or values do not match their header.
@@ -319,7 +324,7 @@ def write_tensors(
             f"{path}: tensor {small!r} is of 8-bit floats, which this container cannot hold",
             hint="write safetensors, or change the dtype",
         )
-    with atomic_path(path) as temporary, steady_sync(temporary) as written:
+    with atomic_path(path, within) as temporary, steady_sync(temporary) as written:
         pieces = partial(_pieces, tensors, progress, written)
         if container == "safetensors":
             write_safetensors(temporary, tensors, metadata or {}, pieces, finish)

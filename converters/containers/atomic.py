@@ -18,13 +18,17 @@ from vit_hub.errors import CheckpointError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["atomic_path", "put_in_place", "steady_sync"]
+__all__ = [
+    "abandoned", "atomic_path", "claim", "draft_name", "drafts", "put_in_place", "refusals", "steady_sync", "sync_file",
+    "sync_folder",
+]  # fmt: skip
 
 _SYNC_BYTES = 16 << 20
+_SUFFIX = ".vit-hub.tmp"
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, within: Path | None = None) -> Iterator[Path]:
     """Yield a temporary name to write to in the ``with`` body; at its end the file takes its final name.
 
     The temporary file lies in the destination's folder (created if missing), so that the last step is a rename within
@@ -32,25 +36,46 @@ def atomic_path(path: Path) -> Iterator[Path]:
     killed process leaves at most one hidden ``.*.vit-hub.tmp`` file beside the destination, which the next writer of
     the same destination removes.
 
+    Args:
+        path: the final name.
+        within: the folder in which files that belong together are written, from
+            :func:`vit_hub.converters.containers.together.files_together`: the file stays in it, under its name.
+
     Raises:
         CheckpointError: the operating system refuses (no space, no permission, ``path`` is a folder).
     """
-    kind = f".{hashlib.sha256(path.name.encode()).hexdigest()[:16]}"
-    try:
+    with refusals(path):
+        if within is not None:
+            (within / path.name).touch()
+            yield within / path.name
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f"{kind}-*.vit-hub.tmp"):
-            _remove_if_abandoned(left)
-        claim = _claimed(path.parent, kind)
-        temporary = Path(claim.name)
+        for left in drafts(path.parent, path.name):
+            with contextlib.suppress(OSError), abandoned(left):
+                left.unlink(missing_ok=True)
+        while (held := claim(path.parent / draft_name(path.name))) is None:
+            pass
+        temporary = Path(held.name)
         try:
-            with claim:
+            with held:
                 yield temporary
                 if sys.platform == "win32":  # an open file cannot be renamed there
-                    claim.close()
+                    held.close()
                 put_in_place(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into an error about a destination.
+
+    Raises:
+        CheckpointError: it refuses something in the ``with`` body.
+    """
+    try:
+        yield
     except OSError as error:
         reason = error.strerror or str(error)
         if isinstance(error, (FileExistsError, NotADirectoryError)):
@@ -90,44 +115,67 @@ def put_in_place(temporary: Path, path: Path) -> None:
     Raises:
         OSError: the operating system refuses.
     """
-    _sync(temporary)
+    sync_file(temporary)
     temporary.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _claimed(folder: Path, kind: str) -> BinaryIO:
+def draft_name(name: str) -> str:
+    """Return a new hidden name for what will be called ``name``."""
+    return f"{_kind(name)}-{secrets.token_hex(8)}{_SUFFIX}"
+
+
+def drafts(folder: Path, name: str | None = None) -> Iterator[Path]:
+    """Yield what has such a name in a folder: for one final name, or for any."""
+    return folder.glob(f"{'.*' if name is None else _kind(name)}-*{_SUFFIX}")
+
+
+def _kind(name: str) -> str:
+    return f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
+
+
+def claim(path: Path) -> BinaryIO | None:
     """Create a file that is locked by this process until it is closed or the process ends.
 
     On Windows an open file cannot be removed, so that no lock is needed.
+
+    Returns:
+        None: another writer removed it as abandoned before it was locked.
     """
-    while True:
-        # Not by tempfile, whose files only their owner may read.
-        file = (folder / f"{kind}-{secrets.token_hex(8)}.vit-hub.tmp").open("xb")
+    # Not by tempfile, whose files only their owner may read.
+    file = path.open("xb")
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):  # not every file system has locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+    if path.exists():
+        return file
+    file.close()
+    return None
+
+
+@contextmanager
+def abandoned(claimed: Path) -> Iterator[None]:
+    """Hold, in the ``with`` body, a claimed file that nobody else holds, so as to remove it; on Windows it is removed.
+
+    Raises:
+        OSError: another process holds it, or it is no file.
+    """
+    with claimed.open("rb") as file:
         if sys.platform != "win32":
-            with contextlib.suppress(OSError):  # not every file system has locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-        # Another writer may have removed it as abandoned before it was locked.
-        if Path(file.name).exists():
-            return file
-        file.close()
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+    if sys.platform == "win32":
+        claimed.unlink()
+        yield
 
 
-def _remove_if_abandoned(temporary: Path) -> None:
-    with contextlib.suppress(OSError):
-        with temporary.open("rb") as file:
-            if sys.platform != "win32":
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an error where another process has it
-                temporary.unlink()
-        if sys.platform == "win32":
-            temporary.unlink()
-
-
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Write a file's content to the disk."""
     with path.open("r+b") as file:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename durable where the system can: Windows cannot open a folder."""
     if os.name != "posix":
         return

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vit_hub.converters.containers import CONTAINER_SUFFIXES
+from vit_hub.converters.containers.together import finish_interrupted
 from vit_hub.errors import UnsupportedByFormatError, VitHubError
 
 __all__ = ["canonical_file", "check_destination", "container_of", "refuse_existing"]
@@ -72,7 +73,7 @@ def check_destination(destination: str | Path, *, overwrite: bool) -> None:
 
 
 def refuse_existing(files: Sequence[Path], *, overwrite: bool) -> None:
-    """Refuse to overwrite files.
+    """Refuse to overwrite files; those that a killed process had begun to put in place are put there first.
 
     Args:
         files: to be written, the one with the weights first.
@@ -81,6 +82,8 @@ def refuse_existing(files: Sequence[Path], *, overwrite: bool) -> None:
     Raises:
         VitHubError: one of them exists and must not be overwritten.
     """
+    for place in (files[0], files[0].parent):
+        finish_interrupted(place)
     there = [file for file in files if file.exists()]
     if not there or (overwrite and files[0] in there):
         return

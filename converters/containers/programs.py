@@ -9,6 +9,7 @@ from typing import NamedTuple
 from vit_hub.converters.containers.archive import read_member, read_members
 from vit_hub.converters.containers.mapped import MappedFile
 from vit_hub.converters.containers.onnx_file import looks_like_onnx, read_metadata
+from vit_hub.converters.containers.together import finish_interrupted
 from vit_hub.errors import CheckpointError
 
 __all__ = ["FACTS_KEY", "LABELS_KEY", "ProgramFacts", "program_facts"]
@@ -39,6 +40,8 @@ def program_facts(path: Path) -> ProgramFacts | None:
     Raises:
         OSError: the file cannot be read.
     """
+    if not path.is_file():
+        finish_interrupted(path)
     if not path.is_file():
         return None
     with path.open("rb") as file:

@@ -100,6 +100,38 @@ def test_a_folder_keeps_what_was_not_written_there(run: Run, models: Path, tmp_p
     assert first["notes.txt"] == b"mine"
 
 
+def test_config_files_go_with_the_weights_that_are_replaced(run: Run, models: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / ".git").mkdir(parents=True)
+    (out / ".git" / "HEAD").write_text("mine")
+    assert run("convert", models / "classifier.safetensors", out, "--to", "hf").exit_code == 0
+    assert (out / "preprocessor_config.json").exists()
+    assert run("convert", out, out, "--to", "timm", "--force").exit_code == 0  # its own source, too
+    assert sorted(tree(out)) == [".git/HEAD", "config.json", "model.safetensors"]
+    assert run("convert", models / "classifier.safetensors", out, "--force").exit_code == 0
+    assert sorted(tree(out)) == [".git/HEAD", "model.safetensors"]
+    (out / "config.json").write_text('{"of": "my program"}')  # a canonical file has none
+    assert run("convert", models / "classifier.safetensors", out, "--force").exit_code == 0
+    assert sorted(tree(out)) == [".git/HEAD", "config.json", "model.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_same_command_again_after_a_kill(run: Run, models: Path, tmp_path: Path) -> None:
+    source, out = models / "classifier.safetensors", tmp_path / "out"
+    assert run("convert", source, out, "--to", "hf").exit_code == 0
+    expected = tree(out)
+    draft = out / ".0-0.vit-hub.tmp"  # killed after the old weights were removed, before the new ones came
+    (draft / "build").mkdir(parents=True)
+    (draft / "lock").touch()
+    (out / "model.safetensors").rename(draft / "build" / "model.safetensors")
+    names = sorted(expected)
+    plan = {"folder": ".", "first": "model.safetensors", "names": names, "gone": [], "exchanged": None}
+    (draft / "plan.json").write_text(json.dumps(plan))
+    result = run("convert", source, out, "--to", "hf")
+    assert "model.safetensors exists" in result.stderr
+    assert tree(out) == expected
+
+
 def test_a_config_of_something_else_is_not_overwritten(run: Run, models: Path, tmp_path: Path) -> None:
     args = ("convert", models / "classifier.safetensors", tmp_path, "--to", "timm")
     (tmp_path / "config.json").write_text('{"of": "my program"}')

@@ -403,6 +403,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
         assert many - few < 50_000  # KiB
 
 
+KILLS = int(os.environ.get("VIT_HUB_TEST_KILLS", "2"))
 PROGRAM = [sys.executable, "-m", "vit_hub", "embed", NAME]
 needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows knows neither SIGKILL nor forks")
 
@@ -428,13 +429,13 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_signals
+@pytest.mark.timeout(300 + 20 * KILLS)
 def test_killed_at_random_moments(many: Path, tmp_path: Path) -> None:
-    kills = int(os.environ.get("VIT_HUB_TEST_KILLS", "2"))
     options: dict[str, Any] = {"shard_size": 8, "batch_size": 4}
     vit_hub.embed(NAME, many, tmp_path / "whole", **options)
     expected = rows(tmp_path / "whole")
     generator = random.Random(0)
-    for number in range(kills):
+    for number in range(KILLS):
         out = tmp_path / f"out{number}"
         arguments = (many, "--shard-size", 8, "--batch-size", 4, "--workers", 2)
         done = generator.randrange(1, 10)

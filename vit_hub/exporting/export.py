@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vit_hub.converters.containers.destination import refuse_existing
+from vit_hub.converters.containers.together import files_together
 from vit_hub.converters.read import Checkpoint
 from vit_hub.errors import ConfigError, UnsupportedByFormatError, VitHubError, first_line
 from vit_hub.exporting import to_onnx, to_openvino, to_torch_export
@@ -246,12 +245,8 @@ def write_program(
         UnsupportedByFormatError: the runtime cannot take the program or computes something else; nothing is written.
         VitHubError: the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".vit-hub-export-", dir=path.parent))
-    except OSError as error:
-        raise VitHubError(f"{path}: cannot be written: {error.strerror or error}") from error
-    try:
+    beside = TARGETS[name].files(path)[1:]
+    with files_together(path.parent, path.name, obsolete=[file.name for file in beside]) as folder:
         made = folder / path.name
         difference = _written(program, made, name, options, precision)
         if not difference <= tolerance:
@@ -260,13 +255,7 @@ def write_program(
                 f"more than {tolerance:.1e}",
                 hint="nothing was written; tolerance= (--tolerance) sets another limit",
             )
-        # The weights first: the file that names them appears when they are there.
-        files = sorted(folder.iterdir(), key=lambda file: file == made)
-        size = sum(file.stat().st_size for file in files)
-        for file in files:
-            file.replace(path.parent / file.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        size = sum(file.stat().st_size for file in folder.iterdir())
     return difference, size
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,8 +151,6 @@ def _is_whole(path: Path, settings: Mapping[str, Any]) -> bool:
 
 def _make(path: Path, model: VisionTransformer, target: str, settings: Mapping[str, Any]) -> None:
     """Write a program, and when it is there the record that vouches for it."""
-    for left in path.parent.glob(".vit-hub-export-*"):
-        shutil.rmtree(left, ignore_errors=True)
     what, dtype = settings["what"], settings["dtype"]
     reference = copy.deepcopy(model).to("cpu", torch.float32).eval()
     program = make_program(reference, reference, what=what)

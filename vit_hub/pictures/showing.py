@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from vit_hub.converters.containers.atomic import atomic_path
+from vit_hub.converters.containers.together import files_together
 from vit_hub.converters.read import Checkpoint
 from vit_hub.errors import ConfigError, VitHubError
 from vit_hub.hub.names.credentials import without_credentials
@@ -73,8 +74,9 @@ class Shown:
         elif suffix == _PICTURE:
             _write(path, stacked([picture.png() for picture in self.pictures]))
         else:
-            for picture in self.pictures:
-                _write(path / f"{picture.kind}.png", picture.png())
+            with files_together(path, f"{kinds[0]}.png") as within:
+                for picture in self.pictures:
+                    (within / f"{picture.kind}.png").write_bytes(picture.png())
             return {kind: path / f"{kind}.png" for kind in kinds}
         return dict.fromkeys(kinds, path)
 

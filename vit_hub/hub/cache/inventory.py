@@ -311,7 +311,7 @@ def _outdated(folder: Path) -> Iterator[tuple[Path, str]]:
                 yield path, "converted by another version"
     elif folder.parent.name in ("programs", "choices") and not _is_of_these_versions(folder):
         yield from ((path, "made with another version") for path in sorted(folder.iterdir()) if _is_content(path))
-    elif folder.name.startswith(".vit-hub-export-"):
+    elif any(place.name.endswith(".vit-hub.tmp") for place in (folder, folder.parent)):
         yield from ((path, "left by a killed process") for path in sorted(folder.iterdir()) if _idle(path) >= _HOUR)
 
 

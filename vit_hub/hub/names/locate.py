@@ -10,6 +10,7 @@ from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
 from vit_hub.converters.containers import CONTAINER_SUFFIXES
+from vit_hub.converters.containers.together import finish_interrupted
 from vit_hub.errors import CheckpointError, ConfigError, ModelNotFoundError
 from vit_hub.hub.names.credentials import without_credentials
 from vit_hub.hub.names.hugging_face import hub_source, is_address
@@ -47,6 +48,9 @@ def local_path(source: str | Path) -> Path | None:
         hint = "give the whole path, or set HOME" if isinstance(error, RuntimeError) else ""
         raise CheckpointError(f"{text!r} is not a path: {error}", hint=hint) from error
     if isinstance(source, Path) or _PATH.match(text) or Path(text).suffix in CONTAINER_SUFFIXES:
+        finish_interrupted(path)
+        if path.exists():
+            return path
         raise CheckpointError(f"{text}: no such file or folder", hint="check the path; `vit-hub list` shows the names")
     return None
 
