@@ -94,6 +94,10 @@ class MappedFile:
         status = os.fstat(self._file.fileno())
         return status.st_size, status.st_mtime_ns
 
+    def status(self) -> os.stat_result:
+        """Return what the system says of the file that is open, whatever has its name now."""
+        return os.fstat(self._file.fileno())
+
     def check_unchanged(self) -> None:
         """Refuse a file that was changed in place since it was opened.
 
