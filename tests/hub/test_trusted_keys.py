@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
@@ -24,7 +25,8 @@ from tiny import timm_file, vit_jax_file
 import vit_hub
 import vit_hub.hub.cache.hashes
 from vit_hub.cli import main
-from vit_hub.errors import ConfigError, SignatureError
+from vit_hub.converters.containers.mapped import MappedFile
+from vit_hub.errors import CheckpointError, ConfigError, SignatureError
 from vit_hub.hub.make_mirror import add_to_mirror
 from vit_hub.hub.signing import signature_of
 from vit_hub.registry import WeightSource
@@ -149,6 +151,18 @@ def test_what_was_verified_is_what_is_read(folder: Path, key: Path) -> None:
     with pytest.raises(SignatureError, match="not the signed file"):
         vit_hub.hub.trust.admit(opened.source)
     assert vit_hub.load(folder)
+
+
+def test_a_name_that_another_file_had_for_a_while_is_refused(folder: Path) -> None:
+    file, away = folder / "model.safetensors", folder / "away"
+    opened = MappedFile(file)
+    opened.check_named()
+    time.sleep(0.05)  # more than the clock of the file system
+    file.rename(away)
+    file.write_bytes(b"what the reader would open")
+    away.replace(file)
+    with pytest.raises(CheckpointError, match="another file took its name"):
+        opened.check_named()
 
 
 def test_an_unchanged_file_is_hashed_once(folder: Path, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
