@@ -14,6 +14,8 @@ import model_signing
 import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hub_fixtures import cache
 from signers import certificate, key_pair
 
@@ -139,6 +141,22 @@ def test_several_keys_in_one_file(signed: Path, keys: tuple[Path, Path], tmp_pat
     assert vit_hub.verify_signature(signed, trust=both).kind == "key"
 
 
+def test_a_signature_that_names_no_key(
+    signed: Path, keys: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Old versions of model-signing wrote such ones."""
+    place = signed / "model.sig"
+    content = json.loads(place.read_bytes())
+    del content["verificationMaterial"]["publicKey"]["hint"]
+    place.write_text(json.dumps(content))
+    both = tmp_path / "both.pem"
+    other = key_pair(tmp_path, "other")[1]
+    both.write_bytes(keys[1].read_bytes() + other.read_bytes())
+    assert vit_hub.verify_signature(signed, trust=both).fingerprint == hashlib.sha256(keys[1].read_bytes()).hexdigest()
+    assert not capsys.readouterr().out
+    refused(signed, other, "not made with the key")
+
+
 def test_certificates(model: Path, tmp_path: Path) -> None:
     root = certificate(tmp_path, "root", authority=True)
     middle = certificate(tmp_path, "middle", by=root, authority=True)
@@ -221,7 +239,10 @@ def test_what_is_not_a_list_of_sha256_is_refused(signed: Path, keys: tuple[Path,
 def test_wrong_calls(signed: Path, keys: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = tmp_path / "text.pem"
     text.write_text("no key")
-    for trust in (text, keys[0], tmp_path / "missing.pem"):
+    rsa = tmp_path / "rsa.pem"
+    key = generate_private_key(65537, 2048).public_key()
+    rsa.write_bytes(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    for trust in (text, rsa, keys[0], tmp_path / "missing.pem"):
         with pytest.raises(ConfigError, match=r"not a file of public keys"):
             vit_hub.verify_signature(signed, trust=trust)
     with pytest.raises(ConfigError, match="nobody is trusted"):

@@ -286,6 +286,7 @@ def read_trust(files: Iterable[str | Path], *, identity: str = "", issuer: str =
         ConfigError: a file cannot be read, has neither, or a private key.
     """
     _library()
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
     from cryptography.x509 import load_pem_x509_certificate
 
@@ -308,7 +309,10 @@ def read_trust(files: Iterable[str | Path], *, identity: str = "", issuer: str =
                     load_pem_x509_certificate(block)
                     certificates.append(block)
                 elif label == b"PUBLIC KEY":
-                    text = _pem(load_pem_public_key(block))
+                    key = load_pem_public_key(block)
+                    if not isinstance(key, EllipticCurvePublicKey):
+                        raise ValueError("it has a key that is not of an elliptic curve, with which no model is signed")
+                    text = _pem(key)
                     with _files(key=text) as place:  # refuses a key of a kind that signs no models
                         _library().verifying.Config().use_elliptic_key_verifier(public_key=place["key"])
                     keys[hashlib.sha256(text).hexdigest()] = text
@@ -481,8 +485,10 @@ def _verify_key(content: bytes, material: Mapping[str, Any], path: Path, trust: 
     failure = _untrusted(f"{path}: signed with the key sha256:{str(hint)[:64]}", trust)
     for fingerprint, key in possible.items():
         what = f"{path}: not made with the key sha256:{fingerprint}, or changed since"
+        # Of a signature that names no key the library prints a warning.
+        quiet = contextlib.redirect_stdout(io.StringIO()) if hint is None else contextlib.nullcontext()
         try:
-            with _files(signature=content, key=key) as place, _explained(what, SignatureError, _AGAIN):
+            with _files(signature=content, key=key) as place, _explained(what, SignatureError, _AGAIN), quiet:
                 config = _library().verifying.Config().use_elliptic_key_verifier(public_key=place["key"])
                 return f"the key sha256:{fingerprint}", fingerprint, _signed_list(config, place["signature"])
         except SignatureError as error:
@@ -568,8 +574,7 @@ class _AnyList:
 def _signed_list(config: Any, signature: Path) -> Any:
     """Return the list of files of a signature, whose signer the library has verified."""
     found = _AnyList()
-    with contextlib.redirect_stdout(io.StringIO()):  # the library prints a warning about old signatures
-        config.set_hashing_config(found).verify(signature, signature)
+    config.set_hashing_config(found).verify(signature, signature)
     if found.manifest is None:
         raise ValueError("the installed model_signing verifies in a way that is not known here")
     return found.manifest
@@ -662,6 +667,8 @@ def _names(folder: Path, left_out: Iterable[str]) -> set[str]:
             found.add(str(name))
         elif not file.is_dir():
             raise SignatureError(f"{file}: neither a file nor a folder", hint="remove it")
+        if not is_safe_name(str(name)):
+            raise SignatureError(f"{folder}: {str(name)!r} is not a name that every system can have", hint="rename it")
     return found
 
 
