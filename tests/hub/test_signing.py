@@ -212,6 +212,9 @@ def test_hostile_signatures_are_errors_of_one_kind(signed: Path, keys: tuple[Pat
         "key of another type": json.dumps({**good, "verificationMaterial": {"publicKey": [1]}}).encode(),
         "hint of another type": json.dumps({**good, "verificationMaterial": {"publicKey": {"hint": {}}}}).encode(),
         "no certificates": json.dumps({**good, "verificationMaterial": {"x509CertificateChain": 3}}).encode(),
+        "thousands of certificates": json.dumps(
+            {**good, "verificationMaterial": {"x509CertificateChain": {"certificates": [{"rawBytes": ""}] * 9999}}}
+        ).encode(),
         "damaged certificate": json.dumps(
             {**good, "verificationMaterial": {"x509CertificateChain": {"certificates": [{"rawBytes": "AAAA"}]}}}
         ).encode(),
@@ -242,7 +245,9 @@ def test_wrong_calls(signed: Path, keys: tuple[Path, Path], tmp_path: Path, monk
     rsa = tmp_path / "rsa.pem"
     key = generate_private_key(65537, 2048).public_key()
     rsa.write_bytes(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    for trust in (text, rsa, keys[0], tmp_path / "missing.pem"):
+    half = tmp_path / "half.pem"
+    half.write_bytes(keys[1].read_bytes() + keys[1].read_bytes()[:60])
+    for trust in (text, rsa, half, keys[0], tmp_path / "missing.pem"):
         with pytest.raises(ConfigError, match=r"not a file of public keys"):
             vit_hub.verify_signature(signed, trust=trust)
     with pytest.raises(ConfigError, match="nobody is trusted"):

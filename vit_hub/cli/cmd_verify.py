@@ -24,7 +24,7 @@ Examples:
 """
 
 
-@click.command("verify", cls=Verb, short_help="Re-check hashes of cached files.", epilog=_EPILOG)
+@click.command("verify", cls=Verb, short_help="Re-check hashes of cached files, or signatures.", epilog=_EPILOG)
 @click.argument("names", shell_complete=complete_source, nargs=-1, metavar="[NAME...]")
 @click.option("--locked", is_flag=True, help="Check exactly the files in the lock file, all of which must be there.")
 @lockfile_option("Also compare with this lock file.")

@@ -24,7 +24,7 @@ from vit_hub.converters.containers import atomic_path
 from vit_hub.converters.containers.hashing import file_sha256
 from vit_hub.errors import CheckpointError, ConfigError, SignatureError, VitHubError, first_line
 from vit_hub.hub.names.address import is_safe_name
-from vit_hub.untrusted import SIGNATURE_BYTES, Matching, conform, parse_json
+from vit_hub.untrusted import SIGNATURE_BYTES, Matching, conform, parse_json, read_bytes
 
 __all__ = [
     "FOLDER_SIGNATURE",
@@ -57,6 +57,7 @@ _GIT = (".git", ".gitattributes", ".github", ".gitignore")
 _PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.+?-----END \1-----\r?\n?", re.DOTALL)
 _LONGEST_PEM = 1 << 20
 _MOST_NAMED = 5
+_MOST_CERTIFICATES = 16
 _DAMAGED = "the signature is damaged or malicious: fetch it again, or sign the files again with `vit-hub sign`"
 _KEY_HINT = (
     "give a private key in PEM of the curve P-256, P-384 or P-521, and its password, if it has one, in "
@@ -112,7 +113,7 @@ class Trust:
     """Keys and certificates whose signatures are accepted.
 
     Attributes:
-        origin: the files that they are from, for messages.
+        origin: the files that they are from, or the identity, for messages.
         keys: public keys by their fingerprints: the sha256 of the text in PEM.
         certificates: of authorities, in PEM.
         identity: of the signer at sigstore, such as an e-mail address.
@@ -300,10 +301,10 @@ def read_trust(files: Iterable[str | Path], *, identity: str = "", issuer: str =
     certificates = []
     for file in names:
         with _explained(f"{file}: not a file of public keys or certificates", ConfigError, _TRUST_HINT):
-            with file.open("rb") as opened:
-                blocks = [(found[1], found[0]) for found in _PEM.finditer(opened.read(_LONGEST_PEM))]
-            if not blocks:
-                raise ValueError("nothing in it is in PEM")
+            text = read_bytes(file, most=_LONGEST_PEM)
+            blocks = [(found[1], found[0]) for found in _PEM.finditer(text)]
+            if not blocks or len(blocks) != text.count(b"-----BEGIN ") or len(text) > _LONGEST_PEM:
+                raise ValueError(f"{len(blocks)} of its {text.count(b'-----BEGIN ')} entries can be read")
             for label, block in blocks:
                 if label == b"CERTIFICATE":
                     load_pem_x509_certificate(block)
@@ -312,13 +313,14 @@ def read_trust(files: Iterable[str | Path], *, identity: str = "", issuer: str =
                     key = load_pem_public_key(block)
                     if not isinstance(key, EllipticCurvePublicKey):
                         raise ValueError("it has a key that is not of an elliptic curve, with which no model is signed")
-                    text = _pem(key)
-                    with _files(key=text) as place:  # refuses a key of a kind that signs no models
+                    plain = _pem(key)
+                    with _files(key=plain) as place:  # refuses a key of a curve that signs no models
                         _library().verifying.Config().use_elliptic_key_verifier(public_key=place["key"])
-                    keys[hashlib.sha256(text).hexdigest()] = text
+                    keys[hashlib.sha256(plain).hexdigest()] = plain
                 else:
                     raise ValueError(f"it has {label.decode().lower()!r}, which does not belong there")
-    return Trust(", ".join(map(str, names)), keys, tuple(certificates), identity, issuer)
+    origin = ", ".join((*map(str, names), *filter(None, [identity])))
+    return Trust(origin, keys, tuple(certificates), identity, issuer)
 
 
 def required_trust() -> Trust | None:
@@ -433,8 +435,7 @@ def open_signature(path: Path, trust: Trust) -> Signed:
         SignatureError: it cannot be read, is damaged, or is not by one of the trusted.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(SIGNATURE_BYTES.most + 1)
+        content = read_bytes(path, most=SIGNATURE_BYTES.most)
     except OSError as error:
         raise SignatureError(f"{path}: cannot be read: {error.strerror or error}", hint=_AGAIN) from error
     return read_signature(content, path, trust)
@@ -481,12 +482,12 @@ _Verified = tuple[str, str, Any]  # who signed, the fingerprint, and the library
 
 def _verify_key(content: bytes, material: Mapping[str, Any], path: Path, trust: Trust) -> _Verified:
     hint = material["publicKey"].get("hint") if isinstance(material["publicKey"], dict) else None
-    possible = trust.keys if hint is None else {name: key for name, key in trust.keys.items() if name == hint}
+    possible = {name: key for name, key in trust.keys.items() if name == hint} if hint else trust.keys
     failure = _untrusted(f"{path}: signed with the key sha256:{str(hint)[:64]}", trust)
     for fingerprint, key in possible.items():
         what = f"{path}: not made with the key sha256:{fingerprint}, or changed since"
         # Of a signature that names no key the library prints a warning.
-        quiet = contextlib.redirect_stdout(io.StringIO()) if hint is None else contextlib.nullcontext()
+        quiet = contextlib.nullcontext() if hint else contextlib.redirect_stdout(io.StringIO())
         try:
             with _files(signature=content, key=key) as place, _explained(what, SignatureError, _AGAIN), quiet:
                 config = _library().verifying.Config().use_elliptic_key_verifier(public_key=place["key"])
@@ -504,19 +505,22 @@ def _verify_certificate(content: bytes, material: Mapping[str, Any], path: Path,
         return x509.load_der_x509_certificate(base64.b64decode(item["rawBytes"]))
 
     with _explained(f"{path}: not a signature that can be read", SignatureError, _DAMAGED):
-        chain = [load(item) for item in material["x509CertificateChain"]["certificates"]]
-        leaf = chain[0]
-        subject, fingerprint = leaf.subject.rfc4514_string(), leaf.fingerprint(SHA256()).hex()
-    signer = f"the certificate of {subject!r}, sha256:{fingerprint}"
-    now = datetime.now(timezone.utc)
-    # The library asks whether they were valid when the first one began to be. Nothing proves when it was used.
-    for certificate in chain:
-        if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-            raise SignatureError(
-                f"{path}: signed with {signer}; the certificate of {certificate.subject.rfc4514_string()!r} is valid "
-                f"from {certificate.not_valid_before_utc:%Y-%m-%d} to {certificate.not_valid_after_utc:%Y-%m-%d} only",
-                hint="sign the files again with a certificate that is valid",
-            )
+        items = material["x509CertificateChain"]["certificates"]
+        if not 0 < len(items) <= _MOST_CERTIFICATES:
+            raise ValueError(f"it has {len(items)} certificates")
+        chain = [load(item) for item in items]
+        fingerprint = chain[0].fingerprint(SHA256()).hex()
+        signer = f"the certificate of {chain[0].subject.rfc4514_string()!r}, sha256:{fingerprint}"
+        now = datetime.now(timezone.utc)
+        # The library asks whether they were valid when the first one began to be. Nothing proves when it was used.
+        for certificate in chain:
+            start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+            if not start <= now <= end:
+                raise SignatureError(
+                    f"{path}: signed with {signer}; the certificate of {certificate.subject.rfc4514_string()!r} is "
+                    f"valid from {start:%Y-%m-%d} to {end:%Y-%m-%d} only",
+                    hint="sign the files again with a certificate that is valid",
+                )
     anchors = [block for block in trust.certificates if x509.load_pem_x509_certificate(block).not_valid_after_utc > now]
     if not anchors:  # the library would trust every authority of the web
         raise _untrusted(f"{path}: signed with {signer}", trust)
@@ -546,8 +550,7 @@ def _trusting(trust: Trust) -> str:
     keys = [f"the key sha256:{name}" for name in trust.keys]
     others = [f"{len(trust.certificates)} certificates"] if trust.certificates else []
     known = [*keys, *others, *([f"the identity {trust.identity}"] if trust.identity else [])]
-    origin = trust.origin or "sigstore"
-    return f"trusted: {_some(known)}, of {origin}; trust another key only if you know its owner"
+    return f"trusted: {_some(known)}, of {trust.origin}; trust another key only if you know its owner"
 
 
 class _AnyList:
