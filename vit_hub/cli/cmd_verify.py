@@ -112,13 +112,13 @@ def _verify_signatures(
 
     if not names or (file and len(names) > 1):
         raise click.UsageError("--signature needs the names of models, files or folders; with --signature-file one.")
-    given_trust(trust, **identity)  # wrong keys are no failed verification
+    trusted = given_trust(trust, **identity)  # wrong keys are no failed verification
     found, wrong = [], []
     for name in names:
         path = local_path(name)
         try:
             if path is None:
-                signatures = verify_named(name, given_trust(trust, **identity))
+                signatures = verify_named(name, trusted)
             else:
                 signatures = (verify_signature(path, trust=trust, signature=file, **identity),)
             found += [{"name": name, **asdict(signature), "problem": "", "hint": ""} for signature in signatures]

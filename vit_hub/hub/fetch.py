@@ -8,13 +8,20 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from vit_hub.converters.containers import atomic_path
-from vit_hub.errors import DownloadError, IntegrityError
+from vit_hub.errors import DownloadError, IntegrityError, SignatureError
 from vit_hub.hub.cache.hashes import sha256_of, verify
 from vit_hub.hub.cache.paths import bundled_file, fetched_file, file_lock, is_trusted
 from vit_hub.hub.cache.records import Delivery, Pin, Record, as_first_seen, forgetting, read_record, remember
 from vit_hub.hub.mirror import from_mirror, get_bytes
 from vit_hub.hub.names.address import address, is_fixed
-from vit_hub.hub.signing import FOLDER_SIGNATURE, file_signature, find_signature, required_trust
+from vit_hub.hub.signing import (
+    FOLDER_SIGNATURE,
+    file_signature,
+    find_signature,
+    open_signature,
+    read_signature,
+    required_trust,
+)
 from vit_hub.registry import WeightSource
 from vit_hub.untrusted import SIGNATURE_BYTES
 
@@ -53,7 +60,8 @@ def fetch(source: WeightSource, *, offline: bool = False, progress: bool = False
         DownloadError: it cannot be fetched, or its hash must be pinned and is not; the hint has the remedy.
         IntegrityError: it is not the pinned file, or not the one that came first. Nothing of it stays in vit-hub's
             cache.
-        SignatureError: ``VIT_HUB_TRUST`` is set, and no trusted key signed the index of the mirror.
+        SignatureError: ``VIT_HUB_TRUST`` is set, and no trusted key signed the index of the mirror, or what its address
+            has for a signature.
         VitHubError: the cache cannot be written.
     """
     offline = is_offline(offline)
@@ -74,7 +82,7 @@ def fetch(source: WeightSource, *, offline: bool = False, progress: bool = False
         mirrored = from_mirror(wanted, offline=offline, progress=progress)
         found = mirrored or describe(wanted, _from_origin(wanted, offline, progress))
     except IntegrityError as error:
-        if wanted is source:
+        if wanted is source or isinstance(error, SignatureError):
             raise
         raise IntegrityError(
             error.message, hint="; ".join(filter(None, (forgetting(requested), error.hint)))
@@ -99,17 +107,30 @@ def _from_origin(source: WeightSource, offline: bool, progress: bool) -> Path:
 
 
 def _lacks_signature(path: Path) -> bool:
-    return required_trust() is not None and find_signature(path) is None
+    """Return whether a signature is required, and there is none, or one by a key that is not, or no longer, trusted."""
+    trust = required_trust()
+    place = find_signature(path)
+    try:
+        return trust is not None and (place is None or not open_signature(place, trust))
+    except SignatureError:
+        return True
 
 
 def _fetch_signature(path: Path, source: WeightSource) -> None:
-    """Fetch ``ADDRESS.sig``, if there is one, beside the file of an address of the web."""
+    """Fetch ``ADDRESS.sig``, if there is one, beside the file of an address of the web.
+
+    Raises:
+        SignatureError: it is no signature, or not by a trusted key; it is not kept.
+    """
+    place, trust = file_signature(path), required_trust()
     parts = urlsplit(source.url or "")
     if parts.scheme.lower() not in ("http", "https"):
         return
     with suppress(DownloadError):
         content = get_bytes(parts._replace(path=f"{parts.path}.sig").geturl(), most=SIGNATURE_BYTES.most)
-        with file_lock(path), atomic_path(file_signature(path)) as temporary:
+        if trust is not None:
+            read_signature(content, place, trust)
+        with file_lock(path), atomic_path(place) as temporary:
             temporary.write_bytes(content)
 
 

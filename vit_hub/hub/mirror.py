@@ -186,17 +186,18 @@ def _index(base: str | Path) -> dict[str, Any]:
 
 
 def _check_signer(base: str | Path, content: bytes, trust: Trust) -> None:
-    name = file_signature(Path(INDEX)).name
-    place = Path(without_credentials(str(base)), INDEX)
+    shown, name = without_credentials(str(base)), file_signature(Path(INDEX)).name
     try:
         signature = _get(base, name, SIGNATURE_BYTES.most)
     except DownloadError as error:
         raise SignatureError(
-            f"{base if isinstance(base, Path) else without_credentials(base)}: this mirror is not signed, and {TRUST} "
-            f"requires it: {error.message}",
+            f"{shown}: this mirror is not signed, and {TRUST} requires it: {error.message}",
             hint="make it with `vit-hub mirror DIR NAME... --sign private.pem`, or unset VIT_HUB_MIRROR",
         ) from error
-    read_signature(signature, place.with_name(name), trust).check(place, hashlib.sha256(content).hexdigest())
+    try:
+        read_signature(signature, Path(name), trust).check(Path(INDEX), hashlib.sha256(content).hexdigest())
+    except SignatureError as error:
+        raise SignatureError(f"{shown}: {error.message}", hint=error.hint) from error
 
 
 def _get(base: str | Path, name: str, most: int) -> bytes:
