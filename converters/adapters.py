@@ -9,6 +9,7 @@ Source: peft/tuners/lora/{layer,dora,variants,model}.py, peft/utils/{other,save_
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -27,7 +28,7 @@ from vit_hub.converters.rules.format import Dialect, Format, axis_sizes
 from vit_hub.converters.tensors import Array, LazyTensor
 from vit_hub.errors import CheckpointError
 from vit_hub.model.config import ViTConfig
-from vit_hub.untrusted import read_json
+from vit_hub.untrusted import parse_json, read_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +84,7 @@ class Adapter:
         replaced: full name -> tensor that takes the place of the base model's.
         files: the files of the adapter.
         held: those of them that are open.
+        documents: those that were read at once, with the sha256 of what was read.
     """
 
     path: Path
@@ -92,6 +94,7 @@ class Adapter:
     replaced: Mapping[str, LazyTensor] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     held: Mapping[Path, MappedFile] = field(default_factory=dict)
+    documents: Mapping[Path, str] = field(default_factory=dict)
 
 
 def find_adapter(path: Path) -> Adapter | None:
@@ -110,7 +113,8 @@ def find_adapter(path: Path) -> Adapter | None:
     if weights is None:
         raise CheckpointError(f"{path}: an adapter without its weights", hint=f"fetch {ADAPTER_WEIGHTS[0]}, too")
     try:
-        settings = read_json(config, finite=False)
+        content = read_bytes(config)
+        settings = parse_json(content, finite=False)
         if not isinstance(settings, dict):
             raise ValueError("a JSON object is expected")
         _refuse(path, settings)
@@ -127,6 +131,7 @@ def find_adapter(path: Path) -> Adapter | None:
         replaced,
         (config, *raw.files),
         raw.held,
+        {config: hashlib.sha256(content).hexdigest(), **raw.documents},
     )
 
 
@@ -320,6 +325,7 @@ def _read(
         dict(base.passport.sidecars),
         (*base.source.files, *adapter.files),
         {**base.source.held, **adapter.held},
+        documents={**base.source.documents, **adapter.documents},
     )
     label = spelling.format.label(spelling.dialect)
     known = {item.name: getattr(base.config, item.name) for item in dataclasses.fields(ViTConfig)}

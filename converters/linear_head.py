@@ -102,6 +102,7 @@ def with_head(ckpt: Checkpoint, path: Path, overrides: Mapping[str, Any] | None 
             tensors={**ckpt.source.tensors, **stored},
             files=(*ckpt.source.files, *raw.files),
             held={**ckpt.source.held, **raw.held},
+            documents={**ckpt.source.documents, **raw.documents},
         ),
         origin={
             **origin,

@@ -662,7 +662,7 @@ def _left_out(ckpt: Checkpoint) -> dict[str, LazyTensor]:
                 f"{file}: missing, and the tensors to keep are in it",
                 hint="fetch all files of the repository, or leave out keep_rest (--keep-rest)",
             )
-    opened = {file: open_raw(file).tensors for file in set(unopened.values())}
+    opened = {file: _admitted(file, ckpt).tensors for file in set(unopened.values())}
     found = {**ckpt.source.tensors, **{name: opened[file][name] for name, file in unopened.items()}}
     return {name: found[name] for name in ckpt.dropped if name in found}
 
@@ -671,4 +671,11 @@ def _read_rest(ckpt: Checkpoint) -> Mapping[str, LazyTensor]:
     beside = [_rest_path(ckpt.path, ckpt.path.is_dir())]
     if ckpt.path.name == "model.safetensors":  # the file of a folder
         beside.append(_rest_path(ckpt.path.parent, True))
-    return next((open_raw(path).tensors for path in beside if path.exists()), {})
+    return next((_admitted(path, ckpt).tensors for path in beside if path.exists()), {})
+
+
+def _admitted(file: Path, ckpt: Checkpoint) -> RawCheckpoint:
+    """Open a file that belongs to a checkpoint."""
+    raw = open_raw(file)
+    ckpt.source.admit(raw)
+    return raw

@@ -12,6 +12,7 @@ from vit_hub.errors import (
     DownloadError,
     IntegrityError,
     ModelNotFoundError,
+    SignatureError,
     UnknownFormatError,
     UnsafeCheckpointError,
     UnsupportedByFormatError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from vit_hub.exporting.comparing import compare
     from vit_hub.exporting.export import export
     from vit_hub.hub.download import download
+    from vit_hub.hub.signing import sign, verify_signature
     from vit_hub.interop import from_module, to_timm, to_transformers
     from vit_hub.loading import from_pretrained, load
     from vit_hub.model.config import ViTConfig
@@ -58,6 +60,8 @@ _MODULES = {
     "to_timm": "interop",
     "to_transformers": "interop",
     "download": "hub.download",
+    "sign": "hub.signing",
+    "verify_signature": "hub.signing",
     "from_pretrained": "loading",
     "load": "loading",
     "check": "certifying.checking",
@@ -78,6 +82,7 @@ __all__ = [
     "IntegrityError",
     "ModelNotFoundError",
     "Preprocessing",
+    "SignatureError",
     "UnknownFormatError",
     "UnsafeCheckpointError",
     "UnsupportedByFormatError",
@@ -103,8 +108,10 @@ __all__ = [
     "open_checkpoint",
     "preprocess",
     "recommend",
+    "sign",
     "to_timm",
     "to_transformers",
+    "verify_signature",
 ]
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "DownloadError",
     "IntegrityError",
     "ModelNotFoundError",
+    "SignatureError",
     "UnknownFormatError",
     "UnsafeCheckpointError",
     "UnsupportedByFormatError",
@@ -59,6 +60,10 @@ class UnsafeCheckpointError(CheckpointError):
 
 class IntegrityError(VitHubError):
     """A file with another hash or size than the pinned one."""
+
+
+class SignatureError(IntegrityError):
+    """A file without a signature by a trusted key, or another file than the signed one."""
 
 
 class DownloadError(VitHubError):

@@ -21,8 +21,9 @@ from vit_hub.errors import CheckpointError, VitHubError, first_line
 
 __all__ = [
     "AXES", "BLOCKS", "COMPARISONS", "HEADER_BYTES", "IMAGE_PIXELS", "INDEX_BYTES", "JSON_BYTES", "JSON_DEPTH",
-    "JSON_DIGITS", "JSON_VALUES", "LIMITS", "NAME_LENGTH", "PICKLE_COPIES", "PICKLE_OPCODES", "SIZE", "SUGGESTIONS",
-    "TENSORS", "TOKEN_VALUES", "Between", "Limit", "Matching", "conform", "gate", "parse_json", "read_json",
+    "JSON_DIGITS", "JSON_VALUES", "LIMITS", "NAME_LENGTH", "PICKLE_COPIES", "PICKLE_OPCODES", "SIGNATURE_BYTES", "SIZE",
+    "SUGGESTIONS", "TENSORS", "TOKEN_VALUES", "Between", "Limit", "Matching", "conform", "gate", "parse_json",
+    "read_bytes", "read_json",
 ]  # fmt: skip
 
 
@@ -48,6 +49,7 @@ class Limit:
 # None of the published Vision Transformers comes near one of these.
 JSON_BYTES = Limit(32 << 20, "bytes", "a JSON file or record")
 INDEX_BYTES = Limit(64 << 20, "bytes", "the index of a mirror")
+SIGNATURE_BYTES = Limit(8 << 20, "bytes", "a signature")
 HEADER_BYTES = Limit(32 << 20, "bytes", "the header of a safetensors file")
 JSON_DEPTH = Limit(64, "levels", "nested JSON")
 JSON_VALUES = Limit(1_000_000, "values", "a JSON document")
@@ -64,8 +66,8 @@ COMPARISONS = Limit(1_000_000, "comparisons", "names with formats, under everyth
 SUGGESTIONS = Limit(1000, "names", "an unknown file whose nearest format is looked for")
 IMAGE_PIXELS = Limit(1 << 27, "pixels", "an image")
 LIMITS = (
-    JSON_BYTES, INDEX_BYTES, HEADER_BYTES, JSON_DEPTH, JSON_VALUES, JSON_DIGITS, TENSORS, NAME_LENGTH, AXES, BLOCKS,
-    SIZE, TOKEN_VALUES, PICKLE_OPCODES, PICKLE_COPIES, COMPARISONS, SUGGESTIONS, IMAGE_PIXELS,
+    JSON_BYTES, INDEX_BYTES, SIGNATURE_BYTES, HEADER_BYTES, JSON_DEPTH, JSON_VALUES, JSON_DIGITS, TENSORS, NAME_LENGTH,
+    AXES, BLOCKS, SIZE, TOKEN_VALUES, PICKLE_OPCODES, PICKLE_COPIES, COMPARISONS, SUGGESTIONS, IMAGE_PIXELS,
 )  # fmt: skip
 """All limits, in the order of the document."""
 
@@ -179,8 +181,17 @@ def read_json(path: Path, *, most: int = JSON_BYTES.most, finite: bool = True) -
         ValueError: as :func:`parse_json`.
         OSError: it cannot be read.
     """
+    return parse_json(read_bytes(path, most=most), most=most, finite=finite)
+
+
+def read_bytes(path: Path, *, most: int = JSON_BYTES.most) -> bytes:
+    """Return the contents of a file; of one that is longer than the limit one byte more, and no more is read.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     with path.open("rb") as file:
-        return parse_json(file.read(most + 1), most=most, finite=finite)
+        return file.read(most + 1)
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,8 @@ class RawCheckpoint(ShortRepr):
         warnings: messages for the user, such as which subfolder was chosen.
         program_fields: config fields that the program in the file shows, which ONNX has beside the weights.
         unopened: names of tensors in files of a sharded checkpoint that were not opened, with the file.
+        documents: the JSON files that were read, sidecars and indices, with the sha256 of what was read.
+        admit: refuses files that are not to be read; called with what else of it is opened later.
     """
 
     path: Path
@@ -96,6 +98,8 @@ class RawCheckpoint(ShortRepr):
     warnings: tuple[str, ...] = ()
     program_fields: Mapping[str, Any] = field(default_factory=dict)
     unopened: dict[str, Path] = field(default_factory=dict)
+    documents: Mapping[Path, str] = field(default_factory=dict)
+    admit: Callable[[RawCheckpoint], None] = lambda raw: None
 
     def size_of(self, file: Path) -> int:
         """Return the bytes of one of its files.
@@ -127,6 +131,7 @@ def open_raw(
     """
     path = Path(path)
     warnings: list[str] = []
+    documents: dict[Path, str] = {}
     try:
         with gate(path, "damaged, or not what it claims to be", "fetch the file again"):
             if not path.is_file():
@@ -142,7 +147,7 @@ def open_raw(
                 raise CheckpointError(f"{path}: {what}", hint="check the path")
             container = sniff(weights)
             if container == "index":
-                contents = _read_shards(weights, select)
+                contents = _read_shards(weights, select, documents)
             else:
                 contents = _read_parts(container, parts_of(path, weights))
             _check_limits(contents)
@@ -152,8 +157,8 @@ def open_raw(
         name, found = next(iter(contents.unreadable.items()))
         raise CheckpointError(f"{path}: tensor {name!r} {found.what}", hint=found.remedy)
     beside = with_sidecars or path != weights or is_customary(path.name)
-    sidecars = {**(read_sidecars(weights) if beside else {}), **contents.sidecars}
-    return replace(contents, path=path, sidecars=sidecars, warnings=tuple(warnings))
+    sidecars = {**(read_sidecars(weights, documents) if beside else {}), **contents.sidecars}
+    return replace(contents, path=path, sidecars=sidecars, warnings=tuple(warnings), documents=documents)
 
 
 def _check_limits(contents: RawCheckpoint) -> None:
@@ -238,8 +243,10 @@ def _read_parts(container: str, files: tuple[Path, ...]) -> RawCheckpoint:
     return RawCheckpoint(first, contents.container, tensors, files=files, held=held)
 
 
-def _read_shards(index: Path, select: Callable[[Collection[str]], Collection[str]] | None) -> RawCheckpoint:
-    shards = read_index(index)
+def _read_shards(
+    index: Path, select: Callable[[Collection[str]], Collection[str]] | None, documents: dict[Path, str]
+) -> RawCheckpoint:
+    shards = read_index(index, documents)
     names = [name for held in shards.values() for name in held]
     try:
         wanted = set(select(names)) if select else None

@@ -5,6 +5,7 @@ The folder may be one on disk or one of a repository: the rules are about names.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_hub.errors import CheckpointError
-from vit_hub.untrusted import read_json
+from vit_hub.untrusted import parse_json, read_bytes
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -167,13 +168,17 @@ def parts_of(path: Path, weights: Path) -> tuple[Path, ...]:
     return (weights, *(file for file in others if path != weights and file.is_file()))
 
 
-def read_index(path: Path) -> dict[Path, list[str]]:
+def read_index(path: Path, seen: dict[Path, str] | None = None) -> dict[Path, list[str]]:
     """Return the files of a sharded checkpoint, each with the names of its tensors.
+
+    Args:
+        path: of the index.
+        seen: gets the sha256 of what was read.
 
     Raises:
         CheckpointError: malformed index, or a file outside of the index's folder.
     """
-    weight_map = _read_json(path).get("weight_map")
+    weight_map = _read_json(path, seen).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: this index has no 'weight_map'", hint="fetch the file again")
     shards: dict[Path, list[str]] = {}
@@ -187,19 +192,26 @@ def read_index(path: Path) -> dict[Path, list[str]]:
     return shards
 
 
-def read_sidecars(weights: Path) -> dict[str, dict[str, Any]]:
+def read_sidecars(weights: Path, seen: dict[Path, str] | None = None) -> dict[str, dict[str, Any]]:
     """Return the JSON files beside the weights, file name -> contents.
+
+    Args:
+        weights: their file.
+        seen: gets the sha256 of what was read, by file.
 
     Raises:
         CheckpointError: one of them is not a JSON object.
     """
-    return {name: _read_json(weights.parent / name) for name in SIDECARS if (weights.parent / name).is_file()}
+    return {name: _read_json(weights.parent / name, seen) for name in SIDECARS if (weights.parent / name).is_file()}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, seen: dict[Path, str] | None) -> dict[str, Any]:
+    content = read_bytes(path)
+    if seen is not None:
+        seen[path] = hashlib.sha256(content).hexdigest()
     try:
         # What others wrote may have numbers that are none, in fields that nothing here reads.
-        parsed = read_json(path, finite=False)
+        parsed = parse_json(content, finite=False)
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON: {error}", hint="repair the file or fetch it again") from error
     if not isinstance(parsed, dict):

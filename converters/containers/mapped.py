@@ -79,6 +79,7 @@ class MappedFile:
         self._start = 0
         self.size = self._file.seek(0, 2)
         self._stamp = self._state()
+        self._renamed = self.status().st_ctime_ns
         self.checked = set[int]()
         self._mapping = Renewed(partial(self._map, self.size), self.size)
 
@@ -94,6 +95,10 @@ class MappedFile:
         status = os.fstat(self._file.fileno())
         return status.st_size, status.st_mtime_ns
 
+    def status(self) -> os.stat_result:
+        """Return what the system says of the file that is open, whatever has its name now."""
+        return os.fstat(self._file.fileno())
+
     def check_unchanged(self) -> None:
         """Refuse a file that was changed in place since it was opened.
 
@@ -104,13 +109,15 @@ class MappedFile:
             raise CheckpointError(f"{self.path}: the file was changed while it was read", hint="open it again")
 
     def check_named(self) -> None:
-        """Refuse a file whose name another one has taken since it was opened.
+        """Refuse a file whose name another one has taken since it was opened, or had for a while.
 
         Raises:
             CheckpointError: it has.
             OSError: it cannot be looked at.
         """
-        if not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+        status = self.status()
+        # What loses its name and gets it back shows in the time of its inode.
+        if not os.path.samestat(status, self.path.stat()) or status.st_ctime_ns != self._renamed:
             raise CheckpointError(f"{self.path}: another file took its name while it was opened", hint="open it again")
 
     def sha256(self, advance: Callable[[int], None] | None = None) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 from test_cli_app import needs_terminal, on_terminal
-from test_docs_command import CALLS, DATA, NAME
+from test_docs_command import CALLS, DATA, NAME, sign_output
 
 import vit_hub
 
@@ -36,6 +36,8 @@ def test_quiet_is_quiet(run: Run, folder: Path, name: str) -> None:
         run("download", NAME)
     if name == "inspect PROGRAM":
         run("export", NAME, "digits.pt2")
+    if name in ("sign", "verify --signature"):
+        sign_output(folder)
     result = run(*CALLS[name], "-q")
     assert result.exit_code == 0, result.output
     assert result.stderr == ""

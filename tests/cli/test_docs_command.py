@@ -10,7 +10,9 @@ from typing import Any
 
 import click
 import pytest
+from signers import key_pair
 
+import vit_hub
 from vit_hub.cli import main
 
 TEXT = (Path(__file__).parents[2] / "docs" / "command.md").read_text(encoding="utf-8")
@@ -37,6 +39,8 @@ CALLS: dict[str, tuple[object, ...]] = {
     "knn": ("knn", "features", "--k", "1"),
     "probe": ("probe", "features", "--test", "features"),
     "verify": ("verify", NAME),
+    "verify --signature": ("verify", "--signature", "out.safetensors", "--key", "public.pem"),
+    "sign": ("sign", "out.safetensors", "--key", "private.pem"),
     "cache ls": ("cache", "ls"),
     "cache rm": ("cache", "rm", NAME),
     "cache prune": ("cache", "prune"),
@@ -49,6 +53,14 @@ CALLS: dict[str, tuple[object, ...]] = {
     "completion --install": ("completion", "bash", "--install"),
     "env": ("env",),
 }
+
+
+def sign_output(folder: Path) -> None:
+    """Make a key, and a signed model, in the working folder."""
+    private, public = key_pair(folder, "signer")
+    private.rename("private.pem")
+    public.rename("public.pem")
+    vit_hub.sign(vit_hub.convert(DIGITS, "out.safetensors").path, key="private.pem")
 
 
 def documented() -> dict[str, tuple[str, list[str]]]:
@@ -78,6 +90,8 @@ def test_documents_have_the_keys_that_are_documented(
         answer("download", NAME)
     if name == "inspect PROGRAM":
         answer("export", NAME, "digits.pt2")
+    if name in ("sign", "verify --signature"):
+        sign_output(tmp_path)
     if name == "eval":
         shutil.copytree(DATA / "digits", "labelled/7")
     if name in ("search", "knn", "probe"):

@@ -17,12 +17,13 @@ import numpy as np
 
 from vit_hub.certifying.certificate import Finding
 from vit_hub.converters.containers import RawCheckpoint
-from vit_hub.converters.read import CONFIG_KEY, CONFIG_SHA256_KEY, Checkpoint, open_checkpoint, read_raw
+from vit_hub.converters.read import CONFIG_KEY, CONFIG_SHA256_KEY, Checkpoint, read_raw
 from vit_hub.converters.recognize import recognize
 from vit_hub.converters.write import as_stored
 from vit_hub.errors import VitHubError
 from vit_hub.hub.cache.hashes import sha256_of
 from vit_hub.hub.fetch import fetch
+from vit_hub.hub.resolve import Resolved, open_resolved
 from vit_hub.model.config import CHOICES, RESIZING, ViTConfig
 from vit_hub.model.shapes import tensor_shapes
 from vit_hub.registry import Entry, get_entry, list_models, preferring
@@ -157,7 +158,9 @@ def _local_copies(entry: Entry) -> Iterator[Checkpoint]:
     """Open the copies of a model that are on this machine."""
     for source in entry.sources:
         try:
-            yield open_checkpoint(fetch(source, offline=True), hints={"num_heads": entry.config.num_heads})
+            yield open_resolved(
+                Resolved(fetch(source, offline=True), hints={"num_heads": entry.config.num_heads}), offline=True
+            )
         except VitHubError:
             continue
 

@@ -26,7 +26,7 @@ else:
 
 # Variables that change what is fetched, from where and to where; values are shown without credentials.
 _VARIABLES = (
-    *("VIT_HUB_CACHE", "VIT_HUB_MIRROR", "VIT_HUB_OFFLINE", "VIT_HUB_REQUIRE_HASHES"),
+    *("VIT_HUB_CACHE", "VIT_HUB_MIRROR", "VIT_HUB_OFFLINE", "VIT_HUB_REQUIRE_HASHES", "VIT_HUB_TRUST"),
     *("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"),
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"),
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vit_hub.cli.options import Verb, complete_source, offline_option, source_format_option
+from vit_hub.cli.options import Verb, complete_source, offline_option, sign_option, source_format_option
 from vit_hub.cli.output import Output
 from vit_hub.cli.settings import set_option
 from vit_hub.hub.model_card import PUBLISHED_FORMATS
@@ -21,6 +21,7 @@ Examples:
   vit-hub push fine-tuned.safetensors me/my-vit --license apache-2.0
   vit-hub push B_16.npz me/vit-b16 --to timm --license apache-2.0 --dry-run
   vit-hub push vit-b16 me/vit-b16 --to hf --private
+  vit-hub push vit-b16 me/vit-b16 --to hf --sign private.pem
   vit-hub push b16_hf/ me/vit-b16 --revision trial          a folder as it is, to a branch
 """
 
@@ -38,6 +39,7 @@ Examples:
 @click.option("--private", is_flag=True, help="Create the repository as a private one.")
 @click.option("--revision", metavar="BRANCH", help="Push to this branch instead of main; it is created if needed.")
 @click.option("--message", help="Commit message.")
+@sign_option("Sign all files, the card included, with this private key (PEM): model.sig is pushed, too.")
 @click.option("--dry-run", is_flag=True, help="Send nothing; print the files, their sizes, and the model card.")
 @source_format_option
 @set_option
@@ -51,6 +53,7 @@ def command(
     private: bool,
     revision: str | None,
     message: str | None,
+    key: Path | None,
     dry_run: bool,
     format: str | None,
     overrides: dict[str, Any],
@@ -64,11 +67,14 @@ def command(
 
     One line goes to stdout: the address of the repository.
     """
-    from vit_hub.hub.publish import package, push
+    from vit_hub.hub.publish import package, push, signed_package
     from vit_hub.progress import byte_bar
 
     shown = not (output.quiet or output.json)
-    with tempfile.TemporaryDirectory(prefix="vit-hub-push-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="vit-hub-push-") as folder,
+        tempfile.TemporaryDirectory(prefix="vit-hub-push-") as signing,
+    ):
         with byte_bar("converting", None, show=shown) as advance:
             packed = package(
                 source,
@@ -81,6 +87,8 @@ def command(
                 offline=offline,
                 progress=advance,
             )
+        if key is not None:
+            packed = signed_package(packed, Path(signing), key)
         for text in packed.warnings:
             output.warning(text)
         data = {**_facts(packed), "revision": revision or "main", "private": private}

@@ -35,6 +35,7 @@ __all__ = [
     "running_options",
     "runtime_option",
     "selection_options",
+    "sign_option",
     "source_format_option",
     "source_options",
     "test_option",
@@ -77,6 +78,13 @@ def complete_source(ctx: click.Context, param: click.Parameter, incomplete: str)
     names = (name for outline in outlines().values() for name in (outline.id, *outline.aliases))
     found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
     return [*found, CompletionItem(incomplete, type="file")]
+
+
+def sign_option(help: str) -> Callable[[_Command], _Command]:
+    """Make the option ``--sign KEY``."""
+    return click.option(
+        "--sign", "key", metavar="KEY", type=click.Path(exists=True, dir_okay=False, path_type=Path), help=help
+    )
 
 
 def format_option(*names: str, help: str, default: str | None = None) -> Callable[[_Command], _Command]:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from vit_hub.errors import CheckpointError, ConfigError
 from vit_hub.exporting.export import TARGETS, TOLERANCES, check_packages
 from vit_hub.exporting.program import Run
 from vit_hub.exporting.runtimes import RUNTIMES, TORCH
+from vit_hub.hub.cache.hashes import sha256_of
+from vit_hub.hub.trust import require_signed
 from vit_hub.model.config import ViTConfig, size_pair
 from vit_hub.model.vit import VisionTransformer
 from vit_hub.shown import size_text
@@ -141,7 +144,10 @@ class ExportedFile:
 def exported_file(path: str | os.PathLike[str]) -> ExportedFile | None:
     """Return what a file is if ``vit-hub export`` wrote it; None: it did not.
 
+    Where ``VIT_HUB_TRUST`` is set, it must be signed.
+
     Raises:
+        SignatureError: it is not.
         CheckpointError: what it says of itself is damaged.
     """
     place = Path(path)
@@ -154,7 +160,7 @@ def exported_file(path: str | os.PathLike[str]) -> ExportedFile | None:
         passport = about.get("passport")
         if about["dtype"] not in TOLERANCES:
             raise ValueError(f"there is no dtype {about['dtype']!r}")
-        return ExportedFile(
+        found = ExportedFile(
             path=place,
             target=facts.target,
             config=ViTConfig.from_dict(about["config"]),
@@ -172,6 +178,8 @@ def exported_file(path: str | os.PathLike[str]) -> ExportedFile | None:
             f"{place}: what it says of itself under {FACTS_KEY!r} cannot be read: {error}",
             hint="export the model again: vit-hub export",
         ) from error
+    require_signed({file: partial(sha256_of, file) for file in found.files})
+    return found
 
 
 def _pixels(about: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

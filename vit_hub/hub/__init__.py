@@ -7,5 +7,6 @@
   file of the first that delivers, through ``mirror``, ``huggingface`` or ``http.download``.
 * ``download``: what ``resolve`` found, converted to its canonical form in the cache.
 * ``plan``, ``lockfile``, ``make_mirror``: the commands ``download --dry-run``, ``lock`` and ``mirror``.
+* ``signing``: signatures of models; ``trust``: the gate that requires them.
 * ``publish``, with ``model_card``: the command ``push``.
 """

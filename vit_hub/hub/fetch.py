@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from vit_hub.errors import DownloadError, IntegrityError
+from vit_hub.converters.containers import atomic_path
+from vit_hub.errors import DownloadError, IntegrityError, SignatureError
 from vit_hub.hub.cache.hashes import sha256_of, verify
 from vit_hub.hub.cache.paths import bundled_file, fetched_file, file_lock, is_trusted
 from vit_hub.hub.cache.records import Delivery, Pin, Record, as_first_seen, forgetting, read_record, remember
-from vit_hub.hub.mirror import from_mirror
+from vit_hub.hub.mirror import from_mirror, get_bytes
 from vit_hub.hub.names.address import address, is_fixed
+from vit_hub.hub.signing import (
+    FOLDER_SIGNATURE,
+    file_signature,
+    find_signature,
+    open_signature,
+    read_signature,
+    required_trust,
+)
 from vit_hub.registry import WeightSource
+from vit_hub.untrusted import SIGNATURE_BYTES
 
 __all__ = ["describe", "fetch", "is_offline", "record_of"]
 
@@ -32,7 +44,8 @@ def fetch(source: WeightSource, *, offline: bool = False, progress: bool = False
     """Return the file of one source. It is fetched once; a pinned size or hash is verified once.
 
     If no hash is pinned, the file must be the one that the address delivered first. ``VIT_HUB_MIRROR`` is tried before
-    the source itself. ``VIT_HUB_REQUIRE_HASHES=1`` refuses a source whose whole hash is not pinned.
+    the source itself. ``VIT_HUB_REQUIRE_HASHES=1`` refuses a source whose whole hash is not pinned. Where
+    ``VIT_HUB_TRUST`` is set, the signature of the file is fetched with it; it is verified where the file is opened.
 
     Args:
         source: of kind ``bundled``, ``https``, or ``hf``; an ``hf`` source without a file stands for the weights of
@@ -47,6 +60,8 @@ def fetch(source: WeightSource, *, offline: bool = False, progress: bool = False
         DownloadError: it cannot be fetched, or its hash must be pinned and is not; the hint has the remedy.
         IntegrityError: it is not the pinned file, or not the one that came first. Nothing of it stays in vit-hub's
             cache.
+        SignatureError: ``VIT_HUB_TRUST`` is set, and no trusted key signed the index of the mirror, or what its address
+            has for a signature.
         VitHubError: the cache cannot be written.
     """
     offline = is_offline(offline)
@@ -59,15 +74,15 @@ def fetch(source: WeightSource, *, offline: bool = False, progress: bool = False
             hint="pin it once without that variable: `vit-hub lock NAME`; then take it with locked=True (--locked)",
         )
     known = read_record(requested)
-    # A request is made again only if the source may have moved.
-    if known and (offline or is_fixed(source)) and known.fits(source):
+    # A request is made again only if the source may have moved, or a signature is needed.
+    if known and (offline or is_fixed(source)) and known.fits(source) and not _lacks_signature(known.path):
         return known.path
     wanted = as_first_seen(source, known)
     try:
         mirrored = from_mirror(wanted, offline=offline, progress=progress)
         found = mirrored or describe(wanted, _from_origin(wanted, offline, progress))
     except IntegrityError as error:
-        if wanted is source:
+        if wanted is source or isinstance(error, SignatureError):
             raise
         raise IntegrityError(
             error.message, hint="; ".join(filter(None, (forgetting(requested), error.hint)))
@@ -79,10 +94,44 @@ def fetch(source: WeightSource, *, offline: bool = False, progress: bool = False
 
 def _from_origin(source: WeightSource, offline: bool, progress: bool) -> Path:
     if source.kind == "hf":
-        from vit_hub.hub.huggingface import fetch_from_hub
+        from vit_hub.hub.huggingface import fetch_beside, fetch_from_hub
 
-        return fetch_from_hub(source, offline=offline, progress=progress)
-    return _from_web(source, offline, progress)
+        path = fetch_from_hub(source, offline=offline, progress=progress)
+        if _lacks_signature(path):
+            fetch_beside(path, source, FOLDER_SIGNATURE, offline=offline)
+        return path
+    path = _from_web(source, offline, progress)
+    if _lacks_signature(path) and not offline:
+        _fetch_signature(path, source)
+    return path
+
+
+def _lacks_signature(path: Path) -> bool:
+    """Return whether a signature is required, and there is none, or one by a key that is not, or no longer, trusted."""
+    trust = required_trust()
+    place = find_signature(path)
+    try:
+        return trust is not None and (place is None or not open_signature(place, trust))
+    except SignatureError:
+        return True
+
+
+def _fetch_signature(path: Path, source: WeightSource) -> None:
+    """Fetch ``ADDRESS.sig``, if there is one, beside the file of an address of the web.
+
+    Raises:
+        SignatureError: it is no signature, or not by a trusted key; it is not kept.
+    """
+    place, trust = file_signature(path), required_trust()
+    parts = urlsplit(source.url or "")
+    if parts.scheme.lower() not in ("http", "https"):
+        return
+    with suppress(DownloadError):
+        content = get_bytes(parts._replace(path=f"{parts.path}.sig").geturl(), most=SIGNATURE_BYTES.most)
+        if trust is not None:
+            read_signature(content, place, trust)
+        with file_lock(path), atomic_path(place) as temporary:
+            temporary.write_bytes(content)
 
 
 def _bundled(source: WeightSource) -> Path:

@@ -40,7 +40,15 @@ from vit_hub.progress import on_terminal
 from vit_hub.registry import WeightSource
 from vit_hub.version import __version__
 
-__all__ = ["cached_weights", "describe_fetched", "fetch_from_hub", "hub_bars", "page_of", "possible_files"]
+__all__ = [
+    "cached_weights",
+    "describe_fetched",
+    "fetch_beside",
+    "fetch_from_hub",
+    "hub_bars",
+    "page_of",
+    "possible_files",
+]
 
 T = TypeVar("T")
 
@@ -96,6 +104,22 @@ def fetch_from_hub(source: WeightSource, *, offline: bool, progress: bool = Fals
         if not is_one_file(source, path) or is_customary(PurePosixPath(name).name):
             _fetch_companions(path, name, source, offline)
         return path
+
+
+def fetch_beside(path: Path, source: WeightSource, name: str, *, offline: bool) -> None:
+    """Fetch one more file of the repository, from the commit of weights that are in the cache, if it has the file.
+
+    Args:
+        path: of the weights.
+        source: theirs.
+        name: of the file in the repository.
+        offline: use only the cache.
+
+    Raises:
+        DownloadError: it cannot be fetched.
+    """
+    with suppress(_AbsentError, _NotCachedError), hub_bars(False):
+        _file(replace(source, revision=_snapshot(path).name), name, offline)
 
 
 def possible_files(source: WeightSource) -> tuple[str, ...]:

@@ -1,11 +1,13 @@
 """A mirror: a plain folder, on disk or behind any web server, with the files of chosen weights by their hashes.
 
 ``index.json`` lists the files of each address; ``files/<sha256>`` are the files. ``VIT_HUB_MIRROR`` names the folder or
-its address; it is tried before the original sources. :mod:`vit_hub.hub.make_mirror` writes it.
+its address; it is tried before the original sources. :mod:`vit_hub.hub.make_mirror` writes it. A signed mirror has
+``index.json.sig``, and among its files the signature of each delivery, which goes with it into the cache.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import time
@@ -14,16 +16,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vit_hub.errors import DownloadError
+from vit_hub.errors import DownloadError, SignatureError
 from vit_hub.hub.cache.hashes import check, sha256_of, write_checked
 from vit_hub.hub.cache.paths import fetched_file, file_lock, is_trusted, mirrored_folder
 from vit_hub.hub.cache.records import Delivery, Pin, Record
 from vit_hub.hub.names.address import address, is_commit, source_of
 from vit_hub.hub.names.credentials import credentials_of, without_credentials
+from vit_hub.hub.signing import FOLDER_SIGNATURE, TRUST, Trust, file_signature, read_signature, required_trust
 from vit_hub.registry import WeightSource
-from vit_hub.untrusted import INDEX_BYTES, parse_json
+from vit_hub.untrusted import INDEX_BYTES, SIGNATURE_BYTES, parse_json, read_bytes
 
-__all__ = ["FILES", "INDEX", "VERSION", "copy_checked", "from_mirror", "has_file", "parse_index"]
+__all__ = ["FILES", "INDEX", "VERSION", "copy_checked", "from_mirror", "get_bytes", "has_file", "parse_index"]
 
 INDEX = "index.json"
 FILES = "files"
@@ -48,6 +51,7 @@ def from_mirror(source: WeightSource, *, offline: bool, progress: bool) -> Recor
 
     Raises:
         IntegrityError: the mirror's file is not the pinned one, or not the one that its index lists.
+        SignatureError: ``VIT_HUB_TRUST`` is set, and no trusted key signed the mirror's index.
         VitHubError: the cache cannot be written.
     """
     place = os.environ.get("VIT_HUB_MIRROR", "")
@@ -96,17 +100,17 @@ def _fetch_files(base: str | Path, source: WeightSource, delivery: Delivery, pro
         path = fetched_file(source.url or "")
         folder, files = path.parent, {path.name: files[delivery.main]}
     found = Record(folder, Delivery(delivery.address, files))
-    if not _is_there(found):
+    wanted = {folder / name: pin for name, pin in files.items()}
+    if delivery.signature:
+        place = file_signature(found.path) if source.kind == "https" else folder / FOLDER_SIGNATURE
+        wanted[place] = delivery.signature
+    if not all(has_file(path, pin) for path, pin in wanted.items()):
         with file_lock(found.path):
             # The weights come last: where they are, the other files are too.
-            for name in sorted(files, key=lambda name: name == found.delivery.main):
-                if not has_file(folder / name, files[name]):
-                    _fetch_file(base, folder / name, files[name], progress)
+            for path in sorted(wanted, key=lambda path: path == found.path):
+                if not has_file(path, wanted[path]):
+                    _fetch_file(base, path, wanted[path], progress)
     return found
-
-
-def _is_there(record: Record) -> bool:
-    return all(has_file(record.folder / name, pin) for name, pin in record.delivery.files.items())
 
 
 def has_file(path: Path, pin: Pin) -> bool:
@@ -165,23 +169,52 @@ def parse_index(content: bytes, place: str) -> dict[str, Any]:
 
 
 def _index(base: str | Path) -> dict[str, Any]:
-    content = _read(base / INDEX) if isinstance(base, Path) else _get(f"{base}/{INDEX}")
-    if len(content) > LONGEST_INDEX:
-        raise DownloadError(
-            f"{without_credentials(str(base))}: {INDEX} is longer than {LONGEST_INDEX:,} bytes", hint=_HINT
-        )
-    return parse_index(content, without_credentials(str(base)))
+    """Return the index, whose signer is verified where ``VIT_HUB_TRUST`` is set."""
+    shown, trust = without_credentials(str(base)), required_trust()
+    for remaining in (1, 0):
+        content = _get(base, INDEX, LONGEST_INDEX)
+        if len(content) > LONGEST_INDEX:
+            raise DownloadError(f"{shown}: {INDEX} is longer than {LONGEST_INDEX:,} bytes", hint=_HINT)
+        try:
+            if trust is not None:
+                _check_signer(base, content, trust)
+            break
+        except SignatureError:
+            if not remaining:  # the first time, the two may have been read while they were written
+                raise
+    return parse_index(content, shown)
 
 
-def _read(file: Path) -> bytes:
+def _check_signer(base: str | Path, content: bytes, trust: Trust) -> None:
+    shown, name = without_credentials(str(base)), file_signature(Path(INDEX)).name
     try:
-        with file.open("rb") as opened:
-            return opened.read(LONGEST_INDEX + 1)
+        signature = _get(base, name, SIGNATURE_BYTES.most)
+    except DownloadError as error:
+        raise SignatureError(
+            f"{shown}: this mirror is not signed, and {TRUST} requires it: {error.message}",
+            hint="make it with `vit-hub mirror DIR NAME... --sign private.pem`, or unset VIT_HUB_MIRROR",
+        ) from error
+    try:
+        read_signature(signature, Path(name), trust).check(Path(INDEX), hashlib.sha256(content).hexdigest())
+    except SignatureError as error:
+        raise SignatureError(f"{shown}: {error.message}", hint=error.hint) from error
+
+
+def _get(base: str | Path, name: str, most: int) -> bytes:
+    if not isinstance(base, Path):
+        return get_bytes(f"{base}/{name}", most=most)
+    try:
+        return read_bytes(base / name, most=most)
     except OSError as error:
-        raise DownloadError(f"{file}: {error.strerror or error}", hint=_HINT) from error
+        raise DownloadError(f"{base / name}: {error.strerror or error}", hint=_HINT) from error
 
 
-def _get(url: str) -> bytes:
+def get_bytes(url: str, *, most: int) -> bytes:
+    """Return a small file of the web; of one that is longer than ``most`` a little more than that is read.
+
+    Raises:
+        DownloadError: the server does not deliver it in time.
+    """
     from vit_hub.hub.http.response import new_client, request
     from vit_hub.hub.http.retry import TransientError
 
@@ -192,7 +225,7 @@ def _get(url: str) -> bytes:
             try:
                 for chunk in response.chunks():
                     content += chunk
-                    if len(content) > LONGEST_INDEX:
+                    if len(content) > most:
                         break
                     if time.monotonic() - since > INDEX_TIME:
                         raise TransientError(f"{len(content):,} bytes in {INDEX_TIME:.0f} seconds")

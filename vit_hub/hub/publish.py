@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from vit_hub.hub.names.address import address
 from vit_hub.hub.names.credentials import hide_credentials, without_credentials
 from vit_hub.hub.names.locate import locate
 from vit_hub.hub.resolve import Resolved, open_resolved, resolve
+from vit_hub.hub.signing import FOLDER_SIGNATURE, signature_of
 from vit_hub.registry import UNKNOWN_LICENSE, Entry, WeightSource
 from vit_hub.untrusted import read_json
 from vit_hub.version import __version__
@@ -24,7 +25,7 @@ from vit_hub.version import __version__
 if TYPE_CHECKING:
     from vit_hub.converters.read import Checkpoint
 
-__all__ = ["CARD", "Package", "Pushed", "package", "push"]
+__all__ = ["CARD", "Package", "Pushed", "package", "push", "signed_package"]
 
 CARD = "README.md"
 _SIDECARS = (
@@ -134,6 +135,24 @@ def package(
         warnings=tuple(warnings),
         title=ckpt.passport.weights_id or Path(source).name,
     )
+
+
+def signed_package(packed: Package, folder: Path, key: str | Path) -> Package:
+    """Return a package with a signature of all its files, the card included.
+
+    Args:
+        packed: result of :func:`package`.
+        folder: an empty folder for the signature.
+        key: private key in PEM.
+
+    Raises:
+        ConfigError, SignatureError: as :func:`vit_hub.sign`.
+    """
+    card, signature = folder / CARD, folder / FOLDER_SIGNATURE
+    card.write_bytes(packed.card.encode())
+    signature.write_bytes(signature_of({**packed.files, CARD: card}, packed.repo.rpartition("/")[2], key=key))
+    left_out = tuple(name for name in packed.left_out if name != FOLDER_SIGNATURE)
+    return replace(packed, files={**packed.files, FOLDER_SIGNATURE: signature}, left_out=left_out)
 
 
 def _refuse_bad_name(repo: str) -> None:

@@ -14,6 +14,8 @@ from vit_hub.hub.fetch import fetch
 from vit_hub.hub.names.address import address
 from vit_hub.hub.names.hugging_face import is_one_file
 from vit_hub.hub.names.locate import local_path, locate
+from vit_hub.hub.signing import Signature, Trust
+from vit_hub.hub.trust import admit, contents_of, signatures_of
 from vit_hub.registry import Entry, WeightSource, preferring
 from vit_hub.version import __version__
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from vit_hub.converters.adapters import Adapter
     from vit_hub.converters.read import Checkpoint
 
-__all__ = ["Resolved", "fetch_any", "open_resolved", "resolve"]
+__all__ = ["Resolved", "fetch_any", "open_resolved", "resolve", "verify_named"]
 
 _HINTS = ("num_heads", "image_size", "pool")
 # Fields in which a file that differs from the registry is another model.
@@ -126,7 +128,8 @@ def open_resolved(
 ) -> Checkpoint:
     """Open a checkpoint with the facts that the registry has, and fill in its passport.
 
-    An adapter of peft is merged into its base model, and a linear head of another file joined with it.
+    An adapter of peft is merged into its base model, and a linear head of another file joined with it. Where
+    ``VIT_HUB_TRUST`` is set, all files that were read must be signed.
 
     Args:
         resolved: result of :func:`resolve`.
@@ -143,6 +146,7 @@ def open_resolved(
         CheckpointError: it is another model than the registry's, or as for
             :func:`vit_hub.converters.open_checkpoint`.
         ConfigError: likewise.
+        SignatureError: a file is not signed by one of ``VIT_HUB_TRUST``.
     """
     from vit_hub.converters.linear_head import HEAD_FIELDS, with_head
 
@@ -159,9 +163,26 @@ def open_resolved(
         )
 
     if head is None:
-        return opened(overrides)
-    backbone = opened({name: value for name, value in (overrides or {}).items() if name not in HEAD_FIELDS})
-    return with_head(backbone, resolve(head, offline=offline, progress=progress).path, overrides)
+        ckpt = opened(overrides)
+    else:
+        backbone = opened({name: value for name, value in (overrides or {}).items() if name not in HEAD_FIELDS})
+        ckpt = with_head(backbone, resolve(head, offline=offline, progress=progress).path, overrides)
+    admit(ckpt.source)
+    return dataclasses.replace(ckpt, source=dataclasses.replace(ckpt.source, admit=admit))
+
+
+def verify_named(name: str, trust: Trust) -> tuple[Signature, ...]:
+    """Verify the signatures of a model on this machine: of all files that loading it reads.
+
+    Args:
+        name: as for :func:`resolve`.
+        trust: whose signatures count.
+
+    Raises:
+        SignatureError: a file is not signed, or not the signed one.
+        VitHubError: as :func:`resolve`, offline, and :func:`open_resolved`.
+    """
+    return signatures_of(contents_of(open_resolved(resolve(name, offline=True), offline=True).source), trust)
 
 
 def _open(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vit_hub.converters.containers import atomic_path
 from vit_hub.converters.containers.hashing import file_sha256
+from vit_hub.converters.containers.mapped import MappedFile
 from vit_hub.errors import IntegrityError, VitHubError
 from vit_hub.hub.cache.paths import cache_dir, is_trusted
 from vit_hub.progress import byte_bar
@@ -89,44 +90,55 @@ def verify(path: Path, source: WeightSource, *, hint: str) -> None:
         check(source, str(path), size=path.stat().st_size, sha256=sha256_of(path), hint=hint)
 
 
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file: from its stamp, or computed and stamped."""
+def sha256_of(path: Path, opened: MappedFile | None = None) -> str:
+    """Return the sha256 of a file: from its stamp, or computed and stamped.
+
+    Args:
+        path: the file.
+        opened: the file as it was opened, which is meant whatever has its name now.
+
+    Raises:
+        OSError: it cannot be read.
+        CheckpointError: the opened file was changed in place.
+    """
     try:
         file = stamp_file(path)
         stamped = read_json(file)
-        if stamped["stat"] == _identity(path) and is_trusted(file):
+        if stamped["stat"] == _identity(path, opened) and is_trusted(file):
             return str(stamped["sha256"])
     except (OSError, ValueError, KeyError, TypeError, VitHubError):
         pass  # no stamp, a damaged one, or no cache: hash the file
-    return rehash(path)
+    return rehash(path, opened=opened)
 
 
-def rehash(path: Path, advance: Callable[[int], None] | None = None) -> str:
+def rehash(path: Path, advance: Callable[[int], None] | None = None, *, opened: MappedFile | None = None) -> str:
     """Return the sha256 of a file, computed and stamped whatever its stamp says.
 
     Args:
         path: the file.
         advance: called with each count of bytes that were read.
+        opened: as for :func:`sha256_of`.
 
     Raises:
-        OSError: it cannot be read.
+        OSError, CheckpointError: as :func:`sha256_of`.
     """
-    before, found = _identity(path), file_sha256(path, advance)
-    if _identity(path) == before:
-        stamp(path, found)
+    before = _identity(path, opened)
+    found = opened.sha256(advance) if opened else file_sha256(path, advance)
+    if _identity(path, opened) == before:
+        stamp(path, found, opened)
     return found
 
 
-def stamp(path: Path, sha256: str) -> None:
+def stamp(path: Path, sha256: str, opened: MappedFile | None = None) -> None:
     """Store the hash of a file as it is now. If the cache cannot be written, the file is hashed again later."""
-    record = {"stat": _identity(path), "sha256": sha256}
+    record = {"stat": _identity(path, opened), "sha256": sha256}
     with contextlib.suppress(VitHubError), atomic_path(stamp_file(path)) as temporary:
         temporary.write_text(json.dumps(record), encoding="utf-8")
 
 
-def _identity(path: Path) -> list[str | int]:
+def _identity(path: Path, opened: MappedFile | None = None) -> list[str | int]:
     """Return what a change of the file changes: its times can be set back, but not the one of the inode's change."""
-    stat = path.stat()
+    stat = opened.status() if opened else path.stat()
     return [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
 
 

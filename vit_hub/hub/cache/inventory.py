@@ -104,9 +104,9 @@ def items() -> list[Item]:
 
 
 def _stored() -> Iterator[Path]:
-    """Yield the weight files of the cache: neither locks nor what a killed process left."""
+    """Yield the weight files of the cache: neither locks, signatures, nor what a killed process left."""
     for path in sorted([*cache_dir().glob("canonical/*/*.safetensors"), *cache_dir().glob("files/*/*")]):
-        if path.is_file() and not path.name.startswith("."):
+        if path.is_file() and not path.name.startswith(".") and path.suffix != ".sig":
             yield path
 
 

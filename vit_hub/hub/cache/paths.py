@@ -30,6 +30,7 @@ __all__ = [
     "file_lock",
     "file_lock_path",
     "hugging_face_cache",
+    "is_bundled",
     "is_cached",
     "is_trusted",
     "mirrored_folder",
@@ -86,6 +87,11 @@ def hugging_face_cache() -> Path:
             hint="set HF_HOME to the path of a folder that you may write to, or set HOME",
         )
     return folder
+
+
+def is_bundled(path: Path) -> bool:
+    """Return whether a file is one of the package's own."""
+    return path.resolve().is_relative_to(_DATA.resolve())
 
 
 def is_cached(path: Path) -> bool:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -55,6 +55,10 @@ class _DeliveryData(TypedDict):
     files: dict[str, _PinData]
 
 
+class _SignedData(_DeliveryData, total=False):
+    signature: _PinData
+
+
 class _RecordData(_DeliveryData):
     asked: str
     folder: Annotated[str, Matching("[^\0]+", "the path of a folder")]
@@ -75,10 +79,12 @@ class Delivery:
     Attributes:
         address: the exact one, with the commit and the file, also where the requested address did not give them.
         files: everything that belongs to the weights, shards and config files included, by name with ``/``.
+        signature: that of all of them, in a signed mirror.
     """
 
     address: str
     files: Mapping[str, Pin]
+    signature: Pin | None = None
 
     @property
     def main(self) -> str:
@@ -94,8 +100,9 @@ class Delivery:
 
     def to_data(self) -> dict[str, Any]:
         """Return it as JSON data."""
-        files = {name: {"sha256": pin.sha256, "size": pin.size} for name, pin in self.files.items()}
-        return {"address": self.address, "files": files}
+        files = {name: asdict(pin) for name, pin in self.files.items()}
+        signed = {"signature": asdict(self.signature)} if self.signature else {}
+        return {"address": self.address, "files": files, **signed}
 
     @classmethod
     def from_data(cls, data: Any) -> Delivery:
@@ -104,12 +111,17 @@ class Delivery:
         Raises:
             ValueError: it is malformed, or a name leads out of a folder.
         """
-        conform(data, _DeliveryData, "a record")
+        conform(data, _SignedData, "a record")
         files = data["files"]
         for name in files:
             if not is_safe_name(name):
                 raise ValueError(f"{name!r} is not a name of a file")
-        found = cls(data["address"], {name: Pin(pin["sha256"], pin["size"]) for name, pin in files.items()})
+        signature = data.get("signature")
+        found = cls(
+            data["address"],
+            {name: Pin(pin["sha256"], pin["size"]) for name, pin in files.items()},
+            Pin(signature["sha256"], signature["size"]) if signature else None,
+        )
         source_of(found.address)
         if found.main not in files:
             raise ValueError(f"{found.address}: its file is not among its 'files'")

@@ -1,0 +1,353 @@
+"""``VIT_HUB_TRUST``: what is read must be signed, wherever it comes from; signed mirrors and pushes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from hub_fixtures import MakeEntry, cache, make_entry, server
+from hub_process import COMMIT, REPO, Hub, config_file, hub
+from hub_upload_server import OWNER, TOKEN, serving_uploads
+from safetensors.numpy import load, save
+from servers import Reply, Server, listening
+from signers import key_pair
+from tiny import timm_file, vit_jax_file
+
+import vit_hub
+import vit_hub.hub.cache.hashes
+from vit_hub.cli import main
+from vit_hub.converters.containers.mapped import MappedFile
+from vit_hub.errors import CheckpointError, ConfigError, SignatureError
+from vit_hub.hub.make_mirror import add_to_mirror
+from vit_hub.hub.signing import signature_of
+from vit_hub.registry import WeightSource
+
+__all__ = ["cache", "hub", "make_entry", "server"]  # fixtures
+
+OPTIONS = {"num_heads": 3, "act": "gelu_tanh"}
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+@pytest.fixture
+def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A private key, whose public half is trusted."""
+    private, public = key_pair(tmp_path, "signer")
+    monkeypatch.setenv("VIT_HUB_TRUST", str(public))
+    return private
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An unsigned folder of a tiny model."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(timm_file())
+    (folder / "config.json").write_bytes(config_file())
+    return folder
+
+
+def refused(source: object, expected: str) -> str:
+    """Return the message with which every way of reading a model refuses it."""
+    messages = set()
+    for read in (
+        vit_hub.load,
+        vit_hub.open_checkpoint,
+        lambda path: vit_hub.convert(path, "out.safetensors"),
+        lambda path: vit_hub.compare(path, path),
+        lambda path: vit_hub.create_transform(vit_hub.load(path)),
+        lambda path: vit_hub.Embedder(path).weights(),
+    ):
+        with pytest.raises(SignatureError, match=expected) as caught:
+            read(source)  # type: ignore[no-untyped-call]
+        messages.add(caught.value.message)
+    shown = run("inspect", source)
+    assert (shown.exit_code, "error: " in shown.stderr) == (1, True)
+    assert not Path("out.safetensors").exists()
+    [message] = messages
+    return message
+
+
+def test_local_models_must_be_signed(folder: Path, key: Path, tmp_path: Path) -> None:
+    refused(folder, "model.safetensors: not signed, and a signature by one of .*signer.pub.pem is required")
+    vit_hub.sign(folder, key=key_pair(tmp_path, "stranger")[0])
+    refused(folder, "which is not trusted")
+    vit_hub.sign(folder, key=key)
+    for source in (folder, folder / "model.safetensors"):
+        assert vit_hub.load(source).config.num_heads == 3
+    (folder / "notes.txt").write_text("what is not read need not be signed")
+    assert vit_hub.load(folder).config.num_heads == 3
+    (folder / "config.json").write_bytes(config_file(heads=4))
+    assert "config.json" in refused(folder, "not the signed file")
+    (folder / "config.json").write_bytes(config_file())
+    (folder / "preprocessor_config.json").write_text("{}")
+    assert "preprocessor_config.json" in refused(folder, "does not list it")
+    (folder / "preprocessor_config.json").unlink()
+    weights = load(timm_file())
+    (folder / "model.safetensors").write_bytes(save({**weights, "head.bias": weights["head.bias"] + 1}))
+    assert "model.safetensors" in refused(folder, "not the signed file")
+
+
+def test_a_file_alone_and_the_config_beside_it(folder: Path, key: Path) -> None:
+    file = folder / "model.safetensors"
+    vit_hub.sign(file, key=key)
+    assert "config.json" in refused(file, "config.json: not signed")
+    (folder / "config.json").unlink()
+    assert vit_hub.load(file, overrides=OPTIONS).config.num_heads == 3
+
+
+def test_every_other_file_of_a_model_must_be_signed(folder: Path, key: Path, tmp_path: Path) -> None:
+    vit_hub.sign(folder, key=key)
+    head = tmp_path / "head.safetensors"
+    weights = load(timm_file())
+    head.write_bytes(save({"weight": weights["head.weight"], "bias": weights["head.bias"]}))
+    with pytest.raises(SignatureError, match=r"head.safetensors: not signed"):
+        vit_hub.load(folder, head=head)
+    vit_hub.sign(head, key=key)
+    assert vit_hub.load(folder, head=head).config.num_classes == 5
+    vit_hub.convert(folder, tmp_path / "kept.safetensors")
+    vit_hub.sign(tmp_path / "kept.safetensors", key=key)
+    (tmp_path / "kept.safetensors.rest.safetensors").write_bytes(save({"extra": weights["head.bias"]}))
+    with pytest.raises(SignatureError, match=r"rest.safetensors: not signed"):
+        vit_hub.convert(tmp_path / "kept.safetensors", tmp_path / "back", to="timm", keep_rest=True)
+
+
+def test_an_adapter_and_its_base(folder: Path, key: Path, tmp_path: Path) -> None:
+    vit_hub.sign(folder, key=key)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    about = {"peft_type": "LORA", "base_model_name_or_path": str(folder), "lora_alpha": 1}
+    (adapter / "adapter_config.json").write_text(json.dumps(about))
+    matrix = load(timm_file())["blocks.0.attn.proj.weight"]
+    change = {"lora_A": matrix[:1], "lora_B": matrix[:, :1]}
+    names = {f"base_model.model.blocks.0.attn.proj.{name}.weight": part.copy() for name, part in change.items()}
+    (adapter / "adapter_model.safetensors").write_bytes(save(names))
+    refused(adapter, "adapter_[a-z.]+: not signed")
+    vit_hub.sign(adapter, key=key)
+    assert vit_hub.load(adapter).config.num_heads == 3
+    (adapter / "adapter_config.json").write_text(json.dumps({**about, "lora_alpha": 2}))
+    refused(adapter, r"adapter_config.json: not the signed file")
+
+
+def test_what_was_verified_is_what_is_read(folder: Path, key: Path) -> None:
+    """A file that takes the name between opening and verifying is not the one that is verified."""
+    vit_hub.sign(folder, key=key)
+    file, signed = folder / "model.safetensors", timm_file()
+    file.write_bytes(signed[:-4] + b"evil")
+    opened = vit_hub.converters.open_checkpoint(folder)
+    (folder / "other").write_bytes(signed)
+    (folder / "other").replace(file)
+    with pytest.raises(SignatureError, match="not the signed file"):
+        vit_hub.hub.trust.admit(opened.source)
+    assert vit_hub.load(folder)
+
+
+def test_a_name_that_another_file_had_for_a_while_is_refused(folder: Path) -> None:
+    file, away = folder / "model.safetensors", folder / "away"
+    opened = MappedFile(file)
+    opened.check_named()
+    time.sleep(0.05)  # more than the clock of the file system
+    file.rename(away)
+    file.write_bytes(b"what the reader would open")
+    away.replace(file)
+    with pytest.raises(CheckpointError, match="another file took its name"):
+        opened.check_named()
+
+
+def test_an_unchanged_file_is_hashed_once(folder: Path, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vit_hub.sign(folder, key=key)
+    assert vit_hub.load(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(vit_hub.hub.cache.hashes, "rehash", None)
+        assert vit_hub.load(folder)
+    content = bytearray(timm_file())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    refused(folder, "not the signed file")
+
+
+def test_only_the_own_files_of_the_package_are_exempt(key: Path, cache: Path, tmp_path: Path) -> None:
+    assert vit_hub.load("vit-nano-digits").config.num_classes == 10
+    path = vit_hub.download("vit-nano-digits")
+    with pytest.raises(SignatureError, match="not signed"):
+        vit_hub.load(path)
+    shown = run("verify", "--signature", "vit-nano-digits")
+    assert (shown.exit_code, "not signed" in shown.stderr) == (3, True)
+
+
+def test_exported_programs_must_be_signed(key: Path, tmp_path: Path) -> None:
+    program = tmp_path / "digits.pt2"
+    assert run("export", "vit-nano-digits", program, "-q").exit_code == 0
+    for read in (lambda: vit_hub.Embedder(program).weights(), lambda: vit_hub.compare(program, "vit-nano-digits")):
+        with pytest.raises(SignatureError, match="not signed"):
+            read()
+    vit_hub.sign(program, key=key)
+    assert vit_hub.compare(program, "vit-nano-digits").same_numbers
+
+
+def test_registry_hashes_are_no_signatures_and_addresses_may_have_some(
+    server: Server, make_entry: MakeEntry, key: Path, tmp_path: Path
+) -> None:
+    from hashlib import sha256
+
+    url = server.url + "/tiny.npz"
+    make_entry(WeightSource(kind="https", format="vit_jax", url=url, sha256=sha256(vit_jax_file()).hexdigest()))
+    for read in (vit_hub.load, vit_hub.download):
+        with pytest.raises(SignatureError, match=r"tiny.npz: not signed") as caught:
+            read("tiny")
+    assert "vit-hub mirror" in caught.value.hint
+    server.add("/tiny.npz.sig", Reply(b"<html>not found</html>"))
+    with pytest.raises(SignatureError, match=r"tiny.npz.sig: not a signature that can be read"):
+        vit_hub.load("tiny")
+    file = tmp_path / "tiny.npz"
+    file.write_bytes(vit_jax_file())
+    server.add("/tiny.npz.sig", Reply(signature_of({".": file}, "tiny", key=key)))
+    assert vit_hub.load("tiny").config.num_heads == 3
+    assert vit_hub.download("tiny") == vit_hub.download("tiny", offline=True)
+    assert run("verify", "--signature", "tiny").exit_code == 0
+    assert ".sig" not in run("cache", "ls").stdout
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, key: Path, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a signed mirror of the server's file; the cache is empty again."""
+    folder = tmp_path / "mirror"
+    url = server.url + "/tiny.safetensors"
+    shown = run("mirror", folder, url, "--sign", key)
+    assert shown.exit_code == 0, shown.stderr
+    shutil.rmtree(cache)
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with listening(partial(Quiet, directory=str(folder))) as address:
+        monkeypatch.setenv("VIT_HUB_MIRROR", address)
+        yield url
+
+
+def test_a_signed_mirror_delivers_signed_models(mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert vit_hub.load(mirror, overrides=OPTIONS)
+    monkeypatch.delenv("VIT_HUB_MIRROR")
+    assert vit_hub.load(mirror, overrides=OPTIONS, offline=True)  # its signature is in the cache
+    index = tmp_path / "mirror" / "index.json"
+    public = tmp_path / "signer.pub.pem"
+    command = ("verify", "key", index, "--signature", f"{index}.sig", "--public_key", public)
+    done = subprocess.run([sys.executable, "-m", "model_signing", *map(str, command)], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_model_that_was_cached_without_signature_gets_it_from_a_mirror(
+    mirror: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.delenv("VIT_HUB_MIRROR")
+        with pytest.raises(SignatureError, match="not signed"):
+            vit_hub.load(mirror, overrides=OPTIONS)
+    assert vit_hub.load(mirror, overrides=OPTIONS)
+
+
+def test_another_key_takes_the_place_of_one(mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert vit_hub.load(mirror, overrides=OPTIONS)
+    private, public = key_pair(tmp_path, "next")
+    monkeypatch.setenv("VIT_HUB_TRUST", str(public))
+    with pytest.raises(SignatureError, match=r"^http.*: index.json.sig: signed with the key .*, which is not trusted"):
+        vit_hub.load(mirror, overrides=OPTIONS)
+    shutil.rmtree(tmp_path / "mirror")
+    with monkeypatch.context() as patch:
+        patch.delenv("VIT_HUB_MIRROR")
+        assert run("mirror", tmp_path / "mirror", mirror, "--sign", private).exit_code == 0
+    assert vit_hub.load(mirror, overrides=OPTIONS)
+
+
+def test_a_tampered_mirror_is_refused(mirror: str, tmp_path: Path) -> None:
+    index = tmp_path / "mirror" / "index.json"
+    content, signature = index.read_bytes(), Path(f"{index}.sig").read_bytes()
+    index.write_bytes(content.replace(b'"license": null', b'"license": "mit"'))
+    for change in ("index", "no signature", "another key"):
+        with pytest.raises(SignatureError, match=r"not the signed file|this mirror is not signed|not trusted"):
+            vit_hub.load(mirror, overrides=OPTIONS)
+        index.write_bytes(content)
+        if change == "index":
+            Path(f"{index}.sig").unlink()
+        if change == "no signature":
+            vit_hub.sign(index, key=key_pair(tmp_path, "stranger")[0])
+    Path(f"{index}.sig").write_bytes(signature)
+    for file in (tmp_path / "mirror" / "files").iterdir():
+        file.write_bytes(file.read_bytes()[:-1] + b"!")
+    with pytest.raises(vit_hub.IntegrityError):
+        vit_hub.load(mirror, overrides=OPTIONS)
+
+
+def test_a_signed_mirror_grows_with_its_key_alone(
+    mirror: str, server: Server, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VIT_HUB_MIRROR")
+    folder, other = tmp_path / "mirror", server.url + "/tiny.npz"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    list(add_to_mirror(folder, [mirror], key=key))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    with pytest.raises(ConfigError, match="this mirror is signed"):
+        list(add_to_mirror(folder, [other]))
+    with pytest.raises(SignatureError, match="not trusted"):
+        list(add_to_mirror(folder, [other], key=key_pair(tmp_path, "stranger")[0]))
+    index = folder / "index.json"
+    index.write_bytes(index.read_bytes().replace(b'"license": null', b'"license": "mit"'))
+    with pytest.raises(SignatureError, match="not the signed file"):
+        list(add_to_mirror(folder, [other], key=key))
+    vit_hub.sign(index, key=key)
+    list(add_to_mirror(folder, [other], key=key))
+    (folder / "index.json.sig").unlink()
+    with pytest.raises(SignatureError, match="would be signed as it is"):
+        list(add_to_mirror(folder, [other], key=key))
+
+
+def test_a_repository_and_its_signature(hub: Hub, tmp_path: Path) -> None:
+    private, public = key_pair(tmp_path, "signer")
+    hub.variables["VIT_HUB_TRUST"] = str(public)
+    assert "not signed" in hub.run("inspect", REPO, code=1)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, content in {"model.safetensors": timm_file(), "config.json": config_file(), "README.md": b"#"}.items():
+        (folder / name).write_bytes(content)
+    vit_hub.sign(folder, key=private)
+    signed = {path.name: path.read_bytes() for path in folder.iterdir()}
+    hub.server.add_repo("someone/signed-vit", signed, COMMIT)
+    assert hub.answer("inspect", "someone/signed-vit")["config"]["num_heads"] == 3
+    assert "config.json, model.safetensors" in hub.run("verify", "--signature", f"someone/signed-vit@{COMMIT}")
+    hub.run("mirror", "mirrored", REPO, "--sign", private)
+    hub.variables |= {"VIT_HUB_MIRROR": "mirrored"}
+    assert hub.answer("inspect", REPO, "--offline")["config"]["num_heads"] == 3
+
+
+def test_a_signed_push_is_verified_by_openssf(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    private, public = key_pair(tmp_path, "signer")
+    shown = run("push", folder, "me/tiny", "--to", "timm", "--license", "mit", "--sign", private, "--dry-run", "--json")
+    assert shown.exit_code == 0, shown.stderr
+    names = [item["name"] for item in json.loads(shown.stdout)["files"]]
+    assert sorted(names) == ["README.md", "config.json", "model.safetensors", "model.sig"]
+    with serving_uploads() as uploads:
+        program = f"from vit_hub.cli import main; main(['push', {str(folder)!r}, '{OWNER}/tiny', '--license', 'mit', "
+        program += f"'--sign', {str(private)!r}])"
+        settings = {"HF_ENDPOINT": uploads.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": TOKEN}
+        for name, value in {**settings, "HF_HUB_DISABLE_XET": "1"}.items():
+            monkeypatch.setenv(name, value)
+        subprocess.run([sys.executable, "-c", program], check=True)
+        for name, content in uploads.repos[f"{OWNER}/tiny"][1].items():
+            (tmp_path / "pushed" / name).parent.mkdir(exist_ok=True)
+            (tmp_path / "pushed" / name).write_bytes(content)
+    pushed = tmp_path / "pushed"
+    command = ("verify", "key", pushed, "--signature", pushed / "model.sig", "--public_key", public)
+    done = subprocess.run([sys.executable, "-m", "model_signing", *map(str, command)], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
