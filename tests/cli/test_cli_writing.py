@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -125,7 +126,8 @@ def test_the_same_command_again_after_a_kill(run: Run, models: Path, tmp_path: P
     (draft / "lock").touch()
     (out / "model.safetensors").rename(draft / "build" / "model.safetensors")
     names = sorted(expected)
-    plan = {"folder": ".", "first": "model.safetensors", "names": names, "gone": [], "exchanged": None}
+    plan: dict[str, Any] = {"folder": ".", "first": "model.safetensors", "names": names, "gone": [], "exchanged": None}
+    plan["made"] = (draft / "lock").stat().st_ctime_ns
     (draft / "plan.json").write_text(json.dumps(plan))
     result = run("convert", source, out, "--to", "hf")
     assert "model.safetensors exists" in result.stderr
