@@ -97,11 +97,11 @@ def files_together(folder: Path, first: str, *, whole: bool = False, obsolete: C
         place = folder.resolve()
         if place.exists() and not place.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+        for left in [*drafts(place.parent, place.name), *drafts(place, None if whole else first)]:
+            _finish_abandoned(left)
         whole = whole and _can_be_renamed(place)
         parent, name = (place.parent, place.name) if whole else (place, first)
         parent.mkdir(parents=True, exist_ok=True)
-        for left in [*drafts(place.parent, place.name), *drafts(place, first)]:
-            _finish_abandoned(left)
         draft, held = _new_draft(parent, name)
         with held:
             try:

@@ -134,6 +134,17 @@ def test_the_same_command_again_after_a_kill(run: Run, models: Path, tmp_path: P
     assert tree(out) == expected
 
 
+def test_what_a_killed_command_left_is_no_model(run: Run, models: Path, tmp_path: Path) -> None:
+    draft = tmp_path / "out" / ".0-0.vit-hub.tmp"
+    assert run("convert", models / "classifier.safetensors", f"{draft / 'build'}/", "--to", "hf").exit_code == 0
+    (draft / "lock").touch()
+    result = run("inspect", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "no weights in this folder" in result.stderr
+    assert run("convert", models / "classifier.safetensors", tmp_path / "out", "--to", "hf").exit_code == 0
+    assert not draft.exists()
+
+
 def test_a_config_of_something_else_is_not_overwritten(run: Run, models: Path, tmp_path: Path) -> None:
     args = ("convert", models / "classifier.safetensors", tmp_path, "--to", "timm")
     (tmp_path / "config.json").write_text('{"of": "my program"}')
