@@ -55,6 +55,7 @@ class _PlanData(TypedDict):
     names: list[str]
     gone: list[str]
     exchanged: int | None
+    made: int
 
 
 class _Plan(NamedTuple):
@@ -66,6 +67,7 @@ class _Plan(NamedTuple):
         names: all files, that one included.
         gone: those that are removed there.
         exchanged: inode of the draft's files that takes the place of the folder; None: the files are moved in.
+        made: time of the draft's lock in ns, which nobody can set: a plan that came with files from others has another.
     """
 
     folder: str
@@ -73,6 +75,7 @@ class _Plan(NamedTuple):
     names: list[str]
     gone: list[str]
     exchanged: int | None
+    made: int
 
 
 @contextmanager
@@ -94,11 +97,11 @@ def files_together(folder: Path, first: str, *, whole: bool = False, obsolete: C
         place = folder.resolve()
         if place.exists() and not place.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+        for left in [*drafts(place.parent, place.name), *drafts(place, None if whole else first)]:
+            _finish_abandoned(left)
         whole = whole and _can_be_renamed(place)
         parent, name = (place.parent, place.name) if whole else (place, first)
         parent.mkdir(parents=True, exist_ok=True)
-        for left in [*drafts(place.parent, place.name), *drafts(place, first)]:
-            _finish_abandoned(left)
         draft, held = _new_draft(parent, name)
         with held:
             try:
@@ -119,7 +122,7 @@ def finish_interrupted(path: Path) -> None:
     with contextlib.suppress(OSError, RuntimeError):
         place = path.resolve()
         for draft in [*drafts(place.parent, place.name), *drafts(place)]:
-            if (draft / _PLAN).exists():
+            if (draft / _PLAN).is_file():
                 _finish_abandoned(draft)
 
 
@@ -150,11 +153,14 @@ def _finish_abandoned(draft: Path) -> None:
         found = draft.lstat()
         if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "geteuid") and found.st_uid != os.geteuid()):
             return
-        if not (draft / _LOCK).exists() and not any(draft.iterdir()):  # it has just been made, or was never used
+        names = [path.name for path in draft.iterdir()]
+        if (draft / _LOCK).is_file():
+            with abandoned(draft / _LOCK):
+                _finish(draft)
+        elif names and _LOCK not in names:  # it was being removed
+            shutil.rmtree(draft)
+        elif not names:  # it has just been made; should its process be at work, it makes another
             draft.rmdir()
-            return
-        with abandoned(draft / _LOCK) if (draft / _LOCK).exists() else contextlib.nullcontext():
-            _finish(draft)
 
 
 def _finish(draft: Path) -> None:
@@ -173,19 +179,20 @@ def _finish(draft: Path) -> None:
 
 
 def _read_plan(draft: Path) -> _Plan | None:
-    """Return the plan of a draft; it may have come with files from others.
+    """Return the plan of a draft, if it has one.
 
     Raises:
-        ValueError: damaged, or it goes beyond its folder.
+        ValueError: damaged, or not made here, or it goes beyond its folder.
     """
-    try:
-        data = read_json(draft / _PLAN)
-    except FileNotFoundError:
+    if not (draft / _PLAN).is_file():
         return None
+    data = read_json(draft / _PLAN)
     conform(data, _PlanData, "a plan")
     plan = _Plan(**{key: data[key] for key in _Plan._fields})
+    if sys.platform != "win32" and plan.made != (draft / _LOCK).lstat().st_ctime_ns:  # there the lock is gone now
+        raise ValueError(f"{draft / _PLAN}: was not made here")
     names = [plan.first, *plan.names, *plan.gone, *([] if plan.folder == "." else [plan.folder])]
-    if not all(map(is_name, names)) or (draft / _BUILD).is_symlink():
+    if not all(map(is_name, names)) or any(path.is_symlink() for path in (draft / _BUILD, draft.parent / plan.folder)):
         raise ValueError(f"{draft / _PLAN}: names something outside of its folder")
     return plan
 
@@ -220,7 +227,8 @@ def _put_in_place(draft: Path, folder: Path, first: str, whole: bool, obsolete: 
             (build / first).replace(folder / first)
             sync_folder(folder)
             return
-        plan = _Plan(folder.name if whole else ".", first, names, gone, None)
+        made = (draft / _LOCK).lstat().st_ctime_ns
+        plan = _Plan(folder.name if whole else ".", first, names, gone, None, made)
         if whole and _exchanged(draft, folder, plan):
             return
         _hold_old(draft, folder, plan)
@@ -320,6 +328,8 @@ def _empty(old: Path, new: Path, replaced: Collection[str]) -> None:
     """Remove the files of a replaced folder; what came into it meanwhile is moved to the new one."""
     for root, folders, files in os.walk(old, topdown=False):
         inner = Path(root).relative_to(old)
+        if (new / inner).resolve() != new.resolve() / inner:  # a link has been put there
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         for name in [*files, *(name for name in folders if Path(root, name).is_symlink())]:
             file, other = Path(root, name), new / inner / name
             if str(inner / name) in replaced or _is_same(file, other):

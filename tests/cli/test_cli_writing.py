@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -125,11 +126,23 @@ def test_the_same_command_again_after_a_kill(run: Run, models: Path, tmp_path: P
     (draft / "lock").touch()
     (out / "model.safetensors").rename(draft / "build" / "model.safetensors")
     names = sorted(expected)
-    plan = {"folder": ".", "first": "model.safetensors", "names": names, "gone": [], "exchanged": None}
+    plan: dict[str, Any] = {"folder": ".", "first": "model.safetensors", "names": names, "gone": [], "exchanged": None}
+    plan["made"] = (draft / "lock").stat().st_ctime_ns
     (draft / "plan.json").write_text(json.dumps(plan))
     result = run("convert", source, out, "--to", "hf")
     assert "model.safetensors exists" in result.stderr
     assert tree(out) == expected
+
+
+def test_what_a_killed_command_left_is_no_model(run: Run, models: Path, tmp_path: Path) -> None:
+    draft = tmp_path / "out" / ".0-0.vit-hub.tmp"
+    assert run("convert", models / "classifier.safetensors", f"{draft / 'build'}/", "--to", "hf").exit_code == 0
+    (draft / "lock").touch()
+    result = run("inspect", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "no weights in this folder" in result.stderr
+    assert run("convert", models / "classifier.safetensors", tmp_path / "out", "--to", "hf").exit_code == 0
+    assert not draft.exists()
 
 
 def test_a_config_of_something_else_is_not_overwritten(run: Run, models: Path, tmp_path: Path) -> None:

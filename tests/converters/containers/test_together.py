@@ -275,27 +275,37 @@ def test_many_writers_leave_what_one_of_them_wrote(whole: bool, there: bool, tmp
         {"folder": ".."},
         {"folder": 1},
         {"exchanged": "1"},
+        {"made": 1},
     ],
 )
 def test_a_plan_from_others_reaches_nothing_outside(plan: dict[str, object], tmp_path: Path) -> None:
     folder = tmp_path / "out"
     draft = folder / ".0-0.vit-hub.tmp"
     fill(draft, {"build/model.bin": "new", "lock": ""})
-    fill(tmp_path, {"victim.txt": "mine", "out/model.bin": "old"})
-    whole = {"folder": ".", "first": "model.bin", "names": ["model.bin"], "gone": [], "exchanged": None}
-    (draft / "plan.json").write_text(json.dumps({**whole, **plan}))
+    fill(tmp_path, {"victim.txt": "mine", "out/mine.txt": "mine"})
+    whole = {"folder": ".", "first": "model.bin", "names": ["model.bin", "config.json"], "gone": ["mine.txt"]}
+    made = (draft / "lock").stat().st_ctime_ns
+    (draft / "plan.json").write_text(json.dumps({**whole, "exchanged": None, "made": made, **plan}))
+    before = read(tmp_path)
     finish_interrupted(folder)
-    assert ((tmp_path / "victim.txt").read_text(), (folder / "model.bin").read_text()) == ("mine", "old")
+    assert read(tmp_path) == before
 
 
 @needs_forks
-def test_a_draft_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
-    fill(tmp_path, {"out/model.bin": "old", "elsewhere/model.bin": "mine"})
-    draft = tmp_path / "out" / ".0-0.vit-hub.tmp"
-    fill(draft, {"lock": ""})
-    (draft / "build").symlink_to(tmp_path / "elsewhere")
-    plan = {"folder": ".", "first": "model.bin", "names": ["model.bin"], "gone": [], "exchanged": None}
-    (draft / "plan.json").write_text(json.dumps(plan))
-    finish_interrupted(tmp_path / "out")
-    assert read(tmp_path / "elsewhere") == {"model.bin": "mine"}
-    assert (tmp_path / "out" / "model.bin").read_text() == "old"
+@pytest.mark.parametrize("exchanged", [None, 1])
+@pytest.mark.parametrize("link", [".0-0.vit-hub.tmp/build", "model", "sub"])
+def test_links_are_not_followed(link: str, exchanged: int | None, tmp_path: Path) -> None:
+    """Not even if somebody knew what a plan must say."""
+    folder = tmp_path / "out"
+    draft = folder / ".0-0.vit-hub.tmp"
+    fill(tmp_path, {"elsewhere/mine.txt": "mine", "elsewhere/model.bin": "mine"})
+    fill(
+        draft, {"lock": ""} if "build" in link else {"lock": "", "build/sub/mine.txt": "new", "build/model.bin": "new"}
+    )
+    (folder / link).symlink_to(tmp_path / "elsewhere")
+    plan = {"folder": "model" if link == "model" else ".", "first": "model.bin", "names": ["model.bin", "mine.txt"]}
+    made = (draft / "lock").stat().st_ctime_ns
+    (draft / "plan.json").write_text(json.dumps({**plan, "gone": [], "exchanged": exchanged, "made": made}))
+    finish_interrupted(folder)
+    write(folder)
+    assert read(tmp_path / "elsewhere") == {"mine.txt": "mine", "model.bin": "mine"}
