@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from click.shell_completion import CompletionItem
 from vit_hub.cli.output import Output
 from vit_hub.cli.settings import parse_size, set_option
 from vit_hub.model.config import RESIZE_METHODS
+from vit_hub.untrusted import shorten
 
 __all__ = [
     "Verb",
@@ -60,6 +62,17 @@ class Verb(click.Command):
             _switch("quiet", "-q", "--quiet", help="Print only the result and errors, in the shortest form."),
             _switch("debug", "--debug", help="Show the traceback of an error."),
         ]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments, of which a program that calls this one may make some that no shell can."""
+        for argument in args:
+            try:
+                given = os.fsencode(argument)
+            except UnicodeEncodeError:
+                given = b"\0"
+            if b"\0" in given:
+                raise click.UsageError(f"{shorten(repr(argument))} is no text that a name can have", ctx)
+        return super().parse_args(ctx, args)
 
 
 def _switch(attribute: str, *names: str, help: str) -> click.Option:

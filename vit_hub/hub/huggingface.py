@@ -33,9 +33,10 @@ from vit_hub.hub.http.failures import check_certificates, explain, proxy_login
 from vit_hub.hub.http.metadata import guard_names
 from vit_hub.hub.http.response import TRANSIENT
 from vit_hub.hub.http.retry import RetryPolicy, TransientError, retry_after
-from vit_hub.hub.names.address import address, is_commit, is_safe_name
+from vit_hub.hub.names.address import address, is_commit
 from vit_hub.hub.names.credentials import hide_credentials, without_credentials
 from vit_hub.hub.names.hugging_face import is_one_file
+from vit_hub.hub.names.wellformed import is_safe_name
 from vit_hub.progress import on_terminal
 from vit_hub.registry import WeightSource
 from vit_hub.version import __version__

@@ -18,6 +18,7 @@ from vit_hub.hub.names.credentials import without_credentials
 from vit_hub.hub.names.locate import refuse_local
 from vit_hub.hub.resolve import Resolved, resolve
 from vit_hub.registry import WeightSource
+from vit_hub.untrusted import usable_path
 
 __all__ = ["Mirrored", "add_to_mirror"]
 
@@ -60,6 +61,7 @@ def add_to_mirror(
         ConfigError: a name is a local file.
         VitHubError: as :func:`vit_hub.hub.resolve.resolve`; or the folder cannot be written, or has a damaged index.
     """
+    usable_path(folder)
     for name in names:
         refuse_local(name)
     for name in names:

@@ -26,6 +26,7 @@ from vit_hub.running.ray_engine import embed_on_ray
 from vit_hub.running.reading import Reader
 from vit_hub.running.shards import write_shard
 from vit_hub.running.sources import Item, Sources, batches_of
+from vit_hub.untrusted import usable_path
 from vit_hub.version import __version__
 
 __all__ = ["EmbeddingReport", "embed", "manifest_of", "share_of_run"]
@@ -145,7 +146,7 @@ def embed(
     settings = {"what": what, "normalize": normalize, "format": to, "stored": store, "shard_size": shard_size}
     settings |= {"max_patches": max_patches, "fast_decode": fast_decode, "runtime": computation.runtime}
     manifest = manifest_of(model, settings, shape, sources, options)
-    folder = Folder.prepare(Path(out), manifest)
+    folder = Folder.prepare(usable_path(out), manifest)
     task = _Run(folder, sources, shard_size, (rank, world), retry_errors)
     total = sources.count() if progress and on_terminal() else None
     with step_bar("embedding", total, show=progress) as advance, task.writer:

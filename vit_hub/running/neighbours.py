@@ -22,6 +22,7 @@ from vit_hub.running.models import runnable
 from vit_hub.running.outputs import Rows, read_rows
 from vit_hub.running.reading import Reader
 from vit_hub.running.sources import Sources
+from vit_hub.untrusted import usable_path
 
 __all__ = ["Neighbour", "Score", "knn", "probe", "search"]
 
@@ -189,7 +190,7 @@ def _opened(out: str | Path) -> Folder:
         ConfigError: it has other outputs.
         VitHubError: it has no manifest, or no shard is finished.
     """
-    path = Path(out)
+    path = usable_path(out)
     folder = Folder(path, read_manifest(path))
     if folder.manifest.get("what") not in _POOLED:
         raise ConfigError(f"{path}: holds {folder.manifest.get('what')}, not one embedding an image")

@@ -119,11 +119,12 @@ def _name(number: int, suffix: str) -> str:
 
 def _write_parquet(out: Path, number: int, rows: Rows, shape: Sequence[int], dtype: str, manifest: str) -> None:
     parquet = needs_pyarrow()
-    with atomic_path(out / _name(number, "parquet")) as temporary:
+    # An opened file, because a name with a colon would be taken for an address.
+    with atomic_path(out / _name(number, "parquet")) as temporary, temporary.open("wb") as stream:
         # Embeddings are noise to compressors and dictionaries.
         parquet.write_table(
             table(rows, shape, dtype, manifest),
-            temporary,
+            stream,
             compression={name: "zstd" if name in _COLUMNS else "none" for name in (*_COLUMNS, "embedding")},
             use_dictionary=["label"],
             write_statistics=list(_COLUMNS),
@@ -131,7 +132,8 @@ def _write_parquet(out: Path, number: int, rows: Rows, shape: Sequence[int], dty
 
 
 def _read_parquet(out: Path, number: int) -> Rows:
-    return _rows(needs_pyarrow().read_table(out / _name(number, "parquet"), partitioning=None))
+    with (out / _name(number, "parquet")).open("rb") as stream:
+        return _rows(needs_pyarrow().read_table(stream, partitioning=None))
 
 
 def _rows(found: Any) -> Rows:

@@ -131,9 +131,10 @@ class Sources:
             yield shown, None, Place("url", name), shown, None
             return
         path = Path(name)
-        if path.is_dir():
+        # Unlike a path's methods, these do not fail for what cannot be a name.
+        if os.path.isdir(name):  # noqa: PTH112
             yield from self._folder(path)
-        elif _PATTERN.search(name) and not path.exists():
+        elif _PATTERN.search(name) and not os.path.exists(name):  # noqa: PTH110
             matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207
             if not matches:
                 raise VitHubError(f"{name}: no file matches this pattern")
@@ -210,7 +211,10 @@ def batches_of(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 def _valid(text: str) -> str:
     """Return a name as text that can be written; names of files may be any bytes."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # no file's name
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _lines(stream: Iterable[str]) -> Iterator[str]:
@@ -224,18 +228,19 @@ def _walk(
 
     Hidden files and folders are left out.
     """
-    about = os.stat(folder)  # noqa: PTH116
-    seen = above | {(about.st_dev, about.st_ino)}
-    if len(seen) == len(above):
-        return
     try:
+        about = os.stat(folder)  # noqa: PTH116
+        seen = above | {(about.st_dev, about.st_ino)}
+        if len(seen) == len(above):
+            return
         with os.scandir(folder) as listing:
-            entries = sorted((entry for entry in listing if not entry.name.startswith(".")), key=lambda each: each.name)
+            shown = sorted((entry for entry in listing if not entry.name.startswith(".")), key=lambda each: each.name)
+            entries = [(entry, entry.is_dir()) for entry in shown]
     except OSError as error:
-        raise VitHubError(f"{folder}: {error.strerror or error}") from error
-    for entry in entries:
+        raise VitHubError(f"{error.filename or folder}: {error.strerror or error}") from error
+    for entry, is_folder in entries:
         inside = (*parts, entry.name)
-        if entry.is_dir():
+        if is_folder:
             yield from _walk(entry.path, inside, seen)
         elif entry.name.lower().endswith((*_IMAGES, _TAR, _PARQUET)) and entry.is_file():
             yield entry.path, inside

@@ -156,7 +156,7 @@ def request(
             http = client.send(client.build_request("GET", url, headers=headers, extensions=extensions), stream=True)
     except httpx2.UnsupportedProtocol as error:
         raise DownloadError(f"{url}: {error}", hint="only http:// and https:// can be fetched") from error
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:  # the last of a name that is no domain's
         raise DownloadError(f"{url}: {error}", hint="check the address") from error
     try:
         _check_head(url, http, ranged=start is not None)

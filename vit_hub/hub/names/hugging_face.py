@@ -6,10 +6,11 @@ import os
 import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from vit_hub.converters.containers import CONTAINER_SUFFIXES
 from vit_hub.errors import ModelNotFoundError
+from vit_hub.hub.names.wellformed import split
 from vit_hub.registry import WeightSource
 
 __all__ = ["hub_source", "is_address", "is_one_file"]
@@ -69,17 +70,16 @@ def is_one_file(source: WeightSource, path: Path) -> bool:
 
 def _on_site(url: str) -> re.Match[str] | None:
     """Match the path of a page or file on the hub's web site; None if the address is somewhere else."""
-    parts = urlsplit(url)
-    endpoint = urlsplit(os.environ.get("HF_ENDPOINT", ""))
-    if parts.netloc.lower() == endpoint.netloc.lower() != "":
-        root = endpoint.path.rstrip("/")
-    elif parts.netloc.lower() in _SITES:
+    server, path = split(url)
+    endpoint, root = split(os.environ.get("HF_ENDPOINT", ""))
+    if server in _SITES:
         root = ""
-    else:
+    elif not server or server != endpoint:
         return None
-    match = _PAGE.fullmatch(parts.path.removeprefix(root)) if parts.path.startswith(root) else None
+    root = root.rstrip("/")
+    match = _PAGE.fullmatch(path.removeprefix(root)) if path.startswith(root) else None
     # A file that merely lies in a folder of the same server.
-    is_file = match is not None and match["revision"] is None and parts.path.endswith(tuple(CONTAINER_SUFFIXES))
+    is_file = match is not None and match["revision"] is None and path.endswith(tuple(CONTAINER_SUFFIXES))
     return None if match is None or is_file or _leads_out(match) else match
 
 
