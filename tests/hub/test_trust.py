@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from hub_fixtures import cache, server
+from PIL import Image
 from servers import Reply, Server
 from tiny import timm_file, vit_jax_file
 
@@ -230,3 +232,38 @@ def test_hashes_can_be_required(server: Server, monkeypatch: pytest.MonkeyPatch)
     assert vit_hub.download("vit-nano-digits").is_file()
     assert fetch(dataclasses.replace(web(url), sha256=hashlib.sha256(WEIGHTS).hexdigest())).is_file()
     assert vit_hub.open_checkpoint(url, locked=True, overrides={"num_heads": 3}).config.num_heads == 3
+
+
+def test_each_command_that_fetches_can_require_hashes() -> None:
+    for name in main.list_commands(click.Context(main)):
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        options = {option for param in command.params for option in param.opts}
+        assert ("--offline" in options) == ("--require-hashes" in options), name
+
+
+@pytest.mark.parametrize("verb", ["convert", "inspect", "embed", "export"])
+def test_commands_take_exactly_the_locked_files(server: Server, tmp_path: Path, verb: str) -> None:
+    url = server.url + "/tiny.safetensors"
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    rest = {"convert": [tmp_path / "c.safetensors"], "embed": [picture, "--out", tmp_path / "out", "--workers", 0]}
+    rest["export"] = [tmp_path / "m.onnx"]
+    call = [verb, url, *map(str, rest.get(verb, [])), "--set", "num_heads=3", "--locked", "--lockfile", "a.lock"]
+    missing = CliRunner().invoke(main, call)
+    assert (missing.exit_code, "no such lock file" in missing.stderr) == (1, True)
+    lock([url], Path("a.lock"))
+    found = CliRunner().invoke(main, call)
+    assert found.exit_code == 0, found.output
+    pinned = sha256_of(fetched_file(url))
+    Path("a.lock").write_text(Path("a.lock").read_text().replace(pinned, "0" * 64))
+    refused = CliRunner().invoke(main, [*call, *(["--force"] if verb in ("convert", "export") else [])])
+    assert (refused.exit_code, "0" * 64 in refused.stderr) == (1, True)
+
+
+def test_a_local_file_is_in_no_lock_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(WEIGHTS)
+    lock(["vit-nano-digits"])
+    with pytest.raises(ConfigError, match="in no lock file"):
+        vit_hub.load(path, locked=True)

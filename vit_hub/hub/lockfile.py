@@ -14,7 +14,7 @@ from vit_hub.hub.cache.records import Delivery, Pin, Record, difference
 from vit_hub.hub.fetch import record_of
 from vit_hub.hub.names.address import address, source_of
 from vit_hub.hub.names.credentials import without_credentials
-from vit_hub.hub.names.locate import locate, refuse_local
+from vit_hub.hub.names.locate import local_path, locate, refuse_local
 from vit_hub.hub.resolve import Resolved, fetch_any, resolve
 from vit_hub.registry import Entry, WeightSource
 from vit_hub.untrusted import read_json, usable_path
@@ -133,7 +133,8 @@ def resolve_locked(
         IntegrityError: a file is not the locked one.
         VitHubError: as :func:`read_lock` and :func:`vit_hub.hub.resolve.fetch_any`.
     """
-    refuse_local(name)
+    if local_path(name) is not None:
+        raise ConfigError(f"{name}: a local file or folder is in no lock file", hint="leave out locked= (--locked)")
     if revision is not None:
         raise ConfigError(f"{name}: the lock file gives the revision", hint="leave out revision= (--revision)")
     file = LOCKFILE if isinstance(locked, bool) else usable_path(locked)
