@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import socket
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 from hub_fixtures import cache, server
 from PIL import Image
@@ -26,10 +28,12 @@ import vit_hub.hub.http.response
 import vit_hub.hub.http.retry
 from vit_hub.cli import main
 from vit_hub.errors import CheckpointError, ConfigError, DownloadError, IntegrityError, ModelNotFoundError, VitHubError
+from vit_hub.exporting.runtimes import in_runtime
 from vit_hub.hub.cache.hashes import sha256_of, stamp_file
-from vit_hub.hub.cache.paths import fetched_file, file_lock, is_trusted
+from vit_hub.hub.cache.paths import PROGRAM_RECORD, cache_dir, fetched_file, file_lock, is_trusted
 from vit_hub.hub.cache.records import read_record, record_file
 from vit_hub.hub.fetch import fetch
+from vit_hub.hub.http.part_file import PartFile
 from vit_hub.hub.lockfile import lock
 from vit_hub.registry import WeightSource
 
@@ -267,3 +271,30 @@ def test_a_local_file_is_in_no_lock_file(tmp_path: Path) -> None:
     lock(["vit-nano-digits"])
     with pytest.raises(ConfigError, match="in no lock file"):
         vit_hub.load(path, locked=True)
+
+
+@pytest.mark.parametrize("how", ["link", "other owner"])
+def test_a_planted_begin_of_a_download_is_not_continued(server: Server, tmp_path: Path, how: str) -> None:
+    url = server.url + "/tiny.safetensors"
+    path = fetched_file(url)
+    part = PartFile(path, pinned=False)
+    plant(part.file, b"evil" * 10, how, tmp_path)
+    journal = {"version": 1, "total": len(WEIGHTS), "validator": '"a"', "have": [[0, 40]]}
+    part.journal.write_text(json.dumps(journal))
+    part.restore(None)
+    assert part.size == 0
+    assert fetch(web(url)).read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize(("planted", "how"), [("program.onnx", "link"), (PROGRAM_RECORD, "other owner")])
+def test_a_planted_program_is_made_anew(planted: str, how: str, tmp_path: Path) -> None:
+    model = vit_hub.load("vit-nano-digits")
+    images = torch.rand(1, *model.config.input_shape(model.input_size))
+    wanted = in_runtime(model, "onnxruntime")(images)
+    [file] = cache_dir().glob(f"programs/*/{planted}")
+    content = file.read_bytes()
+    file.unlink()
+    plant(file, content, how, tmp_path)
+    assert not is_trusted(file)
+    assert torch.equal(in_runtime(model, "onnxruntime")(images), wanted)
+    assert is_trusted(file)

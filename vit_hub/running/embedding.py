@@ -19,7 +19,7 @@ from vit_hub.model.vit import VisionTransformer
 from vit_hub.progress import on_terminal, step_bar
 from vit_hub.running.embedder import Embedder
 from vit_hub.running.engine import Done, run
-from vit_hub.running.folder import Folder, begun_in, digest_of, other_images
+from vit_hub.running.folder import Folder, Loading, begun_in, digest_of, other_images
 from vit_hub.running.models import Runnable, runnable
 from vit_hub.running.outputs import check_format
 from vit_hub.running.ray_engine import embed_on_ray
@@ -199,26 +199,15 @@ def manifest_of(
         "dtype": str(model.model.patch_embed.proj.weight.dtype).removeprefix("torch."),
         "shape": list(shape),
         "model": model.source,
-        "options": {name: value for name, value in plain.items() if name in _REPEATED and value is not None},
+        "options": {
+            name: value for name, value in plain.items() if name in Loading.__annotations__ and value is not None
+        },
         "images": list(sources.given[:_LISTED]),
         "passport": passport.to_dict() if passport is not None else None,
     }
 
 
-# Options of loading that are needed to load the model again, and how many of the sources are listed.
-_REPEATED = (
-    "format",
-    "overrides",
-    "prefix",
-    "base",
-    "head",
-    "dequantize",
-    "revision",
-    "image_size",
-    "patch_size",
-    "resize",
-    "pad",
-)
+# How many of the sources are listed.
 _LISTED = 100
 
 

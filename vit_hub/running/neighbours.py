@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from vit_hub.errors import ConfigError, VitHubError
 from vit_hub.preprocessing.spec import Preprocessing
 from vit_hub.running.evaluation import wilson
-from vit_hub.running.folder import Folder, read_manifest
+from vit_hub.running.folder import Folder, Loading, read_manifest
 from vit_hub.running.models import runnable
 from vit_hub.running.outputs import Rows, read_rows
 from vit_hub.running.reading import Reader
@@ -254,7 +254,8 @@ def _embedded(
     name = source or manifest["model"]
     if not name:
         raise ConfigError("the folder was made by a model in memory", hint="name its file: --model")
-    loading = {**manifest["options"], "dtype": manifest["dtype"], **options}
+    loading = {key: value for key, value in manifest["options"].items() if key in Loading.__annotations__}
+    loading |= {"dtype": manifest["dtype"], **options}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they were given when the folder was made
         model = runnable(name, max_patches=manifest["max_patches"], **loading)

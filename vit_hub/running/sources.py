@@ -20,6 +20,7 @@ from typing import Any, Literal
 from vit_hub.errors import ConfigError, VitHubError
 from vit_hub.hub.names.credentials import without_credentials
 from vit_hub.running.parquet import HUGGING_FACE, image_column, label_column, needs_pyarrow
+from vit_hub.untrusted import parse_json
 
 __all__ = ["STDIN", "Item", "Place", "Sources", "batches_of"]
 
@@ -279,10 +280,8 @@ def _text(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str | None:
 
 def _class_names(metadata: Mapping[bytes, bytes] | None, column: str) -> list[str] | None:
     """Return the names of the classes that Hugging Face's datasets keep in a parquet file."""
-    import json
-
     try:
-        feature = json.loads((metadata or {})[HUGGING_FACE])["info"]["features"][column]
+        feature = parse_json((metadata or {})[HUGGING_FACE], finite=False)["info"]["features"][column]
         names = feature["names"]
     except (KeyError, TypeError, ValueError):
         return None
