@@ -36,6 +36,8 @@ from vit_hub.hub.fetch import fetch
 from vit_hub.hub.http.part_file import PartFile
 from vit_hub.hub.lockfile import lock
 from vit_hub.registry import WeightSource
+from vit_hub.running.reading import content_of
+from vit_hub.running.sources import Item, Place
 
 __all__ = ["cache", "server"]  # fixtures
 
@@ -166,6 +168,59 @@ def test_a_head_that_never_ends(
     with sending(send) as url, pytest.raises(DownloadError, match=r"no response within 0\.3 seconds"):
         fetch(web(url))
     assert len(waits) == times
+
+
+def late(connection: socket.socket) -> None:
+    time.sleep(0.6)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(WEIGHTS) + WEIGHTS)
+
+
+def test_a_slow_server_may_be_given_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vit_hub.hub.http.retry, "pause", lambda seconds: None)
+    monkeypatch.setattr(vit_hub.hub.http.response, "HEAD_TIME", 0.2)
+    with sending(late) as url:
+        with pytest.raises(DownloadError, match=r"no response within 0\.2 seconds"):
+            fetch(web(url))
+        monkeypatch.setenv("VIT_HUB_TIMEOUT", "20")
+        assert fetch(web(url)).read_bytes() == WEIGHTS
+    for given in ("x", "-1", "nan", "1e9"):
+        monkeypatch.setenv("VIT_HUB_TIMEOUT", given)
+        with pytest.raises(DownloadError, match="VIT_HUB_TIMEOUT"):
+            fetch(web("http://127.0.0.1:9/y.safetensors"))
+
+
+def endless_chunk(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n4;")
+    while True:
+        time.sleep(0.02)
+        connection.sendall(b"x")
+
+
+def endless_trailer(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n0\r\nX: ")
+    while True:
+        time.sleep(0.02)
+        connection.sendall(b"x")
+
+
+def slow_body(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+    while True:
+        time.sleep(0.02)
+        connection.sendall(b"x")
+
+
+@pytest.mark.parametrize("send", [endless_chunk, endless_trailer, slow_body])
+def test_a_body_that_never_ends(send: Callable[[socket.socket], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(vit_hub.hub.http.retry, "pause", waits.append)
+    monkeypatch.setattr(vit_hub.hub.http.response, "SLOW_TIME", 0.3)
+    with sending(send) as url:
+        with pytest.raises(DownloadError, match="bytes in 0 seconds"):
+            fetch(web(url))
+        assert len(waits) == 3
+        with pytest.raises(DownloadError, match="bytes in 0 seconds"):
+            content_of(Item(0, "x", None, Place("url", url), url))
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,6 @@ _NO_SPACE = "Not enough free disk space"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 _FETCH_ONCE = "fetch it once with a connection: without offline=True (--offline), VIT_HUB_OFFLINE and HF_HUB_OFFLINE"
-_TIMEOUT = 10.0  # seconds
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -178,13 +177,14 @@ def _chosen(source: WeightSource, names: Sequence[str], offline: bool) -> str:
 def _listing(source: WeightSource) -> list[str]:
     """Return the names of all files of a repository."""
     from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
 
     api = HfApi(library_name="vit-hub", library_version=__version__)
     try:
         info = _patiently(
             source,
             "its list of files",
-            lambda: api.model_info(source.repo or "", revision=source.revision, timeout=_TIMEOUT),
+            lambda: api.model_info(source.repo or "", revision=source.revision, timeout=HF_HUB_ETAG_TIMEOUT),
         )
     except VitHubError:
         raise
@@ -214,10 +214,11 @@ def _reach(source: WeightSource, name: str) -> None:
         DownloadError: there is no connection.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
 
     try:
         url = hf_hub_url(source.repo or "", name, revision=source.revision)
-        _patiently(source, name, lambda: get_hf_file_metadata(url, timeout=_TIMEOUT, library_name="vit-hub"))
+        _patiently(source, name, lambda: get_hf_file_metadata(url, timeout=HF_HUB_ETAG_TIMEOUT, library_name="vit-hub"))
     except VitHubError:
         raise
     except Exception:
