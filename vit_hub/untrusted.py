@@ -230,7 +230,7 @@ def usable_path(given: str | os.PathLike[str]) -> Path:
 
 
 def shorten(text: str) -> str:
-    """Return the begin of a long text, for a message."""
+    """Shorten a text, for a message."""
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -25,7 +25,7 @@ from vit_hub.running.outputs import check_format
 from vit_hub.running.ray_engine import embed_on_ray
 from vit_hub.running.reading import Reader
 from vit_hub.running.shards import write_shard
-from vit_hub.running.sources import Item, Sources, batches_of
+from vit_hub.running.sources import Item, Sources, batches_of, writable
 from vit_hub.untrusted import usable_path
 from vit_hub.version import __version__
 
@@ -188,7 +188,10 @@ def manifest_of(
     """Return what a folder says of its rows, JSON-ready."""
     config = model.model.config
     passport = model.model.passport
-    plain = {name: str(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
+    plain = {
+        name: writable(os.fspath(value)) if isinstance(value, (str, os.PathLike)) else value
+        for name, value in options.items()
+    }
     return {
         "version": __version__,
         "weights": model.weights(),
@@ -198,11 +201,11 @@ def manifest_of(
         "pooling": config.pool,
         "dtype": str(model.model.patch_embed.proj.weight.dtype).removeprefix("torch."),
         "shape": list(shape),
-        "model": model.source,
+        "model": writable(model.source),
         "options": {
             name: value for name, value in plain.items() if name in Loading.__annotations__ and value is not None
         },
-        "images": list(sources.given[:_LISTED]),
+        "images": [writable(name) for name in sources.given[:_LISTED]],
         "passport": passport.to_dict() if passport is not None else None,
     }
 

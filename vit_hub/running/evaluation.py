@@ -29,7 +29,7 @@ from vit_hub.running.sources import Item, Sources, batches_of
 from vit_hub.shown import ShortRepr
 from vit_hub.untrusted import conform, parse_json, usable_path
 
-__all__ = ["ClassResult", "Evaluation", "evaluate", "wilson"]
+__all__ = ["ClassResult", "Evaluation", "evaluate", "mapping_of", "wilson"]
 
 _Z = 1.959963984540054  # of the normal distribution: 95 % lie within
 _SYNSET = re.compile(r"n\d{8}")
@@ -138,7 +138,7 @@ def evaluate(
     numbers, count = _labels_of(sources)
     model = runnable(source, preprocessing=preprocessing, progress=progress, **options)
     check_classes(model.model, model.source or "the model")
-    targets = _targets(numbers, model.model, _mapping(mapping))
+    targets = _targets(numbers, model.model, mapping_of(mapping))
     computation = model.computation("logits", compile=compile, batch_size=batch_size, runtime=runtime)
     reader = Reader(model.preprocessing, None, fast_decode)
     places = {label: place for place, label in enumerate(targets)}
@@ -231,7 +231,7 @@ def _published(model: Runnable) -> Metric | None:
     return min(fitting, key=lambda metric: metric.image_size != size, default=None)
 
 
-def _mapping(given: str | os.PathLike[str] | Mapping[str, int | str] | None) -> dict[str, int | str]:
+def mapping_of(given: str | os.PathLike[str] | Mapping[str, int | str] | None) -> dict[str, int | str]:
     """Return a mapping, read from a file if it is one.
 
     Raises:

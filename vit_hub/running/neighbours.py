@@ -217,7 +217,14 @@ def _same(test: Folder, out: str | Path) -> Folder:
 
 
 def _parts(folder: Folder) -> Iterator[Rows]:
-    return read_rows(folder.path, str(folder.manifest["format"]), folder.numbers())
+    for rows in read_rows(folder.path, str(folder.manifest["format"]), folder.numbers()):
+        if list(rows.embeddings.shape[1:]) != folder.manifest["shape"]:
+            raise VitHubError(
+                f"{folder.path}: a shard has embeddings of {list(rows.embeddings.shape[1:])} values, its manifest says "
+                f"{folder.manifest['shape']}",
+                hint="run `vit-hub embed` again",
+            )
+        yield rows
 
 
 def _unit(embeddings: npt.NDArray[Any]) -> torch.Tensor:

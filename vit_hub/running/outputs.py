@@ -20,6 +20,7 @@ __all__ = ["FORMATS", "MANIFEST_KEY", "Rows", "check_format", "read_rows", "tabl
 
 MANIFEST_KEY = "vit_hub.manifest"
 _LANCE = "embeddings.lance"
+_NPY_HEADER = 1000  # characters, of which numpy's parser makes Python objects
 _COLUMNS = ("id", "path", "label", "width", "height")
 
 
@@ -133,7 +134,11 @@ def _check(rows: Rows) -> None:
     Raises:
         ValueError: they are not as they were written.
     """
-    conform(rows.columns(), _Columns, "it")
+    columns = rows.columns()
+    conform(columns, _Columns, "it")
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len({*lengths.values()}) > 1:
+        raise ValueError(f"its columns differ in length: {lengths}")
     if rows.embeddings.ndim < 2 or rows.embeddings.dtype.kind != "f" or len(rows.embeddings) != len(rows.ids):
         raise ValueError(f"its embeddings are {rows.embeddings.dtype} {list(rows.embeddings.shape)}")
 
@@ -188,7 +193,9 @@ def _read_npy(out: Path, number: int) -> Rows:
     lines = (out / _name(number, "ids.jsonl")).read_text(encoding="utf-8").splitlines()
     columns = [parse_json(line) for line in lines]
     # Mapped, so that its length is compared with the file's before there is an array.
-    return _from_columns(columns, np.load(out / _name(number, "npy"), mmap_mode="r", allow_pickle=False))
+    return _from_columns(
+        columns, np.load(out / _name(number, "npy"), mmap_mode="r", allow_pickle=False, max_header_size=_NPY_HEADER)
+    )
 
 
 def _from_columns(columns: Sequence[dict[str, Any]], embeddings: npt.NDArray[Any]) -> Rows:

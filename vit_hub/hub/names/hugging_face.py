@@ -18,6 +18,8 @@ __all__ = ["hub_source", "is_address", "is_one_file"]
 _ADDRESS = re.compile("(https?://|hf://|gs://|s3://|augreg:|hf[-_]hub:)", re.IGNORECASE)
 _ELSEWHERE = ("augreg:", "gs://", "s3://")
 _REPOSITORY = r"(?P<repo>[\w.-]+/[\w.-]+)"
+# As the hub has them: words joined by single dots and hyphens.
+_POSSIBLE = re.compile(r"(?!.*(?:--|\.\.))\b[\w.-]+\b/\b[\w.-]{1,96}\b(?<!\.git)")
 # Only these revisions have a slash in them; in others it is written %2F.
 _REVISION = r"(?P<revision>refs/[\w-]+/[^/]+|[^/]+)"
 _NAME = re.compile(rf"{_REPOSITORY}(@(?P<revision>[\w./-]+))?")
@@ -47,13 +49,13 @@ def hub_source(text: str) -> WeightSource | None:
     """
     scheme = _ADDRESS.match(text)
     if scheme is None:
-        match = _NAME.fullmatch(text)
+        match = _possible(_NAME.fullmatch(text))
     elif scheme[1].lower().startswith("http"):
         match = _on_site(text)
     elif scheme[1].lower() in _ELSEWHERE:
         return None
     else:
-        match = (_HF if scheme[1].lower() == "hf://" else _TIMM).fullmatch(text)
+        match = _possible((_HF if scheme[1].lower() == "hf://" else _TIMM).fullmatch(text))
         if match is None or _leads_out(match):
             forms = "hf://owner/name, hf://owner/name@revision/path/to/file or hf-hub:owner/name@revision"
             raise ModelNotFoundError(f"{text!r} is not an address on Hugging Face's hub", hint=f"write {forms}")
@@ -77,10 +79,14 @@ def _on_site(url: str) -> re.Match[str] | None:
     elif not server or server != endpoint:
         return None
     root = root.rstrip("/")
-    match = _PAGE.fullmatch(path.removeprefix(root)) if path.startswith(root) else None
+    match = _possible(_PAGE.fullmatch(path.removeprefix(root))) if path.startswith(root) else None
     # A file that merely lies in a folder of the same server.
     is_file = match is not None and match["revision"] is None and path.endswith(tuple(CONTAINER_SUFFIXES))
     return None if match is None or is_file or _leads_out(match) else match
+
+
+def _possible(match: re.Match[str] | None) -> re.Match[str] | None:
+    return match if match and _POSSIBLE.fullmatch(match["repo"]) else None
 
 
 def _leads_out(match: re.Match[str]) -> bool:
