@@ -236,6 +236,24 @@ def test_a_repetition_says_what_differs(tmp_path: Path) -> None:
     assert "golden cases of vit_jax: another" in {change.name for change in found.changes}
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"settings": {"limit": "x"}}, {"settings": {"against": [1]}}, {"settings": {"opening": {"evil": 1}}}),
+        *({"settings": {"opening": {"overrides": 5}}}, {"findings": [{"name": 1}]}, {"reference": {"output": 3}}),
+    ],
+    ids=str,
+)
+def test_a_damaged_certificate_is_refused_before_it_is_repeated(change: dict[str, Any], tmp_path: Path) -> None:
+    settings = {"device": "cpu", "dtype": "float32", "compile": None, "runtime": "torch", "images": None, "limit": 1}
+    settings |= {"against": [], "opening": {}, **change.get("settings", {})}
+    record = {"certificate": 1, "source": "vit-nano-digits", "weights": {}, "config": {}, "reference": {}}
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({**record, "findings": [], **change, "settings": settings}))
+    with pytest.raises(vit_hub.CheckpointError, match=r"not a certificate: it\."):
+        vit_hub.check(replay=path)
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"certificate": 9}'])
 def test_what_is_no_certificate_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text(text)

@@ -178,6 +178,9 @@ def test_a_damaged_file_is_an_error(exported: Exported, tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("&quot;depth&quot;", "&quot;length&quot;"))
     with pytest.raises(vit_hub.CheckpointError, match="cannot be read"):
         exported_file(path)
+    path.write_text(path.read_text().replace("&quot;image_size&quot;: [", "&quot;image_size&quot;: [true, "))
+    with pytest.raises(vit_hub.CheckpointError, match=r"image_size\[0\]: a whole number is expected"):
+        exported_file(path)
 
 
 @pytest.mark.parametrize("kind", KINDS)

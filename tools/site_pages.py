@@ -27,6 +27,7 @@ from module_imports import ROOT, lay_out
 # Documents outside of docs/: page of the site -> file of the repository.
 DOCUMENTS = {
     "index.md": "README.md",
+    "policy.md": "SECURITY.md",  # not security.md, which is a page of its own
     **{name: name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "LICENSE")},
     **{path.relative_to(ROOT).as_posix(): path.relative_to(ROOT).as_posix() for path in ROOT.glob("benchmarks/*.md")},
 }

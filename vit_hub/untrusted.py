@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import types
 import typing
@@ -21,9 +22,9 @@ from vit_hub.errors import CheckpointError, VitHubError, first_line
 
 __all__ = [
     "AXES", "BLOCKS", "COMPARISONS", "HEADER_BYTES", "IMAGE_PIXELS", "INDEX_BYTES", "JSON_BYTES", "JSON_DEPTH",
-    "JSON_DIGITS", "JSON_VALUES", "LIMITS", "NAME_LENGTH", "PICKLE_COPIES", "PICKLE_OPCODES", "SIGNATURE_BYTES", "SIZE",
-    "SUGGESTIONS", "TENSORS", "TOKEN_VALUES", "Between", "Limit", "Matching", "conform", "gate", "parse_json",
-    "read_bytes", "read_json",
+    "JSON_DIGITS", "JSON_VALUES", "LIMITS", "NAME_LENGTH", "PICKLE_COPIES", "PICKLE_OPCODES", "REFERENCE",
+    "SIGNATURE_BYTES", "SIZE", "SUGGESTIONS", "TENSORS", "TOKEN_VALUES", "Between", "Limit", "Matching", "conform",
+    "gate", "parse_json", "read_bytes", "read_json", "shorten", "usable_path",
 ]  # fmt: skip
 
 
@@ -51,6 +52,7 @@ JSON_BYTES = Limit(32 << 20, "bytes", "a JSON file or record")
 INDEX_BYTES = Limit(64 << 20, "bytes", "the index of a mirror")
 SIGNATURE_BYTES = Limit(8 << 20, "bytes", "a signature")
 HEADER_BYTES = Limit(32 << 20, "bytes", "the header of a safetensors file")
+REFERENCE = Limit(2000, "characters", "the name or address of a model")
 JSON_DEPTH = Limit(64, "levels", "nested JSON")
 JSON_VALUES = Limit(1_000_000, "values", "a JSON document")
 JSON_DIGITS = Limit(100, "characters", "a number in JSON")
@@ -66,8 +68,9 @@ COMPARISONS = Limit(1_000_000, "comparisons", "names with formats, under everyth
 SUGGESTIONS = Limit(1000, "names", "an unknown file whose nearest format is looked for")
 IMAGE_PIXELS = Limit(1 << 27, "pixels", "an image")
 LIMITS = (
-    JSON_BYTES, INDEX_BYTES, SIGNATURE_BYTES, HEADER_BYTES, JSON_DEPTH, JSON_VALUES, JSON_DIGITS, TENSORS, NAME_LENGTH,
-    AXES, BLOCKS, SIZE, TOKEN_VALUES, PICKLE_OPCODES, PICKLE_COPIES, COMPARISONS, SUGGESTIONS, IMAGE_PIXELS,
+    JSON_BYTES, INDEX_BYTES, SIGNATURE_BYTES, HEADER_BYTES, REFERENCE, JSON_DEPTH, JSON_VALUES, JSON_DIGITS, TENSORS,
+    NAME_LENGTH, AXES, BLOCKS, SIZE, TOKEN_VALUES, PICKLE_OPCODES, PICKLE_COPIES, COMPARISONS, SUGGESTIONS,
+    IMAGE_PIXELS,
 )  # fmt: skip
 """All limits, in the order of the document."""
 
@@ -194,6 +197,30 @@ def read_bytes(path: Path, *, most: int = JSON_BYTES.most) -> bytes:
         return file.read(most + 1)
 
 
+def usable_path(given: str | os.PathLike[str]) -> Path:
+    """Return what a caller gives as a path, which need not exist.
+
+    Raises:
+        VitHubError: the system cannot have such a path: a null character, a text that cannot be encoded, a name that
+            is too long, links in a circle.
+    """
+    path = Path(given)
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError) as error:
+        shown = shorten(repr(os.fspath(given)))
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise VitHubError(f"{shown} is not a path: {reason}", hint="choose another name") from error
+    return path
+
+
+def shorten(text: str) -> str:
+    """Shorten a text, for a message."""
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 @dataclass(frozen=True)
 class Between:
     """The range of a number, in ``Annotated[int, Between(...)]``."""
@@ -310,5 +337,4 @@ def _first(problems: Iterator[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return shorten(repr(value))

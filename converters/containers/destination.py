@@ -11,6 +11,7 @@ from pathlib import Path
 from vit_hub.converters.containers import CONTAINER_SUFFIXES
 from vit_hub.converters.containers.together import finish_interrupted
 from vit_hub.errors import UnsupportedByFormatError, VitHubError
+from vit_hub.untrusted import usable_path
 
 __all__ = ["canonical_file", "check_destination", "container_of", "refuse_existing"]
 
@@ -27,12 +28,14 @@ def container_of(destination: str | Path) -> str | None:
 
     Raises:
         UnsupportedByFormatError: it has a suffix that stands for no container, or is empty.
+        VitHubError: it can be no path.
     """
-    text, path = os.fspath(destination), Path(destination)
+    text = os.fspath(destination)
     if not text:
         raise UnsupportedByFormatError(
             "no destination is given", hint="name a file or a folder; . is the working folder"
         )
+    path = usable_path(text)
     if path.suffix in CONTAINER_SUFFIXES:
         return CONTAINER_SUFFIXES[path.suffix]
     if text.endswith(("/", os.sep)) or path.is_dir() or not _SUFFIX.fullmatch(path.suffix):

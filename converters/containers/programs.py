@@ -40,9 +40,12 @@ def program_facts(path: Path) -> ProgramFacts | None:
     Raises:
         OSError: the file cannot be read.
     """
-    if not path.is_file():
-        finish_interrupted(path)
-    if not path.is_file():
+    try:
+        if not path.is_file():
+            finish_interrupted(path)
+        if not path.is_file():
+            return None
+    except OSError:  # a name that is too long for a file
         return None
     with path.open("rb") as file:
         head = file.read(_HEAD)

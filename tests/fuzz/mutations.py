@@ -290,3 +290,62 @@ def changed_folder(files: Files, random: Random) -> Files:
     else:
         found[name] = bits(files[name], random, 4000)
     return found
+
+
+def changed_lines(content: bytes, random: Random) -> bytes:
+    """Return lines of JSON with one of them changed, removed or repeated."""
+    lines = content.splitlines()
+    at, kind = random.randrange(len(lines)), random.random()
+    if kind < 0.7:
+        lines[at] = changed_text(lines[at], random)
+    elif kind < 0.85:
+        del lines[at]
+    else:
+        lines.insert(at, lines[at])
+    return b"\n".join(lines)
+
+
+def changed_result(files: Files, random: Random) -> Files:
+    """Return a folder of embeddings with its manifest, a record or a shard changed."""
+    found = dict(files)
+    name = random.choice(sorted(files))
+    data = files[name]
+    if name.endswith(".json"):
+        found[name] = changed_text(data, random)
+    elif name.endswith(".jsonl"):
+        found[name] = changed_lines(data, random)
+    elif name.endswith(".npy"):
+        found[name] = changed_npy(name, data, random)
+    elif name.endswith(".safetensors"):
+        found[name] = changed_safetensors(data, random)
+    else:
+        found[name] = bits(data, random, random.choice((200, None)))
+    return found
+
+
+def changed_name(names: tuple[str, ...], random: Random) -> str:
+    """Return a name or an address with characters changed, removed or repeated."""
+    found = random.choice(names)
+    odd = (
+        *NAMES,
+        *(value for value in VALUES if isinstance(value, str)),
+        "%00",
+        "[",
+        "@",
+        "://",
+        "\x85",
+        "CON",
+        "..",
+        "\udc80",
+    )
+    for _ in range(random.choice((1, 1, 2, 3))):
+        at = random.randrange(len(found) + 1)
+        end = min(len(found), at + random.choice((0, 0, 1, 3, 20)))
+        found = found[:at] + random.choice((*odd, found[at:end] * 2)) + found[end:]
+    return found
+
+
+def changed_tar(content: bytes, random: Random) -> bytes:
+    """Return a tar archive with its headers changed."""
+    at = random.randrange(0, len(content), 512)
+    return content[:at] + bits(content[at : at + 512], random, 512) + content[at + 512 :]

@@ -2,39 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import shutil
+import tarfile
 import warnings
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 import mutations as change
 import numpy as np
 import onnx
+import pyarrow
 import torch
 import torch.distributed.checkpoint as dcp
 from PIL import Image
+from pyarrow import parquet
 
 import vit_hub
+from vit_hub.certifying.certificate import read_record
 from vit_hub.converters.containers import write_tensors
 from vit_hub.converters.containers.hashing import file_sha256
 from vit_hub.converters.tensors import from_array
+from vit_hub.exporting.files import exported_file
 from vit_hub.hub import mirror
 from vit_hub.hub.cache import hashes, inventory, records
+from vit_hub.hub.http.part_file import PartFile
 from vit_hub.hub.lockfile import locked_model, read_lock
+from vit_hub.hub.plan import plan
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.shapes import tensor_shapes
 from vit_hub.preprocessing.images import read_image
+from vit_hub.running.evaluation import mapping_of
+from vit_hub.running.folder import Folder, read_manifest
+from vit_hub.running.neighbours import knn
+from vit_hub.running.reading import content_of
+from vit_hub.running.sources import Sources
 
 CONFIG = ViTConfig(image_size=(8, 8), patch_size=(4, 4), embed_dim=16, depth=1, num_heads=2, mlp_dim=8, num_classes=2)
 HEADS = {"num_heads": 2}
 ADDRESS = "https://example.org/w.safetensors"
+RESULTS = ("parquet", "npy", "safetensors")
 IMAGES = ("png", "jpg", "gif", "bmp", "tiff", "webp", "ppm", "tga")
 
 
@@ -89,12 +106,56 @@ def seeds(folder: Path) -> None:
     for kind in IMAGES:
         pixels.save(folder / f"image.{kind}")
 
+    _adapter(folder)
+    _results(folder, pixels)
+    _programs(folder)
+
 
 _PROCESSOR = {
     "image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}, "do_resize": True, "resample": 2,
     "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
     "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
 }  # fmt: skip
+
+
+def _adapter(folder: Path) -> None:
+    """Write a LoRA adapter of peft for the model above."""
+    (folder / "adapter").mkdir()
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "init_lora_weights": True, "target_modules": ["qkv"]}
+    settings |= {"base_model_name_or_path": "", "use_rslora": False, "fan_in_fan_out": False, "alpha_pattern": {}}
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    name = "base_model.model.blocks.0.attn.qkv.lora_{}.weight"
+    matrices = {name.format("A"): np.ones((2, 16), np.float32), name.format("B"): np.ones((48, 2), np.float32)}
+    write_tensors(
+        folder / "adapter" / "adapter_model.safetensors",
+        "safetensors",
+        {key: from_array(value) for key, value in matrices.items()},
+    )
+
+
+def _results(folder: Path, pixels: Image.Image) -> None:
+    """Write images in folders of classes, a tar shard and a parquet file of them, and folders of embeddings."""
+    for number, label in enumerate("aabb"):
+        path = folder / "images" / label / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels.save(path)
+    with tarfile.open(folder / "images.tar", "w") as archive:
+        for path in sorted((folder / "images").rglob("*.png")):
+            archive.add(path, path.name)
+    content = (folder / "images" / "a" / "0.png").read_bytes()
+    table = pyarrow.table({"image": [{"bytes": content, "path": "x"}] * 3, "label": [0, 1, 1]})
+    parquet.write_table(table, folder / "images.parquet")
+    model = vit_hub.load(folder / "canonical.safetensors")
+    for to in RESULTS:
+        vit_hub.embed(model, folder / "images", folder / to, to=to, workers=0, batch_size=2, shard_size=2)
+
+
+def _programs(folder: Path) -> None:
+    """Write what an exported file says of itself, and an ONNX file with it."""
+    facts = {"config": CONFIG.to_dict(), "what": "logits", "dtype": "float32", "image_size": [8, 8], "dynamic": False}
+    facts |= {"with_preprocess": True, "mean": [0.5] * 3, "std": [0.5] * 3, "version": "0"}
+    facts["passport"] = vit_hub.open_checkpoint(folder / "canonical.safetensors").passport.to_dict()
+    (folder / "facts.json").write_text(json.dumps(facts))
 
 
 def _shards(whole: Path, folder: Path) -> None:
@@ -136,6 +197,81 @@ def use(path: Path, random: Random) -> None:
         to = random.choice(("canonical", "timm", "hf", "vit_jax", "torchvision", "openai_clip", "facebook"))
         keep_rest = random.random() < 0.5
         vit_hub.convert(path, path.parent / "written", to=to, overrides=overrides, lossy=True, keep_rest=keep_rest)
+
+
+def _adapted(base: Path, files: change.Files, folder: Path, random: Random) -> None:
+    path = folder / "adapter"
+    path.mkdir()
+    for name, data in files.items():
+        (path / name).write_bytes(data)
+    opened = vit_hub.open_checkpoint(path, base=base if random.random() < 0.7 else None, offline=True)
+    for tensor in opened.tensors.values():
+        tensor.read()
+
+
+def _result(files: change.Files, folder: Path, random: Random) -> None:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    manifest = read_manifest(folder)
+    there = Folder(folder, manifest)
+    for number in there.numbers():
+        there.record(number)
+    knn(folder, k=1)
+
+
+def _program(kind: str, data: bytes, folder: Path, random: Random) -> None:
+    path = folder / f"program.{kind}"
+    text, labels = data.decode("utf-8", "replace"), random.choice(('["a", "b"]', "[1]", "{", ""))
+    if kind == "onnx":
+        model = onnx.ModelProto()
+        for key, value in (("vit_hub", text), ("labels", labels)):
+            model.metadata_props.add(key=key, value=value)
+        path.write_bytes(b"\x08\x08" + model.SerializeToString())
+    elif kind == "xml":
+        info = f"<vit_hub value={quoteattr(text)}/><labels value={quoteattr(labels)}/>"
+        path.write_text(f'<?xml version="1.0"?><net><rt_info>{info}</rt_info></net>', encoding="utf-8")
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("m/extra/vit_hub", text)
+            archive.writestr("m/extra/labels", labels)
+    if random.random() < 0.3:
+        path.write_bytes(change.bits(path.read_bytes(), random))
+    exported_file(path)
+
+
+def _certificate(data: bytes, folder: Path, random: Random) -> None:
+    path = folder / "certificate.json"
+    path.write_bytes(data)
+    read_record(path)
+
+
+def _mapping(data: bytes, folder: Path, random: Random) -> None:
+    path = folder / "mapping"
+    path.write_bytes(data)
+    mapping_of(path)
+
+
+def _journal(data: bytes, folder: Path, random: Random) -> None:
+    part = PartFile(folder / "x", pinned=random.random() < 0.5)
+    part.file.write_bytes(bytes(100))
+    part.journal.write_bytes(data)
+    part.restore(random.choice((None, 100, 200)))
+    assert 0 <= part.size <= 100
+
+
+def _list(name: str, data: bytes, folder: Path, random: Random) -> None:
+    path = folder / name
+    path.write_bytes(data)
+    for item in itertools.islice(Sources.of([str(path)]).items(), 10):
+        with contextlib.suppress(OSError):
+            content_of(item)
+
+
+def _name(name: str, folder: Path, random: Random) -> None:
+    revision = name if random.random() < 0.2 else None
+    plan("someone/vit" if revision else name, revision=revision)
+    vit_hub.open_checkpoint("someone/vit" if revision else name, revision=revision, offline=True)
 
 
 def _image(data: bytes, folder: Path, random: Random) -> None:
@@ -221,6 +357,47 @@ def readers(folder: Path) -> dict[str, Reader]:
     }
     for name, (document, read) in documents.items():
         found[name] = Reader(partial(change.changed_text, json.dumps(document).encode()), read)
+    found |= _more(folder, of)
     images = [of[f"image.{kind}"] for kind in IMAGES]
     found["image"] = Reader(lambda random: change.bits(random.choice(images), random), _image)
     return found
+
+
+def _more(folder: Path, of: dict[str, bytes]) -> dict[str, Reader]:
+    """Return the readers of what is not weights."""
+    inside = {path.name: path.read_bytes() for path in (folder / "adapter").iterdir()}
+    base = folder / "timm.safetensors"
+    found = {"adapter": Reader(partial(change.changed_folder, inside), partial(_adapted, base))}
+    for to in RESULTS:
+        paths = [path for path in (folder / to).rglob("*") if path.is_file() and path.name != ".lock"]
+        files = {path.relative_to(folder / to).as_posix(): path.read_bytes() for path in paths}
+        found[f"embed_{to}"] = Reader(partial(change.changed_result, files), _result)
+    for kind in ("onnx", "xml", "pt2"):
+        found[f"program_{kind}"] = Reader(partial(change.changed_text, of["facts.json"]), partial(_program, kind))
+    for name, document, read in (
+        ("certificate", _CERTIFICATE, _certificate),
+        ("mapping", {"cat": 3, "dog": "n02", "x": 0}, _mapping),
+        ("journal", {"version": 1, "total": 200, "validator": '"x"', "have": [[0, 50], [60, 100]]}, _journal),
+    ):
+        found[name] = Reader(partial(change.changed_text, json.dumps(document).encode()), read)
+    found["images_tar"] = Reader(partial(change.changed_tar, of["images.tar"]), partial(_list, "images.tar"))
+    parquet_file = partial(change.bits, of["images.parquet"])
+    found["images_parquet"] = Reader(parquet_file, partial(_list, "images.parquet"))
+    found["name"] = Reader(partial(change.changed_name, _NAMES), _name)
+    return found
+
+
+_CERTIFICATE = {
+    "certificate": 1, "source": "m", "weights": {"sha256": "0"}, "config": {"depth": 1}, "reference": {"output": [1.0]},
+    "settings": {
+        "device": "cpu", "dtype": "float32", "compile": None, "runtime": "torch", "images": None, "limit": 1,
+        "against": ["timm"], "opening": {"overrides": {"num_heads": 2}},
+    },
+    "findings": [{"name": "x", "verdict": "pass", "figures": {"error": 0.5}}],
+}  # fmt: skip
+_NAMES = (
+    "vit-b16", "someone/vit", "someone/vit@main", "hf://someone/vit@v1/x.safetensors", "hf-hub:someone/vit",
+    "https://e.org:8000/w.safetensors?a=b#c", "https://u:p@e.org/w.pth", "https://[::1]:80/x.npz", "file:///x/y.pth",
+    "https://huggingface.co/a/b/resolve/main/w.pth", "gs://bucket/x.npz", "s3://bucket/x.pth", "local-dir:x",
+    "augreg:B_16-i21k-300ep-lr_0.001-aug_none-wd_0.1-do_0.0-sd_0.0", "./x/y.pth",
+)  # fmt: skip

@@ -17,5 +17,5 @@ def test_every_reader_reads_a_changed_file_or_refuses_it() -> None:
     seconds = min(float(os.environ.get("VIT_HUB_FUZZ_SECONDS", "0")), 60)
     result = run([], 0, seconds=seconds) if seconds else run([], 0, inputs=12)
     assert not result.findings
-    assert len(result.counts) == 19
+    assert len(result.counts) == 32
     assert min(result.counts.values()) >= 12

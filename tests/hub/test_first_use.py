@@ -22,7 +22,8 @@ from vit_hub.errors import DownloadError, IntegrityError
 from vit_hub.hub.cache.inventory import find, items, remove
 from vit_hub.hub.cache.records import Delivery, read_record
 from vit_hub.hub.fetch import fetch
-from vit_hub.hub.names.address import address, is_safe_name, source_of
+from vit_hub.hub.names.address import address, source_of
+from vit_hub.hub.names.wellformed import is_safe_name
 from vit_hub.registry import WeightSource
 
 __all__ = ["cache", "hub", "server"]  # fixtures

@@ -181,7 +181,7 @@ def test_the_card_says_where_the_weights_come_from(server: UploadServer, command
     server.add_repo("someone/base", {"model.safetensors": timm_file(), "config.json": config.encode()})
     done = command("push", "someone/base", REPO, "--license", "Terms of Ours", "--dry-run", "--json")
     assert done.returncode == 0, done.stdout
-    assert "Terms of Ours is not an open one" in done.stderr
+    assert "Terms of Ours` is not an open one" in done.stderr
     card = ModelCard(json.loads(done.stdout)["card"])
     assert card.data.base_model == "someone/base"
     assert (card.data.license, card.data.license_name) == ("other", "terms-of-ours")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import socket
 import threading
@@ -12,9 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import pytest
+import torch
 from click.testing import CliRunner
 from hub_fixtures import cache, server
+from PIL import Image
 from servers import Reply, Server
 from tiny import timm_file, vit_jax_file
 
@@ -24,12 +28,16 @@ import vit_hub.hub.http.response
 import vit_hub.hub.http.retry
 from vit_hub.cli import main
 from vit_hub.errors import CheckpointError, ConfigError, DownloadError, IntegrityError, ModelNotFoundError, VitHubError
+from vit_hub.exporting.runtimes import in_runtime
 from vit_hub.hub.cache.hashes import sha256_of, stamp_file
-from vit_hub.hub.cache.paths import fetched_file, file_lock, is_trusted
+from vit_hub.hub.cache.paths import PROGRAM_RECORD, cache_dir, fetched_file, file_lock, is_trusted
 from vit_hub.hub.cache.records import read_record, record_file
 from vit_hub.hub.fetch import fetch
+from vit_hub.hub.http.part_file import PartFile
 from vit_hub.hub.lockfile import lock
 from vit_hub.registry import WeightSource
+from vit_hub.running.reading import content_of
+from vit_hub.running.sources import Item, Place
 
 __all__ = ["cache", "server"]  # fixtures
 
@@ -162,6 +170,59 @@ def test_a_head_that_never_ends(
     assert len(waits) == times
 
 
+def late(connection: socket.socket) -> None:
+    time.sleep(0.6)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(WEIGHTS) + WEIGHTS)
+
+
+def test_a_slow_server_may_be_given_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vit_hub.hub.http.retry, "pause", lambda seconds: None)
+    monkeypatch.setattr(vit_hub.hub.http.response, "HEAD_TIME", 0.2)
+    with sending(late) as url:
+        with pytest.raises(DownloadError, match=r"no response within 0\.2 seconds"):
+            fetch(web(url))
+        monkeypatch.setenv("VIT_HUB_TIMEOUT", "20")
+        assert fetch(web(url)).read_bytes() == WEIGHTS
+    for given in ("x", "-1", "nan", "1e9"):
+        monkeypatch.setenv("VIT_HUB_TIMEOUT", given)
+        with pytest.raises(DownloadError, match="VIT_HUB_TIMEOUT"):
+            fetch(web("http://127.0.0.1:9/y.safetensors"))
+
+
+def endless_chunk(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n4;")
+    while True:
+        time.sleep(0.02)
+        connection.sendall(b"x")
+
+
+def endless_trailer(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n0\r\nX: ")
+    while True:
+        time.sleep(0.02)
+        connection.sendall(b"x")
+
+
+def slow_body(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+    while True:
+        time.sleep(0.02)
+        connection.sendall(b"x")
+
+
+@pytest.mark.parametrize("send", [endless_chunk, endless_trailer, slow_body])
+def test_a_body_that_never_ends(send: Callable[[socket.socket], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(vit_hub.hub.http.retry, "pause", waits.append)
+    monkeypatch.setattr(vit_hub.hub.http.response, "SLOW_TIME", 0.3)
+    with sending(send) as url:
+        with pytest.raises(DownloadError, match="bytes in 0 seconds"):
+            fetch(web(url))
+        assert len(waits) == 3
+        with pytest.raises(DownloadError, match="bytes in 0 seconds"):
+            content_of(Item(0, "x", None, Place("url", url), url))
+
+
 @pytest.mark.parametrize(
     "headers",
     [
@@ -230,3 +291,65 @@ def test_hashes_can_be_required(server: Server, monkeypatch: pytest.MonkeyPatch)
     assert vit_hub.download("vit-nano-digits").is_file()
     assert fetch(dataclasses.replace(web(url), sha256=hashlib.sha256(WEIGHTS).hexdigest())).is_file()
     assert vit_hub.open_checkpoint(url, locked=True, overrides={"num_heads": 3}).config.num_heads == 3
+
+
+def test_each_command_that_fetches_can_require_hashes() -> None:
+    for name in main.list_commands(click.Context(main)):
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        options = {option for param in command.params for option in param.opts}
+        assert ("--offline" in options) == ("--require-hashes" in options), name
+
+
+@pytest.mark.parametrize("verb", ["convert", "inspect", "embed", "export"])
+def test_commands_take_exactly_the_locked_files(server: Server, tmp_path: Path, verb: str) -> None:
+    url = server.url + "/tiny.safetensors"
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    rest = {"convert": [tmp_path / "c.safetensors"], "embed": [picture, "--out", tmp_path / "out", "--workers", 0]}
+    rest["export"] = [tmp_path / "m.onnx"]
+    call = [verb, url, *map(str, rest.get(verb, [])), "--set", "num_heads=3", "--locked", "--lockfile", "a.lock"]
+    missing = CliRunner().invoke(main, call)
+    assert (missing.exit_code, "no such lock file" in missing.stderr) == (1, True)
+    lock([url], Path("a.lock"))
+    found = CliRunner().invoke(main, call)
+    assert found.exit_code == 0, found.output
+    pinned = sha256_of(fetched_file(url))
+    Path("a.lock").write_text(Path("a.lock").read_text().replace(pinned, "0" * 64))
+    refused = CliRunner().invoke(main, [*call, *(["--force"] if verb in ("convert", "export") else [])])
+    assert (refused.exit_code, "0" * 64 in refused.stderr) == (1, True)
+
+
+def test_a_local_file_is_in_no_lock_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(WEIGHTS)
+    lock(["vit-nano-digits"])
+    with pytest.raises(ConfigError, match="in no lock file"):
+        vit_hub.load(path, locked=True)
+
+
+@pytest.mark.parametrize("how", ["link", "other owner"])
+def test_a_planted_begin_of_a_download_is_not_continued(server: Server, tmp_path: Path, how: str) -> None:
+    url = server.url + "/tiny.safetensors"
+    path = fetched_file(url)
+    part = PartFile(path, pinned=False)
+    plant(part.file, b"evil" * 10, how, tmp_path)
+    journal = {"version": 1, "total": len(WEIGHTS), "validator": '"a"', "have": [[0, 40]]}
+    part.journal.write_text(json.dumps(journal))
+    part.restore(None)
+    assert part.size == 0
+    assert fetch(web(url)).read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize(("planted", "how"), [("program.onnx", "link"), (PROGRAM_RECORD, "other owner")])
+def test_a_planted_program_is_made_anew(planted: str, how: str, tmp_path: Path) -> None:
+    model = vit_hub.load("vit-nano-digits")
+    images = torch.rand(1, *model.config.input_shape(model.input_size))
+    wanted = in_runtime(model, "onnxruntime")(images)
+    [file] = cache_dir().glob(f"programs/*/{planted}")
+    content = file.read_bytes()
+    file.unlink()
+    plant(file, content, how, tmp_path)
+    assert not is_trusted(file)
+    assert torch.equal(in_runtime(model, "onnxruntime")(images), wanted)
+    assert is_trusted(file)

@@ -24,8 +24,9 @@ from servers import Reply, serving
 import vit_hub
 from vit_hub.errors import ConfigError, VitHubError
 from vit_hub.model.config import ViTConfig
-from vit_hub.running.folder import Folder
+from vit_hub.running.folder import Folder, read_manifest
 from vit_hub.running.models import own_gpu
+from vit_hub.running.neighbours import knn
 from vit_hub.running.outputs import read_rows
 from vit_hub.running.sources import Sources
 
@@ -490,8 +491,15 @@ def test_without_pyarrow_other_formats_work(photos: Path, tmp_path: Path, monkey
     assert vit_hub.embed(NAME, photos, tmp_path / "out", to="npy").rows == 13
 
 
+MANIFEST: dict[str, Any] = {
+    "weights": {"sha256": "0" * 64}, "preprocessing": {}, "what": "embedding", "normalize": False, "format": "npy",
+    "stored": "float32", "shape": [4], "dtype": "float32", "model": "", "options": {}, "max_patches": None,
+    "fast_decode": False,
+}  # fmt: skip
+
+
 def test_a_folder_knows_its_shards(tmp_path: Path) -> None:
-    folder = Folder.prepare(tmp_path / "out", {"a": 1})
+    folder = Folder.prepare(tmp_path / "out", MANIFEST)
     assert folder.record(0) is None
     folder.finish(0, "d", 2, [])
     assert (folder.numbers(), folder.record(0)) == ([0], {"digest": "d", "rows": 2, "errors": []})
@@ -499,3 +507,31 @@ def test_a_folder_knows_its_shards(tmp_path: Path) -> None:
     folder.finish(1, "e", 2, [])
     assert folder.conclude(2, 4)
     assert folder.complete
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"weights": {}}, {"shape": ["a"]}, {"shape": [10**30]}, {"format": "pickle"}, {"options": []}, {"model": 5}),
+        *({"options": {"overrides": 1}}, {"max_patches": -1}),
+    ],
+    ids=str,
+)
+def test_a_damaged_manifest_is_one_error(tmp_path: Path, change: dict[str, Any]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "_manifest.json").write_text(json.dumps({**MANIFEST, **change}))
+    for call in (lambda: read_manifest(out), lambda: knn(out, out)):
+        with pytest.raises(VitHubError, match=r"_manifest\.json: cannot be read: it\."):
+            call()
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"digest": 5}', "[" * 5000, '{"digest": "d", "rows": -1, "errors": []}'])
+def test_a_damaged_record_of_a_shard_names_its_file(tmp_path: Path, text: str) -> None:
+    folder = Folder.prepare(tmp_path / "out", MANIFEST)
+    folder.finish(0, "d", 2, [])
+    (folder.path / "_shards" / "part-00000.json").write_text(text)
+    (folder.path / "_shards" / "part-x.json").write_text("{}")
+    assert folder.numbers() == [0]
+    with pytest.raises(VitHubError, match=r"part-00000\.json: cannot be read"):
+        folder.record(0)

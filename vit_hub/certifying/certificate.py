@@ -8,10 +8,11 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 from vit_hub.converters.containers import atomic_path
 from vit_hub.errors import CheckpointError, VitHubError
+from vit_hub.untrusted import SIZE, Between, conform, read_json
 
 __all__ = ["Certificate", "Change", "Finding", "Verdict", "changes", "read_record", "write_record"]
 
@@ -19,7 +20,48 @@ Verdict = Literal["pass", "fail", "none"]
 _VERSION = 1
 # Two runs of one program in float64 agree to this, whatever the machine.
 _SAME = 1e-9
-_SETTINGS = {"device", "dtype", "compile", "runtime", "images", "limit", "against", "opening"}
+
+
+class _Opening(TypedDict, total=False):
+    """Arguments of :func:`vit_hub.open_checkpoint`, as JSON has them."""
+
+    format: str
+    overrides: dict[str, Any]
+    prefix: str
+    base: str
+    head: str
+    dequantize: bool
+    revision: str
+    locked: bool | str
+    offline: bool
+
+
+class _Settings(TypedDict):
+    device: str
+    dtype: str
+    compile: str | None
+    runtime: str
+    images: str | None
+    limit: Annotated[int, Between(0, SIZE.most)]
+    against: list[str]
+    opening: _Opening
+
+
+class _Line(TypedDict):
+    name: str
+    verdict: Verdict
+    figures: dict[str, Any]
+
+
+class _Record(TypedDict):
+    """What is read of a certificate; it has more."""
+
+    source: str
+    settings: _Settings
+    weights: dict[str, Any]
+    config: dict[str, Any]
+    reference: dict[str, list[Any]]
+    findings: list[_Line]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,21 +162,18 @@ def read_record(path: Path) -> dict[str, Any]:
         CheckpointError: the file is no certificate.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = read_json(path)
+        if not isinstance(found, dict) or found.get("certificate") != _VERSION:
+            raise ValueError("it is none, or of another version")
+        conform(found, _Record, "it")
+        unknown = found["settings"]["opening"].keys() - _Opening.__annotations__.keys()
+        if unknown:
+            raise ValueError(f"it.settings.opening: {min(unknown)!r} is no option")
     except OSError as error:
         raise VitHubError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise CheckpointError(f"{path}: not a certificate: it is not JSON", hint=_WRITES) from error
-    kinds = {"source": str, "settings": dict, "weights": dict, "config": dict, "reference": dict, "findings": list}
-    wrong = [key for key, kind in kinds.items() if not isinstance(found, dict) or not isinstance(found.get(key), kind)]
-    if wrong or found.get("certificate") != _VERSION:
-        what = f"its {wrong[0]} is missing or damaged" if wrong else "it is of another version"
-        raise CheckpointError(f"{path}: not a certificate: {what}", hint=_WRITES)
-    if not found["settings"].keys() >= _SETTINGS or not all(
-        isinstance(line, dict) and line.keys() >= {"name", "verdict", "figures"} for line in found["findings"]
-    ):
-        raise CheckpointError(f"{path}: not a certificate: its settings or findings are damaged", hint=_WRITES)
-    return dict(found)
+        raise CheckpointError(f"{path}: not a certificate: {error}", hint=_WRITES) from error
+    return found
 
 
 _WRITES = "`vit-hub check MODEL --certificate FILE` writes one"

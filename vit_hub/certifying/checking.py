@@ -27,6 +27,7 @@ from vit_hub.hub.cache.hashes import sha256_of
 from vit_hub.loading import load
 from vit_hub.model.device import usable_device
 from vit_hub.model.vit import VisionTransformer
+from vit_hub.untrusted import usable_path
 
 __all__ = ["check"]
 
@@ -84,7 +85,7 @@ def check(
             if value
         },
     }
-    record = read_record(Path(replay)) if replay is not None else None
+    record = read_record(usable_path(replay)) if replay is not None else None
     if record is not None:
         source = record["source"] if source is None else source
         settings = {**record["settings"], **({} if device is None else {"device": str(device)})}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,28 +30,11 @@ Examples:
 """
 
 
-def _require_hashes(context: click.Context, parameter: click.Parameter, given: bool) -> None:
-    """Set ``VIT_HUB_REQUIRE_HASHES`` while the command runs."""
-    if not given:
-        return
-    name = "VIT_HUB_REQUIRE_HASHES"
-    before = os.environ.get(name, "")  # empty means not set
-    os.environ[name] = "1"
-    context.call_on_close(lambda: os.environ.update({name: before}))
-
-
 @click.command("download", cls=Verb, short_help="Download models.", epilog=_EPILOG)
 @click.argument("names", shell_complete=complete_source, nargs=-1, metavar="NAME...")
 @revision_option
 @click.option("--locked", is_flag=True, help="Fetch exactly the files in the lock file, by default for all its models.")
 @lockfile_option("Lock file for --locked.")
-@click.option(
-    "--require-hashes",
-    is_flag=True,
-    expose_value=False,
-    callback=_require_hashes,
-    help="Refuse weights whose hash neither the registry nor the lock file pins.",
-)
 @click.option("--dry-run", is_flag=True, help="Open no connection; print what would be fetched.")
 @offline_option
 @click.option("--force", is_flag=True, help="Convert again even if the result is cached.")

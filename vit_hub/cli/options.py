@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from click.shell_completion import CompletionItem
 from vit_hub.cli.output import Output
 from vit_hub.cli.settings import parse_size, set_option
 from vit_hub.model.config import RESIZE_METHODS
+from vit_hub.untrusted import shorten
 
 __all__ = [
     "Verb",
@@ -61,6 +63,17 @@ class Verb(click.Command):
             _switch("quiet", "-q", "--quiet", help="Print only the result and errors, in the shortest form."),
             _switch("debug", "--debug", help="Show the traceback of an error."),
         ]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments, of which a program that calls this one may make some that no shell can."""
+        for argument in args:
+            try:
+                given = os.fsencode(argument)
+            except UnicodeEncodeError:
+                given = b"\0"
+            if b"\0" in given:
+                raise click.UsageError(f"{shorten(repr(argument))} is no text that a name can have", ctx)
+        return super().parse_args(ctx, args)
 
 
 def _switch(attribute: str, *names: str, help: str) -> click.Option:
@@ -174,7 +187,29 @@ revision_option = click.option(
     metavar="REVISION",
     help="Branch, tag or commit of the Hugging Face repository, instead of the pinned one.",
 )
-offline_option = click.option("--offline", is_flag=True, help="Open no connection; use only files on this machine.")
+
+
+def _require_hashes(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+    """Set ``VIT_HUB_REQUIRE_HASHES`` while the command runs."""
+    if not given:
+        return
+    name = "VIT_HUB_REQUIRE_HASHES"
+    before = os.environ.get(name, "")  # empty means not set
+    os.environ[name] = "1"
+    context.call_on_close(lambda: os.environ.update({name: before}))
+
+
+def offline_option(command: _Command) -> _Command:
+    """Add the options of everything that fetches weights by their name: ``--offline``, and ``--require-hashes``."""
+    hashes = click.option(
+        "--require-hashes",
+        is_flag=True,
+        expose_value=False,
+        callback=_require_hashes,
+        help="Refuse weights whose hash neither the registry nor a lock file pins.",
+    )
+    offline = click.option("--offline", is_flag=True, help="Open no connection; use only files on this machine.")
+    return offline(hashes(command))
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -219,7 +254,7 @@ def _together(argument: str, **options: Callable[[_Command], _Command]) -> Calla
     return decorate
 
 
-source_options = _together(
+_source_options = _together(
     "source_options",
     format=source_format_option,
     overrides=set_option,
@@ -246,9 +281,29 @@ source_options = _together(
         help="Compute floating-point weights of quantized ones: bitsandbytes' 8 and 4 bits, 8-bit floats.",
     ),
     revision=revision_option,
+    locked=click.option(
+        "--locked", is_flag=True, help="Take exactly the files in the lock file, and hash all of them."
+    ),
+    lockfile=lockfile_option("Lock file for --locked."),
     offline=offline_option,
 )
-"""Options for reading a checkpoint, as :func:`vit_hub.open_checkpoint` takes them."""
+
+
+def source_options(command: _Command) -> _Command:
+    """Add options for reading a checkpoint; the command gets them as :func:`vit_hub.open_checkpoint` takes them."""
+
+    @functools.wraps(command)
+    def given(*args: Any, source_options: dict[str, Any], **values: Any) -> Any:
+        options = dict(source_options)
+        lockfile = options.pop("lockfile")
+        if lockfile and not options["locked"]:
+            raise click.UsageError("--lockfile is for --locked")
+        options["locked"] = lockfile or options["locked"]
+        return command(*args, source_options=options, **values)
+
+    return _source_options(cast(_Command, given))
+
+
 resize_options = _together(
     "resize_options",
     image_size=image_size_option,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 import click
 
 from vit_hub.model.config import ViTConfig
+from vit_hub.untrusted import parse_json
 
 __all__ = ["parse_size", "set_option", "setting_option"]
 
@@ -56,7 +57,7 @@ def _none_or_number(text: str) -> float | None:
 
 
 def _none_or_fields(text: str) -> dict[str, Any] | None:
-    fields = None if text.lower() == "none" else json.loads(text)
+    fields = None if text.lower() == "none" else parse_json(text)
     if fields is not None and not isinstance(fields, dict):
         raise ValueError(text)
     return fields

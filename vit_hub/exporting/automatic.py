@@ -17,7 +17,7 @@ from vit_hub.converters.containers import atomic_path
 from vit_hub.errors import ConfigError, UnsupportedByFormatError
 from vit_hub.exporting.program import Run
 from vit_hub.exporting.runtimes import RUNTIMES, TORCH, check_runtime, in_runtime, program_settings
-from vit_hub.hub.cache.paths import choice_file, file_lock
+from vit_hub.hub.cache.paths import choice_file, file_lock, is_trusted
 from vit_hub.model.device import processor_name
 from vit_hub.model.vit import VisionTransformer
 from vit_hub.untrusted import read_json
@@ -73,7 +73,7 @@ def _able(dtype: str) -> Iterator[str]:
 def _kept(path: Path, able: list[str]) -> str | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         name = read_json(path)["runtime"]
-        return name if name in able else None
+        return name if name in able and is_trusted(path) else None
     return None
 
 

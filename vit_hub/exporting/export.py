@@ -23,6 +23,7 @@ from vit_hub.loading import load
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.outputs import output_name
 from vit_hub.model.vit import VisionTransformer
+from vit_hub.untrusted import usable_path
 
 __all__ = [
     "TARGETS",
@@ -153,7 +154,7 @@ def export(
         UnsupportedByFormatError: the runtime cannot take the program or computes something else; nothing is written.
         VitHubError: the source cannot be read, or the file cannot be written.
     """
-    path = Path(destination)
+    path = usable_path(destination)
     name = _target(path, to)
     refuse_existing(TARGETS[name].files(path), overwrite=overwrite)
     kind = "int8" if int8 else dtype

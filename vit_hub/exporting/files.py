@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from vit_hub.hub.trust import require_signed
 from vit_hub.model.config import ViTConfig, size_pair
 from vit_hub.model.vit import VisionTransformer
 from vit_hub.shown import size_text
-from vit_hub.untrusted import parse_json
+from vit_hub.untrusted import conform, parse_json
 
 __all__ = ["ExportedFile", "exported_file"]
 
@@ -141,6 +141,24 @@ class ExportedFile:
         return run_pixels
 
 
+class _Optional(TypedDict, total=False):
+    passport: dict[str, Any] | None
+    mean: list[float]
+    std: list[float]
+
+
+class _Facts(_Optional):
+    """What an exported file says of itself."""
+
+    config: dict[str, Any]
+    what: str
+    dtype: str
+    image_size: list[int]
+    dynamic: bool
+    with_preprocess: bool
+    version: str
+
+
 def exported_file(path: str | os.PathLike[str]) -> ExportedFile | None:
     """Return what a file is if ``vit-hub export`` wrote it; None: it did not.
 
@@ -156,7 +174,9 @@ def exported_file(path: str | os.PathLike[str]) -> ExportedFile | None:
         return None
     try:
         about = parse_json(facts.texts[FACTS_KEY])
-        labels = facts.texts.get(LABELS_KEY)
+        conform(about, _Facts, FACTS_KEY)
+        labels = parse_json(facts.texts.get(LABELS_KEY) or "[]")
+        conform(labels, list[str], LABELS_KEY)
         passport = about.get("passport")
         if about["dtype"] not in TOLERANCES:
             raise ValueError(f"there is no dtype {about['dtype']!r}")
@@ -165,7 +185,7 @@ def exported_file(path: str | os.PathLike[str]) -> ExportedFile | None:
             target=facts.target,
             config=ViTConfig.from_dict(about["config"]),
             passport=None if passport is None else Passport.from_json(json.dumps(passport), str(place)),
-            labels=tuple(parse_json(labels)) if labels else None,
+            labels=tuple(labels) or None,
             what=str(about["what"]),
             dtype=str(about["dtype"]),
             image_size=size_pair("image_size", tuple(about["image_size"])),

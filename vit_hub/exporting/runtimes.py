@@ -18,7 +18,7 @@ from vit_hub.errors import ConfigError, UnsupportedByFormatError
 from vit_hub.exporting.export import TARGETS, TOLERANCES, check_packages, write_program
 from vit_hub.exporting.program import Options, Run, make_program
 from vit_hub.hub.cache.hashes import sha256_of
-from vit_hub.hub.cache.paths import PROGRAM_RECORD, file_lock, program_folder
+from vit_hub.hub.cache.paths import PROGRAM_RECORD, file_lock, is_trusted, program_folder
 from vit_hub.model.outputs import output_function
 from vit_hub.model.vit import VisionTransformer
 from vit_hub.untrusted import read_json
@@ -136,13 +136,14 @@ def program_settings(model: VisionTransformer, runtimes: Sequence[str], what: st
 
 
 def _is_whole(path: Path, settings: Mapping[str, Any]) -> bool:
-    """Return whether a program is there, made with these settings and unchanged since."""
+    """Return whether a program is there, made by whom the cache trusts, with these settings and unchanged since."""
     try:
         record = read_json(path.parent / PROGRAM_RECORD)
         files = {path.parent / name: sha256 for name, sha256 in record["files"].items()}
         return bool(
             record["settings"] == settings
             and path in files
+            and all(map(is_trusted, (path.parent / PROGRAM_RECORD, *files)))
             and all(sha256_of(file) == sha256 for file, sha256 in files.items())
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

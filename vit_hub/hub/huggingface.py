@@ -33,9 +33,10 @@ from vit_hub.hub.http.failures import check_certificates, explain, proxy_login
 from vit_hub.hub.http.metadata import guard_names
 from vit_hub.hub.http.response import TRANSIENT
 from vit_hub.hub.http.retry import RetryPolicy, TransientError, retry_after
-from vit_hub.hub.names.address import address, is_commit, is_safe_name
+from vit_hub.hub.names.address import address, is_commit
 from vit_hub.hub.names.credentials import hide_credentials, without_credentials
 from vit_hub.hub.names.hugging_face import is_one_file
+from vit_hub.hub.names.wellformed import is_safe_name
 from vit_hub.progress import on_terminal
 from vit_hub.registry import WeightSource
 from vit_hub.version import __version__
@@ -57,7 +58,6 @@ _NO_SPACE = "Not enough free disk space"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 _FETCH_ONCE = "fetch it once with a connection: without offline=True (--offline), VIT_HUB_OFFLINE and HF_HUB_OFFLINE"
-_TIMEOUT = 10.0  # seconds
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -201,13 +201,14 @@ def _chosen(source: WeightSource, names: Sequence[str], offline: bool) -> str:
 def _listing(source: WeightSource) -> list[str]:
     """Return the names of all files of a repository."""
     from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
 
     api = HfApi(library_name="vit-hub", library_version=__version__)
     try:
         info = _patiently(
             source,
             "its list of files",
-            lambda: api.model_info(source.repo or "", revision=source.revision, timeout=_TIMEOUT),
+            lambda: api.model_info(source.repo or "", revision=source.revision, timeout=HF_HUB_ETAG_TIMEOUT),
         )
     except VitHubError:
         raise
@@ -237,10 +238,11 @@ def _reach(source: WeightSource, name: str) -> None:
         DownloadError: there is no connection.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
 
     try:
         url = hf_hub_url(source.repo or "", name, revision=source.revision)
-        _patiently(source, name, lambda: get_hf_file_metadata(url, timeout=_TIMEOUT, library_name="vit-hub"))
+        _patiently(source, name, lambda: get_hf_file_metadata(url, timeout=HF_HUB_ETAG_TIMEOUT, library_name="vit-hub"))
     except VitHubError:
         raise
     except Exception:

@@ -14,10 +14,10 @@ from vit_hub.hub.cache.records import Delivery, Pin, Record, difference
 from vit_hub.hub.fetch import record_of
 from vit_hub.hub.names.address import address, source_of
 from vit_hub.hub.names.credentials import without_credentials
-from vit_hub.hub.names.locate import locate, refuse_local
+from vit_hub.hub.names.locate import local_path, locate, refuse_local
 from vit_hub.hub.resolve import Resolved, fetch_any, resolve
 from vit_hub.registry import Entry, WeightSource
-from vit_hub.untrusted import read_json
+from vit_hub.untrusted import read_json, usable_path
 
 __all__ = ["LOCKFILE", "check_locked", "lock", "locked_model", "read_lock", "resolve_locked"]
 
@@ -44,7 +44,7 @@ def lock(
         ConfigError: a name is a local file.
         VitHubError: as :func:`vit_hub.hub.resolve.resolve`; or the existing lock file cannot be read.
     """
-    if file.exists():  # one that cannot be read is refused before anything is fetched
+    if usable_path(file).exists():  # one that cannot be read is refused before anything is fetched
         read_lock(file)
     found = {}
     for name in names:
@@ -133,10 +133,11 @@ def resolve_locked(
         IntegrityError: a file is not the locked one.
         VitHubError: as :func:`read_lock` and :func:`vit_hub.hub.resolve.fetch_any`.
     """
-    refuse_local(name)
+    if local_path(name) is not None:
+        raise ConfigError(f"{name}: a local file or folder is in no lock file", hint="leave out locked= (--locked)")
     if revision is not None:
         raise ConfigError(f"{name}: the lock file gives the revision", hint="leave out revision= (--revision)")
-    file = LOCKFILE if isinstance(locked, bool) else Path(locked)
+    file = LOCKFILE if isinstance(locked, bool) else usable_path(locked)
     entry, source, delivery = locked_model(name, file)
     resolved = fetch_any(entry, (source,), offline=offline, progress=progress)
     check_locked(resolved, delivery, file)

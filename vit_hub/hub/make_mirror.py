@@ -22,6 +22,7 @@ from vit_hub.hub.names.locate import refuse_local
 from vit_hub.hub.resolve import Resolved, resolve
 from vit_hub.hub.signing import Trust, file_signature, open_signature, public_key, signature_of
 from vit_hub.registry import WeightSource
+from vit_hub.untrusted import usable_path
 
 __all__ = ["Mirrored", "add_to_mirror"]
 
@@ -72,6 +73,7 @@ def add_to_mirror(
         SignatureError: somebody else signed or changed the mirror's index.
         VitHubError: as :func:`vit_hub.hub.resolve.resolve`; or the folder cannot be written, or has a damaged index.
     """
+    usable_path(folder)
     for name in names:
         refuse_local(name)
     signer = public_key(key) if key is not None else None

@@ -117,7 +117,7 @@ def package(
     if chosen.lower() == UNKNOWN_LICENSE:
         warnings.append("no licence is stated: make sure that you may publish the weights at all")
     elif restricted:
-        warnings.append(f"licence {chosen} is not an open one: make sure that its terms allow publishing the weights")
+        warnings.append(f"licence `{chosen}` is not an open one: make sure that its terms allow publishing the weights")
     if as_it_is:
         files, left_out = _own_files(resolved.path, ckpt)
     else:

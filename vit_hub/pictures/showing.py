@@ -29,6 +29,7 @@ from vit_hub.progress import step_bar
 from vit_hub.running.models import Runnable, runnable
 from vit_hub.running.reading import Reader, content_of
 from vit_hub.running.sources import Item, Place, Sources
+from vit_hub.untrusted import usable_path
 
 __all__ = ["Shown", "check_destination", "show"]
 
@@ -160,7 +161,7 @@ def check_destination(out: str | os.PathLike[str], kinds: Iterable[str] = (), *,
     Raises:
         ConfigError: a file is there already, or its suffix is none of those that are written.
     """
-    path = Path(out)
+    path = usable_path(out)
     suffix = path.suffix.lower()
     single = suffix in (*_PAGES, _PICTURE)
     if not single and suffix and not path.is_dir():

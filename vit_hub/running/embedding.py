@@ -19,13 +19,14 @@ from vit_hub.model.vit import VisionTransformer
 from vit_hub.progress import on_terminal, step_bar
 from vit_hub.running.embedder import Embedder
 from vit_hub.running.engine import Done, run
-from vit_hub.running.folder import Folder, begun_in, digest_of, other_images
+from vit_hub.running.folder import Folder, Loading, begun_in, digest_of, other_images
 from vit_hub.running.models import Runnable, runnable
 from vit_hub.running.outputs import check_format
 from vit_hub.running.ray_engine import embed_on_ray
 from vit_hub.running.reading import Reader
 from vit_hub.running.shards import write_shard
-from vit_hub.running.sources import Item, Sources, batches_of
+from vit_hub.running.sources import Item, Sources, batches_of, writable
+from vit_hub.untrusted import usable_path
 from vit_hub.version import __version__
 
 __all__ = ["EmbeddingReport", "embed", "manifest_of", "share_of_run"]
@@ -145,7 +146,7 @@ def embed(
     settings = {"what": what, "normalize": normalize, "format": to, "stored": store, "shard_size": shard_size}
     settings |= {"max_patches": max_patches, "fast_decode": fast_decode, "runtime": computation.runtime}
     manifest = manifest_of(model, settings, shape, sources, options)
-    folder = Folder.prepare(Path(out), manifest)
+    folder = Folder.prepare(usable_path(out), manifest)
     task = _Run(folder, sources, shard_size, (rank, world), retry_errors)
     total = sources.count() if progress and on_terminal() else None
     with step_bar("embedding", total, show=progress) as advance, task.writer:
@@ -187,7 +188,10 @@ def manifest_of(
     """Return what a folder says of its rows, JSON-ready."""
     config = model.model.config
     passport = model.model.passport
-    plain = {name: str(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
+    plain = {
+        name: writable(os.fspath(value)) if isinstance(value, (str, os.PathLike)) else value
+        for name, value in options.items()
+    }
     return {
         "version": __version__,
         "weights": model.weights(),
@@ -197,27 +201,16 @@ def manifest_of(
         "pooling": config.pool,
         "dtype": str(model.model.patch_embed.proj.weight.dtype).removeprefix("torch."),
         "shape": list(shape),
-        "model": model.source,
-        "options": {name: value for name, value in plain.items() if name in _REPEATED and value is not None},
-        "images": list(sources.given[:_LISTED]),
+        "model": writable(model.source),
+        "options": {
+            name: value for name, value in plain.items() if name in Loading.__annotations__ and value is not None
+        },
+        "images": [writable(name) for name in sources.given[:_LISTED]],
         "passport": passport.to_dict() if passport is not None else None,
     }
 
 
-# Options of loading that are needed to load the model again, and how many of the sources are listed.
-_REPEATED = (
-    "format",
-    "overrides",
-    "prefix",
-    "base",
-    "head",
-    "dequantize",
-    "revision",
-    "image_size",
-    "patch_size",
-    "resize",
-    "pad",
-)
+# How many of the sources are listed.
 _LISTED = 100
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,8 +27,9 @@ from vit_hub.running.models import Runnable, runnable
 from vit_hub.running.reading import Reader
 from vit_hub.running.sources import Item, Sources, batches_of
 from vit_hub.shown import ShortRepr
+from vit_hub.untrusted import conform, parse_json, usable_path
 
-__all__ = ["ClassResult", "Evaluation", "evaluate", "wilson"]
+__all__ = ["ClassResult", "Evaluation", "evaluate", "mapping_of", "wilson"]
 
 _Z = 1.959963984540054  # of the normal distribution: 95 % lie within
 _SYNSET = re.compile(r"n\d{8}")
@@ -139,7 +138,7 @@ def evaluate(
     numbers, count = _labels_of(sources)
     model = runnable(source, preprocessing=preprocessing, progress=progress, **options)
     check_classes(model.model, model.source or "the model")
-    targets = _targets(numbers, model.model, _mapping(mapping))
+    targets = _targets(numbers, model.model, mapping_of(mapping))
     computation = model.computation("logits", compile=compile, batch_size=batch_size, runtime=runtime)
     reader = Reader(model.preprocessing, None, fast_decode)
     places = {label: place for place, label in enumerate(targets)}
@@ -232,29 +231,33 @@ def _published(model: Runnable) -> Metric | None:
     return min(fitting, key=lambda metric: metric.image_size != size, default=None)
 
 
-def _mapping(given: str | os.PathLike[str] | Mapping[str, int | str] | None) -> dict[str, int | str]:
+def mapping_of(given: str | os.PathLike[str] | Mapping[str, int | str] | None) -> dict[str, int | str]:
     """Return a mapping, read from a file if it is one.
 
     Raises:
         ConfigError: the file is neither a JSON object nor lines of two columns.
-        OSError: it cannot be read.
+        VitHubError: it cannot be read.
     """
     if given is None or isinstance(given, Mapping):
         return dict(given or {})
-    text = Path(given).read_text(encoding="utf-8")
+    path = usable_path(given)
     try:
-        found = json.loads(text)
-    except ValueError:
-        rows = [line.split("\t") for line in text.splitlines() if line.strip()]
-        found = {row[0].strip(): row[1].strip() for row in rows if len(row) == 2}
-        if len(found) < len(rows):
-            found = None
-    if not isinstance(found, dict):
+        content = path.read_bytes()
+    except OSError as error:
+        raise VitHubError(f"{path}: cannot be read: {error.strerror or error}") from error
+    found: dict[str, int | str]
+    try:
+        if content.lstrip().startswith(b"{"):
+            found = parse_json(content)
+            conform(found, dict[str, int | str], "it")
+            return found
+        rows = [line.split("\t") for line in content.decode().splitlines() if line.strip()]
+        return {label.strip(): name.strip() for label, name in rows}
+    except ValueError as error:
         raise ConfigError(
-            f"{os.fspath(given)}: is no mapping of labels to classes",
+            f"{path}: is no mapping of labels to classes: {error}",
             hint='write a JSON object, {"cat": 3}, or lines of label, tab, class',
-        )
-    return found
+        ) from error
 
 
 def _targets(

@@ -10,24 +10,84 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 from filelock import FileLock
 
 from vit_hub.converters.containers import atomic_path
 from vit_hub.errors import ConfigError, VitHubError
 from vit_hub.running.sources import Item
+from vit_hub.untrusted import SIZE, Between, conform, read_json
 
-__all__ = ["Folder", "begun_in", "digest_of", "read_manifest"]
+__all__ = ["Folder", "Loading", "begun_in", "digest_of", "read_manifest"]
 
 _MANIFEST, _ERRORS, _SUCCESS, _RECORDS, _LOCK = "_manifest.json", "_errors.jsonl", "_SUCCESS", "_shards", ".lock"
 # What may differ between runs of the same rows: names, and what follows from the weights.
 _NAMES = ("model", "options", "images", "passport", "weights.files", "weights.id")
 # Of folders from before it was recorded.
 _OLDER = {"runtime": "torch"}
+
+
+_Count = Annotated[int, Between(0, SIZE.most)]
+
+
+class Loading(TypedDict, total=False):
+    """Options of loading that are needed to load the model of a folder again, as JSON has them."""
+
+    format: str
+    overrides: dict[str, Any]
+    prefix: str
+    base: str
+    head: str
+    dequantize: bool
+    revision: str
+    image_size: int | list[int]
+    patch_size: int | list[int]
+    resize: str
+    pad: bool
+
+
+class _Weights(TypedDict):
+    sha256: str
+
+
+class _Later(TypedDict, total=False):
+    """Keys that older folders do not have."""
+
+    runtime: str
+
+
+class _Manifest(_Later):
+    """What is read of a manifest; it has more."""
+
+    weights: _Weights
+    preprocessing: dict[str, Any]
+    what: str
+    normalize: bool
+    format: Literal["parquet", "npy", "safetensors", "lance"]
+    stored: Literal["float32", "float16"]
+    shape: list[_Count]
+    dtype: str
+    model: str
+    options: Loading
+    max_patches: _Count | None
+    fast_decode: bool
+
+
+class _Failed(TypedDict):
+    id: int
+    path: str
+    reason: str
+
+
+class _Record(TypedDict):
+    digest: str
+    rows: _Count
+    errors: list[_Failed]
 
 
 @dataclass(frozen=True)
@@ -74,12 +134,16 @@ class Folder:
         return cls(path, there)
 
     def record(self, number: int) -> dict[str, Any] | None:
-        """Return what is known of a shard that is done: ``rows``, ``digest`` and ``errors``."""
+        """Return what is known of a shard that is done: ``rows``, ``digest`` and ``errors``.
+
+        Raises:
+            VitHubError: that is damaged.
+        """
+        path = self._record_path(number)
         try:
-            found: dict[str, Any] = json.loads(self._record_path(number).read_text(encoding="utf-8"))
+            return _read(path, _Record, "delete it and run `vit-hub embed` again, which computes this shard anew")
         except FileNotFoundError:
             return None
-        return found
 
     def finish(self, number: int, digest: str, rows: int, errors: Sequence[Mapping[str, Any]]) -> None:
         """Note that a shard is written. Its errors are added to the list, so that they can be read during the run."""
@@ -93,7 +157,7 @@ class Folder:
         """Return the numbers of the shards that are done."""
         with contextlib.suppress(FileNotFoundError):
             names = (item.stem for item in (self.path / _RECORDS).iterdir() if item.suffix == ".json")
-            return sorted(int(name.removeprefix("part-")) for name in names if name.startswith("part-"))
+            return sorted(int(name.removeprefix("part-")) for name in names if re.fullmatch("part-[0-9]{5,9}", name))
         return []
 
     def conclude(self, shards: int, images: int) -> bool:
@@ -172,15 +236,27 @@ def read_manifest(path: Path) -> dict[str, Any]:
         VitHubError: it has none, or it is damaged.
     """
     try:
-        found = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        return _read(path / _MANIFEST, _Manifest, "give a folder that `vit-hub embed` wrote")
     except FileNotFoundError as error:
         raise VitHubError(
             f"{path}: no {_MANIFEST} is there", hint="give a folder that `vit-hub embed` wrote"
         ) from error
+
+
+def _read(path: Path, kind: Any, hint: str) -> dict[str, Any]:
+    """Return a JSON file with values of the types that they should have.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        VitHubError: it is damaged.
+    """
+    try:
+        found: dict[str, Any] = read_json(path, finite=False)
+        conform(found, kind, "it")
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError) as error:
-        raise VitHubError(f"{path / _MANIFEST}: cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise VitHubError(f"{path / _MANIFEST}: is no JSON object")
+        raise VitHubError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}", hint=hint) from error
     return found
 
 

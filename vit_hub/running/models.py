@@ -31,7 +31,7 @@ from vit_hub.running.reading import NativeSize
 __all__ = ["Runnable", "own_gpu", "runnable"]
 
 # Arguments of load that say how a checkpoint is read; the others say what becomes of it.
-_READING = ("format", "overrides", "prefix", "base", "head", "dequantize", "revision", "offline")
+_READING = ("format", "overrides", "prefix", "base", "head", "dequantize", "revision", "locked", "offline")
 
 
 @dataclass(frozen=True)

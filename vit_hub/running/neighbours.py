@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from vit_hub.errors import ConfigError, VitHubError
 from vit_hub.preprocessing.spec import Preprocessing
 from vit_hub.running.evaluation import wilson
-from vit_hub.running.folder import Folder, read_manifest
+from vit_hub.running.folder import Folder, Loading, read_manifest
 from vit_hub.running.models import runnable
 from vit_hub.running.outputs import Rows, read_rows
 from vit_hub.running.reading import Reader
 from vit_hub.running.sources import Sources
+from vit_hub.untrusted import usable_path
 
 __all__ = ["Neighbour", "Score", "knn", "probe", "search"]
 
@@ -189,7 +190,7 @@ def _opened(out: str | Path) -> Folder:
         ConfigError: it has other outputs.
         VitHubError: it has no manifest, or no shard is finished.
     """
-    path = Path(out)
+    path = usable_path(out)
     folder = Folder(path, read_manifest(path))
     if folder.manifest.get("what") not in _POOLED:
         raise ConfigError(f"{path}: holds {folder.manifest.get('what')}, not one embedding an image")
@@ -216,7 +217,14 @@ def _same(test: Folder, out: str | Path) -> Folder:
 
 
 def _parts(folder: Folder) -> Iterator[Rows]:
-    return read_rows(folder.path, str(folder.manifest["format"]), folder.numbers())
+    for rows in read_rows(folder.path, str(folder.manifest["format"]), folder.numbers()):
+        if list(rows.embeddings.shape[1:]) != folder.manifest["shape"]:
+            raise VitHubError(
+                f"{folder.path}: a shard has embeddings of {list(rows.embeddings.shape[1:])} values, its manifest says "
+                f"{folder.manifest['shape']}",
+                hint="run `vit-hub embed` again",
+            )
+        yield rows
 
 
 def _unit(embeddings: npt.NDArray[Any]) -> torch.Tensor:
@@ -253,7 +261,8 @@ def _embedded(
     name = source or manifest["model"]
     if not name:
         raise ConfigError("the folder was made by a model in memory", hint="name its file: --model")
-    loading = {**manifest["options"], "dtype": manifest["dtype"], **options}
+    loading = {key: value for key, value in manifest["options"].items() if key in Loading.__annotations__}
+    loading |= {"dtype": manifest["dtype"], **options}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they were given when the folder was made
         model = runnable(name, max_patches=manifest["max_patches"], **loading)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,22 @@ import numpy.typing as npt
 from vit_hub.converters.containers import atomic_path
 from vit_hub.errors import ConfigError, VitHubError
 from vit_hub.running.parquet import needs_pyarrow
+from vit_hub.untrusted import conform, gate, parse_json
 
 __all__ = ["FORMATS", "MANIFEST_KEY", "Rows", "check_format", "read_rows", "table", "write_rows"]
 
 MANIFEST_KEY = "vit_hub.manifest"
 _LANCE = "embeddings.lance"
+_NPY_HEADER = 1000  # characters, of which numpy's parser makes Python objects
 _COLUMNS = ("id", "path", "label", "width", "height")
+
+
+class _Columns(TypedDict):
+    id: list[int]
+    path: list[str]
+    label: list[str | None]
+    width: list[int]
+    height: list[int]
 
 
 @dataclass(frozen=True)
@@ -106,11 +116,31 @@ def read_rows(out: Path, to: str, numbers: Sequence[int]) -> Iterator[Rows]:
     Raises:
         VitHubError: a shard is missing or damaged.
     """
+    hint = "delete its record, _shards/part-NNNNN.json, and run `vit-hub embed` again"
     for number in numbers:
+        what = f"shard {number} cannot be read"
         try:
-            yield FORMATS[to].read(out, number)
-        except (OSError, ValueError, KeyError) as error:
-            raise VitHubError(f"{out}: shard {number} cannot be read: {error}") from error
+            with gate(out, what, hint):
+                found = FORMATS[to].read(out, number)
+                _check(found)
+        except OSError as error:
+            raise VitHubError(f"{out}: {what}: {error.strerror or error}", hint=hint) from error
+        yield found
+
+
+def _check(rows: Rows) -> None:
+    """Compare the columns of rows with their types, and their lengths with each other.
+
+    Raises:
+        ValueError: they are not as they were written.
+    """
+    columns = rows.columns()
+    conform(columns, _Columns, "it")
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len({*lengths.values()}) > 1:
+        raise ValueError(f"its columns differ in length: {lengths}")
+    if rows.embeddings.ndim < 2 or rows.embeddings.dtype.kind != "f" or len(rows.embeddings) != len(rows.ids):
+        raise ValueError(f"its embeddings are {rows.embeddings.dtype} {list(rows.embeddings.shape)}")
 
 
 def _name(number: int, suffix: str) -> str:
@@ -119,11 +149,12 @@ def _name(number: int, suffix: str) -> str:
 
 def _write_parquet(out: Path, number: int, rows: Rows, shape: Sequence[int], dtype: str, manifest: str) -> None:
     parquet = needs_pyarrow()
-    with atomic_path(out / _name(number, "parquet")) as temporary:
+    # An opened file, because a name with a colon would be taken for an address.
+    with atomic_path(out / _name(number, "parquet")) as temporary, temporary.open("wb") as stream:
         # Embeddings are noise to compressors and dictionaries.
         parquet.write_table(
             table(rows, shape, dtype, manifest),
-            temporary,
+            stream,
             compression={name: "zstd" if name in _COLUMNS else "none" for name in (*_COLUMNS, "embedding")},
             use_dictionary=["label"],
             write_statistics=list(_COLUMNS),
@@ -131,7 +162,8 @@ def _write_parquet(out: Path, number: int, rows: Rows, shape: Sequence[int], dty
 
 
 def _read_parquet(out: Path, number: int) -> Rows:
-    return _rows(needs_pyarrow().read_table(out / _name(number, "parquet"), partitioning=None))
+    with (out / _name(number, "parquet")).open("rb") as stream:
+        return _rows(needs_pyarrow().read_table(stream, partitioning=None))
 
 
 def _rows(found: Any) -> Rows:
@@ -159,8 +191,11 @@ def _write_npy(out: Path, number: int, rows: Rows, shape: Sequence[int], dtype: 
 
 def _read_npy(out: Path, number: int) -> Rows:
     lines = (out / _name(number, "ids.jsonl")).read_text(encoding="utf-8").splitlines()
-    columns = [json.loads(line) for line in lines]
-    return _from_columns(columns, np.load(out / _name(number, "npy"), allow_pickle=False))
+    columns = [parse_json(line) for line in lines]
+    # Mapped, so that its length is compared with the file's before there is an array.
+    return _from_columns(
+        columns, np.load(out / _name(number, "npy"), mmap_mode="r", allow_pickle=False, max_header_size=_NPY_HEADER)
+    )
 
 
 def _from_columns(columns: Sequence[dict[str, Any]], embeddings: npt.NDArray[Any]) -> Rows:
@@ -184,6 +219,7 @@ def _read_safetensors(out: Path, number: int) -> Rows:
     from safetensors import safe_open
 
     with safe_open(out / _name(number, "safetensors"), "np") as file:
+        # The package limits the header; as many rows as it may hold are more than JSON may have elsewhere.
         texts = {name: json.loads(file.metadata()[name]) for name in ("path", "label")}
         found = {name: file.get_tensor(name) for name in ("id", "width", "height", "embedding")}
     sizes = list(zip(found["width"].tolist(), found["height"].tolist(), strict=True))

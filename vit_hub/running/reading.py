@@ -23,6 +23,7 @@ from vit_hub.preprocessing.images import open_image
 from vit_hub.preprocessing.spec import Preprocessing, native_size
 from vit_hub.running.parquet import needs_pyarrow
 from vit_hub.running.sources import Item, Place
+from vit_hub.untrusted import gate
 
 __all__ = ["Batch", "NativeSize", "Outcome", "Reader"]
 
@@ -154,7 +155,8 @@ def content_of(item: Item) -> bytes:
     Raises:
         VitHubError, OSError: they cannot be had.
     """
-    return _KINDS[item.place.kind](item.place)
+    with gate(item.name, "cannot be read", "check its name"):  # such as a null character in it
+        return _KINDS[item.place.kind](item.place)
 
 
 def _file(place: Place) -> bytes:

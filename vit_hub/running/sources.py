@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vit_hub.errors import ConfigError, VitHubError
+from vit_hub.errors import ConfigError, VitHubError, first_line
 from vit_hub.hub.names.credentials import without_credentials
 from vit_hub.running.parquet import HUGGING_FACE, image_column, label_column, needs_pyarrow
+from vit_hub.untrusted import parse_json
 
-__all__ = ["STDIN", "Item", "Place", "Sources", "batches_of"]
+__all__ = ["STDIN", "Item", "Place", "Sources", "batches_of", "writable"]
 
 STDIN = "-"
 _IMAGES = (
@@ -119,7 +120,7 @@ class Sources:
         """
         found = (entry for name in self.given for entry in self._expanded(name))
         for index, (path, label, place, name, number) in enumerate(found):
-            yield Item(index, _valid(path), label, place, name, number)
+            yield Item(index, writable(path), label, place, name, number)
 
     def count(self) -> int:
         """Count the images."""
@@ -131,9 +132,10 @@ class Sources:
             yield shown, None, Place("url", name), shown, None
             return
         path = Path(name)
-        if path.is_dir():
+        # Unlike a path's methods, these do not fail for what cannot be a name.
+        if os.path.isdir(name):  # noqa: PTH112
             yield from self._folder(path)
-        elif _PATTERN.search(name) and not path.exists():
+        elif _PATTERN.search(name) and not os.path.exists(name):  # noqa: PTH110
             matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207
             if not matches:
                 raise VitHubError(f"{name}: no file matches this pattern")
@@ -159,7 +161,7 @@ class Sources:
             except OSError as error:
                 raise VitHubError(f"{path}: {error.strerror or error}") from error
         else:
-            yield shown, label and _valid(label), Place("file", os.fspath(path)), os.fspath(path), None
+            yield shown, label and writable(label), Place("file", os.fspath(path)), os.fspath(path), None
 
     def _folder(self, folder: Path) -> Iterator[_Entry]:
         some = False
@@ -177,8 +179,8 @@ class Sources:
         parquet = needs_pyarrow()
         try:
             file = parquet.ParquetFile(path)
-        except (OSError, ValueError) as error:  # pyarrow's errors are kinds of these
-            yield shown, None, Place("nowhere", f"cannot be read as parquet: {error}"), os.fspath(path), None
+        except Exception as error:  # of pyarrow, which has an error for each kind of Python's
+            yield _damaged_parquet(path, shown, error)
             return
         with file:
             schema = file.schema_arrow
@@ -188,14 +190,25 @@ class Sources:
             row = 0
             for group in range(file.num_row_groups):
                 size = file.metadata.row_group(group).num_rows
-                stated: Sequence[Any] = [None] * size
-                if labels:
-                    stated = file.read_row_group(group, columns=[labels])[labels].to_pylist()
+                stated: Iterable[Any] = itertools.repeat(None, size)
+                try:
+                    if size > path.stat().st_size:
+                        raise ValueError(f"{size:,} rows in a smaller number of bytes")
+                    if labels:
+                        stated = file.read_row_group(group, columns=[labels])[labels].to_pylist()
+                except Exception as error:
+                    yield _damaged_parquet(path, shown, error)
+                    return
                 for start, label in enumerate(stated):
                     place = Place("parquet", os.fspath(path), start, group=group, column=column)
                     number = label if names and isinstance(label, int) else None
                     yield f"{shown}/{row}", _label(label, names), place, f"{path}/{row}", number
                     row += 1
+
+
+def _damaged_parquet(path: Path, shown: str, error: Exception) -> _Entry:
+    place = Place("nowhere", f"cannot be read as parquet: {first_line(error)}")
+    return shown, None, place, os.fspath(path), None
 
 
 _Entry = tuple[str, "str | None", Place, str, "int | None"]
@@ -208,9 +221,12 @@ def batches_of(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def _valid(text: str) -> str:
+def writable(text: str) -> str:
     """Return a name as text that can be written; names of files may be any bytes."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # no file's name
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _lines(stream: Iterable[str]) -> Iterator[str]:
@@ -224,18 +240,19 @@ def _walk(
 
     Hidden files and folders are left out.
     """
-    about = os.stat(folder)  # noqa: PTH116
-    seen = above | {(about.st_dev, about.st_ino)}
-    if len(seen) == len(above):
-        return
     try:
+        about = os.stat(folder)  # noqa: PTH116
+        seen = above | {(about.st_dev, about.st_ino)}
+        if len(seen) == len(above):
+            return
         with os.scandir(folder) as listing:
-            entries = sorted((entry for entry in listing if not entry.name.startswith(".")), key=lambda each: each.name)
+            shown = sorted((entry for entry in listing if not entry.name.startswith(".")), key=lambda each: each.name)
+            entries = [(entry, entry.is_dir()) for entry in shown]
     except OSError as error:
-        raise VitHubError(f"{folder}: {error.strerror or error}") from error
-    for entry in entries:
+        raise VitHubError(f"{error.filename or folder}: {error.strerror or error}") from error
+    for entry, is_folder in entries:
         inside = (*parts, entry.name)
-        if entry.is_dir():
+        if is_folder:
             yield from _walk(entry.path, inside, seen)
         elif entry.name.lower().endswith((*_IMAGES, _TAR, _PARQUET)) and entry.is_file():
             yield entry.path, inside
@@ -274,10 +291,8 @@ def _text(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str | None:
 
 def _class_names(metadata: Mapping[bytes, bytes] | None, column: str) -> list[str] | None:
     """Return the names of the classes that Hugging Face's datasets keep in a parquet file."""
-    import json
-
     try:
-        feature = json.loads((metadata or {})[HUGGING_FACE])["info"]["features"][column]
+        feature = parse_json((metadata or {})[HUGGING_FACE], finite=False)["info"]["features"][column]
         names = feature["names"]
     except (KeyError, TypeError, ValueError):
         return None

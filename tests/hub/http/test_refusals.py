@@ -206,8 +206,8 @@ def test_a_stalled_connection_is_cut_and_continued(host: Host, path: Path, monke
 
 
 def test_a_connection_that_drips_is_cut(host: Host, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vit_hub.hub.http.transfer, "SLOW_TIME", 0.1)
-    monkeypatch.setattr(vit_hub.hub.http.transfer, "SLOW_RATE", 100_000.0)
+    monkeypatch.setattr(vit_hub.hub.http.response, "SLOW_TIME", 0.1)
+    monkeypatch.setattr(vit_hub.hub.http.response, "SLOW_RATE", 100_000.0)
     source = web(host.add(FILE, File(WEIGHTS, rate=10_000, drip=200)))
     with pytest.raises(DownloadError, match="bytes in 0 seconds, 4 times"):
         stream_to(path, source)

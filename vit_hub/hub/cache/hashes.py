@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -144,7 +145,7 @@ def _identity(path: Path, opened: MappedFile | None = None) -> list[str | int]:
 
 def stamp_file(path: Path) -> Path:
     """Return the place of a file's stamp."""
-    return cache_dir() / "stamps" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.json"
+    return cache_dir() / "stamps" / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
 
 
 def is_current(stamp: Path) -> bool:

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from vit_hub.errors import VitHubError
 from vit_hub.hub.names.credentials import without_credentials
+from vit_hub.hub.names.wellformed import is_safe_name
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -158,7 +159,8 @@ def canonical_file(name: str, sha256: str, version: str) -> Path:
 
 def readable(name: str) -> str:
     """Return a name as one portable file name; different names may become the same."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "--", name).strip(".-")[-_READABLE:].lstrip(".-") or "unnamed"
+    found = re.sub(r"[^A-Za-z0-9._+-]+", "--", name).strip(".-")[-_READABLE:].lstrip(".-") or "unnamed"
+    return found if is_safe_name(found) else f"_{found}"  # a device of Windows
 
 
 def mirrored_folder(address: str) -> Path:

@@ -20,7 +20,8 @@ from vit_hub.converters.containers.folder import weight_files
 from vit_hub.errors import IntegrityError, VitHubError
 from vit_hub.hub.cache.hashes import check, sha256_of
 from vit_hub.hub.cache.paths import cache_dir, is_trusted, readable
-from vit_hub.hub.names.address import address, is_fixed, is_safe_name, source_of
+from vit_hub.hub.names.address import address, is_fixed, source_of
+from vit_hub.hub.names.wellformed import is_safe_name
 from vit_hub.registry import WeightSource
 from vit_hub.untrusted import Between, Matching, conform, read_json
 

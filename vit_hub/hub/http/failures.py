@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 from urllib.request import proxy_bypass
 
 from vit_hub.errors import DownloadError, first_line
@@ -159,7 +159,7 @@ def proxy_login() -> str:
 
 def _proxy_of(url: str) -> str | None:
     """Return the name of the variable that gives the proxy for an address, with its value."""
-    parts = urlsplit(url)
+    parts = _parts(url)
     if parts.hostname is None or proxy_bypass(parts.hostname):
         return None
     for name in (f"{parts.scheme}_proxy", "all_proxy"):
@@ -171,7 +171,14 @@ def _proxy_of(url: str) -> str | None:
 
 
 def _server(url: str) -> str:
-    return urlsplit(without_credentials(url)).netloc
+    return _parts(without_credentials(url)).netloc
+
+
+def _parts(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # no address at all
+        return SplitResult("", "", "", "", "")
 
 
 def _address(url: str) -> str:

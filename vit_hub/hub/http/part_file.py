@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_hub.converters.containers.atomic import put_in_place
+from vit_hub.hub.cache.paths import is_trusted
 from vit_hub.untrusted import read_json
 
 __all__ = ["PartFile", "Piece"]
@@ -94,6 +95,8 @@ class PartFile:
             size: bytes that the file should have; None: not known.
         """
         try:
+            if not (is_trusted(self.file) and is_trusted(self.journal)):
+                raise ValueError("of another user")
             self._reset(*_parse(read_json(self.journal), self.file.stat().st_size))
         except (OSError, ValueError, KeyError, TypeError):  # missing, or damaged
             self.discard()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import re
 import select
 import socket
@@ -25,7 +27,11 @@ from vit_hub.version import __version__
 __all__ = ["TRANSIENT", "Response", "html_error", "new_client", "request"]
 
 TIMEOUT = httpx2.Timeout(30.0, connect=10.0)  # seconds, between two reads
-HEAD_TIME = 15.0  # seconds, from a request to the end of the response's head
+HEAD_TIME = 15.0  # seconds, from a request to the end of the response's head, unless ...
+_HEAD_TIME_SET = "VIT_HUB_TIMEOUT"  # ... this variable says another number, for servers that need longer
+SLOW_RATE = 1024.0  # bytes per second; a connection that gives less than this ...
+SLOW_TIME = 20.0  # ... over so many seconds is cut
+_LONGEST = 3600  # seconds
 _REDIRECTS = 10
 _CHUNK = 1 << 20  # bytes
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
@@ -66,19 +72,25 @@ class Response:
             TransientError: the connection broke.
         """
         # Where a redirect led to, the query may be a signature that lets anybody fetch the file.
-        with _transport_errors(str(self.http.url.copy_with(query=None))):
+        url, stream = str(self.http.url.copy_with(query=None)), self.http.extensions.get("network_stream")
+        with _RateWatch(stream) as watch, _transport_errors(url, watch):
             body, length = self.http.iter_raw(), _content_length(self.http)
             if length is None or "Transfer-Encoding" in self.http.headers:
-                yield from body
+                for chunk in body:
+                    watch.count += len(chunk)
+                    yield chunk
                 return
             # The client copies each 64 KiB several times. Its first chunk empties its buffers; what follows is the
             # body and nothing else, and is read from the connection itself, which is closed afterwards.
             chunk = next(body, b"")
-            stream = self.http.extensions["network_stream"]
             while chunk:
+                watch.count += len(chunk)
                 yield chunk
                 length -= len(chunk)
+                assert stream is not None
                 chunk = stream.read(min(_CHUNK, length), timeout=TIMEOUT.read) if length else b""
+            if watch.cut:
+                raise TransientError(watch.cut, slow=True)
             if length:
                 raise TransientError(f"the connection ended {length:,} bytes too early")
 
@@ -106,7 +118,7 @@ def new_client(credentials: tuple[str, str] | None = None) -> httpx2.Client:
             # Without compression, so that Content-Length is the size of the file.
             headers={"User-Agent": f"vit-hub/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"},
             auth=credentials,
-            timeout=TIMEOUT,
+            timeout=_timeout(),
             follow_redirects=True,
             max_redirects=_REDIRECTS,
             # A connection for each request, which can be cut if its response does not come.
@@ -156,7 +168,7 @@ def request(
             http = client.send(client.build_request("GET", url, headers=headers, extensions=extensions), stream=True)
     except httpx2.UnsupportedProtocol as error:
         raise DownloadError(f"{url}: {error}", hint="only http:// and https:// can be fetched") from error
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:  # the last of a name that is no domain's
         raise DownloadError(f"{url}: {error}", hint="check the address") from error
     try:
         _check_head(url, http, ranged=start is not None)
@@ -187,10 +199,11 @@ class _HeadWatch:
     Attributes:
         cut: what the server did until the connection was cut; empty: it was not.
         endless: it was sending as fast as could be read, so that another attempt is useless.
+        slow: bytes of a body came.
     """
 
     def __init__(self) -> None:
-        self.cut, self.endless = "", False
+        self.cut, self.endless, self.slow = "", False, False
         self._stream: Any = None
         self._timer: threading.Timer | None = None
 
@@ -199,7 +212,7 @@ class _HeadWatch:
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
             self._stream = info["return_value"]
         elif event.endswith("receive_response_headers.started"):
-            self._timer = threading.Timer(HEAD_TIME, self._expire, [self._stream])
+            self._timer = threading.Timer(_head_time(), self._expire, [self._stream])
             self._timer.daemon = True
             self._timer.start()
         elif "receive_response_headers." in event and self._timer:
@@ -208,8 +221,64 @@ class _HeadWatch:
     def _expire(self, stream: Any) -> None:
         with contextlib.suppress(OSError, ValueError):  # closed meanwhile
             self.endless = bool(select.select([stream.get_extra_info("socket")], [], [], 0)[0])
-        self.cut = f"no response within {HEAD_TIME:g} seconds" + (", but interim ones without end" * self.endless)
+        self.cut = f"no response within {_head_time():g} seconds" + (", but interim ones without end" * self.endless)
         _shut(stream)
+
+
+class _RateWatch:
+    """A least rate of a body in the ``with`` body, also where the client waits for the end of what is no content.
+
+    Attributes:
+        count: bytes of the body that came; to be counted up.
+        cut: as of :class:`_HeadWatch`, like the others.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.count = 0
+        self.cut, self.endless, self.slow = "", False, True
+        self._stream = stream
+        self._ended = threading.Event()
+
+    def __enter__(self) -> _RateWatch:
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    def _watch(self) -> None:
+        before = 0
+        while not self._ended.wait(SLOW_TIME):
+            gained, before = self.count - before, self.count
+            if gained < SLOW_RATE * SLOW_TIME and self._stream is not None:
+                self.cut = f"{gained:,} bytes in {SLOW_TIME:.0f} seconds"
+                _shut(self._stream)
+                return
+
+
+def _timeout() -> httpx2.Timeout:
+    """Return the client's own limits, of which the one between two reads leaves the head its time."""
+    if not os.environ.get(_HEAD_TIME_SET):
+        return TIMEOUT
+    return httpx2.Timeout(max(TIMEOUT.read or 0.0, _head_time()), connect=TIMEOUT.connect)
+
+
+def _head_time() -> float:
+    """Return the seconds from a request to the end of the response's head.
+
+    Raises:
+        DownloadError: the variable that says them is no number of seconds.
+    """
+    given = os.environ.get(_HEAD_TIME_SET, "")
+    try:
+        seconds = float(given or HEAD_TIME)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= _LONGEST:
+        raise DownloadError(
+            f"{_HEAD_TIME_SET}={given!r} is no number of seconds up to {_LONGEST:,}", hint="unset it, or set 60"
+        )
+    return seconds
 
 
 def _shut(stream: Any) -> None:
@@ -229,7 +298,7 @@ def _refuse_downgrade(http: httpx2.Response) -> None:
 
 
 @contextlib.contextmanager
-def _transport_errors(url: str, watch: _HeadWatch | None = None) -> Iterator[None]:
+def _transport_errors(url: str, watch: _HeadWatch | _RateWatch) -> Iterator[None]:
     """Turn failures of the connection into transient errors, and those that will not pass into download errors."""
     try:
         yield
@@ -237,10 +306,10 @@ def _transport_errors(url: str, watch: _HeadWatch | None = None) -> Iterator[Non
         raise
     # The connection itself raises those of the layer below.
     except (httpx2.TransportError, httpcore2.NetworkError, httpcore2.TimeoutException) as error:
-        if watch and watch.cut:
+        if watch.cut:
             if watch.endless:
                 raise DownloadError(f"{url}: {watch.cut}", hint="look for another address of the file") from error
-            raise TransientError(watch.cut) from error
+            raise TransientError(watch.cut, slow=watch.slow) from error
         failure = explain(error, url)
         if failure.final:
             reason = failure.message if failure.no_network else ""

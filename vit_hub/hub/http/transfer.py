@@ -22,8 +22,6 @@ NOTHING_KEPT = "nothing was kept; the file was changed at its source, or the con
 CONNECTIONS = 4
 JOURNAL_EVERY = 1.0  # seconds, at most
 JOURNAL_BYTES = 32 << 20  # at most; the disk writes while more is coming, and has little left to do at the end
-SLOW_RATE = 1024.0  # bytes per second; a connection that gives less than this ...
-SLOW_TIME = 20.0  # ... over so many seconds is cut
 _LAG = 0.005  # seconds between two looks for bytes to hash
 _TICK = 0.1  # seconds between two movements of the bar
 
@@ -128,7 +126,6 @@ class Transfer:
         self._open.add(response)
         try:
             file.seek(piece.position)
-            since, before = time.monotonic(), piece.position
             chunks = response.chunks()
             while not self._stopped and (chunk := next(chunks, None)) is not None:
                 data = memoryview(chunk if piece.end is None else chunk[: piece.end - piece.position])
@@ -142,11 +139,6 @@ class Transfer:
                     raise IntegrityError(
                         f"{self._url}: more than the {self._most:,} bytes that are pinned", hint=NOTHING_KEPT
                     )
-                elapsed, gained = time.monotonic() - since, piece.position - before
-                if elapsed >= SLOW_TIME:
-                    if gained < SLOW_RATE * elapsed:
-                        raise TransientError(f"{gained:,} bytes in {elapsed:.0f} seconds", slow=True)
-                    since, before = time.monotonic(), piece.position
             if self._stopped:
                 return
             if piece.end is not None:

@@ -6,19 +6,18 @@ It is shown, recorded, locked and published, so it has no user name and password
 from __future__ import annotations
 
 import re
-from pathlib import PurePosixPath
 from urllib.parse import quote
 
 from vit_hub.errors import ModelNotFoundError
 from vit_hub.hub.names.credentials import without_credentials
 from vit_hub.hub.names.hugging_face import hub_source
+from vit_hub.hub.names.wellformed import check_name, is_safe_name
 from vit_hub.registry import WeightSource
 
-__all__ = ["address", "is_commit", "is_fixed", "is_safe_name", "source_of"]
+__all__ = ["address", "is_commit", "is_fixed", "source_of"]
 
 _BUNDLED = "bundled:"
 _COMMIT = re.compile("[0-9a-f]{40}")
-_UNSAFE = re.compile(r'[\\:*?"<>|\x00-\x1f]')
 
 
 def address(source: WeightSource) -> str:
@@ -38,6 +37,10 @@ def source_of(address: str) -> WeightSource:
     Raises:
         ValueError: not an address.
     """
+    try:
+        check_name(address)
+    except ModelNotFoundError as error:
+        raise ValueError(error.message) from error
     if re.match("(https?|s3)://", address, re.IGNORECASE):
         return WeightSource(kind="https", format="", url=address)
     if address.startswith(_BUNDLED) and is_safe_name(address.removeprefix(_BUNDLED)):
@@ -59,10 +62,3 @@ def is_commit(revision: str | None) -> bool:
 def is_fixed(source: WeightSource) -> bool:
     """Return whether a source cannot move, as a branch or tag of a repository can."""
     return source.kind != "hf" or is_commit(source.revision)
-
-
-def is_safe_name(name: object) -> bool:
-    """Return whether untrusted text is a relative file name that stays within its folder."""
-    if not isinstance(name, str) or not name or _UNSAFE.search(name) or name.startswith("/") or name.endswith("/"):
-        return False
-    return len(name) < 512 and not {"", ".", ".."} & set(name.split("/")) and PurePosixPath(name).as_posix() == name

@@ -6,10 +6,11 @@ import os
 import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from vit_hub.converters.containers import CONTAINER_SUFFIXES
 from vit_hub.errors import ModelNotFoundError
+from vit_hub.hub.names.wellformed import split
 from vit_hub.registry import WeightSource
 
 __all__ = ["hub_source", "is_address", "is_one_file"]
@@ -17,6 +18,8 @@ __all__ = ["hub_source", "is_address", "is_one_file"]
 _ADDRESS = re.compile("(https?://|hf://|gs://|s3://|augreg:|hf[-_]hub:)", re.IGNORECASE)
 _ELSEWHERE = ("augreg:", "gs://", "s3://")
 _REPOSITORY = r"(?P<repo>[\w.-]+/[\w.-]+)"
+# As the hub has them: words joined by single dots and hyphens.
+_POSSIBLE = re.compile(r"(?!.*(?:--|\.\.))\b[\w.-]+\b/\b[\w.-]{1,96}\b(?<!\.git)")
 # Only these revisions have a slash in them; in others it is written %2F.
 _REVISION = r"(?P<revision>refs/[\w-]+/[^/]+|[^/]+)"
 _NAME = re.compile(rf"{_REPOSITORY}(@(?P<revision>[\w./-]+))?")
@@ -46,13 +49,13 @@ def hub_source(text: str) -> WeightSource | None:
     """
     scheme = _ADDRESS.match(text)
     if scheme is None:
-        match = _NAME.fullmatch(text)
+        match = _possible(_NAME.fullmatch(text))
     elif scheme[1].lower().startswith("http"):
         match = _on_site(text)
     elif scheme[1].lower() in _ELSEWHERE:
         return None
     else:
-        match = (_HF if scheme[1].lower() == "hf://" else _TIMM).fullmatch(text)
+        match = _possible((_HF if scheme[1].lower() == "hf://" else _TIMM).fullmatch(text))
         if match is None or _leads_out(match):
             forms = "hf://owner/name, hf://owner/name@revision/path/to/file or hf-hub:owner/name@revision"
             raise ModelNotFoundError(f"{text!r} is not an address on Hugging Face's hub", hint=f"write {forms}")
@@ -69,18 +72,21 @@ def is_one_file(source: WeightSource, path: Path) -> bool:
 
 def _on_site(url: str) -> re.Match[str] | None:
     """Match the path of a page or file on the hub's web site; None if the address is somewhere else."""
-    parts = urlsplit(url)
-    endpoint = urlsplit(os.environ.get("HF_ENDPOINT", ""))
-    if parts.netloc.lower() == endpoint.netloc.lower() != "":
-        root = endpoint.path.rstrip("/")
-    elif parts.netloc.lower() in _SITES:
+    server, path = split(url)
+    endpoint, root = split(os.environ.get("HF_ENDPOINT", ""))
+    if server in _SITES:
         root = ""
-    else:
+    elif not server or server != endpoint:
         return None
-    match = _PAGE.fullmatch(parts.path.removeprefix(root)) if parts.path.startswith(root) else None
+    root = root.rstrip("/")
+    match = _possible(_PAGE.fullmatch(path.removeprefix(root))) if path.startswith(root) else None
     # A file that merely lies in a folder of the same server.
-    is_file = match is not None and match["revision"] is None and parts.path.endswith(tuple(CONTAINER_SUFFIXES))
+    is_file = match is not None and match["revision"] is None and path.endswith(tuple(CONTAINER_SUFFIXES))
     return None if match is None or is_file or _leads_out(match) else match
+
+
+def _possible(match: re.Match[str] | None) -> re.Match[str] | None:
+    return match if match and _POSSIBLE.fullmatch(match["repo"]) else None
 
 
 def _leads_out(match: re.Match[str]) -> bool:

@@ -6,15 +6,17 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 from urllib.request import url2pathname
 
 from vit_hub.converters.containers import CONTAINER_SUFFIXES
 from vit_hub.converters.containers.together import finish_interrupted
-from vit_hub.errors import CheckpointError, ConfigError, ModelNotFoundError
+from vit_hub.errors import CheckpointError, ConfigError, ModelNotFoundError, first_line
 from vit_hub.hub.names.credentials import without_credentials
 from vit_hub.hub.names.hugging_face import hub_source, is_address
+from vit_hub.hub.names.wellformed import check_name, check_revision, split
 from vit_hub.registry import Entry, WeightSource, get_entry, namesake
+from vit_hub.untrusted import shorten
 from vit_hub.weights_manifest import outlines
 
 __all__ = ["known_source", "local_path", "locate", "refuse_local"]
@@ -34,6 +36,7 @@ def local_path(source: str | Path) -> Path | None:
 
     Raises:
         CheckpointError: it looks like a path, and there is no such file.
+        ModelNotFoundError: it is a malformed address of a file.
     """
     if isinstance(source, str):
         source = _without_scheme(source)
@@ -46,7 +49,8 @@ def local_path(source: str | Path) -> Path | None:
             return path
     except (OSError, RuntimeError, ValueError) as error:  # a name too long, no HOME, a null character
         hint = "give the whole path, or set HOME" if isinstance(error, RuntimeError) else ""
-        raise CheckpointError(f"{text!r} is not a path: {error}", hint=hint) from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise CheckpointError(f"{shorten(repr(text))} is not a path: {reason}", hint=hint) from error
     if isinstance(source, Path) or _PATH.match(text) or Path(text).suffix in CONTAINER_SUFFIXES:
         finish_interrupted(path)
         if path.exists():
@@ -60,18 +64,19 @@ def _without_scheme(text: str) -> str | Path:
 
     Raises:
         CheckpointError: a file of another machine.
+        ModelNotFoundError: it is malformed.
     """
     match = _LOCAL.match(text)
     if match is None:
         return text
     if match[1].lower() == "local-dir:":
         return Path(text[match.end() :])
-    parts = urlsplit(text)
-    if parts.netloc.lower() not in ("", "localhost"):
+    machine, path = split(text)
+    if machine not in ("", "localhost"):
         raise CheckpointError(
-            f"{text}: a file of the machine {parts.netloc}, not of this one", hint="write file:///path/to/file"
+            f"{text}: a file of the machine {machine}, not of this one", hint="write file:///path/to/file"
         )
-    return Path(url2pathname(parts.path))
+    return Path(url2pathname(path))
 
 
 def refuse_local(name: str) -> None:
@@ -97,8 +102,11 @@ def locate(name: str, *, revision: str | None = None) -> tuple[Entry | None, tup
 
     Raises:
         ModelNotFoundError: neither an address nor a name nor in the form of a repository, or a name of several models.
-        ConfigError: no source is on Hugging Face's hub, or the name says another revision.
+        ConfigError: no source is on Hugging Face's hub, the name says another revision, or this can be none.
     """
+    check_name(name)
+    if revision is not None:
+        check_revision(revision)
     entry, sources = _named(name)
     if revision is None:
         return entry, sources
