@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from hub_fixtures import cache
+from hypothesis import given, settings
+from hypothesis import strategies as some
 from PIL import Image
 
 import vit_hub
@@ -17,7 +21,9 @@ from vit_hub.cli import main
 from vit_hub.errors import VitHubError
 from vit_hub.hub.cache.paths import fetched_file, readable
 from vit_hub.hub.lockfile import lock
-from vit_hub.hub.names.address import source_of
+from vit_hub.hub.names.address import address, source_of
+from vit_hub.hub.names.credentials import without_credentials
+from vit_hub.hub.names.locate import locate
 from vit_hub.hub.names.wellformed import is_safe_name
 from vit_hub.hub.plan import plan
 from vit_hub.untrusted import usable_path
@@ -126,3 +132,54 @@ def test_no_device_of_windows_is_written_in_the_cache() -> None:
         assert is_safe_name(fetched_file(f"https://e.org/{name}").name)
     assert is_safe_name("model/console.safetensors")
     assert os.fspath(fetched_file("https://e.org/w.safetensors").name) == "w.safetensors"
+
+
+PIECES = some.sampled_from(
+    [
+        "hf://",
+        "https://",
+        "e.org",
+        "owner/name",
+        "@",
+        "main",
+        "/",
+        "..",
+        "%2f",
+        "%00",
+        "[",
+        ":",
+        "?",
+        "#",
+        "x.pth",
+        "\\",
+        "CON",
+    ]
+)
+NAMES = some.lists(PIECES | some.text(max_size=3), max_size=8).map("".join)
+
+
+@settings(deadline=None)
+@given(NAMES)
+def test_any_text_is_located_or_refused(name: str) -> None:
+    with contextlib.suppress(VitHubError):
+        _, sources = locate(name)
+        assert all(source_of(address(source)) for source in sources if source.kind != "https" or source.url)
+
+
+@settings(deadline=None)
+@given(NAMES)
+def test_an_address_is_the_one_text_of_its_source(name: str) -> None:
+    try:
+        source = source_of(name)
+    except ValueError:
+        return
+    assert source_of(address(source)) == dataclasses.replace(source, url=source.url and without_credentials(source.url))
+
+
+@given(some.lists(PIECES | some.text(), max_size=5).map("".join))
+def test_a_safe_name_stays_within_its_folder(name: str) -> None:
+    if is_safe_name(name):
+        root = Path("/folder")
+        assert Path(os.path.normpath(root / name)).is_relative_to(root)
+        assert "\0" not in name
+        assert name.encode().decode() == name
