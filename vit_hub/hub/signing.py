@@ -23,7 +23,7 @@ from typing import Annotated, Any, TypedDict
 from vit_hub.converters.containers import atomic_path
 from vit_hub.converters.containers.hashing import file_sha256
 from vit_hub.errors import CheckpointError, ConfigError, SignatureError, VitHubError, first_line
-from vit_hub.hub.names.address import is_safe_name
+from vit_hub.hub.names.wellformed import is_safe_name
 from vit_hub.untrusted import SIGNATURE_BYTES, Matching, conform, parse_json, read_bytes
 
 __all__ = [
