@@ -51,16 +51,18 @@ def test_the_file_gives_the_models_outputs(suffix: str, tmp_path: Path) -> None:
 
 
 # Every kind of model with every target takes minutes: tests/model/test_export.py has the kinds as programs.
-@pytest.mark.parametrize(("kind", "suffix"), [("plain", ".onnx"), ("rope", ".pt2"), ("windows", ".xml")])
+@pytest.mark.parametrize(
+    ("kind", "suffix"), [("plain", ".onnx"), ("rope", ".pt2"), ("windows", ".xml"), ("video", ".onnx")]
+)
 def test_one_file_takes_images_of_any_size(kind: str, suffix: str, tmp_path: Path) -> None:
     model = random_model(KINDS[kind])
     report = vit_hub.export(model, tmp_path / f"model{suffix}", dynamic=True)
-    assert not model.dynamic or kind == "rope"
+    assert not model.dynamic or kind in ("rope", "video")
     model.dynamic = True
-    images = torch.randn(3, 3, 40, 24)
+    images = torch.randn(3, *model.config.input_shape((40, 24)))
     with torch.inference_mode():
         assert relative_error(run(report.path, images), model(images)) <= 1e-4
-    assert len({shape[2:] for shape in report.compared}) > 1
+    assert len({shape[-2:] for shape in report.compared}) > 1
 
 
 # One of each thing that exporters have to understand; OpenVINO reads the same ONNX file as it does in an export.

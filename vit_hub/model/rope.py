@@ -40,8 +40,9 @@ def grid_coordinates(rope: Rope, grid_size: tuple[int, int], device: torch.devic
     places = torch.stack([part.flatten() for part in order], dim=1)
     if not rope.frames:
         return places
-    times = torch.arange(tubelets, dtype=torch.float64, device=device).repeat_interleave(places.shape[0])
-    return torch.cat((times[:, None], places.repeat(tubelets, 1)), dim=1)
+    # Not repeat_interleave, which ONNX's exporter gets wrong for grids of any size.
+    times = torch.arange(tubelets, dtype=torch.float64, device=device)[:, None].expand(-1, places.shape[0])
+    return torch.cat((times.reshape(-1, 1), places.repeat(tubelets, 1)), dim=1)
 
 
 def _scale(rope: Rope, axis: int, size: int) -> float:
