@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from kinds import KINDS
 from PIL import Image
-from small_models import random_images, random_model
+from small_models import random_images, random_model, relative_error
 
 import vit_hub
 from vit_hub.cli import main
@@ -100,6 +100,21 @@ def test_accuracy_and_embeddings_are_the_models(exported: Exported, tmp_path: Pa
     code, out, _ = run("search", tmp_path / "out", IMAGES[6], "--k", "1", "--json")
     assert code == 0
     assert json.loads(out)["neighbours"][0]["label"] == "6"
+
+
+@pytest.mark.parametrize("kind", ["video", "video table"])
+def test_a_program_of_videos_takes_the_images_that_the_model_takes(kind: str, tmp_path: Path) -> None:
+    model = random_model(KINDS[kind])
+    vit_hub.export(model, tmp_path / "videos.onnx", what="tokens")
+    file = exported_file(tmp_path / "videos.onnx")
+    assert file is not None
+    images = torch.randn(2, *model.config.input_shape(model.input_size, stills=True))
+    if kind == "video":  # sees an image as fewer frames than the program has
+        with pytest.raises(vit_hub.ConfigError, match="sees an image as a video of 2"):
+            file.open()(images)
+    else:
+        with torch.inference_mode():
+            assert relative_error(file.open()(images), model.forward_features(images)) <= 1e-5
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".xml"])

@@ -22,6 +22,7 @@ from vit_hub.cli.options import RUNTIME_NAMES
 from vit_hub.exporting import runtimes
 from vit_hub.exporting.automatic import AUTO, fastest_runtime
 from vit_hub.exporting.runtimes import RUNTIMES, TORCH, in_runtime
+from vit_hub.running.models import runnable
 
 NAME = "vit-nano-digits"
 OTHERS = [name for name in RUNTIMES if name != TORCH]
@@ -59,6 +60,16 @@ def test_every_output_is_the_models(runtime: str, what: str) -> None:
     images = random_images(model.config, batch=3)
     wanted = in_runtime(model, TORCH, what=what)(images)
     assert relative_error(in_runtime(model, runtime, what=what)(images), wanted) <= 1e-5
+
+
+@pytest.mark.parametrize(("kind", "runtime"), [("video", "onnxruntime"), ("video table", "openvino")])
+def test_models_of_videos_take_images(kind: str, runtime: str) -> None:
+    model = random_model(KINDS[kind])
+    images = torch.randn(3, *model.config.input_shape(model.input_size, stills=True))
+    with torch.inference_mode():
+        wanted = model.forward_features(images)
+    computed = runnable(model).computation("tokens", runtime=runtime, batch_size=3).submit(images)
+    assert relative_error(computed, wanted) <= 1e-5
 
 
 @pytest.mark.usefixtures("empty_cache")

@@ -29,7 +29,7 @@ _ROUNDS = 5
 _SECONDS = 3.0  # for each runtime
 
 
-def fastest_runtime(model: VisionTransformer, *, what: str = "output", batch_size: int) -> str:
+def fastest_runtime(model: VisionTransformer, *, what: str = "output", batch_size: int, stills: bool = False) -> str:
     """Return the name of the fastest runtime that is installed and holds the tolerance of the model's dtype.
 
     The choice is kept in the cache, for this machine, number of threads, model, output, batch size and versions.
@@ -38,6 +38,7 @@ def fastest_runtime(model: VisionTransformer, *, what: str = "output", batch_siz
         model: in evaluation mode; on another device than the processor torch is the only runtime.
         what: the output, as for :func:`vit_hub.exporting.runtimes.in_runtime`.
         batch_size: images at a time.
+        stills: as for :func:`vit_hub.exporting.runtimes.in_runtime`.
     """
     weight = model.patch_embed.proj.weight
     if weight.device.type != "cpu":
@@ -45,7 +46,7 @@ def fastest_runtime(model: VisionTransformer, *, what: str = "output", batch_siz
     able = list(_able(str(weight.dtype).removeprefix("torch.")))
     if able == [TORCH]:
         return TORCH
-    settings = program_settings(model, able, what)
+    settings = program_settings(model, able, what, stills=stills)
     settings |= {"machine": [processor_name(), os.cpu_count(), torch.get_num_threads()], "batch_size": batch_size}
     path = choice_file(hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest())
     kept = _kept(path, able)
@@ -54,8 +55,10 @@ def fastest_runtime(model: VisionTransformer, *, what: str = "output", batch_siz
     with file_lock(path):  # so that processes do not measure at the same time
         kept = _kept(path, able)
         if kept is None:
-            runs = dict(_runs(model, able, what))
-            seconds = _measured(runs, _images(model, batch_size))
+            runs = dict(_runs(model, able, what, stills))
+            shape = model.config.input_shape(model.input_size, stills=stills)
+            images = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0))
+            seconds = _measured(runs, images)
             kept = min(seconds, key=lambda name: seconds[name])
             record = {"runtime": kept, "seconds": seconds, "settings": settings}
             with atomic_path(path) as temporary:
@@ -77,11 +80,11 @@ def _kept(path: Path, able: list[str]) -> str | None:
     return None
 
 
-def _runs(model: VisionTransformer, able: list[str], what: str) -> Iterator[tuple[str, Run]]:
+def _runs(model: VisionTransformer, able: list[str], what: str, stills: bool) -> Iterator[tuple[str, Run]]:
     """Yield the runtimes that take the model and hold the tolerance."""
     for name in able:
         with contextlib.suppress(UnsupportedByFormatError):
-            yield name, in_runtime(model, name, what=what)
+            yield name, in_runtime(model, name, what=what, stills=stills)
 
 
 def _measured(runs: dict[str, Run], images: Tensor) -> dict[str, float]:
@@ -97,8 +100,3 @@ def _measured(runs: dict[str, Run], images: Tensor) -> dict[str, float]:
         if time.perf_counter() > stop:
             break
     return found
-
-
-def _images(model: VisionTransformer, batch_size: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch_size, *model.config.input_shape(model.input_size), generator=generator)

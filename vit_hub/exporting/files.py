@@ -130,6 +130,28 @@ class ExportedFile:
                 f"{self.path}: {self.target} cannot open it: {type(error).__name__}: {error}",
                 hint="is it complete, with the file of its weights beside it? Else export the model again",
             ) from error
+        return self._of_images(self._of_pixels(run))
+
+    def _of_images(self, run: Run) -> Run:
+        """Let a program of videos take images [B, C, h, w], too, as the model does."""
+        if self.config.video is None:
+            return run
+        frames, still = self.config.video.frames, self.config.still_frames
+
+        def run_videos(images: Tensor) -> Tensor:
+            if images.dim() == 5:
+                return run(images)
+            if still != frames:
+                raise ConfigError(
+                    f"{self.path}: takes videos of {frames} frames; the model sees an image as a video of {still}",
+                    hint="give the model itself instead of the exported file",
+                )
+            return run(images.unsqueeze(1).expand(-1, frames, -1, -1, -1))
+
+        return run_videos
+
+    def _of_pixels(self, run: Run) -> Run:
+        """Let a program of pixels take preprocessed images."""
         if self.pixels is None:
             return run
         mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in self.pixels)

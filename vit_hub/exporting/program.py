@@ -97,6 +97,7 @@ def make_program(
     what: str = "output",
     dynamic: bool = False,
     with_preprocess: bool = False,
+    stills: bool = False,
     stored: str = "float32",
 ) -> Program:
     """Put a program together.
@@ -107,6 +108,7 @@ def make_program(
         what: its output, as :func:`vit_hub.model.outputs.output_function` has them.
         dynamic: images of any size in whole patches, instead of the model's own.
         with_preprocess: take pixels and normalise them.
+        stills: take images, also where the model takes videos, too.
         stored: dtype of the weights, for the file's metadata.
 
     Raises:
@@ -123,12 +125,12 @@ def make_program(
     if dynamic:
         model.dynamic = reference.dynamic = True
     dtype = model.patch_embed.proj.weight.dtype
-    inputs = list(_inputs(model, dynamic, with_preprocess))
+    inputs = list(_inputs(model, dynamic, with_preprocess, stills))
     return Program(
         module=_Whole(model, what, dtype, pixels).eval(),
         dtype=str(dtype).removeprefix("torch."),
         example=inputs[0],
-        shapes=_free_axes(model, dynamic, with_preprocess),
+        shapes=_free_axes(model, dynamic, inputs[0].dim() - 2 - with_preprocess),
         reference=_Whole(reference, what, torch.float32, pixels).eval(),
         inputs=inputs,
         facts=_facts(reference, what, dynamic, pixels, stored),
@@ -154,31 +156,29 @@ def _facts(
     return {FACTS_KEY: json.dumps(about, sort_keys=True), **({LABELS_KEY: json.dumps(names)} if names else {})}
 
 
-def _free_axes(model: VisionTransformer, dynamic: bool, with_preprocess: bool) -> dict[int, Any]:
-    """Batch, and height and width in whole patches (of whole squares, where a merger follows) if they are free."""
+def _free_axes(model: VisionTransformer, dynamic: bool, rows: int) -> dict[int, Any]:
+    """Batch; height (axis ``rows``) and width in whole patches, of whole squares before a merger, if they are free."""
     from torch.export import Dim
 
     shapes: dict[int, Any] = {0: Dim("batch")}
     if dynamic:
         squares = model.config.merger.size if model.config.merger else 1
-        first = model.config.video is not None
-        rows = 1 + first + (not with_preprocess)
         for axis, name, step in zip((rows, rows + 1), ("rows", "columns"), model.config.pixels_per_patch, strict=True):
             shapes[axis] = squares * step * Dim(name, min=_FEWEST_PATCHES, max=_MOST_PATCHES)
     return shapes
 
 
-def _inputs(model: VisionTransformer, dynamic: bool, with_preprocess: bool) -> Iterator[Tensor]:
+def _inputs(model: VisionTransformer, dynamic: bool, with_preprocess: bool, stills: bool) -> Iterator[Tensor]:
     """Random images: two, one and three of the model's size, and two each of other sizes if these are free."""
     generator = torch.Generator().manual_seed(0)
     config = model.config
 
     def images(count: int, size: tuple[int, int]) -> Tensor:
+        *frames, channels, height, width = config.input_shape(size, stills=stills)
         if with_preprocess:
-            *frames, channels, height, width = config.input_shape(size)
             shape = (count, *frames, height, width, channels)
             return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-        return torch.randn(count, *config.input_shape(size), generator=generator)
+        return torch.randn(count, *frames, channels, height, width, generator=generator)
 
     sizes = [model.input_size]
     if dynamic:

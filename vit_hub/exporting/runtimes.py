@@ -51,8 +51,10 @@ RUNTIMES: dict[str, Runtime] = {
 }
 
 
-def in_runtime(model: VisionTransformer, runtime: str, *, what: str = "output") -> Run:
+def in_runtime(model: VisionTransformer, runtime: str, *, what: str = "output", stills: bool = False) -> Run:
     """Return a function that computes an output of a model in a runtime: float32 [N, C, h, w] -> float32 [N, ...].
+
+    It takes videos [N, T, C, h, w] where the model does, or with ``stills`` images there, too.
 
     The program is exported into the cache when it is first needed, tried there, and then used by every later call. It
     computes with as many threads as torch does.
@@ -62,6 +64,7 @@ def in_runtime(model: VisionTransformer, runtime: str, *, what: str = "output") 
         runtime: a name of :data:`RUNTIMES`.
         what: ``output`` (what the model returns), or another one of
             :func:`vit_hub.model.outputs.output_function`.
+        stills: take images, also where the model takes videos, too.
 
     Raises:
         ConfigError: the runtime cannot do this, or is not installed.
@@ -75,7 +78,7 @@ def in_runtime(model: VisionTransformer, runtime: str, *, what: str = "output") 
     target = RUNTIMES[runtime].target
     if target is None:
         return _in_torch(model, what)
-    settings = program_settings(model, (runtime,), what)
+    settings = program_settings(model, (runtime,), what, stills=stills)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     path = program_folder(key) / f"program{TARGETS[target].suffix}"
     if not _is_whole(path, settings):  # a cache that is filled may be read-only
@@ -119,12 +122,15 @@ def tensors_sha256(model: VisionTransformer) -> str:
     return digest.hexdigest()
 
 
-def program_settings(model: VisionTransformer, runtimes: Sequence[str], what: str) -> dict[str, Any]:
+def program_settings(
+    model: VisionTransformer, runtimes: Sequence[str], what: str, *, stills: bool = False
+) -> dict[str, Any]:
     """Return all that decides about a model's programs, JSON-ready; arguments as for :func:`in_runtime`."""
     packages = {package for runtime in runtimes for package in RUNTIMES[runtime].packages}
     return {
         "runtimes": list(runtimes),
         "what": what,
+        "stills": stills and model.config.video is not None,
         "dtype": str(model.patch_embed.proj.weight.dtype).removeprefix("torch."),
         "weights": tensors_sha256(model),
         "config": model.config.to_dict(),
@@ -154,7 +160,7 @@ def _make(path: Path, model: VisionTransformer, target: str, settings: Mapping[s
     """Write a program, and when it is there the record that vouches for it."""
     what, dtype = settings["what"], settings["dtype"]
     reference = copy.deepcopy(model).to("cpu", torch.float32).eval()
-    program = make_program(reference, reference, what=what)
+    program = make_program(reference, reference, what=what, stills=settings["stills"])
     try:
         difference, _ = write_program(program, path, target, Options(), TOLERANCES[dtype], dtype)
     except UnsupportedByFormatError as error:

@@ -433,10 +433,22 @@ class ViTConfig(ShortRepr):
             if (value := getattr(self, item.name)) != item.default or item.name in _SHOWN
         }
 
-    def input_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
-        """Return the shape of one input of a size (height, width): [C, h, w], of a video [T, C, h, w]."""
-        frames = () if self.video is None else (self.video.frames,)
+    def input_shape(self, size: tuple[int, int], *, stills: bool = False) -> tuple[int, ...]:
+        """Return the shape of one input of a size (height, width): [C, h, w], of a video [T, C, h, w].
+
+        Args:
+            size: of the images.
+            stills: of an image, also where the model takes videos, too.
+        """
+        frames = () if self.video is None or stills else (self.video.frames,)
         return (*frames, self.in_chans, *size)
+
+    @property
+    def still_frames(self) -> int:
+        """Frames of the video that one image stands for: all that positions need, else one patch's; without video 1."""
+        if self.video is None:
+            return 1
+        return self.video.frames if self.pos_embed == "sincos1d" else self.video.tubelet
 
     def __post_init__(self) -> None:
         for name in _SIZES:

@@ -422,13 +422,11 @@ class VisionTransformer(nn.Module):
         return videos if videos.shape[1] == frames else videos.expand(-1, frames, -1, -1, -1)
 
     def _frames(self, images: Tensor) -> int:
-        """Frames that are computed with: those of a video; of an image all that positions need, else one patch's."""
+        """Frames that are computed with: those of a video, or those that an image stands for."""
         video = self.config.video
-        if video is None:
-            return 1
-        if images.dim() == 5 and (images.shape[1] > 1 or video.tubelet == 1):
+        if video is not None and images.dim() == 5 and (images.shape[1] > 1 or video.tubelet == 1):
             return images.shape[1]
-        return video.tubelet if self.config.pos_embed != "sincos1d" else video.frames
+        return self.config.still_frames
 
     def _block(
         self,

@@ -81,7 +81,7 @@ class Runnable:
         if self.program is not None:
             function = self.program.open()
         elif chosen != TORCH:
-            function = in_runtime(self.model, chosen, what=what)
+            function = in_runtime(self.model, chosen, what=what, stills=True)
         return Computation(
             self.model,
             what,
@@ -113,14 +113,8 @@ class Runnable:
                 f"{runtime} takes images of one size, and max_patches lets each keep its own",
                 hint=f"leave out max_patches (--max-patches), or take the runtime {TORCH}",
             )
-        if self.model.config.video is not None:
-            if runtime == AUTO:
-                return TORCH
-            raise ConfigError(
-                f"{runtime} takes videos of this model, and these are images", hint=f"take the runtime {TORCH}"
-            )
         if runtime == AUTO:
-            return fastest_runtime(self.model, what=what, batch_size=batch_size)
+            return fastest_runtime(self.model, what=what, batch_size=batch_size, stills=True)
         return str(runtime)
 
     def weights(self) -> dict[str, Any]:
