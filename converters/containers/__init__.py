@@ -18,7 +18,7 @@ from vit_hub.converters.containers.atomic import atomic_path, steady_sync
 from vit_hub.converters.containers.dcp import METADATA, read_dcp
 from vit_hub.converters.containers.folder import find_weights, is_customary, parts_of, read_index, read_sidecars
 from vit_hub.converters.containers.hdf5 import read_hdf5, write_hdf5
-from vit_hub.converters.containers.mapped import MappedFile, Pieces, chunks
+from vit_hub.converters.containers.mapped import MappedFile, Pieces, chunks, files_opened
 from vit_hub.converters.containers.msgpack_file import read_msgpack, write_msgpack
 from vit_hub.converters.containers.npz import read_npz, write_npz
 from vit_hub.converters.containers.onnx_names import read_onnx
@@ -201,13 +201,12 @@ def _enter(folder: Path, warnings: list[str]) -> Path:
 
 
 def _read(path: Path, container: str) -> RawCheckpoint:
-    """Read a file, which stays open, with those that it names."""
-    first = MappedFile(path)
-    contents = _read_container(path, container)
-    held = {file: first if file == path else MappedFile(file) for file in contents.files}
-    for file in held.values():
+    """Read a file, which stays open, with those that it names: held is what was read, whatever has their names now."""
+    with files_opened() as opened:
+        contents = _read_container(path, container)
+    for file in (file for files in opened.values() for file in files):
         file.check_named()
-    return replace(contents, held=held)
+    return replace(contents, held={file: opened[file][0] for file in contents.files})
 
 
 def _read_container(path: Path, container: str) -> RawCheckpoint:

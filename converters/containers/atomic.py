@@ -19,8 +19,8 @@ if sys.platform != "win32":
     import fcntl
 
 __all__ = [
-    "abandoned", "atomic_path", "claim", "draft_name", "drafts", "put_in_place", "refusals", "steady_sync", "sync_file",
-    "sync_folder",
+    "abandoned", "atomic_path", "claim", "draft_name", "drafts", "is_draft", "put_in_place", "refusals", "steady_sync",
+    "sync_file", "sync_folder",
 ]  # fmt: skip
 
 _SYNC_BYTES = 16 << 20
@@ -128,6 +128,11 @@ def draft_name(name: str) -> str:
 def drafts(folder: Path, name: str | None = None) -> Iterator[Path]:
     """Yield what has such a name in a folder: for one final name, or for any."""
     return folder.glob(f"{'.*' if name is None else _kind(name)}-*{_SUFFIX}")
+
+
+def is_draft(name: str) -> bool:
+    """Return whether a path, with ``/``, is that of a draft or leads through one."""
+    return any(part.startswith(".") and part.endswith(_SUFFIX) for part in name.split("/"))
 
 
 def _kind(name: str) -> str:

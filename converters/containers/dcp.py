@@ -63,8 +63,9 @@ def read_dcp(folder: Path) -> tuple[dict[str, LazyTensor], dict[str, Unreadable]
     """
     path = folder / METADATA
     what = "not the metadata of torch.distributed.checkpoint"
-    with explained(path, what, refused=_DAMAGED, damaged=_DAMAGED), path.open("rb") as stream:
-        return _tensors(folder, _state(Pickle().load(PickleStream(stream, path.stat().st_size)), "Metadata"))
+    file = MappedFile(path)
+    with explained(path, what, refused=_DAMAGED, damaged=_DAMAGED):
+        return _tensors(folder, _state(Pickle().load(PickleStream(file.stream(), file.size)), "Metadata"))
 
 
 def _state(value: object, kind: str) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from copy import copy
 from functools import partial
 from io import BufferedReader, RawIOBase
@@ -20,7 +22,7 @@ import numpy as np
 from vit_hub.converters.tensors import Array
 from vit_hub.errors import CheckpointError
 
-__all__ = ["MappedFile", "Pieces", "Renewed", "chunks", "is_own", "row_major"]
+__all__ = ["MappedFile", "Pieces", "Renewed", "chunks", "files_opened", "is_own", "row_major"]
 
 T = TypeVar("T")
 # Takes names of tensors and yields, in that order, (name, bytes), with one or more pieces for each.
@@ -33,6 +35,19 @@ _MOST_GENERATIONS = 128
 _CHUNK_BYTES = 2 << 20
 _BLOCK_BYTES = 1 << 17  # fits into a core's cache
 _COLUMNS = 32
+
+
+_OPENED: ContextVar[dict[Path, list[MappedFile]] | None] = ContextVar("_OPENED", default=None)
+
+
+@contextmanager
+def files_opened() -> Iterator[dict[Path, list[MappedFile]]]:
+    """Collect the files that are opened in the ``with`` body, by their paths: what was read, whoever asks later."""
+    token = _OPENED.set(opened := {})
+    try:
+        yield opened
+    finally:
+        _OPENED.reset(token)
 
 
 class Renewed(Generic[T]):
@@ -79,9 +94,10 @@ class MappedFile:
         self._start = 0
         self.size = self._file.seek(0, 2)
         self._stamp = self._state()
-        self._renamed = self.status().st_ctime_ns
         self.checked = set[int]()
         self._mapping = Renewed(partial(self._map, self.size), self.size)
+        if (opened := _OPENED.get()) is not None:
+            opened.setdefault(path, []).append(self)
 
     def _map(self, size: int) -> mmap.mmap:
         try:
@@ -109,15 +125,13 @@ class MappedFile:
             raise CheckpointError(f"{self.path}: the file was changed while it was read", hint="open it again")
 
     def check_named(self) -> None:
-        """Refuse a file whose name another one has taken since it was opened, or had for a while.
+        """Refuse a file whose name another one has taken since it was opened.
 
         Raises:
             CheckpointError: it has.
             OSError: it cannot be looked at.
         """
-        status = self.status()
-        # What loses its name and gets it back shows in the time of its inode.
-        if not os.path.samestat(status, self.path.stat()) or status.st_ctime_ns != self._renamed:
+        if not os.path.samestat(self.status(), self.path.stat()):
             raise CheckpointError(f"{self.path}: another file took its name while it was opened", hint="open it again")
 
     def sha256(self, advance: Callable[[int], None] | None = None) -> str:

@@ -291,3 +291,57 @@ def test_identities_reach_the_library(signed: Path, tmp_path: Path, monkeypatch:
         {"use_ambient_credentials": False, "identity_token": "token"},
         {"identity": "me@example.org", "oidc_issuer": "https://id.example.org"},
     ]
+
+
+def test_a_signature_elsewhere_in_the_folder_is_not_signed(model: Path, keys: tuple[Path, Path]) -> None:
+    place = model / "sub/own.sig"
+    for _ in range(2):
+        vit_hub.sign(model, key=keys[0], signature=place)
+        found = vit_hub.verify_signature(model, trust=keys[1], signature=place)
+        assert found.covered == tuple(sorted(FILES))
+    openssf("verify", "key", model, "--signature", place, "--public_key", keys[1])
+
+
+def test_what_a_killed_writer_left_is_not_signed(model: Path, keys: tuple[Path, Path]) -> None:
+    """The next writer removes it, and that is the signature's."""
+    script = (
+        "import os, sys, vit_hub, vit_hub.converters.containers.atomic as atomic\n"
+        "atomic.put_in_place = lambda *paths: os._exit(9)\n"
+        "vit_hub.sign(sys.argv[1], key=sys.argv[2])"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(model), str(keys[0])], check=False)
+    assert done.returncode == 9
+    assert list(model.glob(".*.vit-hub.tmp"))
+    vit_hub.sign(model, key=keys[0])
+    assert vit_hub.verify_signature(model, trust=keys[1]).covered == tuple(sorted(FILES))
+
+
+def test_the_records_of_a_download_are_no_part_of_the_model(signed: Path, keys: tuple[Path, Path]) -> None:
+    records = signed / ".cache/huggingface/download/model.safetensors.metadata"
+    records.parent.mkdir(parents=True)
+    records.write_text("commit")
+    assert vit_hub.verify_signature(signed, trust=keys[1]).uncovered == (".cache/huggingface",)
+    openssf("verify", "key", signed, "--signature", signed / "model.sig", "--public_key", keys[1])
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b"])
+def test_what_can_be_no_path_is_an_error(name: str, signed: Path, keys: tuple[Path, Path]) -> None:
+    for path, signature in ((name, None), (signed, name)):
+        with pytest.raises(VitHubError):
+            vit_hub.sign(path, key=keys[0], signature=signature)
+        with pytest.raises(VitHubError):
+            vit_hub.verify_signature(path, trust=keys[1], signature=signature)
+
+
+def test_a_name_too_long_for_one_of_a_signature_beside_it(tmp_path: Path, keys: tuple[Path, Path]) -> None:
+    file = tmp_path / ("m" * 243 + ".safetensors")
+    file.write_bytes(b"weights")
+    with pytest.raises(SignatureError, match="not signed"):
+        vit_hub.verify_signature(file, trust=keys[1])
+
+
+def test_a_password_that_is_no_text(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    private, _ = key_pair(tmp_path, "secret", password="long enough")
+    monkeypatch.setenv("VIT_HUB_SIGN_PASSWORD", "\udcff")
+    with pytest.raises(ConfigError, match="not a key that can sign"):
+        vit_hub.sign(model, key=private)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -25,7 +26,8 @@ from tiny import timm_file, vit_jax_file
 import vit_hub
 import vit_hub.hub.cache.hashes
 from vit_hub.cli import main
-from vit_hub.converters.containers.mapped import MappedFile
+from vit_hub.converters import containers
+from vit_hub.converters.containers.safetensors_file import read_safetensors
 from vit_hub.errors import CheckpointError, ConfigError, SignatureError
 from vit_hub.hub.make_mirror import add_to_mirror
 from vit_hub.hub.signing import signature_of
@@ -153,16 +155,40 @@ def test_what_was_verified_is_what_is_read(folder: Path, key: Path) -> None:
     assert vit_hub.load(folder)
 
 
-def test_a_name_that_another_file_had_for_a_while_is_refused(folder: Path) -> None:
-    file, away = folder / "model.safetensors", folder / "away"
-    opened = MappedFile(file)
-    opened.check_named()
-    time.sleep(0.05)  # more than the clock of the file system
-    file.rename(away)
-    file.write_bytes(b"what the reader would open")
-    away.replace(file)
-    with pytest.raises(CheckpointError, match="another file took its name"):
-        opened.check_named()
+def test_a_folder_that_is_another_one_for_a_while_is_refused(
+    folder: Path, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither name nor inode of the signed file shows that its folder was away when it was read."""
+    vit_hub.sign(folder, key=key)
+    evil, away = shutil.copytree(folder, tmp_path / "evil"), tmp_path / "away"
+    (evil / "model.safetensors").write_bytes(timm_file()[:-4] + b"evil")
+
+    def swapped(path: Path) -> Any:
+        folder.rename(away)
+        evil.rename(folder)
+        found = read_safetensors(path)
+        folder.rename(evil)
+        away.rename(folder)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(containers, "read_safetensors", swapped)
+        with pytest.raises(CheckpointError, match="another file took its name"):
+            vit_hub.load(folder)
+    assert vit_hub.load(folder)
+
+
+def test_a_file_that_is_linked_while_it_is_read_is_the_same_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a conversion into its folder does, which puts a copy of the folder in its place."""
+
+    def linked(path: Path) -> Any:
+        found = read_safetensors(path)
+        time.sleep(0.02)  # more than the clock of the file system
+        path.with_name("link").hardlink_to(path)
+        return found
+
+    monkeypatch.setattr(containers, "read_safetensors", linked)
+    assert containers.open_raw(folder).tensors
 
 
 def test_an_unchanged_file_is_hashed_once(folder: Path, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,9 +93,7 @@ def _canonical(resolved: Resolved, *, force: bool, progress: bool) -> Path:
     from vit_hub.converters.write import convert_checkpoint
 
     ckpt = open_resolved(resolved)
-    hashes = [sha256_of(path) for path in ckpt.source.files]
-    for opened in ckpt.source.held.values():  # hashed was what has its name now
-        opened.check_named()
+    hashes = [sha256_of(path, ckpt.source.held.get(path)) for path in ckpt.source.files]
     if ckpt.format != "canonical":  # whose passport already has its origin
         ckpt = _recorded(ckpt, hashes, __version__)
     sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()

@@ -21,10 +21,12 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypedDict
 
 from vit_hub.converters.containers import atomic_path
+from vit_hub.converters.containers.atomic import is_draft
 from vit_hub.converters.containers.hashing import file_sha256
+from vit_hub.converters.containers.together import finish_interrupted
 from vit_hub.errors import CheckpointError, ConfigError, SignatureError, VitHubError, first_line
 from vit_hub.hub.names.wellformed import is_safe_name
-from vit_hub.untrusted import SIGNATURE_BYTES, Matching, conform, parse_json, read_bytes
+from vit_hub.untrusted import SIGNATURE_BYTES, Matching, conform, parse_json, read_bytes, usable_path
 
 __all__ = [
     "FOLDER_SIGNATURE",
@@ -53,7 +55,7 @@ TRUST = "VIT_HUB_TRUST"
 _PASSWORD = "VIT_HUB_SIGN_PASSWORD"
 _SUFFIX = ".sig"
 _ONE_FILE = "."  # its name in its own signature
-_GIT = (".git", ".gitattributes", ".github", ".gitignore")
+_NOT_MODEL = (".git", ".gitattributes", ".github", ".gitignore", ".cache/huggingface")  # of git and `hf download`
 _PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.+?-----END \1-----\r?\n?", re.DOTALL)
 _LONGEST_PEM = 1 << 20
 _MOST_NAMED = 5
@@ -218,7 +220,7 @@ def sign(
         CheckpointError: there is no such file, or the signature cannot be written.
         SignatureError: it cannot be signed.
     """
-    path = Path(path)
+    path = usable_path(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder", hint="check the path")
     if (key is not None) == sigstore or (sigstore and certificate) or (chain and not certificate):
@@ -229,14 +231,14 @@ def sign(
     if identity_token and not sigstore:
         raise ConfigError(f"{path}: an identity token is for sigstore", hint="leave it out, or sign with sigstore")
     signer = _sigstore_signer(identity_token) if sigstore else _key_signer(key, password, certificate, chain)
+    target = usable_path(signature) if signature is not None else _signature_of(path)
     if not path.is_dir():
-        target = Path(signature) if signature is not None else file_signature(path)
         content = _signed(signer, {_ONE_FILE: path}, path.name, ())
     else:
-        target = Path(signature) if signature is not None else path / FOLDER_SIGNATURE
-        own = [target.name] if target.absolute().parent == path.absolute() else []
-        left_out = (*dict.fromkeys((FOLDER_SIGNATURE, *own)), *_GIT)
-        names = _names(path, left_out)
+        left_out = (*dict.fromkeys((FOLDER_SIGNATURE, *_own(path, target))), *_NOT_MODEL)
+        finish_interrupted(path)
+        # What killed writers left goes with the next one.
+        names = {name for name in _names(path, left_out) if not is_draft(name)}
         if not names:
             raise CheckpointError(f"{path}: an empty folder", hint="give the folder of a model")
         content = _signed(signer, {name: path / name for name in names}, path.resolve().name, left_out)
@@ -257,7 +259,8 @@ def signature_of(files: Mapping[str, Path], title: str, *, key: str | Path, pass
     Raises:
         ConfigError, SignatureError: as :func:`sign`.
     """
-    return _signed(_key_signer(key, password), files, title, () if _ONE_FILE in files else (FOLDER_SIGNATURE, *_GIT))
+    left_out = () if _ONE_FILE in files else (FOLDER_SIGNATURE, *_NOT_MODEL)
+    return _signed(_key_signer(key, password), files, title, left_out)
 
 
 def public_key(key: str | Path, password: str | None = None) -> Trust:
@@ -336,7 +339,24 @@ def required_trust() -> Trust | None:
 def find_signature(file: Path) -> Path | None:
     """Return the signature of a file: beside it, else of the nearest folder around it that has one."""
     folders = (folder / FOLDER_SIGNATURE for folder in file.absolute().parents)
-    return next((path for path in (file_signature(file), *folders) if path.is_file()), None)
+    return next((path for path in (file_signature(file), *folders) if _is_file(path)), None)
+
+
+def _is_file(path: Path) -> bool:
+    with contextlib.suppress(OSError):  # beside a file whose name is as long as names may be
+        return path.is_file()
+    return False
+
+
+def _signature_of(path: Path) -> Path:
+    """Return the place of the signature of a folder or a file."""
+    return path / FOLDER_SIGNATURE if path.is_dir() else file_signature(path)
+
+
+def _own(folder: Path, signature: Path) -> list[str]:
+    """Return the name of a folder's signature in it, if it is there."""
+    root, place = folder.absolute(), signature.absolute()
+    return [place.relative_to(root).as_posix()] if place.is_relative_to(root) else []
 
 
 def file_signature(file: Path) -> Path:
@@ -378,11 +398,11 @@ def verify_signature(
         ConfigError: nothing says who is trusted, or the keys cannot be read.
         CheckpointError: there is no such file.
     """
-    path = Path(path)
+    path = usable_path(path)
     trusted = given_trust(trust, identity, issuer)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder", hint="check the path")
-    place = Path(signature) if signature is not None else None
+    place = usable_path(signature) if signature is not None else None
     if not path.is_dir():
         place = place or find_signature(path)
         if place is None:
@@ -393,7 +413,7 @@ def verify_signature(
     if not place.is_file():
         raise unsigned(path, trusted)
     signed = open_signature(place, trusted)
-    own = [place.name] if place.absolute().parent == path.absolute() else []
+    own = _own(path, place)
     signer = signed.signature.signer
     if extra := sorted(_names(path, (*own, *signed.left_out)) - signed.hashes.keys()):
         raise SignatureError(
@@ -643,7 +663,7 @@ def _sigstore_signer(token: str | None) -> Any:
 
 def _password(given: str | None) -> bytes | None:
     text = given if given is not None else os.environ.get(_PASSWORD)
-    return text.encode() if text else None
+    return os.fsencode(text) if text else None  # the bytes of a variable that is no text, too
 
 
 def _pem(key: Any) -> bytes:
