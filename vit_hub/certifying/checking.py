@@ -92,12 +92,13 @@ def check(
     if source is None:
         raise ConfigError("nothing to check", hint="give a model, or replay= (--replay) with a certificate")
     _check_settings(settings)
+    written = None if certificate is None else usable_path(certificate)
     ckpt = _opened(source, settings["opening"], progress)
     found = _certificate(ckpt, source, settings)
     if record is not None:
         found = dataclasses.replace(found, changes=changes(record, found))
-    if certificate is not None:
-        write_record(Path(certificate), found)
+    if written is not None:
+        write_record(written, found)
     return found
 
 
