@@ -190,3 +190,11 @@ def test_a_safe_name_stays_within_its_folder(name: str) -> None:
         assert Path(os.path.normpath(root / name)).is_relative_to(root)
         assert "\0" not in name
         assert name.encode().decode() == name
+
+
+@pytest.mark.parametrize("option", ["--to", "--format", "--prefix", "--set", "--dtype", "--image-size"])
+def test_a_message_does_not_repeat_all_of_a_long_value(option: str, tmp_path: Path) -> None:
+    for value in ("x" * 3000, "x = 'y' " * 400):
+        result = CliRunner().invoke(main, ["convert", "vit-nano-digits", str(tmp_path / "a.npz"), f"{option}={value}"])
+        assert result.exit_code
+        assert len(result.output) < 1500
