@@ -10,6 +10,7 @@ import numpy.typing as npt
 from vit_hub.converters.containers.mapped import is_own, row_major
 from vit_hub.converters.tensors import DTYPES, TORCH_DTYPES, Array, LazyTensor
 from vit_hub.errors import ConfigError
+from vit_hub.untrusted import quoted
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
     found = getattr(torch, DTYPES[name].torch if name in DTYPES else str(name), None)
     if not isinstance(found, torch.dtype):
-        raise ConfigError(f"dtype {name!r} is unknown", hint=f"known: {', '.join(_FLOATING.values())}")
+        raise ConfigError(f"dtype {quoted(name)} is unknown", hint=f"known: {', '.join(_FLOATING.values())}")
     return found
 
 

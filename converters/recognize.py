@@ -20,7 +20,7 @@ from vit_hub.converters.rules.format import Dialect, Format
 from vit_hub.converters.rules.table import Table
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import CheckpointError, UnknownFormatError
-from vit_hub.untrusted import COMPARISONS, SUGGESTIONS
+from vit_hub.untrusted import COMPARISONS, SUGGESTIONS, quoted
 
 __all__ = ["Match", "beyond", "encoder_names", "recognize", "unexplained"]
 
@@ -325,7 +325,7 @@ def _unknown(raw: RawCheckpoint, label: str | None, prefix: str | None, best: Ma
         wanted, hint = "a known format", f"{known}; name one with format=, on the command line --format"
     else:
         wanted, hint = f"the format {label}", f"without format= (--format) its content decides; {known}"
-    where = f" under {prefix!r}" if prefix else ""
+    where = f" under {quoted(prefix)}" if prefix else ""
     shown = remedy(_some(raw))
     if shown:
         return UnknownFormatError(f"{raw.path}: not readable as it is: {shown[0]}", hint=shown[1])

@@ -29,6 +29,7 @@ from vit_hub.model.device import processor_name
 from vit_hub.model.flops import forward_flops
 from vit_hub.model.resize import resized_config
 from vit_hub.model.vit import VisionTransformer
+from vit_hub.untrusted import quoted
 from vit_hub.version import installed_version
 
 __all__ = [
@@ -129,7 +130,7 @@ def time_forward(
     for kind, names, known in (("against", against, AGAINST), ("tasks", tasks, TASKS)):
         wrong = [name for name in names if name not in known]
         if wrong:
-            raise ConfigError(f"{kind}={wrong[0]!r} is not known", hint=f"known: {', '.join(known)}")
+            raise ConfigError(f"{kind}={quoted(wrong[0])} is not known", hint=f"known: {', '.join(known)}")
     if rounds < 1 or any(size < 1 for size in batch_sizes):
         raise ConfigError("rounds and batch sizes must be at least 1")
     made = peers or {}

@@ -24,7 +24,7 @@ __all__ = [
     "AXES", "BLOCKS", "COMPARISONS", "HEADER_BYTES", "IMAGE_PIXELS", "INDEX_BYTES", "JSON_BYTES", "JSON_DEPTH",
     "JSON_DIGITS", "JSON_VALUES", "LIMITS", "NAME_LENGTH", "PICKLE_COPIES", "PICKLE_OPCODES", "REFERENCE",
     "SIGNATURE_BYTES", "SIZE", "SUGGESTIONS", "TENSORS", "TOKEN_VALUES", "Between", "Limit", "Matching", "conform",
-    "gate", "parse_json", "read_bytes", "read_json", "shorten", "usable_path",
+    "gate", "parse_json", "quoted", "read_bytes", "read_json", "shorten", "usable_path",
 ]  # fmt: skip
 
 
@@ -52,7 +52,7 @@ JSON_BYTES = Limit(32 << 20, "bytes", "a JSON file or record")
 INDEX_BYTES = Limit(64 << 20, "bytes", "the index of a mirror")
 SIGNATURE_BYTES = Limit(8 << 20, "bytes", "a signature")
 HEADER_BYTES = Limit(32 << 20, "bytes", "the header of a safetensors file")
-REFERENCE = Limit(2000, "characters", "the name or address of a model")
+REFERENCE = Limit(8000, "characters", "the name or address of a model")  # as long as servers take; signed ones are long
 JSON_DEPTH = Limit(64, "levels", "nested JSON")
 JSON_VALUES = Limit(1_000_000, "values", "a JSON document")
 JSON_DIGITS = Limit(100, "characters", "a number in JSON")
@@ -279,24 +279,24 @@ def _checker(hint: Any) -> _Checker:
     if origin in (types.UnionType, typing.Union):
         return _of_union(tuple(map(_checker, parts)))
     if origin is Literal:
-        return lambda value, name: "" if value in parts else f"{name}: one of {parts} is expected, not {_shown(value)}"
+        return lambda value, name: "" if value in parts else f"{name}: one of {parts} is expected, not {quoted(value)}"
     if origin is dict:
         inner = _checker(parts[1])
         return lambda value, name: (
             _first(inner(item, f"{name}.{key}") for key, item in value.items())
             if isinstance(value, dict)
-            else f"{name}: an object is expected, not {_shown(value)}"
+            else f"{name}: an object is expected, not {quoted(value)}"
         )
     if origin is list:
         of_item = _checker(parts[0])
         return lambda value, name: (
             _first(of_item(item, f"{name}[{index}]") for index, item in enumerate(value))
             if isinstance(value, list)
-            else f"{name}: a list is expected, not {_shown(value)}"
+            else f"{name}: a list is expected, not {quoted(value)}"
         )
     kinds = (int, float) if hint is float else (hint,)
     return lambda value, name: (
-        "" if type(value) in kinds else f"{name}: {_NAMES[hint]} is expected, not {_shown(value)}"
+        "" if type(value) in kinds else f"{name}: {_NAMES[hint]} is expected, not {quoted(value)}"
     )
 
 
@@ -305,7 +305,7 @@ def _of_fields(fields: Mapping[str, Any], required: frozenset[str]) -> _Checker:
 
     def check(value: Any, name: str) -> str:
         if not isinstance(value, dict):
-            return f"{name}: an object is expected, not {_shown(value)}"
+            return f"{name}: an object is expected, not {quoted(value)}"
         lacking = [key for key in fields if key in required and key not in value]
         if lacking:
             return f"{name}: no {lacking[0]!r}"
@@ -319,7 +319,7 @@ def _of_range(inner: _Checker, bounds: Sequence[Any]) -> _Checker:
         if problem := inner(value, name):
             return problem
         wanted = _first(bound.check(value) for bound in bounds)
-        return f"{name}: {wanted} is expected, not {_shown(value)}" if wanted else ""
+        return f"{name}: {wanted} is expected, not {quoted(value)}" if wanted else ""
 
     return check
 
@@ -336,5 +336,6 @@ def _first(problems: Iterator[str]) -> str:
     return next(filter(None, problems), "")
 
 
-def _shown(value: Any) -> str:
+def quoted(value: Any) -> str:
+    """Return what somebody gave as it was written, shortened, for a message."""
     return shorten(repr(value))

@@ -119,7 +119,7 @@ def finish_interrupted(path: Path) -> None:
 
     Nothing is done where there is no finished draft, or where another process is at work.
     """
-    with contextlib.suppress(OSError, RuntimeError, ValueError):  # of what can be no path, too
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # such as what can be no path
         place = path.resolve()
         for draft in [*drafts(place.parent, place.name), *drafts(place)]:
             if (draft / _PLAN).is_file():

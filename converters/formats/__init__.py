@@ -9,6 +9,7 @@ from functools import cache
 
 from vit_hub.converters.rules.format import Dialect, Format
 from vit_hub.errors import UnknownFormatError
+from vit_hub.untrusted import quoted
 
 __all__ = ["all_formats", "format_meant", "format_names", "formats_named", "unknown_format"]
 
@@ -59,7 +60,9 @@ def format_meant(name: str) -> str:
 def unknown_format(name: str) -> UnknownFormatError:
     """Return the error for a name that no format has."""
     names = f"formats: {', '.join(format_names())}"
-    return UnknownFormatError(f"there is no format {name!r}", hint="; ".join(filter(None, (format_meant(name), names))))
+    return UnknownFormatError(
+        f"there is no format {quoted(name)}", hint="; ".join(filter(None, (format_meant(name), names)))
+    )
 
 
 def formats_named(label: str) -> list[tuple[Format, tuple[Dialect, ...]]]:

@@ -121,6 +121,12 @@ def test_a_dry_run_tells_all_and_asks_nobody(
     assert not cache.exists()
 
 
+def test_a_dry_run_tells_what_would_be_refused(run: Callable[..., Any]) -> None:
+    assert "refused" in run("someone/else", "--dry-run", "--require-hashes").stdout
+    [found] = json.loads(run("someone/else", "--dry-run", "--json").stdout)
+    assert not found["sources"][0]["refused"]
+
+
 def test_a_dry_run_sees_what_is_in_the_cache(make_entry: MakeEntry, run: Callable[..., Any]) -> None:
     entry = make_entry("/tiny.npz")
     run("tiny")

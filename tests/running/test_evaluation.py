@@ -128,8 +128,11 @@ def test_mappings(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("".join(f"{label}\t{name}\n" for label, name in mapping.items()))
     assert indices(model, given, mapping=tmp_path / "a.json") == expected
     assert indices(model, given, mapping=tmp_path / "a.tsv") == expected
-    (tmp_path / "a.txt").write_text("Katze is a cat")
-    with pytest.raises(ConfigError, match="no mapping of labels to classes"):
+    for name in ("a.json", "a.tsv"):  # as some editors write it
+        (tmp_path / name).write_text((tmp_path / name).read_text(), encoding="utf-8-sig")
+        assert indices(model, given, mapping=tmp_path / name) == expected
+    (tmp_path / "a.txt").write_text("Hund\t1\n\nKatze is a cat")
+    with pytest.raises(ConfigError, match="no mapping of labels to classes: line 3 has not two columns"):
         indices(model, given, mapping=tmp_path / "a.txt")
     with pytest.raises(ConfigError, match="2 of 3 labels are no class of the model, such as 'Katze'"):
         indices(model, given)

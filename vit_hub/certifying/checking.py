@@ -27,7 +27,7 @@ from vit_hub.hub.cache.hashes import sha256_of
 from vit_hub.loading import load
 from vit_hub.model.device import usable_device
 from vit_hub.model.vit import VisionTransformer
-from vit_hub.untrusted import usable_path
+from vit_hub.untrusted import quoted, usable_path
 
 __all__ = ["check"]
 
@@ -92,12 +92,13 @@ def check(
     if source is None:
         raise ConfigError("nothing to check", hint="give a model, or replay= (--replay) with a certificate")
     _check_settings(settings)
+    written = None if certificate is None else usable_path(certificate)
     ckpt = _opened(source, settings["opening"], progress)
     found = _certificate(ckpt, source, settings)
     if record is not None:
         found = dataclasses.replace(found, changes=changes(record, found))
-    if certificate is not None:
-        write_record(Path(certificate), found)
+    if written is not None:
+        write_record(written, found)
     return found
 
 
@@ -109,7 +110,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
     """
     wrong = [name for name in settings["against"] if name not in PEERS]
     if wrong:
-        raise ConfigError(f"against={wrong[0]!r} is not known", hint=f"known: {', '.join(PEERS)}")
+        raise ConfigError(f"against={quoted(wrong[0])} is not known", hint=f"known: {', '.join(PEERS)}")
     device = usable_device(settings["device"])
     if settings["runtime"] != AUTO:
         check_runtime(settings["runtime"], "float32" if settings["dtype"] == "auto" else settings["dtype"], device)

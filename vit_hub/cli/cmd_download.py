@@ -145,6 +145,7 @@ def _source_rows(number: int, source: PlannedSource) -> Iterator[tuple[str, obje
         "size": count_of(source.size, "byte") if source.size else "not known before it is fetched",
         "sha256": source.sha256,
         "gated": source.gated and f"log in and accept the terms at {source.page}",
-        "cached": source.cached or "no: it would be fetched",
+        "cached": source.cached or ("no" if source.refused else "no: it would be fetched"),
+        "refused": source.refused and "nothing pins its sha256, and --require-hashes asks for that",
     }
     yield from ((f"   {name}", fact) for name, fact in facts.items())

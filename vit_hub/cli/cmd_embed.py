@@ -12,11 +12,8 @@ from vit_hub.cli.failures import FAILED, INTERRUPTED
 from vit_hub.cli.options import (
     Verb,
     complete_source,
-    compute_options,
-    preprocess_options,
-    resize_options,
+    loading_options,
     running_options,
-    source_options,
 )
 from vit_hub.cli.output import Output, count_of
 
@@ -88,22 +85,16 @@ reads a folder of parquet files.
 )
 @click.option("--skip-errors", is_flag=True, help="Exit with 0 although images could not be read.")
 @click.option("--retry-errors", is_flag=True, help="Compute the files with such images again.")
-@compute_options
 @running_options
-@resize_options
-@preprocess_options
-@source_options
+@loading_options
 def command(
     output: Output,
     model: str,
     images: tuple[str, ...],
     out: Path,
     skip_errors: bool,
-    compute_options: dict[str, Any],
     running_options: dict[str, Any],
-    resize_options: dict[str, Any],
-    preprocess_options: dict[str, Any],
-    source_options: dict[str, Any],
+    loading_options: dict[str, Any],
     **options: Any,
 ) -> int:
     """Compute features of images and write them to a folder.
@@ -123,11 +114,8 @@ def command(
             images,
             out,
             **options,
-            **compute_options,
             **running_options,
-            **resize_options,
-            **source_options,
-            preprocessing=preprocess_options,
+            **loading_options,
             progress=not output.quiet and not output.json,
         )
     except KeyboardInterrupt:

@@ -27,7 +27,8 @@ else:
 # Variables that change what is fetched, from where and to where; values are shown without credentials.
 _VARIABLES = (
     *("VIT_HUB_CACHE", "VIT_HUB_MIRROR", "VIT_HUB_OFFLINE", "VIT_HUB_REQUIRE_HASHES", "VIT_HUB_TRUST"),
-    *("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"),
+    *("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"),
+    *("VIT_HUB_TIMEOUT", "HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"),
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"),
 )
 _PEERS = ("timm", "open-clip-torch", "torchvision", "peft", "accelerate")

@@ -13,11 +13,8 @@ from vit_hub.cli.failures import FAILED
 from vit_hub.cli.options import (
     Verb,
     complete_source,
-    compute_options,
-    preprocess_options,
-    resize_options,
+    loading_options,
     running_options,
-    source_options,
 )
 from vit_hub.cli.output import Output
 
@@ -48,11 +45,8 @@ Examples:
     help="Write a CSV file with the number of images by label (rows) and prediction (columns).",
 )
 @click.option("--skip-errors", is_flag=True, help="Exit with 0 although images could not be read.")
-@compute_options
 @running_options
-@resize_options
-@preprocess_options
-@source_options
+@loading_options
 def command(
     output: Output,
     model: str,
@@ -61,11 +55,8 @@ def command(
     per_class: bool,
     confusion: Path | None,
     skip_errors: bool,
-    compute_options: dict[str, Any],
     running_options: dict[str, Any],
-    resize_options: dict[str, Any],
-    preprocess_options: dict[str, Any],
-    source_options: dict[str, Any],
+    loading_options: dict[str, Any],
 ) -> int:
     """Measure the accuracy of a classifier on labelled images.
 
@@ -78,12 +69,9 @@ def command(
         model,
         images,
         mapping=mapping,
-        preprocessing=preprocess_options,
         progress=not output.quiet and not output.json,
-        **compute_options,
         **running_options,
-        **resize_options,
-        **source_options,
+        **loading_options,
     )
     if confusion is not None:
         _write_confusion(confusion, found)

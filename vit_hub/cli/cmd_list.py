@@ -18,6 +18,7 @@ from vit_hub.errors import ModelNotFoundError
 from vit_hub.model.flops import forward_flops
 from vit_hub.registry import SORTS, get_entry, list_models
 from vit_hub.shown import size_text
+from vit_hub.untrusted import quoted
 from vit_hub.weights_manifest import Summary, summary
 
 _RIGHT = ("params", "GFLOP", "image", "top-1")
@@ -106,12 +107,12 @@ def _nothing(words: Sequence[str], conditions: Mapping[str, Any]) -> ModelNotFou
     unmatched = next((word for word in words if not list_models(word)), None)
     if unmatched is not None:
         hint = _suggestion(unmatched.strip("*?[]"))
-        return ModelNotFoundError(f"no model's name matches {unmatched!r}", hint=hint)
+        return ModelNotFoundError(f"no model's name matches {quoted(unmatched)}", hint=hint)
     for name, noun, column in _COLUMNS:
         if name in given and not list_models(**{name: given[name]}):
             every = sorted({value for model in list_models(words) for value in column(summary(model))})
             return ModelNotFoundError(
-                f"no model is of {noun[0]} {given[name]!r}", hint=f"{noun[1]}: {', '.join(every)}"
+                f"no model is of {noun[0]} {quoted(given[name])}", hint=f"{noun[1]}: {', '.join(every)}"
             )
     without = {
         _option(name, given[name]): len(list_models(words, **{key: given[key] for key in given if key != name}))

@@ -13,11 +13,8 @@ from vit_hub.cli.failures import FAILED, INTERRUPTED
 from vit_hub.cli.options import (
     Verb,
     complete_source,
-    compute_options,
-    preprocess_options,
-    resize_options,
+    loading_options,
     running_options,
-    source_options,
 )
 from vit_hub.cli.output import Output, plain
 from vit_hub.progress import on_terminal, step_bar
@@ -42,22 +39,16 @@ Examples:
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Number of classes to print.")
 @click.option("--jsonl", "form", flag_value="jsonl", help="Print one JSON object a line, as results come.")
 @click.option("--csv", "form", flag_value="csv", help=f"Print lines of {', '.join(_COLUMNS)}, as results come.")
-@compute_options
 @running_options
-@resize_options
-@preprocess_options
-@source_options
+@loading_options
 def command(
     output: Output,
     model: str,
     images: tuple[str, ...],
     top: int,
     form: str | None,
-    compute_options: dict[str, Any],
     running_options: dict[str, Any],
-    resize_options: dict[str, Any],
-    preprocess_options: dict[str, Any],
-    source_options: dict[str, Any],
+    loading_options: dict[str, Any],
 ) -> int:
     """Classify images: print the most probable classes of each.
 
@@ -75,11 +66,8 @@ def command(
     sources = Sources.of(images, **columns)
     net = runnable(
         model,
-        preprocessing=preprocess_options,
         progress=not output.quiet,
-        **compute_options,
-        **resize_options,
-        **source_options,
+        **loading_options,
     )
     found: list[dict[str, Any]] = []
     failed = interrupted = False

@@ -10,11 +10,8 @@ import click
 from vit_hub.cli.options import (
     Verb,
     complete_source,
-    compute_options,
     force_option,
-    preprocess_options,
-    resize_options,
-    source_options,
+    loading_options,
 )
 from vit_hub.cli.output import Output
 
@@ -93,10 +90,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     help="Let each image keep its aspect ratio, with at most so many patches.",
 )
 @force_option
-@compute_options
-@resize_options
-@preprocess_options
-@source_options
+@loading_options
 def command(
     output: Output,
     model: str,
@@ -106,10 +100,7 @@ def command(
     against: str | None,
     max_patches: int | None,
     force: bool,
-    compute_options: dict[str, Any],
-    resize_options: dict[str, Any],
-    preprocess_options: dict[str, Any],
-    source_options: dict[str, Any],
+    loading_options: dict[str, Any],
 ) -> None:
     """Make pictures of a model: of its weights, and of what it does with images.
 
@@ -121,17 +112,14 @@ def command(
 
     check_destination(out, what or KINDS, overwrite=force)
     if max_patches is not None:
-        resize_options["max_patches"] = max_patches
+        loading_options["max_patches"] = max_patches
     shown = show(
         model,
         images,
         what=what,
         against=against,
-        preprocessing=preprocess_options,
         progress=not output.quiet,
-        **compute_options,
-        **resize_options,
-        **source_options,
+        **loading_options,
     )
     files = shown.write(out, overwrite=force)
     if output.json:

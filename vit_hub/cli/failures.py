@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 
 from vit_hub.cli.output import Output
 from vit_hub.errors import VitHubError
+from vit_hub.untrusted import shorten
 
 __all__ = ["DIFFERENT", "FAILED", "INTERRUPTED", "error_data", "report"]
 
 FAILED = 1
 DIFFERENT = 3
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_LONG = re.compile(r"""(['"])(?:(?!\1).){250,}\1""", re.DOTALL)  # longer than most paths
 
 
 def report(error: Exception, output: Output) -> int:
@@ -35,7 +39,8 @@ def error_data(error: Exception) -> dict[str, str]:
     kind = next(name for name in (cls.__name__ for cls in type(error).__mro__) if not name.startswith("_"))
     hint = ""
     if isinstance(error, click.UsageError):
-        message, hint = error.format_message(), _usage(error.ctx)
+        # What was given is repeated, however long.
+        message, hint = _LONG.sub(lambda found: shorten(found[0]), error.format_message()), _usage(error.ctx)
     elif isinstance(error, click.ClickException):
         message = error.format_message()
     elif isinstance(error, VitHubError):

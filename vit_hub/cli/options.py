@@ -27,11 +27,11 @@ __all__ = [
     "force_option",
     "format_option",
     "image_size_option",
+    "loading_options",
     "lockfile_option",
     "names_option",
     "offline_option",
     "patch_size_option",
-    "preprocess_options",
     "resize_options",
     "revision_option",
     "running_options",
@@ -373,6 +373,24 @@ def preprocess_options(command: _Command) -> _Command:
         return command(*args, preprocess_options=chosen, **values)
 
     return _preprocess_options(cast(_Command, given))
+
+
+def loading_options(command: _Command) -> _Command:
+    """Add options for loading a model that is to run; the command gets them as :func:`vit_hub.embed` takes them."""
+
+    @functools.wraps(command)
+    def given(
+        *args: Any,
+        compute_options: dict[str, Any],
+        resize_options: dict[str, Any],
+        preprocess_options: dict[str, Any],
+        source_options: dict[str, Any],
+        **values: Any,
+    ) -> Any:
+        loading = {**compute_options, **resize_options, **source_options, "preprocessing": preprocess_options}
+        return command(*args, loading_options=loading, **values)
+
+    return compute_options(resize_options(preprocess_options(source_options(cast(_Command, given)))))
 
 
 def _batch_size(ctx: click.Context, param: click.Parameter, text: str) -> int | None:

@@ -23,7 +23,7 @@ from vit_hub.loading import load
 from vit_hub.model.config import ViTConfig
 from vit_hub.model.outputs import output_name
 from vit_hub.model.vit import VisionTransformer
-from vit_hub.untrusted import usable_path
+from vit_hub.untrusted import quoted, usable_path
 
 __all__ = [
     "TARGETS",
@@ -197,7 +197,7 @@ def _target(path: Path, to: str | None) -> str:
     """Return the name of the target; the suffix has to be its own, since runtimes go by it."""
     by_suffix = {target.suffix: name for name, target in TARGETS.items()}
     if to is not None and to not in TARGETS:
-        raise ConfigError(f"to={to!r} is not known", hint=f"known: {', '.join(TARGETS)}")
+        raise ConfigError(f"to={quoted(to)} is not known", hint=f"known: {', '.join(TARGETS)}")
     found = by_suffix.get(path.suffix)
     if found is None or to not in (None, found):
         wanted = [TARGETS[to].suffix] if to else list(by_suffix)

@@ -25,19 +25,27 @@ from vit_hub.hub.signing import (
 from vit_hub.registry import WeightSource
 from vit_hub.untrusted import SIGNATURE_BYTES
 
-__all__ = ["describe", "fetch", "is_offline", "record_of"]
+__all__ = ["describe", "fetch", "is_offline", "record_of", "requires_hashes"]
 
-_OFFLINE = ("VIT_HUB_OFFLINE", "HF_HUB_OFFLINE")
 _UNSET = ("", "0", "false", "no", "off")
 
 
 def is_offline(offline: bool = False) -> bool:
-    """Return whether no connection may be opened: the argument, ``VIT_HUB_OFFLINE=1`` or ``HF_HUB_OFFLINE=1``."""
-    return offline or any(os.environ.get(name, "").lower() not in _UNSET for name in _OFFLINE)
+    """Return whether no connection may be opened: the argument, ``VIT_HUB_OFFLINE=1`` or ``HF_HUB_OFFLINE=1``.
+
+    As to ``huggingface_hub``, ``TRANSFORMERS_OFFLINE`` says it where ``HF_HUB_OFFLINE`` says nothing.
+    """
+    return offline or _is_set("VIT_HUB_OFFLINE") or _is_set("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
-def _requires_hashes() -> bool:
-    return os.environ.get("VIT_HUB_REQUIRE_HASHES", "").lower() not in _UNSET
+def requires_hashes() -> bool:
+    """Return whether only weights may be fetched whose whole hash is pinned: ``VIT_HUB_REQUIRE_HASHES=1``."""
+    return _is_set("VIT_HUB_REQUIRE_HASHES")
+
+
+def _is_set(*names: str) -> bool:
+    """Return whether the first of the variables that is not empty means yes."""
+    return next(filter(None, map(os.environ.get, names)), "").lower() not in _UNSET
 
 
 def fetch(source: WeightSource, *, offline: bool = False, progress: bool = False) -> Path:
@@ -68,10 +76,10 @@ def fetch(source: WeightSource, *, offline: bool = False, progress: bool = False
     if source.kind == "bundled":
         return _bundled(source)
     requested = address(source)
-    if _requires_hashes() and not source.sha256:
+    if requires_hashes() and not source.sha256:
         raise DownloadError(
-            f"{requested}: nothing pins its sha256, and VIT_HUB_REQUIRE_HASHES is set",
-            hint="pin it once without that variable: `vit-hub lock NAME`; then take it with locked=True (--locked)",
+            f"{requested}: nothing pins its sha256, and VIT_HUB_REQUIRE_HASHES (--require-hashes) is set",
+            hint="pin it once without that: `vit-hub lock NAME`; then take it with locked=True (--locked)",
         )
     known = read_record(requested)
     # A request is made again only if the source may have moved, or a signature is needed.
@@ -157,8 +165,8 @@ def _from_web(source: WeightSource, offline: bool, progress: bool) -> Path:
             verify(path, source, hint=f"fetch it again with a connection, or put the right file at {path}")
         raise DownloadError(
             f"{address(source)}: not in the cache, and offline mode is on",
-            hint="fetch it once with a connection: without offline=True (--offline), VIT_HUB_OFFLINE and "
-            f"HF_HUB_OFFLINE; or put the file at {path}",
+            hint="fetch it once with a connection: without offline=True (--offline), VIT_HUB_OFFLINE, "
+            f"HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE; or put the file at {path}",
         )
     with file_lock(path):
         if not _is_fetched(path, source):  # another process may have fetched it meanwhile

@@ -57,7 +57,10 @@ _LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 _NO_SPACE = "Not enough free disk space"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
-_FETCH_ONCE = "fetch it once with a connection: without offline=True (--offline), VIT_HUB_OFFLINE and HF_HUB_OFFLINE"
+_FETCH_ONCE = (
+    "fetch it once with a connection: without offline=True (--offline), VIT_HUB_OFFLINE, HF_HUB_OFFLINE and "
+    "TRANSFORMERS_OFFLINE"
+)
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from vit_hub.hub.cache.paths import bundled_file, canonical_file, fetched_file
 from vit_hub.hub.cache.records import read_record
+from vit_hub.hub.fetch import requires_hashes
 from vit_hub.hub.lockfile import locked_model
 from vit_hub.hub.names.address import address
 from vit_hub.hub.names.credentials import without_credentials
@@ -33,6 +34,7 @@ class PlannedSource:
         gated: the server wants a login and its terms accepted; None: not known.
         page: about it on Hugging Face's hub.
         cached: the weight file, if it is on this machine already.
+        refused: nothing pins its hash, and ``VIT_HUB_REQUIRE_HASHES`` is set.
     """
 
     address: str
@@ -44,6 +46,7 @@ class PlannedSource:
     gated: bool | None
     page: str | None
     cached: Path | None
+    refused: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +131,7 @@ def _planned(entry: Entry | None, source: WeightSource) -> PlannedSource:
         gated=gated,
         page=page,
         cached=_cached(source),
+        refused=requires_hashes() and source.kind != "bundled" and not source.sha256,
     )
 
 

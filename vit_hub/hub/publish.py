@@ -334,7 +334,7 @@ def push(
     if is_offline():
         raise VitHubError(
             f"{packed.repo}: offline mode is on, and pushing needs a connection",
-            hint="unset VIT_HUB_OFFLINE and HF_HUB_OFFLINE",
+            hint="unset VIT_HUB_OFFLINE, HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE",
         )
     if get_token() is None:
         raise VitHubError(

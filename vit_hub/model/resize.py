@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vit_hub.errors import ConfigError
 from vit_hub.model.config import RESIZE_METHODS, ViTConfig, size_pair
+from vit_hub.untrusted import quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +37,7 @@ def table_method(config: ViTConfig, resize: str) -> str:
         ConfigError: there is no such method.
     """
     if resize != "source" and resize not in RESIZE_METHODS:
-        raise ConfigError(f"resize={resize!r} is not known", hint=f"source, {', '.join(RESIZE_METHODS)}")
+        raise ConfigError(f"resize={quoted(resize)} is not known", hint=f"source, {', '.join(RESIZE_METHODS)}")
     return config.resize if resize == "source" else resize
 
 

@@ -247,12 +247,16 @@ def mapping_of(given: str | os.PathLike[str] | Mapping[str, int | str] | None) -
         raise VitHubError(f"{path}: cannot be read: {error.strerror or error}") from error
     found: dict[str, int | str]
     try:
-        if content.lstrip().startswith(b"{"):
-            found = parse_json(content)
+        text = content.decode("utf-8-sig")  # some editors put a mark before it
+        if text.lstrip().startswith("{"):
+            found = parse_json(text)
             conform(found, dict[str, int | str], "it")
             return found
-        rows = [line.split("\t") for line in content.decode().splitlines() if line.strip()]
-        return {label.strip(): name.strip() for label, name in rows}
+        rows = [(number, line.split("\t")) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        wrong = [number for number, row in rows if len(row) != 2]
+        if wrong:
+            raise ValueError(f"line {wrong[0]} has not two columns with a tab between them")
+        return {label.strip(): name.strip() for _, (label, name) in rows}
     except ValueError as error:
         raise ConfigError(
             f"{path}: is no mapping of labels to classes: {error}",

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from vit_hub.converters.containers import atomic_path
 from vit_hub.errors import ConfigError, VitHubError
 from vit_hub.running.parquet import needs_pyarrow
-from vit_hub.untrusted import conform, gate, parse_json
+from vit_hub.untrusted import conform, gate, parse_json, quoted
 
 __all__ = ["FORMATS", "MANIFEST_KEY", "Rows", "check_format", "read_rows", "table", "write_rows"]
 
@@ -96,7 +96,7 @@ def check_format(name: str, *, varying: bool) -> None:
         ConfigError: there is no such format, its package is not installed, or it cannot hold rows of several shapes.
     """
     if name not in FORMATS:
-        raise ConfigError(f"there is no format {name!r} for embeddings", hint=f"one of {', '.join(FORMATS)}")
+        raise ConfigError(f"there is no format {quoted(name)} for embeddings", hint=f"one of {', '.join(FORMATS)}")
     if varying and name not in ("parquet", "lance"):
         raise ConfigError(f"{name} cannot hold outputs whose shapes differ", hint="write parquet")
     if name in ("parquet", "lance"):

@@ -25,7 +25,7 @@ import vit_hub.hub.http.response
 import vit_hub.hub.http.retry
 from vit_hub.errors import CheckpointError, DownloadError, IntegrityError, UnknownFormatError, VitHubError
 from vit_hub.hub.cache.paths import cache_dir, fetched_file, readable
-from vit_hub.hub.fetch import fetch
+from vit_hub.hub.fetch import fetch, is_offline
 from vit_hub.registry import WeightSource
 
 __all__ = ["cache", "server"]  # fixtures
@@ -261,7 +261,7 @@ def test_a_damaged_stamp_only_costs_time(server: Server, cache: Path) -> None:
     assert server.count() == 1
 
 
-@pytest.mark.parametrize("switch", ["argument", "VIT_HUB_OFFLINE", "HF_HUB_OFFLINE"])
+@pytest.mark.parametrize("switch", ["argument", "VIT_HUB_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
 def test_offline_opens_no_socket(switch: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_sockets(monkeypatch)
     if switch != "argument":
@@ -271,6 +271,12 @@ def test_offline_opens_no_socket(switch: str, cache: Path, monkeypatch: pytest.M
         fetch(web(url), offline=switch == "argument")
     assert str(fetched_file(url)) in error.value.hint
     assert not cache.exists()
+
+
+def test_a_setting_of_the_hub_goes_before_that_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    assert not is_offline()
 
 
 def test_offline_finds_what_was_fetched(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

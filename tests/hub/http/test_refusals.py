@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -217,6 +218,18 @@ def test_a_connection_that_drips_is_cut(host: Host, path: Path, monkeypatch: pyt
     starts = [request.start or 0 for request in host.requests]
     assert len(starts) == 5
     assert starts == sorted(set(starts))
+
+
+def test_a_disk_that_stalls_is_no_slow_server(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vit_hub.hub.http.response, "SLOW_TIME", 0.1)
+    with new_client() as client:
+        response = request(client, host.add(FILE, File(WEIGHTS, drip=50_000)))
+        found = b""
+        for chunk in response.chunks():
+            found += chunk
+            time.sleep(0.3 if len(found) < 120_000 else 0)
+        response.close()
+    assert found == WEIGHTS
 
 
 def test_a_full_disk_is_said_before_the_first_byte(host: Host, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

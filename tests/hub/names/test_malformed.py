@@ -18,7 +18,7 @@ from PIL import Image
 
 import vit_hub
 from vit_hub.cli import main
-from vit_hub.errors import VitHubError
+from vit_hub.errors import ConfigError, VitHubError
 from vit_hub.hub.cache.paths import fetched_file, readable
 from vit_hub.hub.lockfile import lock
 from vit_hub.hub.names.address import address, source_of
@@ -42,7 +42,8 @@ MALFORMED = (
         "hf://a/b/%00.pth",
     ),
     *("https://example.org/\ud800.pth", "https://e.org/x?\ud800", "https://huggingface.co/a/b/resolve/\ud800/x"),
-    *("\0", "a\0b", "\ud800", "a/b@\ud800", "x\x1b[31m", "a/" + "b" * 5000, "../" * 2000, "hf://a/b@%2e%2e/x"),
+    *("\0", "a\0b", "\ud800", "a/b@\ud800", "x\x1b[31m", "a/" + "b" * 9000, "../" * 2000, "hf://a/b@%2e%2e/x"),
+    *("./a\ud800.pth", "a\0b.pth"),
 )
 NO_PATHS = ("a\0b", "b/\ud800", "x" * 300, "x" * 300 + ".safetensors", "./" + "y" * 5000 + "/z.safetensors")
 
@@ -98,11 +99,17 @@ def test_what_is_no_path_is_an_error_before_anything_is_written(
         lambda: vit_hub.load("vit-nano-digits", locked=path),
         lambda: vit_hub.evaluate(model, image, mapping=path, workers=0),
         lambda: lock(["vit-nano-digits"], Path(path)),
+        lambda: vit_hub.check(model, certificate=path),
     ]
     for call in given:
         with pytest.raises(VitHubError):
             call()
     assert not list((tmp_path / "here").iterdir())
+
+
+def test_a_signed_address_may_be_long_and_its_query_is_not_decoded() -> None:
+    signed = f"https://bucket.example.org/m.npz?X-Amz-Security-Token={'A' * 4000}&Signature=b%3D%0A"
+    assert locate(signed)[1][0].url == signed
 
 
 def test_an_image_that_is_none_is_an_error_of_its_own_row(tmp_path: Path) -> None:
@@ -117,7 +124,7 @@ def test_an_image_that_is_none_is_an_error_of_its_own_row(tmp_path: Path) -> Non
 
 def test_settings_of_servers_that_are_no_addresses_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://[hub")
-    with pytest.raises(VitHubError, match="http://"):
+    with pytest.raises(ConfigError, match="HF_ENDPOINT: .*http://"):
         vit_hub.download("https://127.0.0.1:9/x.pth", offline=True)
 
 
@@ -183,3 +190,11 @@ def test_a_safe_name_stays_within_its_folder(name: str) -> None:
         assert Path(os.path.normpath(root / name)).is_relative_to(root)
         assert "\0" not in name
         assert name.encode().decode() == name
+
+
+@pytest.mark.parametrize("option", ["--to", "--format", "--prefix", "--set", "--dtype", "--image-size"])
+def test_a_message_does_not_repeat_all_of_a_long_value(option: str, tmp_path: Path) -> None:
+    for value in ("x" * 3000, "x = 'y' " * 400):
+        result = CliRunner().invoke(main, ["convert", "vit-nano-digits", str(tmp_path / "a.npz"), f"{option}={value}"])
+        assert result.exit_code
+        assert len(result.output) < 1500

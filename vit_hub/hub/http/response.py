@@ -9,6 +9,7 @@ import re
 import select
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -77,15 +78,13 @@ class Response:
             body, length = self.http.iter_raw(), _content_length(self.http)
             if length is None or "Transfer-Encoding" in self.http.headers:
                 for chunk in body:
-                    watch.count += len(chunk)
-                    yield chunk
+                    yield from watch.pass_on(chunk)
                 return
             # The client copies each 64 KiB several times. Its first chunk empties its buffers; what follows is the
             # body and nothing else, and is read from the connection itself, which is closed afterwards.
             chunk = next(body, b"")
             while chunk:
-                watch.count += len(chunk)
-                yield chunk
+                yield from watch.pass_on(chunk)
                 length -= len(chunk)
                 assert stream is not None
                 chunk = stream.read(min(_CHUNK, length), timeout=TIMEOUT.read) if length else b""
@@ -228,13 +227,15 @@ class _HeadWatch:
 class _RateWatch:
     """A least rate of a body in the ``with`` body, also where the client waits for the end of what is no content.
 
+    The time that the caller takes for a chunk, such as that of a disk that stalls, is not the server's.
+
     Attributes:
-        count: bytes of the body that came; to be counted up.
         cut: as of :class:`_HeadWatch`, like the others.
     """
 
     def __init__(self, stream: Any) -> None:
-        self.count = 0
+        self._count = 0
+        self._held, self._passed = 0.0, 0.0  # seconds: with the caller, and when it got what it has
         self.cut, self.endless, self.slow = "", False, True
         self._stream = stream
         self._ended = threading.Event()
@@ -246,12 +247,26 @@ class _RateWatch:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
 
+    def pass_on(self, chunk: bytes) -> Iterator[bytes]:
+        """Count and yield a chunk."""
+        self._count += len(chunk)
+        self._passed = time.monotonic()
+        yield chunk
+        self._held += time.monotonic() - self._passed
+        self._passed = 0.0
+
+    def _with_caller(self) -> float:
+        passed = self._passed
+        return self._held + (time.monotonic() - passed if passed else 0.0)
+
     def _watch(self) -> None:
-        before = 0
+        count, held = 0, 0.0
         while not self._ended.wait(SLOW_TIME):
-            gained, before = self.count - before, self.count
-            if gained < SLOW_RATE * SLOW_TIME and self._stream is not None:
-                self.cut = f"{gained:,} bytes in {SLOW_TIME:.0f} seconds"
+            before, count = count, self._count
+            earlier, held = held, self._with_caller()
+            gained, waited = count - before, SLOW_TIME - (held - earlier)
+            if waited > SLOW_TIME / 2 and gained < SLOW_RATE * waited and self._stream is not None:
+                self.cut = f"{gained:,} bytes in {waited:.0f} seconds"
                 _shut(self._stream)
                 return
 

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from vit_hub.converters.containers import CONTAINER_SUFFIXES
-from vit_hub.errors import ModelNotFoundError
+from vit_hub.errors import ConfigError, ModelNotFoundError
 from vit_hub.hub.names.wellformed import split
 from vit_hub.registry import WeightSource
 
@@ -46,6 +46,7 @@ def hub_source(text: str) -> WeightSource | None:
 
     Raises:
         ModelNotFoundError: it starts with ``hf://`` or ``hf-hub:``, and the rest is malformed.
+        ConfigError: ``HF_ENDPOINT`` is no address.
     """
     scheme = _ADDRESS.match(text)
     if scheme is None:
@@ -73,7 +74,10 @@ def is_one_file(source: WeightSource, path: Path) -> bool:
 def _on_site(url: str) -> re.Match[str] | None:
     """Match the path of a page or file on the hub's web site; None if the address is somewhere else."""
     server, path = split(url)
-    endpoint, root = split(os.environ.get("HF_ENDPOINT", ""))
+    try:
+        endpoint, root = split(os.environ.get("HF_ENDPOINT", ""))
+    except ModelNotFoundError as error:
+        raise ConfigError(f"HF_ENDPOINT: {error.message}", hint="set it to an address, or unset it") from error
     if server in _SITES:
         root = ""
     elif not server or server != endpoint:

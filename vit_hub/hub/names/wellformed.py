@@ -16,6 +16,7 @@ _NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _UNSAFE = re.compile(r'[\\:*?"<>|]')
 # Windows takes these for devices, in any folder and with any suffix.
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9\u00b9\u00b2\u00b3]|lpt[0-9\u00b9\u00b2\u00b3]) *(\.|$)", re.IGNORECASE)
+_QUERY = re.compile(r"[?].*", re.DOTALL)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _WITH_HOST = ("http", "https", "s3", "gs")
 
@@ -28,8 +29,8 @@ def check_name(name: str) -> None:
     """
     if said := REFERENCE.exceeded(len(name)):
         raise ModelNotFoundError(f"{shorten(name)!r} {said}", hint="give the name or the address of a model")
-    # What is written %00 in an address is a null character to whoever decodes it.
-    if found := _NO_TEXT.search(name) or _NO_TEXT.search(unquote(name)):
+    # What is written %00 in an address is a null character to whoever decodes it. A query is not decoded.
+    if found := _NO_TEXT.search(name) or _NO_TEXT.search(unquote(_QUERY.sub("", name))):
         raise ModelNotFoundError(
             f"{without_credentials(name)!r} has the character {found[0]!r}", hint="check what the name was made from"
         )
