@@ -191,6 +191,29 @@ def test_a_file_that_is_linked_while_it_is_read_is_the_same_file(folder: Path, m
     assert containers.open_raw(folder).tensors
 
 
+def test_a_signed_mirror_whose_writer_was_killed(cache: Path, key: Path, tmp_path: Path) -> None:
+    """The index and its signature belong together, and the next command finishes what was begun."""
+    mirror, trust = tmp_path / "mirror", key.with_name(f"{key.stem}.pub.pem")
+    list(add_to_mirror(mirror, ["vit-nano-digits"], key=key))
+    index = json.loads((mirror / "index.json").read_text())
+    (mirror / "index.json").write_text(json.dumps({**index, "models": {}}))
+    vit_hub.sign(mirror / "index.json", key=key)
+    script = (
+        "import os, sys, pathlib\n"
+        "from vit_hub.hub.make_mirror import add_to_mirror\n"
+        "replace = pathlib.Path.replace\n"
+        "def killed(self, other):\n"
+        "    os._exit(9) if pathlib.Path(other).name == 'index.json' else replace(self, other)\n"
+        "pathlib.Path.replace = killed\n"
+        "list(add_to_mirror(pathlib.Path(sys.argv[1]), ['vit-nano-digits'], key=sys.argv[2]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(mirror), str(key)], check=False)
+    assert done.returncode == 9
+    list(add_to_mirror(mirror, ["vit-nano-digits"], key=key))
+    assert json.loads((mirror / "index.json").read_text())["models"] == index["models"]
+    assert vit_hub.verify_signature(mirror / "index.json", trust=trust)
+
+
 def test_an_unchanged_file_is_hashed_once(folder: Path, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vit_hub.sign(folder, key=key)
     assert vit_hub.load(folder)

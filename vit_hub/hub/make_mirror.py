@@ -11,6 +11,7 @@ from typing import Any
 
 from vit_hub.converters.containers import atomic_path
 from vit_hub.converters.containers.hashing import file_sha256
+from vit_hub.converters.containers.together import files_together, finish_interrupted
 from vit_hub.errors import ConfigError, SignatureError
 from vit_hub.hub.cache.paths import file_lock
 from vit_hub.hub.cache.records import Delivery, Pin, Record
@@ -89,6 +90,7 @@ def add_to_mirror(
 def _check_index(folder: Path, signer: Trust | None) -> None:
     """Refuse an index that is signed by others, or would be as it is, or no longer would be."""
     file = folder / INDEX
+    finish_interrupted(file)
     signature = file_signature(file)
     if signer is None:
         if signature.exists():
@@ -145,11 +147,11 @@ def _add_to_index(
         text = (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
         if file.exists() and file.read_bytes() == text:
             return found
-        with atomic_path(file) as temporary:
-            temporary.write_bytes(text)
+        with files_together(folder, INDEX) as within:
+            (within / INDEX).write_bytes(text)
             if key is not None:
-                with atomic_path(file_signature(file)) as signature:
-                    signature.write_bytes(signature_of({".": temporary}, INDEX, key=key))
+                signature = signature_of({".": within / INDEX}, INDEX, key=key)
+                file_signature(within / INDEX).write_bytes(signature)
     return found
 
 

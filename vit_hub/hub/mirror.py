@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vit_hub.converters.containers.together import finish_interrupted
 from vit_hub.errors import DownloadError, SignatureError
 from vit_hub.hub.cache.hashes import check, sha256_of, write_checked
 from vit_hub.hub.cache.paths import fetched_file, file_lock, is_trusted, mirrored_folder
@@ -171,6 +172,8 @@ def parse_index(content: bytes, place: str) -> dict[str, Any]:
 def _index(base: str | Path) -> dict[str, Any]:
     """Return the index, whose signer is verified where ``VIT_HUB_TRUST`` is set."""
     shown, trust = without_credentials(str(base)), required_trust()
+    if isinstance(base, Path) and not (base / INDEX).is_file():
+        finish_interrupted(base / INDEX)
     for remaining in (1, 0):
         content = _get(base, INDEX, LONGEST_INDEX)
         if len(content) > LONGEST_INDEX:
