@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,12 @@ def test_weights_are_not_read_from_a_program(suffix: str, exported: Exported) ->
     with pytest.raises(vit_hub.CheckpointError, match=r"is a program for \w+ that vit-hub export wrote") as caught:
         vit_hub.load(exported(suffix))
     assert "checkpoint that it was exported from" in caught.value.hint
+
+
+def test_an_empty_archive_is_no_program(tmp_path: Path) -> None:
+    path = tmp_path / "empty.pt2"
+    zipfile.ZipFile(path, "w").close()
+    assert exported_file(path) is None
 
 
 def test_a_damaged_file_is_an_error(exported: Exported, tmp_path: Path) -> None:

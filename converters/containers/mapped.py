@@ -43,7 +43,8 @@ _OPENED: ContextVar[dict[Path, list[MappedFile]] | None] = ContextVar("_OPENED",
 @contextmanager
 def files_opened() -> Iterator[dict[Path, list[MappedFile]]]:
     """Collect the files that are opened in the ``with`` body, by their paths: what was read, whoever asks later."""
-    token = _OPENED.set(opened := {})
+    opened: dict[Path, list[MappedFile]] = {}
+    token = _OPENED.set(opened)
     try:
         yield opened
     finally:

@@ -223,6 +223,13 @@ def test_a_base_that_is_not_found(folder: Path) -> None:
     assert done.exit_code == 0
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\ud800"])
+def test_a_base_that_can_be_no_path(folder: Path, name: str) -> None:
+    change(folder, base_model_name_or_path=name)
+    with pytest.raises(CheckpointError):
+        vit_hub.open_checkpoint(folder, offline=True)
+
+
 def test_base_is_for_adapters(folder: Path) -> None:
     with pytest.raises(ConfigError, match="adapter"):
         vit_hub.open_checkpoint(folder.parent / "base", base=folder)

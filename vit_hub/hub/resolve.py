@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
@@ -245,7 +246,9 @@ def _base_of(adapter: Adapter, base: str | Path | Checkpoint | None, options: Ma
     if source is None and adapter.base:
         # A relative path is meant from the adapter's folder.
         folder = adapter.path if adapter.path.is_dir() else adapter.path.parent
-        beside = "\0" not in adapter.base and (folder / adapter.base).exists()
+        beside = False
+        with contextlib.suppress(OSError, ValueError):  # of what can be no path
+            beside = (folder / adapter.base).exists()
         source, revision = (folder / adapter.base, None) if beside else (adapter.base, adapter.revision)
     hint = "give its base model: base=..., on the command line --base; or merge it with peft (model.merge_and_unload())"
     if source is None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hub_process import COMMIT, REPO, Hub, hub
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from vit_hub.hub.names.hugging_face import hub_source
 
 __all__ = ["hub"]  # fixture
 
@@ -50,3 +54,26 @@ def test_gated_weights_say_what_to_do(hub: Hub) -> None:
         shown = hub.run("download", REPO, code=1)
         for text in (f"{REPO} is gated", f"{hub.server.url}/{REPO}", "hf auth login", "HF_TOKEN"):
             assert text in shown
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "me/vit",
+        "café/vit",
+        "me/文件",
+        f"{'a' * 96}/vit",
+        f"{'a' * 97}/vit",
+        f"me/{'a' * 97}",
+        "me/vit.git",
+        "a--b/vit",
+        "-a/vit",
+    ],
+)
+def test_repositories_are_those_of_huggingface_hub(name: str) -> None:
+    try:
+        validate_repo_id(name)
+        possible = True
+    except HFValidationError:
+        possible = False
+    assert (hub_source(name) is not None) is possible

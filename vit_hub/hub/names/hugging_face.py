@@ -18,8 +18,8 @@ __all__ = ["hub_source", "is_address", "is_one_file"]
 _ADDRESS = re.compile("(https?://|hf://|gs://|s3://|augreg:|hf[-_]hub:)", re.IGNORECASE)
 _ELSEWHERE = ("augreg:", "gs://", "s3://")
 _REPOSITORY = r"(?P<repo>[\w.-]+/[\w.-]+)"
-# As the hub has them: words joined by single dots and hyphens.
-_POSSIBLE = re.compile(r"(?!.*(?:--|\.\.))\b[\w.-]+\b/\b[\w.-]{1,96}\b(?<!\.git)")
+# As the hub has them, and huggingface_hub.utils.validate_repo_id: words joined by single dots and hyphens.
+_POSSIBLE = re.compile(r"(?!.*(?:--|\.\.))\b[\w.-]{1,96}\b/\b[\w.-]{1,96}\b(?<!\.git)", re.ASCII)
 # Only these revisions have a slash in them; in others it is written %2F.
 _REVISION = r"(?P<revision>refs/[\w-]+/[^/]+|[^/]+)"
 _NAME = re.compile(rf"{_REPOSITORY}(@(?P<revision>[\w./-]+))?")
