@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from vit_hub.converters.adapters import find_adapter
 from vit_hub.converters.containers.destination import check_destination
@@ -16,7 +16,19 @@ from vit_hub.hub.lockfile import resolve_locked
 from vit_hub.hub.names.locate import local_path
 from vit_hub.hub.resolve import open_resolved, resolve
 
-__all__ = ["convert", "open_checkpoint"]
+__all__ = ["Opening", "convert", "open_checkpoint"]
+
+
+class Opening(TypedDict, total=False):
+    """Arguments of :func:`open_checkpoint` that decide what is read, as JSON has them."""
+
+    format: str
+    overrides: dict[str, Any]
+    prefix: str
+    base: str
+    head: str
+    dequantize: bool
+    revision: str
 
 
 def open_checkpoint(

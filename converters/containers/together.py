@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 from vit_hub.converters.containers.atomic import (
     abandoned,
@@ -49,16 +49,7 @@ _MOST_LINKS, _MOST_LEVELS = 10_000, 32
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
-class _PlanData(TypedDict):
-    folder: str
-    first: str
-    names: list[str]
-    gone: list[str]
-    exchanged: int | None
-    made: int
-
-
-class _Plan(NamedTuple):
+class _Plan(TypedDict):
     """What is to be done with a finished draft.
 
     Attributes:
@@ -172,7 +163,7 @@ def _finish(draft: Path) -> None:
     """
     plan = _read_plan(draft)
     if plan is not None:
-        folder = draft.parent / plan.folder
+        folder = draft.parent / plan["folder"]
         with _locked(folder):
             _carry_out(draft / _BUILD, folder, plan)
     shutil.rmtree(draft)
@@ -187,12 +178,14 @@ def _read_plan(draft: Path) -> _Plan | None:
     if not (draft / _PLAN).is_file():
         return None
     data = read_json(draft / _PLAN)
-    conform(data, _PlanData, "a plan")
-    plan = _Plan(**{key: data[key] for key in _Plan._fields})
-    if sys.platform != "win32" and plan.made != (draft / _LOCK).lstat().st_ctime_ns:  # there the lock is gone now
+    conform(data, _Plan, "a plan")
+    plan: _Plan = data
+    if sys.platform != "win32" and plan["made"] != (draft / _LOCK).lstat().st_ctime_ns:  # there the lock is gone now
         raise ValueError(f"{draft / _PLAN}: was not made here")
-    names = [plan.first, *plan.names, *plan.gone, *([] if plan.folder == "." else [plan.folder])]
-    if not all(map(is_name, names)) or any(path.is_symlink() for path in (draft / _BUILD, draft.parent / plan.folder)):
+    names = [plan["first"], *plan["names"], *plan["gone"], *([] if plan["folder"] == "." else [plan["folder"]])]
+    if not all(map(is_name, names)) or any(
+        path.is_symlink() for path in (draft / _BUILD, draft.parent / plan["folder"])
+    ):
         raise ValueError(f"{draft / _PLAN}: names something outside of its folder")
     return plan
 
@@ -228,7 +221,14 @@ def _put_in_place(draft: Path, folder: Path, first: str, whole: bool, obsolete: 
             sync_folder(folder)
             return
         made = (draft / _LOCK).lstat().st_ctime_ns
-        plan = _Plan(folder.name if whole else ".", first, names, gone, None, made)
+        plan: _Plan = {
+            "folder": folder.name if whole else ".",
+            "first": first,
+            "names": names,
+            "gone": gone,
+            "exchanged": None,
+            "made": made,
+        }
         if whole and _exchanged(draft, folder, plan):
             return
         _hold_old(draft, folder, plan)
@@ -247,32 +247,32 @@ def _hold_old(draft: Path, folder: Path, plan: _Plan) -> None:
     """Link the files that will go into the draft: to free the space of a large one takes long, and can wait."""
     old = draft / _OLD
     old.mkdir()
-    for name in {*plan.names, *plan.gone}:
+    for name in {*plan["names"], *plan["gone"]}:
         with contextlib.suppress(OSError):  # there is none, or the file system has no links
             os.link(folder / name, old / name)
 
 
 def _write_plan(draft: Path, plan: _Plan) -> None:
     with atomic_path(draft / _PLAN) as temporary:
-        temporary.write_text(json.dumps(plan._asdict()), encoding="utf-8")
+        temporary.write_text(json.dumps(plan), encoding="utf-8")
     sync_folder(draft.parent)
 
 
 def _carry_out(build: Path, folder: Path, plan: _Plan) -> None:
     """Do what is left of a plan; nothing if all is done, or if nothing had begun."""
-    if plan.exchanged is None:
+    if plan["exchanged"] is None:
         _move_in(build, folder, plan)
-    elif build.stat().st_ino != plan.exchanged:
-        _empty(build, folder, {*plan.names, *plan.gone})
+    elif build.stat().st_ino != plan["exchanged"]:
+        _empty(build, folder, {*plan["names"], *plan["gone"]})
 
 
 def _move_in(build: Path, folder: Path, plan: _Plan) -> None:
     # Where there is a first file, it is the new one, or nothing had begun, or the user has put another one there.
-    if not (build / plan.first).exists() or os.path.lexists(folder / plan.first):
+    if not (build / plan["first"]).exists() or os.path.lexists(folder / plan["first"]):
         return
-    for name in plan.gone:
+    for name in plan["gone"]:
         (folder / name).unlink(missing_ok=True)
-    for name in sorted(plan.names, key=lambda name: name == plan.first):
+    for name in sorted(plan["names"], key=lambda name: name == plan["first"]):
         with contextlib.suppress(FileNotFoundError):  # it was moved before the process was killed
             (build / name).replace(folder / name)
     sync_folder(folder)
@@ -284,14 +284,14 @@ def _exchanged(draft: Path, folder: Path, plan: _Plan) -> bool:
     if exchange is None:
         return False
     try:
-        _link_others(folder, build, {*plan.names, *plan.gone})
-        _write_plan(draft, plan._replace(exchanged=build.stat().st_ino))
+        _link_others(folder, build, {*plan["names"], *plan["gone"]})
+        _write_plan(draft, {**plan, "exchanged": build.stat().st_ino})
         exchange(build, folder)
     except OSError:  # of file systems that cannot, mount points, files of another user, ...
         return False
     sync_folder(folder.parent)
     with contextlib.suppress(OSError):  # what is left is hidden, and removed by the next writer
-        _empty(build, folder, {*plan.names, *plan.gone})
+        _empty(build, folder, {*plan["names"], *plan["gone"]})
     return True
 
 

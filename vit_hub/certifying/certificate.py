@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
+from vit_hub.conversion import Opening
 from vit_hub.converters.containers import atomic_path
 from vit_hub.errors import CheckpointError, VitHubError
 from vit_hub.untrusted import SIZE, Between, conform, read_json
@@ -22,16 +23,9 @@ _VERSION = 1
 _SAME = 1e-9
 
 
-class _Opening(TypedDict, total=False):
+class _Opening(Opening, total=False):
     """Arguments of :func:`vit_hub.open_checkpoint`, as JSON has them."""
 
-    format: str
-    overrides: dict[str, Any]
-    prefix: str
-    base: str
-    head: str
-    dequantize: bool
-    revision: str
     locked: bool | str
     offline: bool
 

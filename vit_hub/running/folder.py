@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from filelock import FileLock
 
+from vit_hub.conversion import Opening
 from vit_hub.converters.containers import atomic_path
 from vit_hub.errors import ConfigError, VitHubError
 from vit_hub.running.sources import Item
@@ -35,16 +36,9 @@ _OLDER = {"runtime": "torch"}
 _Count = Annotated[int, Between(0, SIZE.most)]
 
 
-class Loading(TypedDict, total=False):
+class Loading(Opening, total=False):
     """Options of loading that are needed to load the model of a folder again, as JSON has them."""
 
-    format: str
-    overrides: dict[str, Any]
-    prefix: str
-    base: str
-    head: str
-    dequantize: bool
-    revision: str
     image_size: int | list[int]
     patch_size: int | list[int]
     resize: str
