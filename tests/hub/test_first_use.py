@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hub_fixtures import cache, server
 from hub_process import COMMIT, REPO, Hub, config_file, hub
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from hypothesis import given
 from hypothesis import strategies as st
 from servers import Reply, Server
@@ -57,13 +58,23 @@ def test_a_source_has_one_address(source: dict[str, str], text: str) -> None:
 NAMES = st.text("abcXYZ019._-", min_size=1, max_size=12).filter(lambda name: name.strip("."))
 
 
+def is_possible(repo: str) -> bool:
+    """Return whether the hub may have a repository of this name."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        return False
+    return True
+
+
+REPOSITORIES = st.tuples(NAMES, NAMES).map("/".join).filter(is_possible)
 # Git has no names with two dots in a row.
 REVISIONS = st.text("abc/01.-", min_size=1, max_size=9).filter(lambda revision: ".." not in revision)
 
 
-@given(NAMES, NAMES, st.none() | REVISIONS, st.none() | NAMES)
-def test_addresses_are_read_back(owner: str, name: str, revision: str | None, file: str | None) -> None:
-    source = WeightSource(kind="hf", format="", repo=f"{owner}/{name}", revision=revision, file=file)
+@given(REPOSITORIES, st.none() | REVISIONS, st.none() | NAMES)
+def test_addresses_are_read_back(repo: str, revision: str | None, file: str | None) -> None:
+    source = WeightSource(kind="hf", format="", repo=repo, revision=revision, file=file)
     assert source_of(address(source)) == source
 
 
