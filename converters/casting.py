@@ -50,7 +50,8 @@ def to_torch(tensor: LazyTensor, *, own: bool = False) -> torch.Tensor:
 
     dtype = DTYPES[tensor.dtype]
     if tensor.parts:
-        found, start = _empty(tensor), 0
+        # Memory of torch's: numpy would ask for huge pages, which a virtual machine may get from its host one by one.
+        found, start = torch.empty(tensor.shape, dtype=getattr(torch, dtype.carrier.name)), 0
         for part in tensor.parts:
             np.copyto(found.numpy()[start : start + part.shape[0]], row_major(part.read()))
             start += part.shape[0]
@@ -58,20 +59,8 @@ def to_torch(tensor: LazyTensor, *, own: bool = False) -> torch.Tensor:
         values = np.require(row_major(tensor.read()), requirements="A").reshape(tensor.shape)
         found = torch.from_numpy(values)
         if own and not is_own(values):
-            found = _empty(tensor)
-            np.copyto(found.numpy(), values)
+            found = found.clone()
     return found if dtype.torch == dtype.carrier.name else found.view(getattr(torch, dtype.torch))
-
-
-def _empty(tensor: LazyTensor) -> torch.Tensor:
-    """Return memory for the values of a tensor, in the carrier's dtype, that numpy is to fill.
-
-    numpy would ask for huge pages, which a virtual machine may get from its host one by one, and torch would copy with
-    threads of its own, which wait for one another where cores are busy.
-    """
-    import torch
-
-    return torch.empty(tensor.shape, dtype=getattr(torch, DTYPES[tensor.dtype].carrier.name))
 
 
 def cast(tensor: LazyTensor, dtype: str) -> LazyTensor:
