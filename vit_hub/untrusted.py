@@ -210,7 +210,7 @@ def usable_path(given: str | os.PathLike[str]) -> Path:
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         pass
     except (OSError, ValueError) as error:
-        shown = shorten(repr(os.fspath(given)))
+        shown = quoted(os.fspath(given))
         reason = getattr(error, "strerror", None) or first_line(error)
         raise VitHubError(f"{shown} is not a path: {reason}", hint="choose another name") from error
     return path

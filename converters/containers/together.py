@@ -50,7 +50,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 class _Plan(TypedDict):
-    """What is to be done with a finished draft.
+    """Work that is left to do with a finished draft.
 
     Attributes:
         folder: where the files go: the name of a folder beside the draft, or ``.``: the folder that it is in.

@@ -67,7 +67,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
 
 @pytest.fixture(scope="session")
 def observed(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
-    """What the kills of every case left, from one process that imports everything once."""
+    """Remains of the kills of every case, from one process that imports everything once."""
     folder = tmp_path_factory.mktemp("replaced")
     cases = [
         {

@@ -48,7 +48,7 @@ class _Line(TypedDict):
 
 
 class _Record(TypedDict):
-    """What is read of a certificate; it has more."""
+    """The part of a certificate that is read; it has more."""
 
     source: str
     settings: _Settings

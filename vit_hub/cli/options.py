@@ -16,7 +16,7 @@ from click.shell_completion import CompletionItem
 from vit_hub.cli.output import Output
 from vit_hub.cli.settings import parse_size, set_option
 from vit_hub.model.config import RESIZE_METHODS
-from vit_hub.untrusted import shorten
+from vit_hub.untrusted import quoted
 
 __all__ = [
     "Verb",
@@ -72,7 +72,7 @@ class Verb(click.Command):
             except UnicodeEncodeError:
                 given = b"\0"
             if b"\0" in given:
-                raise click.UsageError(f"{shorten(repr(argument))} is no text that a name can have", ctx)
+                raise click.UsageError(f"{quoted(argument)} is no text that a name can have", ctx)
         return super().parse_args(ctx, args)
 
 

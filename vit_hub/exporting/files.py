@@ -170,7 +170,7 @@ class _Optional(TypedDict, total=False):
 
 
 class _Facts(_Optional):
-    """What an exported file says of itself."""
+    """Facts that an exported file states about itself."""
 
     config: dict[str, Any]
     what: str

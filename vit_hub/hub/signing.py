@@ -152,7 +152,7 @@ class Signature:
 
 @dataclass(frozen=True)
 class Signed:
-    """What a verified signature says: ``hashes`` of files by name, and the names that it leaves out of its folder."""
+    """Statement of a verified signature: ``hashes`` of files by name, and names that it leaves out of its folder."""
 
     signature: Signature
     hashes: Mapping[str, str]
@@ -231,7 +231,7 @@ def sign(
     if identity_token and not sigstore:
         raise ConfigError(f"{path}: an identity token is for sigstore", hint="leave it out, or sign with sigstore")
     signer = _sigstore_signer(identity_token) if sigstore else _key_signer(key, password, certificate, chain)
-    target = usable_path(signature) if signature is not None else _signature_of(path)
+    target = usable_path(signature) if signature is not None else _place_of(path)
     if not path.is_dir():
         content = _signed(signer, {_ONE_FILE: path}, path.name, ())
     else:
@@ -348,7 +348,7 @@ def _is_file(path: Path) -> bool:
     return False
 
 
-def _signature_of(path: Path) -> Path:
+def _place_of(path: Path) -> Path:
     """Return the place of the signature of a folder or a file."""
     return path / FOLDER_SIGNATURE if path.is_dir() else file_signature(path)
 

@@ -56,7 +56,7 @@ class _Later(TypedDict, total=False):
 
 
 class _Manifest(_Later):
-    """What is read of a manifest; it has more."""
+    """The part of a manifest that is read; it has more."""
 
     weights: _Weights
     preprocessing: dict[str, Any]

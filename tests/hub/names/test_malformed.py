@@ -1,4 +1,4 @@
-"""What callers and files give as a name, an address, a revision or a path, and what can be none."""
+"""Names, addresses, revisions and paths that callers and files give, and texts that can be none."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from vit_hub.hub.names.credentials import without_credentials
 from vit_hub.hub.names.hugging_face import hub_source, is_address
 from vit_hub.hub.names.wellformed import check_name, check_revision, split
 from vit_hub.registry import Entry, WeightSource, get_entry, namesake
-from vit_hub.untrusted import shorten
+from vit_hub.untrusted import quoted
 from vit_hub.weights_manifest import outlines
 
 __all__ = ["known_source", "local_path", "locate", "refuse_local"]
@@ -50,7 +50,7 @@ def local_path(source: str | Path) -> Path | None:
     except (OSError, RuntimeError, ValueError) as error:  # a name too long, no HOME, a null character
         hint = "give the whole path, or set HOME" if isinstance(error, RuntimeError) else ""
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise CheckpointError(f"{shorten(repr(text))} is not a path: {reason}", hint=hint) from error
+        raise CheckpointError(f"{quoted(text)} is not a path: {reason}", hint=hint) from error
     if isinstance(source, Path) or _PATH.match(text) or Path(text).suffix in CONTAINER_SUFFIXES:
         finish_interrupted(path)
         if path.exists():

@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 from vit_hub.errors import ConfigError, ModelNotFoundError
 from vit_hub.hub.names.credentials import without_credentials
-from vit_hub.untrusted import REFERENCE, shorten
+from vit_hub.untrusted import REFERENCE, quoted, shorten
 
 __all__ = ["check_name", "check_revision", "is_safe_name", "split"]
 
@@ -64,7 +64,7 @@ def check_revision(revision: str) -> None:
     """
     if not is_safe_name(revision):
         raise ConfigError(
-            f"{shorten(repr(revision))} is no revision", hint="revision= (--revision) is a branch, a tag or a commit"
+            f"{quoted(revision)} is no revision", hint="revision= (--revision) is a branch, a tag or a commit"
         )
 
 
