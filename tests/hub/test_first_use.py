@@ -106,13 +106,14 @@ def test_a_url_must_give_the_same_file_again(server: Server) -> None:
     assert fetch(web(url)).read_bytes() == OTHER
 
 
-def test_a_file_damaged_in_the_cache_is_fetched_again(server: Server) -> None:
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_file_damaged_in_the_cache_is_refused(server: Server, offline: bool) -> None:
     path = fetch(web(server.url + "/tiny.safetensors"))
     path.write_bytes(OTHER)
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
     with pytest.raises(IntegrityError, match=OTHER_SHA256):
-        fetch(web(server.url + "/tiny.safetensors"), offline=True)
-    assert fetch(web(server.url + "/tiny.safetensors")).read_bytes() == WEIGHTS
+        fetch(web(server.url + "/tiny.safetensors"), offline=offline)
+    assert path.read_bytes() == OTHER
 
 
 def test_a_new_pin_stands_above_the_record(server: Server) -> None:

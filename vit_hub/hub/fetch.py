@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from vit_hub.converters.containers import atomic_path
 from vit_hub.errors import DownloadError, IntegrityError, SignatureError
 from vit_hub.hub.cache.hashes import sha256_of, verify
-from vit_hub.hub.cache.paths import bundled_file, fetched_file, file_lock, is_trusted
+from vit_hub.hub.cache.paths import bundled_file, cache_dir, fetched_file, file_lock, is_trusted
 from vit_hub.hub.cache.records import Delivery, Pin, Record, as_first_seen, forgetting, read_record, remember
 from vit_hub.hub.mirror import from_mirror, get_bytes
 from vit_hub.hub.names.address import address, is_fixed
@@ -66,8 +66,8 @@ def fetch(source: WeightSource, *, offline: bool = False, progress: bool = False
 
     Raises:
         DownloadError: it cannot be fetched, or its hash must be pinned and is not; the hint has the remedy.
-        IntegrityError: it is not the pinned file, or not the one that came first. Nothing of it stays in vit-hub's
-            cache.
+        IntegrityError: it is not the pinned file, or not the one that came first, and nothing of it stays in vit-hub's
+            cache; or the file in the cache was changed since it was fetched, or is a link or another user's.
         SignatureError: ``VIT_HUB_TRUST`` is set, and no trusted key signed the index of the mirror, or what its address
             has for a signature.
         VitHubError: the cache cannot be written.
@@ -85,6 +85,7 @@ def fetch(source: WeightSource, *, offline: bool = False, progress: bool = False
     # A request is made again only if the source may have moved, or a signature is needed.
     if known and (offline or is_fixed(source)) and known.fits(source) and not _lacks_signature(known.path):
         return known.path
+    _refuse_changed(source, known)
     wanted = as_first_seen(source, known)
     try:
         mirrored = from_mirror(wanted, offline=offline, progress=progress)
@@ -157,11 +158,6 @@ def _from_web(source: WeightSource, offline: bool, progress: bool) -> Path:
         return path
     if offline:
         if path.is_file():
-            if not is_trusted(path):
-                raise DownloadError(
-                    f"{path}: a link, or a file of another user, is not trusted in the cache",
-                    hint="fetch it again with a connection, or put a copy of your own there",
-                )
             verify(path, source, hint=f"fetch it again with a connection, or put the right file at {path}")
         raise DownloadError(
             f"{address(source)}: not in the cache, and offline mode is on",
@@ -182,13 +178,39 @@ def _from_web(source: WeightSource, offline: bool, progress: bool) -> Path:
 
 
 def _is_fetched(path: Path, source: WeightSource) -> bool:
-    if not path.is_file() or not is_trusted(path):
-        return False
+    return path.is_file() and _is_pinned(path, source)
+
+
+def _is_pinned(path: Path, source: WeightSource) -> bool:
     try:
         verify(path, source, hint="")
     except IntegrityError:
         return False
     return True
+
+
+def _refuse_changed(source: WeightSource, known: Record | None) -> None:
+    """Refuse a file in vit-hub's cache that is not the fetched one: it is evidence, which is not to be written over.
+
+    Raises:
+        IntegrityError: a file of the source was changed since it was fetched, or is a link or another user's.
+    """
+    found = {fetched_file(source.url or ""): ""} if source.kind == "https" else {}
+    if known:
+        found |= {known.folder / name: pin.sha256 for name, pin in known.delivery.files.items()}
+    for path, sha256 in found.items():
+        if not path.is_relative_to(cache_dir()) or not os.path.lexists(path):
+            continue
+        if not is_trusted(path):
+            problem = "a link, or another user's file, is not trusted in the cache"
+        # A file that fits a newer pin than the record's is of a process that was killed before it wrote its record.
+        elif sha256 and (seen := sha256_of(path)) != sha256 and not (source.sha256 and _is_pinned(path, source)):
+            problem = f"changed since it was fetched: its sha256 is {seen}, expected {sha256}"
+        else:
+            continue
+        raise IntegrityError(
+            f"{path}: {problem}", hint=f"`vit-hub cache rm {address(source)}` removes it; then it can be fetched again"
+        )
 
 
 def describe(source: WeightSource, path: Path) -> Record:

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from click.testing import CliRunner
 from hub_fixtures import cache, forbid_sockets, server
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from tiny import timm_file
 import vit_hub.hub.cache.paths
 import vit_hub.hub.http.response
 import vit_hub.hub.http.retry
+from vit_hub.cli import main
 from vit_hub.errors import CheckpointError, DownloadError, IntegrityError, UnknownFormatError, VitHubError
 from vit_hub.hub.cache.paths import cache_dir, fetched_file, readable
 from vit_hub.hub.fetch import fetch, is_offline
@@ -242,14 +244,18 @@ def test_a_verified_file_is_not_hashed_again(server: Server, monkeypatch: pytest
     assert path.name not in opened
 
 
-def test_a_file_changed_in_the_cache_is_fetched_again(server: Server) -> None:
+def test_a_file_changed_in_the_cache_is_refused_until_it_is_removed(server: Server) -> None:
     source = web(server.add(FILE, Reply(WEIGHTS)), sha256=SHA256)
     path = fetch(source)
     stat = path.stat()
     path.write_bytes(WEIGHTS[:-1] + b"!")
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    with pytest.raises(IntegrityError, match=f"expected {SHA256}") as error:
+        fetch(source)
+    assert server.count() == 1
+    assert f"`vit-hub cache rm {source.url}`" in error.value.hint
+    assert CliRunner().invoke(main, ["cache", "rm", str(source.url)]).exit_code == 0
     assert fetch(source).read_bytes() == WEIGHTS
-    assert server.count() == 2
 
 
 def test_a_damaged_stamp_only_costs_time(server: Server, cache: Path) -> None:
