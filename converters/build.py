@@ -74,7 +74,8 @@ def _read(
     tensors: Mapping[str, LazyTensor], device: str | torch.device | None, dtype: torch.dtype | None, mmap: bool
 ) -> dict[str, Tensor]:
     """Read every tensor, a few at a time so that there is never a second copy of all, to its device and dtype."""
-    names, place = list(tensors), torch.device(device or "cpu")
+    # By size, so that each reader gets as much as the others, and not all weights one and all biases another.
+    names, place = sorted(tensors, key=lambda name: tensors[name].nbytes), torch.device(device or "cpu")
 
     def share(part: int) -> dict[str, Tensor]:
         uploader = Uploader(place) if place.type == "cuda" else None
@@ -88,7 +89,7 @@ def _read(
 
     with ThreadPoolExecutor(_READERS) as pool:
         found = {name: tensor for part in pool.map(share, range(_READERS)) for name, tensor in part.items()}
-    return {name: found[name] for name in names}
+    return {name: found[name] for name in tensors}
 
 
 def _placed(
