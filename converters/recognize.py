@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from vit_hub.converters.containers import RawCheckpoint
 from vit_hub.converters.formats import all_formats, format_names, formats_named, unknown_format
@@ -236,12 +236,16 @@ def _match(
 
 def beyond(prefix: str, name: str) -> str:
     """Return a name without the levels that it shares with a prefix."""
-    start = 0
-    for level in _LEVEL.finditer(prefix):
-        if not name.startswith(prefix[: level.end()]):
-            break
-        start = level.end()
-    return name[start:]
+    for start in _levels(prefix):
+        if name.startswith(start):
+            return name[len(start) :]
+    return name
+
+
+@lru_cache
+def _levels(prefix: str) -> tuple[str, ...]:
+    """Return the beginnings of a prefix that end at a level, the longest first."""
+    return tuple(prefix[: level.end()] for level in _LEVEL.finditer(prefix))[::-1]
 
 
 def _explained(match: Match) -> tuple[bool, int, int, int]:

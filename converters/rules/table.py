@@ -192,9 +192,13 @@ class Table:
 
     def explain(self, name: str) -> str:
         """Return what explains a foreign name: ``"rule"``, ``"drop"`` or ``""``."""
-        if any(_compile(known).fullmatch(name) for known in self._by_outline.get(_outline(name), ())):
-            return "rule"
-        return "drop" if any(pattern.fullmatch(name) for pattern, _ in self._drops) else ""
+        for known in self._by_outline.get(_outline(name), ()):
+            if _compile(known).fullmatch(name):
+                return "rule"
+        for pattern, _ in self._drops:
+            if pattern.fullmatch(name):
+                return "drop"
+        return ""
 
     def foreign_names(self) -> list[str]:
         """Return every foreign name pattern, for near-miss messages."""
