@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -51,15 +51,8 @@ def read_npz(path: Path) -> dict[str, LazyTensor]:
 
 def _tensor(file: MappedFile, member: Member) -> LazyTensor:
     where = f"{file.path}: member {member.name!r}"
-    header = io.BytesIO(read_member(file, member, _HEADER_BYTES))
     try:
-        version = np.lib.format.read_magic(header)
-        if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
-        elif version == (2, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(header)
-        else:
-            raise ValueError(f"npy version {version}")
+        start, shape, fortran, dtype = _parsed(_header(read_member(file, member, _HEADER_BYTES)))
     # The header is a Python literal: parsing a malformed one raises nearly anything.
     except Exception as error:
         raise CheckpointError(
@@ -75,15 +68,39 @@ def _tensor(file: MappedFile, member: Member) -> LazyTensor:
         raise CheckpointError(f"{where} has dtype {dtype.str!r}", hint=DTYPES_HINT)
     if any(axis < 0 for axis in shape):
         raise CheckpointError(f"{where} has shape {shape}", hint="the file is damaged")
-    start, expected = header.tell(), math.prod(shape) * dtype.itemsize
+    expected = math.prod(shape) * dtype.itemsize
     if member.size - start != expected:
         raise CheckpointError(
             f"{where}: {expected:,} bytes expected for shape {shape} and dtype {dtype.str!r}, "
             f"{member.size - start:,} declared",
             hint="the file is damaged: fetch it again",
         )
-    read = partial(_read, file, member, start, DTYPES[name].carrier, tuple(shape), fortran)
-    return LazyTensor(name, tuple(shape), read)
+    read = partial(_read, file, member, start, DTYPES[name].carrier, shape, fortran)
+    return LazyTensor(name, shape, read)
+
+
+def _header(data: bytes | bytearray) -> bytes:
+    """Return the header of an npy file, with the signature and the version."""
+    start = 10 if data[6:8] == b"\x01\x00" else 12
+    return bytes(data[: start + int.from_bytes(data[8:start], "little")])
+
+
+@lru_cache  # the layers of a model have the same ones
+def _parsed(header: bytes) -> tuple[int, tuple[int, ...], bool, np.dtype[np.generic]]:
+    """Return the length of a header, and the shape, the order and the dtype in it.
+
+    Raises:
+        ValueError: another version, or a malformed header, which may raise nearly anything else.
+    """
+    stream = io.BytesIO(header)
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:
+        raise ValueError(f"npy version {version}")
+    return stream.tell(), tuple(shape), fortran, dtype
 
 
 def _read(

@@ -184,4 +184,4 @@ def remedy(names: list[str]) -> tuple[str, str] | None:
 
 
 def _reason(drops: tuple[Drop, ...], name: str) -> str:
-    return next((drop.reason for drop in drops if re.fullmatch(drop.pattern, name)), "")
+    return next((drop.reason for drop in drops if drop.regex.fullmatch(name)), "")

@@ -108,6 +108,11 @@ class Drop:
     pattern: str
     reason: str
 
+    @cached_property
+    def regex(self) -> re.Pattern[str]:
+        """The compiled pattern, if it has no variables."""
+        return re.compile(self.pattern)
+
 
 @dataclass
 class Reading:
@@ -147,8 +152,10 @@ class Table:
 
     @cached_property
     def _drops(self) -> list[tuple[re.Pattern[str], str]]:
-        patterns = ((_substitute(drop.pattern, self._values, re.escape), drop.reason) for drop in self._given_drops)
-        return [(re.compile(pattern), reason) for pattern, reason in patterns]
+        patterns = ((_substitute(drop.pattern, self._values, re.escape), drop) for drop in self._given_drops)
+        return [
+            (drop.regex if pattern == drop.pattern else re.compile(pattern), drop.reason) for pattern, drop in patterns
+        ]
 
     @cached_property
     def _by_outline(self) -> dict[str, list[str]]:
