@@ -131,7 +131,7 @@ def find_adapter(path: Path) -> Adapter | None:
         replaced,
         (config, *raw.files),
         raw.held,
-        {config: hashlib.sha256(content).hexdigest(), **raw.documents},
+        {config: hashlib.sha256(content).hexdigest()},  # the other JSON files there are not about the adapter
     )
 
 

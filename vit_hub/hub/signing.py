@@ -169,12 +169,7 @@ class Signed:
         Raises:
             SignatureError: it is not among the signed files, or is another one.
         """
-        if _ONE_FILE in self.hashes:
-            name = _ONE_FILE
-        else:
-            root = (folder or self.signature.path.parent).absolute()
-            place = file.absolute()
-            name = place.relative_to(root).as_posix() if place.is_relative_to(root) else str(file)
+        name = _ONE_FILE if _ONE_FILE in self.hashes else self._name(file, folder)
         signer, path = self.signature.signer, self.signature.path
         if name not in self.hashes:
             raise SignatureError(
@@ -187,6 +182,21 @@ class Signed:
                 hint=_AGAIN,
             )
         return name
+
+    def check_missing(self, file: Path) -> None:
+        """Refuse that a file is not there, if it is among the signed ones: what is read would mean something else.
+
+        Raises:
+            SignatureError: it is.
+        """
+        if self._name(file) in self.hashes:
+            raise SignatureError(
+                f"{file}: missing, while {self.signature.path} by {self.signature.signer} lists it", hint=_AGAIN
+            )
+
+    def _name(self, file: Path, folder: Path | None = None) -> str:
+        root, place = (folder or self.signature.path.parent).absolute(), file.absolute()
+        return place.relative_to(root).as_posix() if place.is_relative_to(root) else str(file)
 
 
 def sign(
