@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric import ec
 from hub_fixtures import MakeEntry, cache, make_entry, server
 from hub_process import COMMIT, REPO, Hub, config_file, hub
 from hub_upload_server import OWNER, TOKEN, serving_uploads
@@ -446,6 +447,16 @@ def test_a_repository_and_its_signature(hub: Hub, tmp_path: Path) -> None:
     hub.run("mirror", "mirrored", REPO, "--sign", private)
     hub.variables |= {"VIT_HUB_MIRROR": "mirrored"}
     assert hub.answer("inspect", REPO, "--offline")["config"]["num_heads"] == 3
+
+
+@pytest.mark.parametrize("wrong", ["password", "curve", "public"])
+@pytest.mark.parametrize("call", [("push", "no/such-model", "me/x"), ("mirror", "mirrored", "no/such-model")])
+def test_a_key_that_cannot_sign_is_refused_first(call: tuple[str, ...], wrong: str, tmp_path: Path) -> None:
+    curve, password = ec.SECP256K1() if wrong == "curve" else None, "secret" if wrong == "password" else ""
+    private, public = key_pair(tmp_path, "signer", curve=curve, password=password)
+    shown = run(*call, "--offline", "--sign", public if wrong == "public" else private)
+    assert (shown.exit_code, "not a key that can sign" in shown.stderr) == (1, True), shown.stderr
+    assert not Path("mirrored").exists()
 
 
 def test_a_signed_push_is_verified_by_openssf(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

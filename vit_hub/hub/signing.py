@@ -274,12 +274,12 @@ def signature_of(files: Mapping[str, Path], title: str, *, key: str | Path, pass
 
 
 def public_key(key: str | Path, password: str | None = None) -> Trust:
-    """Return the public half of a private key, to verify what it signed.
+    """Return the public half of a private key, to verify what it signed, or to know beforehand that it can sign.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: it cannot be read, or cannot sign, or ``model_signing`` is not installed.
     """
-    _library()
+    _key_signer(key, password)
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     with _explained(f"{key}: not a private key that can be read", ConfigError, _KEY_HINT):
