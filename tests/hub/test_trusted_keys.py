@@ -31,8 +31,9 @@ from vit_hub.cli import main
 from vit_hub.converters import containers
 from vit_hub.converters.containers.safetensors_file import read_safetensors
 from vit_hub.errors import CheckpointError, ConfigError, SignatureError
+from vit_hub.hub.cache.paths import fetched_file
 from vit_hub.hub.make_mirror import add_to_mirror
-from vit_hub.hub.signing import signature_of
+from vit_hub.hub.signing import file_signature, signature_of
 from vit_hub.registry import WeightSource
 
 __all__ = ["cache", "hub", "make_entry", "server"]  # fixtures
@@ -302,6 +303,31 @@ def test_only_the_own_files_of_the_package_are_exempt(key: Path, cache: Path, tm
         vit_hub.load(path)
     shown = run("verify", "--signature", "vit-nano-digits")
     assert (shown.exit_code, "not signed" in shown.stderr) == (3, True)
+
+
+def test_of_given_keys_and_the_required_ones_the_given_count(
+    server: Server, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, given = key_pair(tmp_path, "other")
+    required, url = key.with_name("signer.pub.pem"), server.url + "/tiny.npz"
+    monkeypatch.setenv("VIT_HUB_TRUST", str(given))
+    signed = tmp_path / "tiny.npz"
+    signed.write_bytes(vit_jax_file())
+    server.add("/tiny.npz.sig", Reply(signature_of({".": signed}, "tiny", key=other)))
+    vit_hub.open_checkpoint(url, overrides=OPTIONS)
+    path = fetched_file(url)
+    for source in (url, path):
+        monkeypatch.setenv("VIT_HUB_TRUST", str(required))
+        assert run("verify", "--signature", source).exit_code == 3
+        assert run("verify", "--signature", source, "--key", required).exit_code == 3
+        for trusted in (required, tmp_path / "missing.pem"):
+            monkeypatch.setenv("VIT_HUB_TRUST", str(trusted))
+            shown = run("verify", "--signature", source, "--key", given)
+            assert shown.exit_code == 0, shown.stderr
+    assert file_signature(path).is_file()
+    monkeypatch.setenv("VIT_HUB_TRUST", str(required))
+    with pytest.raises(SignatureError, match="not trusted"):  # again, after the command
+        vit_hub.load(path, overrides=OPTIONS)
 
 
 def test_exported_programs_must_be_signed(key: Path, tmp_path: Path) -> None:

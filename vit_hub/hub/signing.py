@@ -15,6 +15,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
@@ -42,6 +43,7 @@ __all__ = [
     "read_signature",
     "read_trust",
     "required_trust",
+    "requirement_set_aside",
     "sign",
     "signature_of",
     "unsigned",
@@ -52,6 +54,7 @@ FOLDER_SIGNATURE = "model.sig"
 """The signature of the folder that it is in."""
 TRUST = "VIT_HUB_TRUST"
 """The environment variable that names the trusted keys."""
+_SET_ASIDE: ContextVar[bool] = ContextVar("_SET_ASIDE", default=False)
 _PASSWORD = "VIT_HUB_SIGN_PASSWORD"
 _SUFFIX = ".sig"
 _ONE_FILE = "."  # its name in its own signature
@@ -342,8 +345,18 @@ def required_trust() -> Trust | None:
     Raises:
         ConfigError: its file cannot be used.
     """
-    file = os.environ.get(TRUST)
+    file = os.environ.get(TRUST) if not _SET_ASIDE.get() else ""
     return read_trust([os.path.expanduser(file)]) if file else None  # noqa: PTH111
+
+
+@contextmanager
+def requirement_set_aside() -> Iterator[None]:
+    """Ignore ``VIT_HUB_TRUST`` in the ``with`` body, in which signatures are verified with other keys."""
+    token = _SET_ASIDE.set(True)
+    try:
+        yield
+    finally:
+        _SET_ASIDE.reset(token)
 
 
 def find_signature(file: Path) -> Path | None:
