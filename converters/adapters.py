@@ -120,7 +120,7 @@ def find_adapter(path: Path) -> Adapter | None:
         _refuse(path, settings)
         raw = open_raw(weights)
         changes, replaced = _sorted(raw, settings)
-    except (ValueError, TypeError, AttributeError, RecursionError, re.error) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, re.error) as error:
         raise CheckpointError(f"{path}: a damaged adapter of peft: {error}", hint="fetch it again") from error
     base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
     return Adapter(

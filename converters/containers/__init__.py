@@ -154,13 +154,13 @@ def open_raw(
             else:
                 contents = _read_parts(container, parts_of(path, weights))
             _check_limits(contents)
+            beside = with_sidecars or path != weights or is_customary(path.name)
+            sidecars = {**(read_sidecars(weights, documents) if beside else {}), **contents.sidecars}
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}", hint="check the file and its permissions") from error
     if contents.unreadable and not contents.tensors:
         name, found = next(iter(contents.unreadable.items()))
         raise CheckpointError(f"{path}: tensor {name!r} {found.what}", hint=found.remedy)
-    beside = with_sidecars or path != weights or is_customary(path.name)
-    sidecars = {**(read_sidecars(weights, documents) if beside else {}), **contents.sidecars}
     held = {**{file: opened[0] for file, opened in deciding.items()}, **contents.held}
     return replace(contents, path=path, sidecars=sidecars, held=held, warnings=tuple(warnings), documents=documents)
 
