@@ -28,7 +28,7 @@ from vit_hub.converters.rules.format import Dialect, Format, axis_sizes
 from vit_hub.converters.tensors import Array, LazyTensor
 from vit_hub.errors import CheckpointError
 from vit_hub.model.config import ViTConfig
-from vit_hub.untrusted import parse_json, read_bytes
+from vit_hub.untrusted import SIZE, parse_json, read_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -179,7 +179,10 @@ def _scaling(module: str, parts: Mapping[str, LazyTensor], settings: Mapping[str
         raise ValueError(f"the matrices of {module!r} are incomplete")
     rank = first.shape[0]
     alpha = _of_pattern(settings.get("alpha_pattern") or {}, module, settings.get("lora_alpha", 8))
-    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    scaling = float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    if not abs(scaling) <= SIZE.most:  # neither what float32 cannot hold, nor NaN, which JSON from Python may have
+        raise ValueError(f"the scaling of {module!r} is {scaling}")
+    return scaling
 
 
 def _of_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
