@@ -180,6 +180,17 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
         assert part.paths == ["\\xff.png"]
 
 
+def test_a_program_that_has_read_embeddings_ends_well(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / os.fsdecode(b"\xff" if sys.platform == "linux" else b"out")
+    vit_hub.embed(NAME, photos, out)
+    program = "import sys, pathlib\nfrom vit_hub.running.neighbours import read_rows\n"
+    program += "print(len(*(part.ids for part in read_rows(pathlib.Path(sys.argv[1]), 'parquet', [0]))))"
+    command = [sys.executable, "-c", program, out]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(6)]
+    found = [(process.communicate()[0].split(), process.returncode) for process in running]
+    assert found == [([b"13"], 0)] * 6
+
+
 def test_file_systems_without_locks(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: object, *arguments: object, **options: object) -> None:
         raise NotImplementedError
