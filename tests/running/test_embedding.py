@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 import torch
 from noise import save_noise
@@ -178,6 +179,15 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
         assert (report.rows, report.errors) == (1, 0)
         (part,) = read_rows(tmp_path / to, to, [0])
         assert part.paths == ["\\xff.png"]
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no device that never ends")
+def test_a_row_that_names_a_device(tmp_path: Path) -> None:
+    row = pa.array([{"bytes": None, "path": "/dev/zero"}], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    pq.write_table(pa.table({"image": row}), tmp_path / "a.parquet")
+    report = vit_hub.embed(NAME, tmp_path / "a.parquet", tmp_path / "out", workers=0)
+    assert (report.rows, report.errors) == (0, 1)
+    assert "no file here" in (tmp_path / "out" / "_errors.jsonl").read_text()
 
 
 def test_a_program_that_has_read_embeddings_ends_well(photos: Path, tmp_path: Path) -> None:
