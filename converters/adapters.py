@@ -28,7 +28,7 @@ from vit_hub.converters.rules.format import Dialect, Format, axis_sizes
 from vit_hub.converters.tensors import Array, LazyTensor
 from vit_hub.errors import CheckpointError
 from vit_hub.model.config import ViTConfig
-from vit_hub.untrusted import parse_json, read_bytes
+from vit_hub.untrusted import SIZE, parse_json, read_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +120,7 @@ def find_adapter(path: Path) -> Adapter | None:
         _refuse(path, settings)
         raw = open_raw(weights)
         changes, replaced = _sorted(raw, settings)
-    except (ValueError, TypeError, AttributeError, RecursionError, re.error) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, re.error) as error:
         raise CheckpointError(f"{path}: a damaged adapter of peft: {error}", hint="fetch it again") from error
     base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
     return Adapter(
@@ -131,7 +131,7 @@ def find_adapter(path: Path) -> Adapter | None:
         replaced,
         (config, *raw.files),
         raw.held,
-        {config: hashlib.sha256(content).hexdigest(), **raw.documents},
+        {config: hashlib.sha256(content).hexdigest()},  # the other JSON files there are not about the adapter
     )
 
 
@@ -179,7 +179,10 @@ def _scaling(module: str, parts: Mapping[str, LazyTensor], settings: Mapping[str
         raise ValueError(f"the matrices of {module!r} are incomplete")
     rank = first.shape[0]
     alpha = _of_pattern(settings.get("alpha_pattern") or {}, module, settings.get("lora_alpha", 8))
-    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    scaling = float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    if not abs(scaling) <= SIZE.most:  # neither what float32 cannot hold, nor NaN, which JSON from Python may have
+        raise ValueError(f"the scaling of {module!r} is {scaling}")
+    return scaling
 
 
 def _of_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:

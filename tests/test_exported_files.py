@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -213,3 +215,15 @@ def test_the_name_of_an_output_is_that_output(kind: str) -> None:
     with torch.inference_mode():
         assert torch.equal(output_function(model, name)(images), model(images))
     assert name in ("logits", "projection", "embedding", "tokens", "output")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")
+def test_a_program_for_which_the_disk_has_no_room(tmp_path: Path) -> None:
+    program = "import resource, signal, sys, vit_hub\n"
+    program += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    program += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,) * 2)\n"
+    program += "try: vit_hub.export('vit-nano-digits', sys.argv[1])\nexcept vit_hub.VitHubError as error: print(error)"
+    command = [sys.executable, "-W", "ignore", "-c", program, tmp_path / "m.pt2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "File too large" in done.stdout) == (0, True), done.stderr
+    assert not (tmp_path / "m.pt2").exists()

@@ -51,7 +51,7 @@ class Limit:
 JSON_BYTES = Limit(32 << 20, "bytes", "a JSON file or record")
 INDEX_BYTES = Limit(64 << 20, "bytes", "the index of a mirror")
 SIGNATURE_BYTES = Limit(8 << 20, "bytes", "a signature")
-HEADER_BYTES = Limit(32 << 20, "bytes", "the header of a safetensors file")
+HEADER_BYTES = Limit(32 << 20, "bytes", "the header of a safetensors file, or OpenVINO's .xml")
 REFERENCE = Limit(8000, "characters", "the name or address of a model")  # as long as servers take; signed ones are long
 JSON_DEPTH = Limit(64, "levels", "nested JSON")
 JSON_VALUES = Limit(1_000_000, "values", "a JSON document")

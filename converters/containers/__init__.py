@@ -78,12 +78,13 @@ class RawCheckpoint(ShortRepr):
         metadata: that of a safetensors file; empty for the others.
         sidecars: JSON files beside the weights, file name -> contents; also what a PyTorch file keeps under ``meta``.
         files: the files that hold the weights.
-        held: those of them that are open, whatever has their names now.
+        held: what is open, whatever has the names now: these files, and others that decided which are read.
         unreadable: names of tensors that have no plain values, with what they are; beside at least one plain tensor.
         warnings: messages for the user, such as which subfolder was chosen.
         program_fields: config fields that the program in the file shows, which ONNX has beside the weights.
         unopened: names of tensors in files of a sharded checkpoint that were not opened, with the file.
-        documents: the JSON files that were read, sidecars and indices, with the sha256 of what was read.
+        documents: files that say what is read, and what it means (sidecars, indices, pointers), with the sha256 of what
+            was read; empty for those that were looked for and are not there.
         admit: refuses files that are not to be read; called with what else of it is opened later.
     """
 
@@ -132,12 +133,14 @@ def open_raw(
     path = Path(path)
     warnings: list[str] = []
     documents: dict[Path, str] = {}
+    deciding: dict[Path, list[MappedFile]] = {}
     try:
         with gate(path, "damaged, or not what it claims to be", "fetch the file again"):
             if not path.is_file():
                 finish_interrupted(path)
             if path.is_dir():
-                weights = _enter(path, warnings)
+                with files_opened() as deciding:
+                    weights = _enter(path, warnings, documents)
             elif path.suffix == ".distcp" and path.with_name(METADATA).is_file():
                 weights = path.with_name(METADATA)
             elif path.is_file():
@@ -151,14 +154,15 @@ def open_raw(
             else:
                 contents = _read_parts(container, parts_of(path, weights))
             _check_limits(contents)
+            beside = with_sidecars or path != weights or is_customary(path.name)
+            sidecars = {**(read_sidecars(weights, documents) if beside else {}), **contents.sidecars}
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}", hint="check the file and its permissions") from error
     if contents.unreadable and not contents.tensors:
         name, found = next(iter(contents.unreadable.items()))
         raise CheckpointError(f"{path}: tensor {name!r} {found.what}", hint=found.remedy)
-    beside = with_sidecars or path != weights or is_customary(path.name)
-    sidecars = {**(read_sidecars(weights, documents) if beside else {}), **contents.sidecars}
-    return replace(contents, path=path, sidecars=sidecars, warnings=tuple(warnings), documents=documents)
+    held = {**{file: opened[0] for file, opened in deciding.items()}, **contents.held}
+    return replace(contents, path=path, sidecars=sidecars, held=held, warnings=tuple(warnings), documents=documents)
 
 
 def _check_limits(contents: RawCheckpoint) -> None:
@@ -186,10 +190,10 @@ def _check_limits(contents: RawCheckpoint) -> None:
         raise CheckpointError(f"{where} {problem}", hint="the file is damaged or malicious: fetch it again")
 
 
-def _enter(folder: Path, warnings: list[str]) -> Path:
+def _enter(folder: Path, warnings: list[str], seen: dict[Path, str]) -> Path:
     """Return the file of the weights of a folder, in the subfolder that a training tool puts them in."""
     for _ in range(_MOST_LEVELS):
-        found = enter(folder)
+        found = enter(folder, seen)
         if found is None:
             return find_weights(folder)
         folder, reason = found
@@ -204,8 +208,6 @@ def _read(path: Path, container: str) -> RawCheckpoint:
     """Read a file, which stays open, with those that it names: held is what was read, whatever has their names now."""
     with files_opened() as opened:
         contents = _read_container(path, container)
-    for file in (file for files in opened.values() for file in files):
-        file.check_named()
     return replace(contents, held={file: opened[file][0] for file in contents.files})
 
 

@@ -7,7 +7,9 @@ Source: torch/distributed/checkpoint/{metadata,filesystem}.py.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +39,8 @@ METADATA = ".metadata"
 _DAMAGED = "the folder is damaged or incomplete: copy it again"
 # One a process, in practice.
 _MAX_CHUNKS = 4096
+# Axes along which a tensor is in parts.
+_MAX_SPLIT = 4
 
 Shape = tuple[int, ...]
 
@@ -168,26 +172,33 @@ def _chunk(
 
 
 def _tiles(chunks: list[_Chunk], shape: Shape) -> bool:
-    """Return whether chunks make up a shape without gaps and overlaps."""
+    """Return whether chunks make up a shape without gaps and overlaps.
+
+    How many chunks cover a place is known from the corners: each adds one to what is behind it along all axes, or takes
+    it away. So the signed corners of all chunks that are not corners of the whole must cancel out.
+    """
     for chunk in chunks:
         if not len(chunk.offsets) == len(chunk.shape) == len(shape):
             return False
         if any(start + size > end for start, size, end in zip(chunk.offsets, chunk.shape, shape, strict=True)):
             return False
     filled = [chunk for chunk in chunks if 0 not in chunk.shape]
-    if sum(math.prod(chunk.shape) for chunk in filled) != math.prod(shape):
+    if 0 in shape or not filled:
+        return 0 in shape and not filled
+    split = [axis for axis, size in enumerate(shape) if any(chunk.shape[axis] != size for chunk in filled)]
+    if len(split) > _MAX_SPLIT:
         return False
-    return not any(_overlap(one, other) for i, one in enumerate(filled) for other in filled[:i])
-
-
-def _overlap(one: _Chunk, other: _Chunk) -> bool:
-    return all(
-        a < b + m and b < a + n for a, n, b, m in zip(one.offsets, one.shape, other.offsets, other.shape, strict=True)
-    )
+    corners: Counter[Shape] = Counter()
+    whole = (-1, (0,) * len(shape), shape)
+    for sign, starts, sizes in (whole, *((1, chunk.offsets, chunk.shape) for chunk in filled)):
+        for ends in itertools.product((0, 1), repeat=len(split)):
+            corner = tuple(starts[axis] + end * sizes[axis] for axis, end in zip(split, ends, strict=True))
+            corners[corner] += sign * (-1) ** sum(ends)
+    return not any(corners.values())
 
 
 def _read(where: str, dtype: np.dtype[np.generic], shape: Shape, chunks: list[_Chunk]) -> Array:
-    if len(chunks) == 1:
+    if len(chunks) == 1 and chunks[0].shape == shape:
         return _values(where, dtype, chunks[0])
     whole: Array = np.empty(shape, dtype)
     for chunk in chunks:

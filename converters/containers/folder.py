@@ -28,6 +28,7 @@ __all__ = [
     "listed",
     "looks_like_weights",
     "parts_of",
+    "read_document",
     "read_index",
     "read_sidecars",
     "weight_files",
@@ -173,12 +174,12 @@ def read_index(path: Path, seen: dict[Path, str] | None = None) -> dict[Path, li
 
     Args:
         path: of the index.
-        seen: gets the sha256 of what was read.
+        seen: as for :func:`read_document`.
 
     Raises:
         CheckpointError: malformed index, or a file outside of the index's folder.
     """
-    weight_map = _read_json(path, seen).get("weight_map")
+    weight_map = _parsed(path, read_document(path, seen)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: this index has no 'weight_map'", hint="fetch the file again")
     shards: dict[Path, list[str]] = {}
@@ -197,18 +198,38 @@ def read_sidecars(weights: Path, seen: dict[Path, str] | None = None) -> dict[st
 
     Args:
         weights: their file.
-        seen: gets the sha256 of what was read, by file.
+        seen: as for :func:`read_document`.
 
     Raises:
         CheckpointError: one of them is not a JSON object.
     """
-    return {name: _read_json(weights.parent / name, seen) for name in SIDECARS if (weights.parent / name).is_file()}
+    found = {}
+    for name in SIDECARS:
+        content = read_document(weights.parent / name, seen)
+        if content is not None:
+            found[name] = _parsed(weights.parent / name, content)
+    return found
 
 
-def _read_json(path: Path, seen: dict[Path, str] | None) -> dict[str, Any]:
-    content = read_bytes(path)
+def read_document(path: Path, seen: dict[Path, str] | None) -> bytes | None:
+    """Return the contents of a file that says what else is read, or what it means; None: there is no such file.
+
+    Args:
+        path: of the file, of which :data:`~vit_hub.untrusted.JSON_BYTES` are read, and one byte more.
+        seen: gets the sha256 of what was read, by file; empty where there is none.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    content = read_bytes(path) if path.is_file() else None
     if seen is not None:
-        seen[path] = hashlib.sha256(content).hexdigest()
+        seen[path] = "" if content is None else hashlib.sha256(content).hexdigest()
+    return content
+
+
+def _parsed(path: Path, content: bytes | None) -> dict[str, Any]:
+    if content is None:
+        raise CheckpointError(f"{path}: no such file", hint="fetch it again")
     try:
         # What others wrote may have numbers that are none, in fields that nothing here reads.
         parsed = parse_json(content, finite=False)

@@ -42,13 +42,19 @@ _OPENED: ContextVar[dict[Path, list[MappedFile]] | None] = ContextVar("_OPENED",
 
 @contextmanager
 def files_opened() -> Iterator[dict[Path, list[MappedFile]]]:
-    """Collect the files that are opened in the ``with`` body, by their paths: what was read, whoever asks later."""
+    """Collect the files that are opened in the ``with`` body, by their paths: what was read, whoever asks later.
+
+    Raises:
+        CheckpointError: another file has taken the name of one, at the end of the body.
+    """
     opened: dict[Path, list[MappedFile]] = {}
     token = _OPENED.set(opened)
     try:
         yield opened
     finally:
         _OPENED.reset(token)
+    for file in (file for files in opened.values() for file in files):
+        file.check_named()
 
 
 class Renewed(Generic[T]):

@@ -11,6 +11,7 @@ from vit_hub.converters.containers.mapped import MappedFile
 from vit_hub.converters.containers.onnx_file import looks_like_onnx, read_metadata
 from vit_hub.converters.containers.together import finish_interrupted
 from vit_hub.errors import CheckpointError
+from vit_hub.untrusted import HEADER_BYTES, read_bytes
 
 __all__ = ["FACTS_KEY", "LABELS_KEY", "ProgramFacts", "program_facts"]
 
@@ -71,14 +72,24 @@ def _of_archive(path: Path) -> dict[str, str]:
 
 
 def _of_xml(path: Path) -> dict[str, str]:
-    from xml.etree import ElementTree
+    from xml.parsers import expat
 
+    found: dict[str, str] = {}
+    above: list[str] = []
+
+    def enter(name: str, attributes: dict[str, str]) -> None:
+        if len(above) == 2 and above[1] == "rt_info" and name in _KEYS:
+            found[name] = attributes.get("value", "")
+        above.append(name)
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = enter
+    parser.EndElementHandler = lambda name: above.pop()
     try:
-        found = ElementTree.parse(path).getroot().find("rt_info")
-    except (ElementTree.ParseError, LookupError, ValueError):  # the last two of encodings that are none
+        parser.Parse(read_bytes(path, most=HEADER_BYTES.most), True)
+    except (expat.ExpatError, LookupError, ValueError):  # the last two of encodings that are none
         return {}
-    items = {item.tag: item.get("value", "") for item in found} if found is not None else {}
-    return {key: items[key] for key in _KEYS if key in items}
+    return found
 
 
 def _of_onnx(path: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from vit_hub.converters.containers.msgpack_file import starts_msgpack
 from vit_hub.converters.containers.onnx_file import looks_like_onnx
 from vit_hub.converters.containers.programs import program_facts
 from vit_hub.errors import CheckpointError, UnknownFormatError
+from vit_hub.untrusted import read_bytes
 
 __all__ = ["HEAD_BYTES", "HTML_PAGE", "LFS_POINTER", "describe", "sniff"]
 
@@ -66,7 +67,7 @@ def sniff(path: Path) -> str:
         _refuse_program(path)
     if looks_like_onnx(head):
         return "onnx"
-    if text and head.lstrip().startswith(b"{") and b'"weight_map"' in path.read_bytes():
+    if text and head.lstrip().startswith(b"{") and b'"weight_map"' in read_bytes(path):
         return "index"
     raise UnknownFormatError(f"{path}: looks like {content}, not a checkpoint", hint=_READ)
 

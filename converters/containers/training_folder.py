@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 from vit_hub.converters.containers.dcp import METADATA
-from vit_hub.converters.containers.folder import is_name, listed
+from vit_hub.converters.containers.folder import is_name, listed, read_document
 from vit_hub.converters.containers.torch_file import read_state
 from vit_hub.errors import CheckpointError, VitHubError
-from vit_hub.untrusted import read_json
+from vit_hub.untrusted import parse_json
 
 __all__ = ["enter"]
 
@@ -35,8 +35,12 @@ _STEP = re.compile(r"(?:checkpoint|epoch|step|iter)[-_=]?(\d+)")
 _LAST_NAMED = "last_checkpoint"  # a file of mmengine's and detectron2's
 
 
-def enter(folder: Path) -> tuple[Path, str] | None:
+def enter(folder: Path, seen: dict[Path, str]) -> tuple[Path, str] | None:
     """Return the file or subfolder with the weights of a folder of a training tool, and why; None if it is no such.
+
+    Args:
+        folder: to look in.
+        seen: gets the files that decided, as for :func:`~vit_hub.converters.containers.folder.read_document`.
 
     Raises:
         CheckpointError: the weights are in parts that only the tool itself can put together, or there are several.
@@ -56,12 +60,12 @@ def enter(folder: Path) -> tuple[Path, str] | None:
         state = [name for name in names if _NO_WEIGHTS.fullmatch(name)]
         if len(whole) == 1:
             return (folder / whole[0], "") if state or whole[0].endswith(".ckpt") else None
-        return _of_run(folder, whole)
+        return _of_run(folder, whole, seen)
     if files:
         return _deepspeed(folder, files)
-    latest = folder / "latest"
-    if latest.is_file():
-        name = latest.read_text(errors="replace").strip()[:200]
+    latest = read_document(folder / "latest", seen)
+    if latest is not None:
+        name = latest.decode(errors="replace").strip()[:200]
         if not is_name(name) or not (folder / name).is_dir():
             raise CheckpointError(
                 f"{folder}: DeepSpeed's file 'latest' names {name!r}, which is no folder here",
@@ -74,7 +78,7 @@ def enter(folder: Path) -> tuple[Path, str] | None:
         return sharded[0], f"{sharded[0].name} is read"
     numbered = [(int(match[2]), path) for path in folders if (match := _NUMBERED.fullmatch(path.name))]
     if numbered:
-        return _of_steps(folder, [path for _, path in sorted(numbered)])
+        return _of_steps(folder, [path for _, path in sorted(numbered)], seen)
     alone = [path for path in folders if path.name in _ALONE]
     return (alone[0], f"{alone[0].name} is read") if alone else None
 
@@ -94,17 +98,17 @@ def _deepspeed(folder: Path, files: list[str]) -> tuple[Path, str]:
     return folder / ranks[0], ""
 
 
-def _of_steps(folder: Path, steps: list[Path]) -> tuple[Path, str]:
+def _of_steps(folder: Path, steps: list[Path], seen: dict[Path, str]) -> tuple[Path, str]:
     """Return the best of the checkpoints of a run if Trainer recorded it, else the last."""
     last = steps[-1]
-    best = _best(folder, last)
+    best = _best(folder, last, seen)
     if best is not None and best != last:
         return best, f"{best.name} is read, the best by trainer_state.json; {last.name} is the last"
     others = f", of {len(steps)} such folders" if len(steps) > 1 else ""
     return last, f"{last.name} is read, the last{others}" if others else f"{last.name} is read"
 
 
-def _of_run(folder: Path, files: list[str]) -> tuple[Path, str] | None:
+def _of_run(folder: Path, files: list[str], seen: dict[Path, str]) -> tuple[Path, str] | None:
     """Return the best of the checkpoints of one run if a name or a file says so, else the last.
 
     None if a name is no such checkpoint's.
@@ -120,7 +124,7 @@ def _of_run(folder: Path, files: list[str]) -> tuple[Path, str] | None:
         return _chosen(folder, recorded.pop(), "the best by their callbacks", files) if len(recorded) == 1 else None
     # Lightning numbers another last.ckpt that it finds: last-v1.ckpt is newer.
     last = max(versions, key=lambda name: int(versions[name][2] or 0), default="")
-    last = last or _named(folder / _LAST_NAMED, files) or max(steps, key=lambda name: steps[name])
+    last = last or _named(folder / _LAST_NAMED, files, seen) or max(steps, key=lambda name: steps[name])
     found = _lightning_best(folder / last)
     if found in files and found != last:
         return _chosen(folder, found, f"the best by the callbacks in {last}", files)
@@ -134,12 +138,9 @@ def _chosen(folder: Path, name: str, why: str, files: list[str]) -> tuple[Path, 
     return folder / name, f"{name} is read, {why}; the folder also has {others}"
 
 
-def _named(file: Path, files: list[str]) -> str:
+def _named(file: Path, files: list[str], seen: dict[Path, str]) -> str:
     """Return the one of these files that a text file names last, also by the path of another machine."""
-    try:
-        name = re.split(r"[/\\]", file.read_text(errors="replace").strip())[-1]
-    except OSError:
-        return ""
+    name = re.split(r"[/\\]", (read_document(file, seen) or b"").decode(errors="replace").strip())[-1]
     return name if name in files else ""
 
 
@@ -156,11 +157,11 @@ def _lightning_best(file: Path) -> str:
     return ""
 
 
-def _best(folder: Path, last: Path) -> Path | None:
+def _best(folder: Path, last: Path, seen: dict[Path, str]) -> Path | None:
     for path in (folder / "trainer_state.json", last / "trainer_state.json"):
         try:
-            state = read_json(path, finite=False)
-        except (OSError, ValueError):
+            state = parse_json(read_document(path, seen) or b"", finite=False)
+        except ValueError:
             continue
         named = state.get("best_model_checkpoint") if isinstance(state, dict) else None
         if isinstance(named, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,8 @@ def test_base_is_for_adapters(folder: Path) -> None:
         ({"alpha_pattern": {"(": 3}}, "damaged"),
         ({"alpha_pattern": [3]}, "damaged"),
         ({"lora_alpha": "x"}, "damaged"),
+        ({"lora_alpha": math.nan}, "damaged.*scaling of .* is nan"),
+        ({"lora_alpha": 1e300}, "damaged.*scaling"),
     ],
 )
 def test_other_kinds_are_refused(folder: Path, settings: dict[str, Any], message: str) -> None:

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric import ec
 from hub_fixtures import MakeEntry, cache, make_entry, server
 from hub_process import COMMIT, REPO, Hub, config_file, hub
 from hub_upload_server import OWNER, TOKEN, serving_uploads
@@ -29,8 +31,9 @@ from vit_hub.cli import main
 from vit_hub.converters import containers
 from vit_hub.converters.containers.safetensors_file import read_safetensors
 from vit_hub.errors import CheckpointError, ConfigError, SignatureError
+from vit_hub.hub.cache.paths import fetched_file
 from vit_hub.hub.make_mirror import add_to_mirror
-from vit_hub.hub.signing import signature_of
+from vit_hub.hub.signing import file_signature, signature_of
 from vit_hub.registry import WeightSource
 
 __all__ = ["cache", "hub", "make_entry", "server"]  # fixtures
@@ -123,6 +126,73 @@ def test_every_other_file_of_a_model_must_be_signed(folder: Path, key: Path, tmp
     (tmp_path / "kept.safetensors.rest.safetensors").write_bytes(save({"extra": weights["head.bias"]}))
     with pytest.raises(SignatureError, match=r"rest.safetensors: not signed"):
         vit_hub.convert(tmp_path / "kept.safetensors", tmp_path / "back", to="timm", keep_rest=True)
+
+
+def test_a_signed_file_that_is_missing(folder: Path, key: Path) -> None:
+    (folder / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}')
+    vit_hub.sign(folder, key=key)
+    assert vit_hub.load(folder).config.num_heads == 3
+    (folder / "preprocessor_config.json").unlink()
+    assert "preprocessor_config.json" in refused(folder, "missing, while .*model.sig by .* lists it")
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Path:
+    """An unsigned folder of DeepSpeed with two steps, of which the first is to be read."""
+    folder = tmp_path / "run"
+    for number, step in enumerate(("global_step1", "global_step2")):
+        (folder / step).mkdir(parents=True)
+        weights = {name: torch.from_numpy(value + number) for name, value in load(timm_file()).items()}
+        torch.save({"module": weights}, folder / step / "mp_rank_00_model_states.pt")
+    (folder / "latest").write_text("global_step1")
+    return folder
+
+
+def test_what_points_to_a_checkpoint_is_signed_with_it(training: Path, key: Path) -> None:
+    vit_hub.sign(training, key=key)
+    assert vit_hub.load(training, overrides=OPTIONS).config.num_heads == 3
+    found = vit_hub.open_checkpoint(training, overrides=OPTIONS).source.documents
+    assert training / "latest" in found
+    (training / "latest").write_text("global_step2")
+    with pytest.raises(SignatureError, match="latest: not the signed file"):
+        vit_hub.load(training, overrides=OPTIONS)
+    (training / "latest").unlink()
+    with pytest.raises(SignatureError, match="latest: missing, while"):
+        vit_hub.load(training, overrides=OPTIONS)
+
+
+@pytest.mark.parametrize("pointer", ["last_checkpoint", "trainer_state.json", "last.ckpt"])
+def test_every_file_that_chooses_among_others_is_signed(pointer: str, folder: Path, key: Path, tmp_path: Path) -> None:
+    weights = {name: torch.from_numpy(value) for name, value in load(timm_file()).items()}
+    run, names = tmp_path / "run", ("epoch_1.pth", "epoch_2.pth")
+    if pointer == "trainer_state.json":
+        names = ("checkpoint-1/model.safetensors", "checkpoint-2/model.safetensors")
+    elif pointer == "last.ckpt":
+        names = ("epoch=1.ckpt",)
+    for name in names:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("safetensors"):
+            shutil.copytree(folder, (run / name).parent, dirs_exist_ok=True)
+        else:
+            torch.save({"state_dict": weights}, run / name)
+
+    def point(to: str) -> None:
+        if pointer == "last_checkpoint":
+            (run / pointer).write_text(to)
+        elif pointer == "trainer_state.json":
+            (run / pointer).write_text(json.dumps({"best_model_checkpoint": str(Path(to).parent)}))
+        else:
+            best = {"monitor": "loss", "best_model_path": to}
+            torch.save({"state_dict": weights, "callbacks": {"ModelCheckpoint": best}}, run / pointer)
+
+    point(names[0])
+    vit_hub.sign(run, key=key)
+    chosen = vit_hub.open_checkpoint(run, overrides=OPTIONS)
+    assert names[0].partition("/")[0] in " ".join(chosen.warnings)
+    (run / pointer).unlink()
+    point("elsewhere")
+    with pytest.raises(SignatureError, match=f"{pointer}: not the signed file"):
+        vit_hub.load(run, overrides=OPTIONS)
 
 
 def test_an_adapter_and_its_base(folder: Path, key: Path, tmp_path: Path) -> None:
@@ -233,6 +303,31 @@ def test_only_the_own_files_of_the_package_are_exempt(key: Path, cache: Path, tm
         vit_hub.load(path)
     shown = run("verify", "--signature", "vit-nano-digits")
     assert (shown.exit_code, "not signed" in shown.stderr) == (3, True)
+
+
+def test_of_given_keys_and_the_required_ones_the_given_count(
+    server: Server, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, given = key_pair(tmp_path, "other")
+    required, url = key.with_name("signer.pub.pem"), server.url + "/tiny.npz"
+    monkeypatch.setenv("VIT_HUB_TRUST", str(given))
+    signed = tmp_path / "tiny.npz"
+    signed.write_bytes(vit_jax_file())
+    server.add("/tiny.npz.sig", Reply(signature_of({".": signed}, "tiny", key=other)))
+    vit_hub.open_checkpoint(url, overrides=OPTIONS)
+    path = fetched_file(url)
+    for source in (url, path):
+        monkeypatch.setenv("VIT_HUB_TRUST", str(required))
+        assert run("verify", "--signature", source).exit_code == 3
+        assert run("verify", "--signature", source, "--key", required).exit_code == 3
+        for trusted in (required, tmp_path / "missing.pem"):
+            monkeypatch.setenv("VIT_HUB_TRUST", str(trusted))
+            shown = run("verify", "--signature", source, "--key", given)
+            assert shown.exit_code == 0, shown.stderr
+    assert file_signature(path).is_file()
+    monkeypatch.setenv("VIT_HUB_TRUST", str(required))
+    with pytest.raises(SignatureError, match="not trusted"):  # again, after the command
+        vit_hub.load(path, overrides=OPTIONS)
 
 
 def test_exported_programs_must_be_signed(key: Path, tmp_path: Path) -> None:
@@ -378,6 +473,16 @@ def test_a_repository_and_its_signature(hub: Hub, tmp_path: Path) -> None:
     hub.run("mirror", "mirrored", REPO, "--sign", private)
     hub.variables |= {"VIT_HUB_MIRROR": "mirrored"}
     assert hub.answer("inspect", REPO, "--offline")["config"]["num_heads"] == 3
+
+
+@pytest.mark.parametrize("wrong", ["password", "curve", "public"])
+@pytest.mark.parametrize("call", [("push", "no/such-model", "me/x"), ("mirror", "mirrored", "no/such-model")])
+def test_a_key_that_cannot_sign_is_refused_first(call: tuple[str, ...], wrong: str, tmp_path: Path) -> None:
+    curve, password = ec.SECP256K1() if wrong == "curve" else None, "secret" if wrong == "password" else ""
+    private, public = key_pair(tmp_path, "signer", curve=curve, password=password)
+    shown = run(*call, "--offline", "--sign", public if wrong == "public" else private)
+    assert (shown.exit_code, "not a key that can sign" in shown.stderr) == (1, True), shown.stderr
+    assert not Path("mirrored").exists()
 
 
 def test_a_signed_push_is_verified_by_openssf(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

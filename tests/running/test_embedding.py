@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 import torch
 from noise import save_noise
@@ -178,6 +179,26 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
         assert (report.rows, report.errors) == (1, 0)
         (part,) = read_rows(tmp_path / to, to, [0])
         assert part.paths == ["\\xff.png"]
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no device that never ends")
+def test_a_row_that_names_a_device(tmp_path: Path) -> None:
+    row = pa.array([{"bytes": None, "path": "/dev/zero"}], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    pq.write_table(pa.table({"image": row}), tmp_path / "a.parquet")
+    report = vit_hub.embed(NAME, tmp_path / "a.parquet", tmp_path / "out", workers=0)
+    assert (report.rows, report.errors) == (0, 1)
+    assert "no file here" in (tmp_path / "out" / "_errors.jsonl").read_text()
+
+
+def test_a_program_that_has_read_embeddings_ends_well(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / os.fsdecode(b"\xff" if sys.platform == "linux" else b"out")
+    vit_hub.embed(NAME, photos, out)
+    program = "import sys, pathlib\nfrom vit_hub.running.neighbours import read_rows\n"
+    program += "print(len(*(part.ids for part in read_rows(pathlib.Path(sys.argv[1]), 'parquet', [0]))))"
+    command = [sys.executable, "-c", program, out]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(6)]
+    found = [(process.communicate()[0].split(), process.returncode) for process in running]
+    assert found == [([b"13"], 0)] * 6
 
 
 def test_file_systems_without_locks(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,8 +68,11 @@ def command(
     One line goes to stdout: the address of the repository.
     """
     from vit_hub.hub.publish import package, push, signed_package
+    from vit_hub.hub.signing import public_key
     from vit_hub.progress import byte_bar
 
+    if key is not None:
+        public_key(key)  # which refuses now what could not sign what is converted first
     shown = not (output.quiet or output.json)
     with (
         tempfile.TemporaryDirectory(prefix="vit-hub-push-") as folder,

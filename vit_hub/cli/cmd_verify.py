@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -63,8 +64,8 @@ def command(
     --quiet, print only these files.
 
     With --signature, verify who signed models, files or folders, and that they are as they were signed: by one of the
-    given keys or authorities, else by one of VIT_HUB_TRUST. Of a folder, no file may be changed, missing or new. The
-    exit status is 3 if that is not so.
+    given keys, authorities or identities, which are then the only ones that count, else by one of VIT_HUB_TRUST. Of a
+    folder, no file may be changed, missing or new. The exit status is 3 if that is not so.
     """
     if signature:
         given = {"identity": identity, "issuer": identity_provider}
@@ -108,7 +109,7 @@ def _verify_signatures(
     from vit_hub.errors import SignatureError
     from vit_hub.hub.names.locate import local_path
     from vit_hub.hub.resolve import verify_named
-    from vit_hub.hub.signing import given_trust, verify_signature
+    from vit_hub.hub.signing import given_trust, requirement_set_aside, verify_signature
 
     if not names or (file and len(names) > 1):
         raise click.UsageError("--signature needs the names of models, files or folders; with --signature-file one.")
@@ -118,7 +119,8 @@ def _verify_signatures(
         path = local_path(name)
         try:
             if path is None:
-                signatures = verify_named(name, trusted)
+                with requirement_set_aside() if trust or any(identity.values()) else nullcontext():
+                    signatures = verify_named(name, trusted)
             else:
                 signatures = (verify_signature(path, trust=trust, signature=file, **identity),)
             found += [{"name": name, **asdict(signature), "problem": "", "hint": ""} for signature in signatures]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +28,28 @@ def write(program: Program, path: Path, options: Options) -> None:
     """
     if options.int8 or options.opset:
         raise ConfigError(f"{'int8' if options.int8 else 'opset'} is not for torch-export", hint="export to onnx")
-    torch.export.save(record(program), path, extra_files=dict(program.facts))
+    with path.open("wb") as file:
+        sink = _Sink(file)
+        torch.export.save(record(program), cast(IO[bytes], sink), extra_files=dict(program.facts))
+        if sink.error is not None:
+            raise sink.error
+
+
+class _Sink:
+    """A file whose first error is raised afterwards: torch's writer ends the process on a full disk."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        """Write, or do as if it had been written."""
+        try:
+            if self.error is None:
+                self._file.write(content)
+        except OSError as error:
+            self.error = error
+        return len(content)
 
 
 def open_program(path: Path, precision: str) -> Run:

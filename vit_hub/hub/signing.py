@@ -15,6 +15,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
@@ -42,6 +43,7 @@ __all__ = [
     "read_signature",
     "read_trust",
     "required_trust",
+    "requirement_set_aside",
     "sign",
     "signature_of",
     "unsigned",
@@ -52,6 +54,7 @@ FOLDER_SIGNATURE = "model.sig"
 """The signature of the folder that it is in."""
 TRUST = "VIT_HUB_TRUST"
 """The environment variable that names the trusted keys."""
+_SET_ASIDE: ContextVar[bool] = ContextVar("_SET_ASIDE", default=False)
 _PASSWORD = "VIT_HUB_SIGN_PASSWORD"
 _SUFFIX = ".sig"
 _ONE_FILE = "."  # its name in its own signature
@@ -169,12 +172,7 @@ class Signed:
         Raises:
             SignatureError: it is not among the signed files, or is another one.
         """
-        if _ONE_FILE in self.hashes:
-            name = _ONE_FILE
-        else:
-            root = (folder or self.signature.path.parent).absolute()
-            place = file.absolute()
-            name = place.relative_to(root).as_posix() if place.is_relative_to(root) else str(file)
+        name = _ONE_FILE if _ONE_FILE in self.hashes else self._name(file, folder)
         signer, path = self.signature.signer, self.signature.path
         if name not in self.hashes:
             raise SignatureError(
@@ -187,6 +185,21 @@ class Signed:
                 hint=_AGAIN,
             )
         return name
+
+    def check_missing(self, file: Path) -> None:
+        """Refuse that a file is not there, if it is among the signed ones: what is read would mean something else.
+
+        Raises:
+            SignatureError: it is.
+        """
+        if self._name(file) in self.hashes:
+            raise SignatureError(
+                f"{file}: missing, while {self.signature.path} by {self.signature.signer} lists it", hint=_AGAIN
+            )
+
+    def _name(self, file: Path, folder: Path | None = None) -> str:
+        root, place = (folder or self.signature.path.parent).absolute(), file.absolute()
+        return place.relative_to(root).as_posix() if place.is_relative_to(root) else str(file)
 
 
 def sign(
@@ -264,12 +277,12 @@ def signature_of(files: Mapping[str, Path], title: str, *, key: str | Path, pass
 
 
 def public_key(key: str | Path, password: str | None = None) -> Trust:
-    """Return the public half of a private key, to verify what it signed.
+    """Return the public half of a private key, to verify what it signed, or to know beforehand that it can sign.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: it cannot be read, or cannot sign, or ``model_signing`` is not installed.
     """
-    _library()
+    _key_signer(key, password)
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     with _explained(f"{key}: not a private key that can be read", ConfigError, _KEY_HINT):
@@ -332,8 +345,18 @@ def required_trust() -> Trust | None:
     Raises:
         ConfigError: its file cannot be used.
     """
-    file = os.environ.get(TRUST)
+    file = os.environ.get(TRUST) if not _SET_ASIDE.get() else ""
     return read_trust([os.path.expanduser(file)]) if file else None  # noqa: PTH111
+
+
+@contextmanager
+def requirement_set_aside() -> Iterator[None]:
+    """Ignore ``VIT_HUB_TRUST`` in the ``with`` body, in which signatures are verified with other keys."""
+    token = _SET_ASIDE.set(True)
+    try:
+        yield
+    finally:
+        _SET_ASIDE.reset(token)
 
 
 def find_signature(file: Path) -> Path | None:

@@ -18,14 +18,15 @@ from vit_hub.hub.signing import Signature, Signed, Trust, find_signature, open_s
 
 __all__ = ["admit", "contents_of", "require_signed", "signatures_of"]
 
-Contents = Mapping[Path, Callable[[], str]]
-"""Files that were read, each with a function that returns the sha256 of what was read."""
+Contents = Mapping[Path, Callable[[], str] | None]
+"""Files that were read, each with a function that returns the sha256 of what was read; None: it is not there."""
 
 
 def contents_of(source: RawCheckpoint) -> Contents:
-    """Return the files of a checkpoint: weights through what is open, JSON files as they were read."""
-    weights = {file: partial(sha256_of, file, source.held.get(file)) for file in source.files}
-    return {**weights, **{file: partial(str, sha256) for file, sha256 in source.documents.items()}}
+    """Return the files of a checkpoint: weights through what is open, documents as they were read, or missed."""
+    weights = {file: partial(sha256_of, file, source.held.get(file)) for file in (*source.files, *source.held)}
+    documents = {file: partial(str, sha256) if sha256 else None for file, sha256 in source.documents.items()}
+    return {**weights, **documents}
 
 
 def admit(source: RawCheckpoint) -> None:
@@ -37,7 +38,7 @@ def require_signed(contents: Contents) -> None:
     """Refuse files without a signature by a key of ``VIT_HUB_TRUST``, if that is set.
 
     Raises:
-        SignatureError: a file has none, or is not the signed one.
+        SignatureError: a file has none, is not the signed one, or was signed and is missing.
         ConfigError: the keys cannot be read, or ``model_signing`` is not installed.
     """
     trust = required_trust()
@@ -49,16 +50,19 @@ def signatures_of(contents: Contents, trust: Trust) -> tuple[Signature, ...]:
     """Return the signatures by trusted keys that files have, each with those of the files that it covers.
 
     Raises:
-        SignatureError: a file has none, or is not the signed one.
+        SignatureError: a file has none, is not the signed one, or is missing where the others' signature lists it.
     """
-    places = {}
-    for file in contents:
+    places, present = {}, {file: found for file, found in contents.items() if found is not None}
+    for file in present:
         place = find_signature(file)
         if place is None:
             raise unsigned(file, trust)
         places[file] = place
     opened: dict[Path, Signed] = {place: open_signature(place, trust) for place in dict.fromkeys(places.values())}
+    for file in contents.keys() - present.keys():
+        for signed in opened.values():
+            signed.check_missing(file)
     covered: dict[Path, list[str]] = {}
     for file, place in places.items():  # hashed only now: large files take long
-        covered.setdefault(place, []).append(opened[place].check(file, contents[file]()))
+        covered.setdefault(place, []).append(opened[place].check(file, present[file]()))
     return tuple(replace(opened[place].signature, covered=tuple(sorted(names))) for place, names in covered.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,8 +163,12 @@ def _write_parquet(out: Path, number: int, rows: Rows, shape: Sequence[int], dty
 
 
 def _read_parquet(out: Path, number: int) -> Rows:
-    with (out / _name(number, "parquet")).open("rb") as stream:
-        return _rows(needs_pyarrow().read_table(stream, partitioning=None))
+    parquet = needs_pyarrow()
+    from pyarrow import OSFile
+
+    # Not a file of Python's, which pyarrow's threads may still hold when the interpreter ends: it would be aborted.
+    with OSFile(os.fsencode(out / _name(number, "parquet"))) as stream:
+        return _rows(parquet.read_table(stream, partitioning=None))
 
 
 def _rows(found: Any) -> Rows:

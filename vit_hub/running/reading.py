@@ -23,7 +23,7 @@ from vit_hub.preprocessing.images import open_image
 from vit_hub.preprocessing.spec import Preprocessing, native_size
 from vit_hub.running.parquet import needs_pyarrow
 from vit_hub.running.sources import Item, Place
-from vit_hub.untrusted import gate
+from vit_hub.untrusted import gate, quoted
 
 __all__ = ["Batch", "NativeSize", "Outcome", "Reader"]
 
@@ -180,6 +180,8 @@ def _parquet(place: Place) -> bytes:
     if isinstance(value, dict):
         path, value = value.get("path"), value["bytes"]
         if value is None and path:
+            if not Path(path).is_file():  # a device never ends
+                raise VitHubError(f"the row names {quoted(path)}, which is no file here")
             return Path(path).read_bytes()
     if value is None:
         raise VitHubError("the row has no image")

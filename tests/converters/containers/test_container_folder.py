@@ -162,3 +162,19 @@ def test_index_that_is_something_else(tmp_path: Path) -> None:
     index(tmp_path, {"a": path.name})
     with pytest.raises(CheckpointError, match="different containers: index"):
         open_raw(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that exists and cannot be read")
+def test_a_config_file_that_cannot_be_read(tmp_path: Path) -> None:
+    save(tmp_path / "model.safetensors", "w")
+    (tmp_path / "config.json").symlink_to("/proc/self/mem")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        open_raw(tmp_path)
+
+
+def test_of_a_long_text_no_more_is_read_than_an_index_may_have(tmp_path: Path) -> None:
+    path = tmp_path / "long.json"
+    path.write_text('{"weight_map": "' + "x" * 10_000)
+    os.truncate(path, 1 << 40)  # sparse
+    with pytest.raises(CheckpointError, match="more than 33,554,432 bytes"):
+        open_raw(path)

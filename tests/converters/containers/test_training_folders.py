@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
 import subprocess
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import torch.distributed.checkpoint as dcp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 from vit_hub.converters.containers import RawCheckpoint, open_raw
 from vit_hub.converters.read import open_checkpoint
@@ -98,6 +101,52 @@ def test_parts_without_their_metadata(tmp_path: Path) -> None:
     (tmp_path / ".metadata").unlink()
     with pytest.raises(CheckpointError, match=r"distributed\.checkpoint.*without its file \.metadata"):
         open_raw(tmp_path)
+
+
+def chunked(folder: Path, shape: tuple[int, int], blocks: list[tuple[int, int, int, int]], tensors: int = 1) -> Path:
+    """Write tensors of ones, in blocks (row, column, height, width)."""
+    dcp.save({f"w{i}": torch.ones(shape) for i in range(tensors)}, checkpoint_id=folder, no_dist=True)
+    about = pickle.loads((folder / ".metadata").read_bytes())
+    stored = {index.fqn: place for index, place in about.storage_data.items()}
+    about.storage_data = {}
+    for name, tensor in about.state_dict_metadata.items():
+        tensor.chunks = [ChunkStorageMetadata(torch.Size(item[:2]), torch.Size(item[2:])) for item in blocks]
+        about.storage_data |= {MetadataIndex(name, torch.Size(item[:2])): stored[name] for item in blocks}
+    (folder / ".metadata").write_bytes(pickle.dumps(about))
+    return folder
+
+
+TILES = [(0, 0, 1, 2), (1, 0, 2, 1), (0, 2, 2, 1), (2, 1, 1, 2), (1, 1, 1, 1)]  # a pinwheel
+
+
+@pytest.mark.parametrize(
+    ("blocks", "whole"),
+    [
+        (TILES, True),
+        ([*TILES, (1, 1, 0, 1)], True),
+        (TILES[:-1], False),
+        ([*TILES[:-1], (0, 0, 1, 1)], False),
+        ([*TILES, (1, 1, 0, 3)], False),
+        ([(0, 0, 3, 3), (0, 0, 1, 1)], False),
+    ],
+)
+def test_parts_have_neither_gaps_nor_overlaps(
+    tmp_path: Path, blocks: list[tuple[int, int, int, int]], whole: bool
+) -> None:
+    folder = chunked(tmp_path, (3, 3), blocks)
+    if whole:
+        assert open_raw(folder).tensors["w0"].shape == (3, 3)
+    else:
+        with pytest.raises(CheckpointError, match="do not make up"):
+            open_raw(folder)
+
+
+def test_many_parts_take_no_long_time(tmp_path: Path) -> None:
+    rows = [(row, 0, 1, 1) for row in range(4096)]
+    folder = chunked(tmp_path, (4096, 1), rows, tensors=3)
+    start = time.process_time()
+    assert len(open_raw(folder).tensors) == 3
+    assert time.process_time() - start < 8  # where each was compared with each, 20 and more
 
 
 def test_metadata_are_not_executed(tmp_path: Path) -> None:
