@@ -145,10 +145,20 @@ class Table:
     ) -> None:
         self._given, self._given_drops, self._values = rules, drops, variables or {}
 
-    # Of most tables nothing but the name of the patch embedding is ever asked for.
+    # Of most tables nothing but the name of the patch embedding is ever asked for, and of many others only names.
+    @cached_property
+    def _names(self) -> list[tuple[str, ...]]:
+        """The foreign names of each rule."""
+        return [_names(r, self._values) for r in self._given]
+
     @cached_property
     def _rules(self) -> list[Rule]:
-        return [_resolved(r, self._values) for r in self._given]
+        return [
+            r
+            if names == r.foreign and "$" not in r.unless
+            else dataclasses.replace(r, foreign=names, unless=_substitute(r.unless, self._values))
+            for r, names in zip(self._given, self._names, strict=True)
+        ]
 
     @cached_property
     def _drops(self) -> list[tuple[re.Pattern[str], str]]:
@@ -178,14 +188,13 @@ class Table:
     @cached_property
     def heads(self) -> frozenset[str]:
         """The foreign names of classifiers and their norms."""
-        return frozenset(
-            name for r in self._rules if r.canonical[0].startswith(("head.", "head_")) for name in r.foreign
-        )
+        rules = zip(self._given, self._names, strict=True)
+        return frozenset(name for r, names in rules if r.canonical[0].startswith(("head.", "head_")) for name in names)
 
     @cached_property
     def roots(self) -> tuple[str, ...]:
         """The beginnings of the names of an encoder's parts, classifiers aside: unknown names there are parts of it."""
-        parts = [name for r in self._rules for name in r.foreign if name not in self.heads]
+        parts = [name for name in self.foreign_names() if name not in self.heads]
         blocks = [name for name in parts if _layered(name)] or parts
         shared = takewhile(lambda letters: len(set(letters)) == 1, zip(*blocks, self.patch_kernel, strict=False))
         root = _module("".join(letters[0] for letters in shared))
@@ -194,8 +203,8 @@ class Table:
 
     def foreign_name(self, canonical: str) -> str:
         """Return the foreign name of a canonical tensor that one rule maps to one name; empty if none does."""
-        resolved = (_resolved(r, self._values) for r in self._given if r.canonical == (canonical,))
-        return next((r.foreign[0] for r in resolved if len(r.foreign) == 1), "")
+        resolved = (_names(r, self._values) for r in self._given if r.canonical == (canonical,))
+        return next((names[0] for names in resolved if len(names) == 1), "")
 
     def explain(self, name: str) -> str:
         """Return what explains a foreign name: ``"rule"``, ``"drop"`` or ``""``."""
@@ -209,7 +218,7 @@ class Table:
 
     def foreign_names(self) -> list[str]:
         """Return every foreign name pattern, for near-miss messages."""
-        return [name for r in self._rules for name in r.foreign]
+        return [name for names in self._names for name in names]
 
     def read(
         self, foreign: Mapping[str, LazyTensor], sizes: Mapping[str, int], wanted: Collection[str] = ()
@@ -428,12 +437,11 @@ def _grouped(names: Iterable[str]) -> dict[str, list[str]]:
     return groups
 
 
-def _resolved(r: Rule, values: Mapping[str, str]) -> Rule:
-    """Return the rule with its variables filled in."""
-    if "$" not in "".join((*r.foreign, r.unless)):
-        return r
-    foreign = tuple(part for name in r.foreign for part in _expand(name, values))
-    return dataclasses.replace(r, foreign=foreign, unless=_substitute(r.unless, values))
+def _names(r: Rule, values: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the foreign names of a rule with its variables filled in."""
+    if "$" not in "".join(r.foreign):
+        return r.foreign
+    return tuple(part for name in r.foreign for part in _expand(name, values))
 
 
 def _substitute(text: str, values: Mapping[str, str], escape: Callable[[str], str] = str) -> str:

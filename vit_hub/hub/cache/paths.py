@@ -12,6 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+import platformdirs
+
 from vit_hub.errors import VitHubError
 from vit_hub.hub.names.credentials import without_credentials
 from vit_hub.hub.names.wellformed import is_safe_name
@@ -61,8 +63,6 @@ def cache_dir() -> Path:
     with contextlib.suppress(RuntimeError):  # neither HOME nor an entry for this user
         if given:
             return Path(given).expanduser().absolute()
-        import platformdirs
-
         folder = platformdirs.user_cache_path("vit-hub", appauthor=False)
         if folder.is_absolute():
             return folder
