@@ -103,7 +103,7 @@ def changed_json(value: Any, random: Random) -> Any:
             holder[name] = copy.deepcopy(random.choice(VALUES))
         elif kind < 0.93:
             other, index = random.choice(places)
-            holder[key] = copy.deepcopy(other[index]) if other is not holder else random.choice(VALUES)
+            holder[key] = copy.deepcopy(other[index] if other is not holder else random.choice(VALUES))
         elif type(holder[key]) in (int, float):
             holder[key] = random.choice((-holder[key], holder[key] + 1, holder[key] * 10**6, str(holder[key])))
         elif isinstance(holder[key], str):

@@ -151,7 +151,7 @@ def sending(send: Callable[[socket.socket], None]) -> Iterator[str]:
 
 def interim(connection: socket.socket) -> None:
     while True:
-        connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)  # there is always one to be read
 
 
 def drip(connection: socket.socket) -> None:
