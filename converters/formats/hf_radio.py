@@ -137,7 +137,9 @@ def _restore(tensors: Mapping[str, LazyTensor], config: ViTConfig) -> dict[str, 
     A model that was read otherwise gets a normalisation that does nothing.
     """
     found = dict(tensors)
-    tokens = [found.pop(name) for name in ("cls_token", "reg_token") if name in found]
+    # One of these that the model has not may be carried.
+    has = {"cls_token": config.class_token, "reg_token": config.num_registers}
+    tokens = [found.pop(name) for name, count in has.items() if count and name in found]
     if tokens:
         dtype = tokens[0].dtype if len({token.dtype for token in tokens}) == 1 else "F32"
         found[_TOKENS] = concat([cast(token.reshape(token.shape[1:]), dtype) for token in tokens])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import warnings
@@ -31,7 +32,7 @@ from small_models import (
 
 import vit_hub
 from vit_hub.converters import format_names
-from vit_hub.errors import CheckpointError, ConfigError, UnknownFormatError, UnsupportedByFormatError
+from vit_hub.errors import CheckpointError, ConfigError, UnknownFormatError, UnsupportedByFormatError, VitHubError
 from vit_hub.model.shapes import tensor_shapes
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -351,6 +352,16 @@ def test_a_carried_tensor_without_a_place_in_the_target_is_reported(tmp_path: Pa
     assert "timm has no place for it" in report.dropped["vit.embeddings.mask_token"]
     assert "mask_token" not in native_tensors(tmp_path / "timm")
     assert state
+
+
+@pytest.mark.parametrize("name", ["reg_token", "dist_token", "head.weight", "norm_pre.weight", "blocks.0.ls1.gamma"])
+def test_a_carried_tensor_with_the_name_of_a_part_that_the_model_has_not(name: str, tmp_path: Path) -> None:
+    model = random_model(SMALL.replace(norm_eps=1e-6, num_classes=0))
+    model.carried = {name: torch.zeros(16, 3, 0, 4)}
+    saved = model.save(tmp_path / "saved.safetensors")
+    for label in format_names():
+        with contextlib.suppress(VitHubError):
+            vit_hub.convert(saved, tmp_path / label, to=label, lossy=True)
 
 
 def test_a_pooler_beside_a_classifier_is_carried_and_not_computed_with(tmp_path: Path) -> None:
