@@ -77,6 +77,10 @@ def test_a_file_changed_in_place_is_noticed_with_its_times_set_back(server: Serv
     assert sha256_of(path) != before
     with pytest.raises(IntegrityError, match=f"changed since it was fetched.*{before}"):
         fetch(web(url))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        fetch(web(url))
 
 
 def test_locked_hashes_whatever_the_stamp_says(server: Server) -> None:

@@ -199,18 +199,25 @@ def _refuse_changed(source: WeightSource, known: Record | None) -> None:
     if known:
         found |= {known.folder / name: pin.sha256 for name, pin in known.delivery.files.items()}
     for path, sha256 in found.items():
-        if not path.is_relative_to(cache_dir()) or not os.path.lexists(path):
-            continue
-        if not is_trusted(path):
-            problem = "a link, or another user's file, is not trusted in the cache"
-        # A file that fits a newer pin than the record's is of a process that was killed before it wrote its record.
-        elif sha256 and (seen := sha256_of(path)) != sha256 and not (source.sha256 and _is_pinned(path, source)):
-            problem = f"changed since it was fetched: its sha256 is {seen}, expected {sha256}"
-        else:
-            continue
-        raise IntegrityError(
-            f"{path}: {problem}", hint=f"`vit-hub cache rm {address(source)}` removes it; then it can be fetched again"
-        )
+        if path.is_relative_to(cache_dir()) and os.path.lexists(path):
+            problem = _problem(path, sha256, source)
+            if problem:
+                remedy = f"`vit-hub cache rm {address(source)}` removes it; then it can be fetched again"
+                raise IntegrityError(f"{path}: {problem}", hint=remedy)
+
+
+def _problem(path: Path, sha256: str, source: WeightSource) -> str:
+    """Return why a file in the cache is not the fetched one; empty if it is, or if nothing says which one that is."""
+    if not is_trusted(path):
+        return "a link, or another user's file, is not trusted in the cache"
+    try:
+        found = sha256_of(path) if sha256 else ""
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    # A file that fits a newer pin than the record's is of a process that was killed before it wrote its record.
+    if found == sha256 or (source.sha256 and _is_pinned(path, source)):
+        return ""
+    return f"changed since it was fetched: its sha256 is {found}, expected {sha256}"
 
 
 def describe(source: WeightSource, path: Path) -> Record:
