@@ -178,7 +178,7 @@ def _from_web(source: WeightSource, offline: bool, progress: bool) -> Path:
 
 
 def _is_fetched(path: Path, source: WeightSource) -> bool:
-    return path.is_file() and _is_pinned(path, source)
+    return path.is_file() and is_trusted(path) and _is_pinned(path, source)
 
 
 def _is_pinned(path: Path, source: WeightSource) -> bool:
