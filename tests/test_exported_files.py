@@ -217,6 +217,21 @@ def test_the_name_of_an_output_is_that_output(kind: str) -> None:
     assert name in ("logits", "projection", "embedding", "tokens", "output")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of a process")
+@pytest.mark.parametrize(
+    "gone", ["del models[0]; del models[0]", "other = Thread(target=models.clear); other.start(); other.join()"]
+)
+def test_a_signal_is_handled_after_models_of_openvino_are_gone(gone: str, exported: Exported) -> None:
+    program = "import os, signal, sys; from pathlib import Path; from threading import Thread\n"
+    program += "from vit_hub.exporting.to_openvino import open_program\n"
+    program += "signal.signal(signal.SIGUSR1, lambda *_: print('handled'))\n"
+    program += "models = [open_program(Path(sys.argv[1]), 'float32') for _ in range(2)]\n"
+    program += f"{gone}\nos.kill(os.getpid(), signal.SIGUSR1)"
+    command = [sys.executable, "-W", "ignore", "-c", program, exported(".xml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")
 def test_a_program_for_which_the_disk_has_no_room(tmp_path: Path) -> None:
     program = "import resource, signal, sys, vit_hub\n"

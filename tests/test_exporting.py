@@ -22,6 +22,7 @@ from vit_hub.cli import main
 from vit_hub.exporting.export import TARGETS
 from vit_hub.exporting.program import Options, make_program
 
+CORE = openvino.Core()  # one: see to_openvino.py
 SUFFIXES = [target.suffix for target in TARGETS.values()]
 
 
@@ -34,7 +35,7 @@ def run(path: Path, images: Tensor) -> Tensor:
         assert [item.name for item in session.get_inputs()] == ["images"]
         return torch.from_numpy(session.run(["output"], {"images": images.numpy()})[0])
     precise = {"INFERENCE_PRECISION_HINT": "f32"}
-    return torch.from_numpy(openvino.Core().compile_model(path, "CPU", precise)({"images": images.numpy()})["output"])
+    return torch.from_numpy(CORE.compile_model(path, "CPU", precise)({"images": images.numpy()})["output"])
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -120,7 +121,7 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
     facts = {item.key: json.loads(item.value) for item in found.metadata_props}
     extra = {"vit_hub": "", "labels": ""}
     torch.export.load(vit_hub.export("vit-nano-digits", tmp_path / "digits.pt2").path, extra_files=extra)
-    core = openvino.Core().read_model(vit_hub.export("vit-nano-digits", tmp_path / "digits.xml").path)
+    core = CORE.read_model(vit_hub.export("vit-nano-digits", tmp_path / "digits.xml").path)
     for written in (
         facts,
         {key: json.loads(text) for key, text in extra.items()},

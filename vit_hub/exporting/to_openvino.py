@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -56,16 +57,27 @@ def _compressed(model: Any) -> Any:
         return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
 
 
-def open_program(path: Path, precision: str) -> Run:
-    """Return a function that runs a file on the processor, in a dtype if it has instructions for that, else float32."""
+@functools.cache
+def _core() -> Any:
+    """Return the one core of the process, which stays until its end.
+
+    A core gives the thread that makes it a stack for signals, and takes it away with itself. Cores that do not go in
+    the opposite order of their making, or that go in another thread, leave the thread a stack that is no longer
+    there: the next signal, a Ctrl-C or the end of a child, would end the process without a word.
+    """
     import openvino
 
+    return openvino.Core()
+
+
+def open_program(path: Path, precision: str) -> Run:
+    """Return a function that runs a file on the processor, in a dtype if it has instructions for that, else float32."""
     settings = {
         "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    compiled = _core().compile_model(path, "CPU", settings)
 
     def run(images: Tensor) -> Tensor:
         found = compiled(images.contiguous().numpy(), share_inputs=True, share_outputs=True)[0]
