@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -322,7 +322,14 @@ def _plan(ckpt: Checkpoint, to: str, *, container: str | None, lossy: bool) -> _
     if not named:
         raise unknown_format(to)
     writable = [(fmt, dialects) for fmt, dialects in named if not fmt.returned_only or _own(ckpt, fmt, dialects, to)]
-    plans = [_plan_for(ckpt, fmt, dialects, to, container) for fmt, dialects in writable or named]
+    possible = writable or named
+    # What a format can have as it is beats what it can have with folds, which cost: most formats need no plan.
+    plain = [
+        (fmt, dialects) for fmt, dialects in possible if not fmt.obstacles(ckpt.config) or _own(ckpt, fmt, dialects, to)
+    ]
+    plans = [_plan_for(ckpt, fmt, dialects, to, container) for fmt, dialects in plain]
+    if all(plan.problems or plan.folds for plan in plans):
+        plans = [_plan_for(ckpt, fmt, dialects, to, container) for fmt, dialects in possible]
     best = min(plans, key=lambda plan: (len(plan.problems), plan.cost, not plan.native, plan.distance, plan.lost))
     native = next((plan for plan in plans if plan.native), best)
     if container is not None and best is not native and _plan(ckpt, to, container=None, lossy=True).native:
@@ -484,18 +491,25 @@ def _options(config: ViTConfig) -> dict[str, Any]:
 
 def _unstated(plan: _Plan) -> list[str]:
     """Return a warning for each option that the written file does not state."""
-    options, warned = _options(plan.ckpt.config), []
-    given = {**(plan.ckpt.passport.overrides if plan.native else {}), **options}
-    for name, value in options.items():
-        others = {key: item for key, item in given.items() if key != name}
-        try:
-            planned = (plan.ckpt, plan.format, plan.dialect, plan.tensors, plan.sidecars, plan.native)
-            found = getattr(_reread(*planned, others), name)
-        except VitHubError:
-            found = None
-        if found != value:
-            warned.append(f"the file does not state {name}={value}: give it when you load the file")
-    return warned
+    options = _options(plan.ckpt.config)
+    if _stated(plan, options) == options:  # of most files one reading tells it
+        return []
+    return [
+        f"the file does not state {name}={value}: give it when you load the file"
+        for name, value in options.items()
+        if _stated(plan, [name]).get(name) != value
+    ]
+
+
+def _stated(plan: _Plan, left_out: Collection[str]) -> dict[str, Any]:
+    """Return the options as a loader finds them that is not given some; empty if it refuses the file."""
+    given = {**(plan.ckpt.passport.overrides if plan.native else {}), **_options(plan.ckpt.config)}
+    others = {name: value for name, value in given.items() if name not in left_out}
+    try:
+        planned = (plan.ckpt, plan.format, plan.dialect, plan.tensors, plan.sidecars, plan.native)
+        return _options(_reread(*planned, others))
+    except VitHubError:
+        return {}
 
 
 def _write(
