@@ -147,7 +147,7 @@ class Table:
 
     # Of most tables nothing but the name of the patch embedding is ever asked for, and of many others only names.
     @cached_property
-    def _names(self) -> list[tuple[str, ...]]:
+    def _foreign(self) -> list[tuple[str, ...]]:
         """The foreign names of each rule."""
         return [_names(r, self._values) for r in self._given]
 
@@ -157,7 +157,7 @@ class Table:
             r
             if names == r.foreign and "$" not in r.unless
             else dataclasses.replace(r, foreign=names, unless=_substitute(r.unless, self._values))
-            for r, names in zip(self._given, self._names, strict=True)
+            for r, names in zip(self._given, self._foreign, strict=True)
         ]
 
     @cached_property
@@ -188,7 +188,7 @@ class Table:
     @cached_property
     def heads(self) -> frozenset[str]:
         """The foreign names of classifiers and their norms."""
-        rules = zip(self._given, self._names, strict=True)
+        rules = zip(self._given, self._foreign, strict=True)
         return frozenset(name for r, names in rules if r.canonical[0].startswith(("head.", "head_")) for name in names)
 
     @cached_property
@@ -218,7 +218,7 @@ class Table:
 
     def foreign_names(self) -> list[str]:
         """Return every foreign name pattern, for near-miss messages."""
-        return [name for names in self._names for name in names]
+        return [name for names in self._foreign for name in names]
 
     def read(
         self, foreign: Mapping[str, LazyTensor], sizes: Mapping[str, int], wanted: Collection[str] = ()
