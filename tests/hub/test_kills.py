@@ -24,7 +24,7 @@ from vit_hub.registry import WeightSource
 
 __all__ = ["host"]  # fixture
 
-KILLS = int(os.environ.get("VIT_HUB_TEST_KILLS", "50"))
+KILLS = int(os.environ.get("VIT_HUB_TEST_KILLS", "20"))
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="Windows knows neither fork nor SIGKILL"),
     pytest.mark.timeout(300 + 2 * KILLS),
@@ -41,7 +41,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def killing(*arguments: object) -> dict[str, int]:
     command = [sys.executable, str(PROGRAM), *map(str, arguments)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    environment = {**os.environ, "VIT_HUB_TEST_KILLS": str(KILLS)}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     seen: dict[str, int] = json.loads(done.stdout)
     print(seen)  # which pytest -rP shows
     return seen

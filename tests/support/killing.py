@@ -33,7 +33,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-KILLS = int(os.environ.get("VIT_HUB_TEST_KILLS", "50"))
+KILLS = int(os.environ["VIT_HUB_TEST_KILLS"])
 
 
 def kill(task: Callable[[], None], after: float) -> bool:
