@@ -463,7 +463,7 @@ def test_killed_at_random_moments(many: Path, tmp_path: Path) -> None:
         out = tmp_path / f"out{number}"
         arguments = (many, "--shard-size", 8, "--batch-size", 4, "--workers", 2)
         done = generator.randrange(1, 10)
-        running = begun(out, lambda done=done, out=out: len(list(out.glob("_shards/*"))) >= done, *arguments)  # type: ignore[misc]
+        running = begun(out, lambda done=done, out=out: len(list(out.glob("_shards/*.json"))) >= done, *arguments)  # type: ignore[misc]
         time.sleep(generator.uniform(0, 0.02))
         running.kill()
         running.communicate()
@@ -478,7 +478,7 @@ def test_killed_at_random_moments(many: Path, tmp_path: Path) -> None:
 @needs_signals
 def test_interrupted_it_says_how_to_go_on(many: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    running = begun(out, lambda: len(list(out.glob("_shards/*"))) >= 2, many, *BY_TWOS)
+    running = begun(out, lambda: len(list(out.glob("_shards/*.json"))) >= 2, many, *BY_TWOS)
     running.send_signal(signal.SIGINT)
     _, stderr = running.communicate(timeout=60)
     assert running.returncode == 130, stderr
@@ -492,7 +492,7 @@ def test_interrupted_it_says_how_to_go_on(many: Path, tmp_path: Path) -> None:
 @needs_signals
 def test_a_killed_worker_ends_the_run_with_a_reason(many: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    running = begun(out, lambda: len(list(out.glob("_shards/*"))) >= 2, many, *BY_TWOS)
+    running = begun(out, lambda: len(list(out.glob("_shards/*.json"))) >= 2, many, *BY_TWOS)
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
     if not children.exists():
         pytest.skip("the system does not list children")

@@ -59,7 +59,7 @@ def test_an_actor_is_killed_in_the_middle(tmp_path: Path) -> None:
 
     def kill() -> None:
         for _ in range(2000):
-            if len(list((tmp_path / "ray").glob("_shards/*"))) >= 2 and (found := actors()):
+            if len(list((tmp_path / "ray").glob("_shards/*.json"))) >= 2 and (found := actors()):
                 killed.append(found[0].pid)
                 os.kill(found[0].pid, signal.SIGKILL)
                 return
