@@ -428,7 +428,9 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
 KILLS = int(os.environ.get("VIT_HUB_TEST_KILLS", "2"))
 # Each worker has an image of every batch, and many shards are left when a signal arrives, however busy the machine is.
 BY_TWOS = ("--shard-size", 2, "--batch-size", 2, "--workers", 2)
-PROGRAM = [sys.executable, "-m", "vit_hub", "embed", NAME]
+# A shell lets what it runs in the background ignore interrupts, and the tests may be run so.
+LISTEN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+PROGRAM = [sys.executable, "-c", f"{LISTEN}from vit_hub.__main__ import run; run()", "embed", NAME]
 needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows knows neither SIGKILL nor forks")
 
 
