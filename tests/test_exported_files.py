@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,8 +22,10 @@ from small_models import random_images, random_model, relative_error
 
 import vit_hub
 from vit_hub.cli import main
+from vit_hub.converters.containers.programs import program_facts
 from vit_hub.exporting.files import exported_file
 from vit_hub.model.outputs import output_function, output_name
+from vit_hub.untrusted import HEADER_BYTES
 
 NAME = "vit-nano-digits"
 IMAGES = sorted((Path(vit_hub.__file__).parent / "data" / "digits").glob("*.png"))
@@ -242,3 +245,14 @@ def test_a_program_for_which_the_disk_has_no_room(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, "File too large" in done.stdout) == (0, True), done.stderr
     assert not (tmp_path / "m.pt2").exists()
+
+
+def test_a_large_description_of_a_network_takes_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "wide.xml"
+    path.write_bytes(b'<?xml version="1.0"?><net>' + b"<layer/>" * 1_000_000 + b"</net>")
+    tracemalloc.start()
+    try:
+        assert program_facts(path) is None
+        assert tracemalloc.get_traced_memory()[1] < 2 * HEADER_BYTES.most
+    finally:
+        tracemalloc.stop()
