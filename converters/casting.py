@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from vit_hub.converters.containers.mapped import is_own, row_major
+from vit_hub.converters.containers.pieces import fill, is_own, row_major
 from vit_hub.converters.tensors import DTYPES, TORCH_DTYPES, Array, LazyTensor
 from vit_hub.errors import ConfigError
 from vit_hub.untrusted import quoted
@@ -53,7 +53,7 @@ def to_torch(tensor: LazyTensor, *, own: bool = False) -> torch.Tensor:
         # Memory of torch's: numpy would ask for huge pages, which a virtual machine may get from its host one by one.
         found, start = torch.empty(tensor.shape, dtype=getattr(torch, dtype.carrier.name)), 0
         for part in tensor.parts:
-            np.copyto(found.numpy()[start : start + part.shape[0]], row_major(part.read()))
+            fill(found.numpy()[start : start + part.shape[0]], part.read())
             start += part.shape[0]
     else:
         values = np.require(row_major(tensor.read()), requirements="A").reshape(tensor.shape)

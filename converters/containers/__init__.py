@@ -18,11 +18,12 @@ from vit_hub.converters.containers.atomic import atomic_path, steady_sync
 from vit_hub.converters.containers.dcp import METADATA, read_dcp
 from vit_hub.converters.containers.folder import find_weights, is_customary, parts_of, read_index, read_sidecars
 from vit_hub.converters.containers.hdf5 import read_hdf5, write_hdf5
-from vit_hub.converters.containers.mapped import MappedFile, Pieces, chunks, files_opened
+from vit_hub.converters.containers.mapped import MappedFile, files_opened
 from vit_hub.converters.containers.msgpack_file import read_msgpack, write_msgpack
 from vit_hub.converters.containers.npz import read_npz, write_npz
 from vit_hub.converters.containers.onnx_names import read_onnx
 from vit_hub.converters.containers.pickles import Unreadable
+from vit_hub.converters.containers.pieces import Buffers, Pieces, chunks
 from vit_hub.converters.containers.safetensors_file import read_safetensors, write_safetensors
 from vit_hub.converters.containers.sniff import sniff
 from vit_hub.converters.containers.together import finish_interrupted
@@ -349,14 +350,18 @@ def _pieces(
     names: Iterable[str],
 ) -> Iterator[tuple[str, memoryview]]:
     """Yield the bytes of these tensors, at least one piece for each, even if empty."""
-    for name, piece in ahead(_read_pieces(tensors, names)):
+    buffers = Buffers()
+    for name, piece in ahead(_read_pieces(tensors, names, buffers)):
         yield name, piece
+        buffers.give_back(piece)
         written(piece.nbytes)
         if progress:
             progress(piece.nbytes)
 
 
-def _read_pieces(tensors: Mapping[str, LazyTensor], names: Iterable[str]) -> Iterator[tuple[str, memoryview]]:
+def _read_pieces(
+    tensors: Mapping[str, LazyTensor], names: Iterable[str], buffers: Buffers
+) -> Iterator[tuple[str, memoryview]]:
     for name in names:
         for part in _parts(tensors[name]):
             array = part.read()
@@ -365,7 +370,7 @@ def _read_pieces(tensors: Mapping[str, LazyTensor], names: Iterable[str]) -> Ite
                     f"tensor {name!r}: {part.dtype} {part.shape} expected, {array.dtype} {array.shape} read",
                     hint="the file was changed while it was read",
                 )
-            for piece in chunks(array):
+            for piece in chunks(array, buffers):
                 yield name, piece
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from vit_hub.converters.containers.archive import check_expansion
-from vit_hub.converters.containers.mapped import MappedFile, Pieces
+from vit_hub.converters.containers.mapped import MappedFile
+from vit_hub.converters.containers.pieces import Pieces
 from vit_hub.converters.tensors import CARRIERS, DTYPES, DTYPES_HINT, Array, LazyTensor
 from vit_hub.errors import CheckpointError
 

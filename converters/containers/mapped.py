@@ -1,4 +1,4 @@
-"""Memory-mapped files whose memory is released as they are read, and arrays as bytes without a full copy."""
+"""Memory-mapped files whose memory is released as they are read."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
 from functools import partial
 from io import BufferedReader, RawIOBase
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeVar
 from weakref import finalize
 
 import numpy as np
@@ -22,19 +22,15 @@ import numpy as np
 from vit_hub.converters.tensors import Array
 from vit_hub.errors import CheckpointError
 
-__all__ = ["MappedFile", "Pieces", "Renewed", "chunks", "files_opened", "is_own", "row_major"]
+__all__ = ["MappedFile", "Renewed", "files_opened"]
 
 T = TypeVar("T")
-# Takes names of tensors and yields, in that order, (name, bytes), with one or more pieces for each.
-Pieces: TypeAlias = "Callable[[Iterable[str]], Iterator[tuple[str, memoryview]]]"
 
 # Touched pages of a mapped file count as memory of the process until the mapping is closed. So the file is remapped
 # after this many bytes; an old mapping lives as long as one of its arrays. Each costs a file handle, hence the limit.
 _GENERATION_BYTES = 32 << 20
 _MOST_GENERATIONS = 128
-_CHUNK_BYTES = 2 << 20
-_BLOCK_BYTES = 1 << 17  # fits into a core's cache
-_COLUMNS = 32
+_BLOCK_BYTES = 1 << 19  # fits into a core's second-level cache
 
 
 _OPENED: ContextVar[dict[Path, list[MappedFile]] | None] = ContextVar("_OPENED", default=None)
@@ -222,40 +218,3 @@ class _Stream(RawIOBase):
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
-
-
-def chunks(array: Array) -> Iterator[memoryview]:
-    """Yield the bytes of an array in row-major order in pieces of 2 MiB, one empty piece if it has none.
-
-    A contiguous array is not copied, any other piece by piece.
-    """
-    array = np.atleast_1d(np.squeeze(array))
-    if array.flags.c_contiguous:
-        flat = array.reshape(-1).view(np.uint8).data
-        for start in range(0, max(1, flat.nbytes), _CHUNK_BYTES):
-            yield flat[start : start + _CHUNK_BYTES]
-        return
-    rows = max(1, _CHUNK_BYTES * array.shape[0] // array.nbytes)
-    for start in range(0, array.shape[0], rows):
-        yield row_major(array[start : start + rows]).reshape(-1).view(np.uint8).data
-
-
-def is_own(array: Array) -> bool:
-    """Return whether numpy allocated the array's memory, so that it belongs to no file or tensor."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array.base is None
-
-
-def row_major(array: Array) -> Array:
-    """Return a row-major copy, or the array itself if it is row-major already.
-
-    numpy's own copy of a transposed matrix misses the cache at every element. Copied a few columns at a time, the
-    cache lines written to stay in the cache, and the source is read in long runs.
-    """
-    if array.flags.c_contiguous or int(np.argmin(np.abs(array.strides))) == array.ndim - 1:
-        return np.ascontiguousarray(array)
-    copy: Array = np.empty(array.shape, array.dtype)
-    for column in range(0, array.shape[-1], _COLUMNS):
-        copy[..., column : column + _COLUMNS] = array[..., column : column + _COLUMNS]
-    return copy

@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from vit_hub.converters.containers.mapped import MappedFile, Pieces
+from vit_hub.converters.containers.mapped import MappedFile
+from vit_hub.converters.containers.pieces import Pieces
 from vit_hub.converters.tensors import DTYPES, DTYPES_HINT, TORCH_DTYPES, Array, LazyTensor
 from vit_hub.errors import CheckpointError
 

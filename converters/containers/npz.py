@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from vit_hub.converters.containers.archive import Member, read_member, read_members, stored_array, stored_zip
-from vit_hub.converters.containers.mapped import MappedFile, Pieces
+from vit_hub.converters.containers.mapped import MappedFile
+from vit_hub.converters.containers.pieces import Pieces
 from vit_hub.converters.tensors import CARRIERS, DTYPES, DTYPES_HINT, Array, LazyTensor
 from vit_hub.errors import CheckpointError, UnsafeCheckpointError
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from vit_hub.converters.containers.mapped import MappedFile, Pieces
+from vit_hub.converters.containers.mapped import MappedFile
 from vit_hub.converters.containers.pickles import Unreadable
+from vit_hub.converters.containers.pieces import Pieces
 from vit_hub.converters.tensors import DTYPES, DTYPES_HINT, Array, LazyTensor
 from vit_hub.errors import CheckpointError
 from vit_hub.untrusted import HEADER_BYTES, parse_json

@@ -19,7 +19,7 @@ import numpy as np
 
 from vit_hub.converters.containers.archive import Member, check_expansion, read_members, stored_zip
 from vit_hub.converters.containers.exported import is_exported, read_exported
-from vit_hub.converters.containers.mapped import MappedFile, Pieces
+from vit_hub.converters.containers.mapped import MappedFile
 from vit_hub.converters.containers.pickles import (
     Inert,
     Pickle,
@@ -31,6 +31,7 @@ from vit_hub.converters.containers.pickles import (
     storage_dtype,
     storage_itemsize,
 )
+from vit_hub.converters.containers.pieces import Pieces
 from vit_hub.converters.containers.torchscript import is_torchscript, read_torchscript
 from vit_hub.converters.containers.zipped_values import joined, unpickled
 from vit_hub.converters.tensors import DTYPES, Array, LazyTensor

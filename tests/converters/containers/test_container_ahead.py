@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vit_hub.converters.containers import write_tensors
+from vit_hub.converters.containers import open_raw, write_tensors
 from vit_hub.converters.containers.ahead import ahead, meanwhile
-from vit_hub.converters.containers.mapped import chunks, row_major
+from vit_hub.converters.containers.pieces import Buffers, chunks, row_major
 from vit_hub.converters.tensors import LazyTensor, from_array
 
 
@@ -81,7 +81,25 @@ def test_a_row_major_copy_has_the_same_values(case: tuple[list[int], list[int]])
     copy = row_major(array)
     assert copy.flags.c_contiguous
     np.testing.assert_array_equal(copy, array)
-    assert b"".join(chunks(array)) == array.tobytes()
+    assert b"".join(chunks(array, Buffers())) == array.tobytes()
+
+
+def test_a_buffer_is_used_again_only_when_its_piece_is_given_back() -> None:
+    buffers, values = Buffers(), np.arange(1 << 21, dtype=np.float32).reshape(1 << 10, 1 << 11)
+    first, second, third, fourth = chunks(values.T, buffers)
+    kept = [bytes(piece) for piece in (first, second, third)]
+    buffers.give_back(second)
+    (again,) = chunks(-values[:256].T, buffers)
+    assert again.obj.base is second.obj.base
+    assert b"".join((first, kept[1], third, fourth)) == values.T.tobytes()
+    buffers.give_back(values.data)  # no buffer's
+    assert buffers.take(3 << 20).nbytes == 3 << 20
+
+
+def test_many_pieces_of_used_memory_hold_their_values(tmp_path: Path) -> None:
+    values = np.arange(10 << 20, dtype=np.float32).reshape(1 << 11, -1)
+    write_tensors(tmp_path / "x.safetensors", "safetensors", {"w": from_array(values).permute((1, 0))})
+    assert np.array_equal(open_raw(tmp_path / "x.safetensors").tensors["w"].read(), values.T)
 
 
 def metadata_of(path: Path) -> dict[str, str]:
