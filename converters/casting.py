@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from vit_hub.converters.containers.pieces import fill, is_own, row_major
+from vit_hub.converters.containers.pieces import fill, is_own
 from vit_hub.converters.tensors import DTYPES, TORCH_DTYPES, Array, LazyTensor
 from vit_hub.errors import ConfigError
 from vit_hub.untrusted import quoted
@@ -50,17 +50,30 @@ def to_torch(tensor: LazyTensor, *, own: bool = False) -> torch.Tensor:
 
     dtype = DTYPES[tensor.dtype]
     if tensor.parts:
-        # Memory of torch's: numpy would ask for huge pages, which a virtual machine may get from its host one by one.
-        found, start = torch.empty(tensor.shape, dtype=getattr(torch, dtype.carrier.name)), 0
+        found, start = _empty(tensor), 0
         for part in tensor.parts:
             fill(found.numpy()[start : start + part.shape[0]], part.read())
             start += part.shape[0]
     else:
-        values = np.require(row_major(tensor.read()), requirements="A").reshape(tensor.shape)
-        found = torch.from_numpy(values)
-        if own and not is_own(values):
-            found = found.clone()
+        values = tensor.read()
+        if values.flags.c_contiguous and values.flags.aligned:
+            found = torch.from_numpy(values)
+            if own and not is_own(values):
+                found = found.clone()
+        else:
+            found = _empty(tensor)
+            fill(found.numpy(), values)
     return found if dtype.torch == dtype.carrier.name else found.view(getattr(torch, dtype.torch))
+
+
+def _empty(tensor: LazyTensor) -> torch.Tensor:
+    """Return memory of torch's for the values, in their carrier dtype.
+
+    numpy would ask for huge pages, which a virtual machine may get from its host one by one.
+    """
+    import torch
+
+    return torch.empty(tensor.shape, dtype=getattr(torch, DTYPES[tensor.dtype].carrier.name))
 
 
 def cast(tensor: LazyTensor, dtype: str) -> LazyTensor:

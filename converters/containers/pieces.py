@@ -9,7 +9,7 @@ import numpy as np
 
 from vit_hub.converters.tensors import Array
 
-__all__ = ["Buffers", "Pieces", "chunks", "fill", "is_own", "row_major"]
+__all__ = ["Buffers", "Pieces", "chunks", "fill", "is_own"]
 
 # Takes names of tensors and yields, in that order, (name, bytes), with one or more pieces for each. A piece holds its
 # bytes until the next one is taken.
@@ -69,15 +69,6 @@ def is_own(array: Array) -> bool:
     while isinstance(array.base, np.ndarray):
         array = array.base
     return array.base is None
-
-
-def row_major(array: Array) -> Array:
-    """Return a row-major copy, or the array itself if it is row-major already."""
-    if array.flags.c_contiguous:
-        return array
-    copy: Array = np.empty(array.shape, array.dtype)
-    fill(copy, array)
-    return copy
 
 
 def fill(copy: Array, array: Array) -> None:
