@@ -455,9 +455,15 @@ def _reread(
     tensors: Mapping[str, LazyTensor],
     sidecars: Sidecars,
     native: bool,
-    overrides: Mapping[str, Any],
+    left_out: Collection[str] = (),
 ) -> ViTConfig:
-    """Return the config that a planned file would be read with."""
+    """Return the config that a planned file would be read with, given what a loader may be, but for what is left out.
+
+    Raises:
+        VitHubError: it would be refused.
+    """
+    given = {**(ckpt.passport.overrides if native else {}), **_options(ckpt.config)}
+    overrides = {name: value for name, value in given.items() if name not in left_out}
     metadata = _header(fmt, ckpt.passport, native)
     raw = RawCheckpoint(Path("planned"), fmt.container, dict(tensors), metadata, sidecars)
     return read_raw(raw, format=fmt.label(dialect), overrides=overrides).config
@@ -471,9 +477,8 @@ def _read_back(
     And whether a model that takes images of any size would be one of a fixed size.
     """
     config = ckpt.config
-    given = {**(ckpt.passport.overrides if native else {}), **_options(config)}
     try:
-        result = _reread(ckpt, fmt, dialect, tensors, sidecars, native, given)
+        result = _reread(ckpt, fmt, dialect, tensors, sidecars, native)
     except VitHubError as error:
         return [("config", error.message)], False
     changed = [
@@ -503,11 +508,9 @@ def _unstated(plan: _Plan) -> list[str]:
 
 def _stated(plan: _Plan, left_out: Collection[str]) -> dict[str, Any]:
     """Return the options as a loader finds them that is not given some; empty if it refuses the file."""
-    given = {**(plan.ckpt.passport.overrides if plan.native else {}), **_options(plan.ckpt.config)}
-    others = {name: value for name, value in given.items() if name not in left_out}
     try:
         planned = (plan.ckpt, plan.format, plan.dialect, plan.tensors, plan.sidecars, plan.native)
-        return _options(_reread(*planned, others))
+        return _options(_reread(*planned, left_out))
     except VitHubError:
         return {}
 
