@@ -8,8 +8,8 @@ from pathlib import Path
 
 __all__ = ["file_sha256"]
 
-# A block fits into a core's cache, so that hashing it does not wait for memory again.
-_BLOCK = 1 << 17
+# A block fits into a core's second-level cache, so that hashing it does not wait for memory again.
+_BLOCK = 1 << 19
 
 
 def file_sha256(path: Path, advance: Callable[[int], None] | None = None) -> str:
