@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from interrupting import COMMAND, LISTEN
 from misbehaving import File, Host, host, weights
 from tiny import vit_jax_file
 
@@ -18,8 +19,6 @@ __all__ = ["host"]  # fixture
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
 SEVEN = Path(__file__).parents[2] / "vit_hub" / "data" / "digits" / "7.png"
 
-# A shell lets what it runs in the background ignore interrupts, and the tests may be run so.
-LISTEN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 # Ctrl-C is pressed when a module is imported for the first time, or after everything else.
 PROGRAM = """
 import atexit, builtins, os, signal, sys, time
@@ -85,7 +84,7 @@ def test_an_interrupted_download_goes_on_where_it_can(host: Host, tmp_path: Path
     content = vit_jax_file() if etag is None else weights(2_000_000)
     url = host.add("/w.npz", File(content, etag=etag, rate=len(content) / 4, drip=2_000))
     variables = {"VIT_HUB_CACHE": str(tmp_path), "NO_PROXY": "127.0.0.1"}
-    command = [sys.executable, "-c", f"{LISTEN}from vit_hub.__main__ import run; run()", "inspect", url]
+    command = [*COMMAND, "inspect", url]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **variables})
     until = time.monotonic() + 60
     while not (host.requests and host.requests[0].sent > 8_000) and time.monotonic() < until:

@@ -19,6 +19,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import torch
+from interrupting import COMMAND
 from noise import save_noise
 from servers import Reply, serving
 
@@ -428,15 +429,15 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
 KILLS = int(os.environ.get("VIT_HUB_TEST_KILLS", "2"))
 # Each worker has an image of every batch, and many shards are left when a signal arrives, however busy the machine is.
 BY_TWOS = ("--shard-size", 2, "--batch-size", 2, "--workers", 2)
-# A shell lets what it runs in the background ignore interrupts, and the tests may be run so.
-LISTEN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-PROGRAM = [sys.executable, "-c", f"{LISTEN}from vit_hub.__main__ import run; run()", "embed", NAME]
 needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows knows neither SIGKILL nor forks")
 
 
 def begun(out: Path, condition: Callable[[], bool], *arguments: object) -> subprocess.Popen[str]:
     running = subprocess.Popen(
-        [*PROGRAM, *map(str, arguments), "-o", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, "embed", NAME, *map(str, arguments), "-o", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     for _ in range(6000):
         if condition() or running.poll() is not None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from interrupting import LISTEN
 from misbehaving import Fault, File, Host, host, weights
 
 import vit_hub.hub.http.download
@@ -33,16 +34,16 @@ SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
 TOTAL = len(WEIGHTS)
 FILE = "/weights.safetensors"
 GONE = Fault(status=404)
-# Started in the background of a shell, a process ignores interrupts, and so do its children.
-FETCH = """
-import signal
+FETCH = (
+    LISTEN
+    + """
 import sys
 from pathlib import Path
-signal.signal(signal.SIGINT, signal.default_int_handler)
 from vit_hub.hub.http.download import stream_to
 from vit_hub.registry import WeightSource
 stream_to(Path(sys.argv[1]), WeightSource(kind="https", format="", url=sys.argv[2]))
 """
+)
 QUARTERS = [TOTAL * quarter // 4 for quarter in range(4)]
 
 
