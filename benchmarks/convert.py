@@ -6,9 +6,9 @@ Writes a random checkpoint per size (make_checkpoint.py), then converts it npz -
 last file must hold the same bytes per tensor as the first. Models are ViT-B/16, L/16 and H/14 with 1000 classes.
 
 Time: every round runs ``cp``, ``cp`` and ``sync`` (a conversion ends with fsync, ``cp`` does not), the conversion of
-one file and the peer's script, one after the other; the table has the medians. The file is read before each of them, so
-that it is in the page cache; outputs are new files; the interpreter is up with everything imported, and each has run
-once before. "CPU" is user and system time, which other work on the machine changes less.
+one file and the peer's script, one after the other, each first in its turn; the table has the medians. The file is read
+before each of them, so that it is in the page cache; outputs are new files; the interpreter is up with everything
+imported, and each has run once before. "CPU" is user and system time, which other work on the machine changes less.
 
 The peer's script is the shortest that gives the same tensors (benchmarks/peers.py): timm's ``load_pretrained`` and
 ``safetensors.torch.save_file``; ``load_file``, renaming, ``from_pretrained`` and ``save_pretrained``; and
@@ -32,6 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import make_checkpoint
@@ -150,13 +151,25 @@ def run(conversions: list[Conversion], size: str, rounds: int) -> list[tuple[str
     for turn in range(rounds):
         report.step(f"{size}: round {turn + 1} of {rounds}")
         for each in conversions:
-            cp, cp_cpu = time_copy(each.file, sync=False)
-            cp_sync, _ = time_copy(each.file, sync=True)
-            convert, convert_cpu = time_conversion(each)
-            peer, peer_cpu = time_peer(each, size)
-            remove(beside(each.destination))
+            (cp, cp_cpu), (cp_sync, _), (convert, convert_cpu), (peer, peer_cpu) = time_all(each, size, turn)
             times[each.title].append((cp, cp_sync, convert, peer, cp_cpu, convert_cpu, peer_cpu))
     return [row_of(each, size, times[each.title]) for each in conversions]
+
+
+def time_all(each: Conversion, size: str, turn: int) -> list[tuple[float, float]]:
+    """Wall and CPU seconds of ``cp``, of ``cp`` and ``sync``, of the conversion and of the peer's script.
+
+    Each is the first in one round of four: a virtual machine's host may have to find the memory for it again.
+    """
+    actions = (
+        partial(time_copy, each.file, sync=False),
+        partial(time_copy, each.file, sync=True),
+        partial(time_conversion, each),
+        partial(time_peer, each, size),
+    )
+    found = {number % len(actions): actions[number % len(actions)]() for number in range(turn, turn + len(actions))}
+    remove(beside(each.destination))
+    return [found[number] for number in range(len(actions))]
 
 
 def row_of(each: Conversion, size: str, times: list[tuple[float, ...]]) -> tuple[str, ...]:
