@@ -17,7 +17,7 @@ from vit_hub.converters.formats import all_formats, format_names, formats_named,
 from vit_hub.converters.formats._transformers import model_types
 from vit_hub.converters.rules.extras import CLASSIFIER, PREFERENCES, beside_reason, no_weight, other_module, remedy
 from vit_hub.converters.rules.format import Dialect, Format
-from vit_hub.converters.rules.table import Table
+from vit_hub.converters.rules.table import Names, Table
 from vit_hub.converters.tensors import LazyTensor
 from vit_hub.errors import CheckpointError, UnknownFormatError
 from vit_hub.untrusted import COMPARISONS, SUGGESTIONS, quoted
@@ -106,12 +106,21 @@ def recognize(raw: RawCheckpoint, label: str | None = None, prefix: str | None =
             f"{raw.path}: its {len(names):,} tensors may be of many models: recognition {said}",
             hint=_CHOOSE,
         )
-    views = {start: _view(names, start) for found in starts.values() for start, _ in found}
-    found = [
-        _match(raw, views[start], extras, fmt, dialect, start, name)
+    views = {start: _View(names, start) for found in starts.values() for start, _ in found}
+    seen = [
+        (fmt, dialect, start, name, fmt.table(dialect).explain(views[start].inside))
         for fmt, dialect, kernel in tables
         for start, name in starts[kernel]
     ]
+    found: list[Match] = []
+    whole: dict[tuple[str, str], int] = {}  # the tensors that a match without unknown names explains
+    for fmt, dialect, start, name, explained in sorted(seen, key=lambda item: -len(item[-1])):
+        if len(explained) < whole.get((start, name), 0):
+            continue  # whatever else it leaves out, it is not the best
+        match = _match(raw, views[start], extras, fmt, dialect, start, name, explained)
+        found.append(match)
+        if match.ruled and not match.unknown:
+            whole[start, name] = len(explained)
     models = _models(raw, found)
     if not models or len(models[0].unknown) > models[0].ruled or not models[0].ruled:
         raise _unknown(raw, label, prefix, models[0] if models else None)
@@ -143,15 +152,18 @@ def encoder_names(names: Collection[str]) -> Collection[str]:
     if said := COMPARISONS.exceeded(compared):
         raise CheckpointError(f"its {len(names):,} tensors may be of many models: recognition {said}")
     roots = tuple({start + root for start, found in known.items() for table in found for root in table.roots})
+    others = [name for name in names if not name.startswith(roots)]
+    explained: set[str] = set()
+    for start, found in known.items():
+        inside = Names(name[len(start) :] for name in others if name.startswith(start))
+        ruled = {name for table in found for name in table.ruled(inside)}
+        explained |= {start + name for name in inside if name in ruled or any(t.drop_reason(name) for t in found)}
     return [
         name
         for name in names
         if name.startswith(roots)
-        or any(
-            CLASSIFIER.fullmatch(beyond(start, name))
-            or (name.startswith(start) and any(table.explain(name[len(start) :]) for table in found))
-            for start, found in known.items()
-        )
+        or name in explained
+        or any(CLASSIFIER.fullmatch(beyond(start, name)) for start in known)
     ]
 
 
@@ -195,30 +207,34 @@ class _Seen:
         return other_module(self.level)
 
 
-def _view(names: Iterable[str], prefix: str) -> list[_Seen]:
-    return [
-        _Seen(name, name[len(prefix) :] if name.startswith(prefix) else None, beyond(prefix, name)) for name in names
-    ]
+class _View:
+    """The names of a file as they are seen from a prefix."""
+
+    def __init__(self, names: Iterable[str], prefix: str) -> None:
+        self.names = [
+            _Seen(name, name[len(prefix) :] if name.startswith(prefix) else None, beyond(prefix, name))
+            for name in names
+        ]
+        self.inside = Names(seen.inside for seen in self.names if seen.inside is not None)
 
 
 def _match(
     raw: RawCheckpoint,
-    names: Sequence[_Seen],
+    view: _View,
     extras: Mapping[str, str],
     fmt: Format,
     dialect: Dialect,
     prefix: str,
     kernel: str,
+    explained: Mapping[str, str],
 ) -> Match:
     table = fmt.table(dialect)
     roots = tuple(prefix + root for root in table.roots)
     inside: dict[str, LazyTensor] = {}
-    unknown, classifier, dropped, ruled = [], {}, dict(extras), 0
-    for name in names:
-        verdict = "" if name.inside is None else table.explain(name.inside)
-        if name.inside is not None and verdict:
+    unknown, classifier, dropped = [], {}, dict(extras)
+    for name in view.names:
+        if name.inside is not None and name.inside in explained:
             inside[name.inside] = raw.tensors[name.full]
-            ruled += verdict == "rule"
         elif name.classifier:
             classifier[name.full] = name.classifier
         elif not name.full.startswith(roots):
@@ -231,6 +247,7 @@ def _match(
     # Layers beside those that the table knows: the model's classifier is not what the table says.
     surplus = [name for name, (layer, _) in classifier.items() if _LEVEL.split(layer)[0] in heads]
     classifier = {name: found for name, found in classifier.items() if name not in surplus}
+    ruled = sum(verdict == "rule" for verdict in explained.values())
     return Match(fmt, dialect, prefix, kernel, inside, ruled, (*unknown, *surplus), dropped, classifier)
 
 
@@ -356,8 +373,10 @@ def _near_miss(raw: RawCheckpoint, best: Match | None) -> str:
     if best is None:
         names = _some(raw)
         tables = ((fmt, dialect, fmt.table(dialect)) for fmt in all_formats() for dialect in fmt.dialects)
+        starts = {start for fmt in all_formats() for start in fmt.prefixes}
+        inside = {start: Names(name.removeprefix(start) for name in names) for start in starts}
         counted = [
-            (sum(table.explain(name.removeprefix(start)) != "" for name in names), fmt.label(dialect))
+            (len(table.explain(inside[start])), fmt.label(dialect))
             for fmt, dialect, table in tables
             for start in fmt.prefixes
         ]

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import takewhile
@@ -33,7 +33,7 @@ from vit_hub.converters.rules.layouts import rearrange
 from vit_hub.converters.tensors import Array, LazyTensor, concat, copied, split, stack, unstack
 from vit_hub.errors import CheckpointError, UnsupportedByFormatError
 
-__all__ = ["Drop", "Reading", "Rule", "Table", "rule", "weight_and_bias"]
+__all__ = ["Drop", "Names", "Reading", "Rule", "Table", "rule", "weight_and_bias"]
 
 _LAYER = "{i}"
 _INDEX = re.compile(r"\{(_?)([^\W_])(\+1)?\}")
@@ -137,6 +137,32 @@ class Reading:
     names: dict[str, str] = field(default_factory=dict)
 
 
+class Names:
+    """Foreign names, found by template; each template is compared once, however many tables have it."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = dict.fromkeys(names)
+        self._found: dict[str, list[str]] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    @cached_property
+    def _by_outline(self) -> dict[str, list[str]]:
+        """Outlines rule most templates out without a regular expression."""
+        groups: dict[str, list[str]] = {}
+        for name in self._names:
+            groups.setdefault(_outline(name), []).append(name)
+        return groups
+
+    def matching(self, template: str) -> list[str]:
+        """Return those of a template, in order."""
+        if template not in self._found:
+            alike = self._by_outline.get(_outline(template), [])
+            self._found[template] = [name for name in alike if _compile(template).fullmatch(name)]
+        return self._found[template]
+
+
 class Table:
     """The rules of one dialect of a format, with its variables filled in."""
 
@@ -166,11 +192,6 @@ class Table:
         return [
             (drop.regex if pattern == drop.pattern else re.compile(pattern), drop.reason) for pattern, drop in patterns
         ]
-
-    @cached_property
-    def _by_outline(self) -> dict[str, list[str]]:
-        """Many tables are tried for many names: outlines rule most of them out without a regular expression."""
-        return _grouped(self.foreign_names())
 
     @cached_property
     def _writers(self) -> dict[str, list[int]]:
@@ -206,15 +227,18 @@ class Table:
         resolved = (_names(r, self._values) for r in self._given if r.canonical == (canonical,))
         return next((names[0] for names in resolved if len(names) == 1), "")
 
-    def explain(self, name: str) -> str:
-        """Return what explains a foreign name: ``"rule"``, ``"drop"`` or ``""``."""
-        for known in self._by_outline.get(_outline(name), ()):
-            if _compile(known).fullmatch(name):
-                return "rule"
-        for pattern, _ in self._drops:
-            if pattern.fullmatch(name):
-                return "drop"
-        return ""
+    def ruled(self, names: Names) -> set[str]:
+        """Return those of the foreign names that rules explain."""
+        return {name for template in self.foreign_names() for name in names.matching(template)}
+
+    def drop_reason(self, name: str) -> str:
+        """Return why a foreign name is left out on purpose; empty if it is not."""
+        return next((reason for pattern, reason in self._drops if pattern.fullmatch(name)), "")
+
+    def explain(self, names: Names) -> dict[str, str]:
+        """Return what explains foreign names: ``"rule"`` or ``"drop"``, by name, of those that anything explains."""
+        ruled = self.ruled(names)
+        return {name: "rule" if name in ruled else "drop" for name in names if name in ruled or self.drop_reason(name)}
 
     def foreign_names(self) -> list[str]:
         """Return every foreign name pattern, for near-miss messages."""
@@ -234,11 +258,11 @@ class Table:
             CheckpointError: a shape that does not fit its rule.
         """
         result, claimed = Reading(), set[str]()
-        by_outline = _grouped(foreign)
+        known = Names(foreign)
         for r in self._rules:
             if r.unless and r.unless in foreign and r.canonical[0] not in wanted:
                 continue
-            for name in by_outline.get(_outline(r.foreign[0]), ()):
+            for name in known.matching(r.foreign[0]):
                 indices = _match(r.foreign[0], name)
                 if indices is None or name in claimed:
                     continue
@@ -249,11 +273,10 @@ class Table:
                 self._read_one(r, names, indices, foreign, sizes, result)
         for name in foreign:
             if name not in claimed:
-                reason = next((reason for pattern, reason in self._drops if pattern.fullmatch(name)), None)
-                if reason is None:
-                    result.unknown.append(name)
-                else:
+                if reason := self.drop_reason(name):
                     result.dropped[name] = reason
+                else:
+                    result.unknown.append(name)
         return result
 
     @staticmethod
@@ -427,14 +450,6 @@ def _module(name: str) -> str:
 def _outline(name: str) -> str:
     """Return a name or template without its numbers and indices."""
     return _DIGITS.sub("", _INDEX.sub("0", name))
-
-
-def _grouped(names: Iterable[str]) -> dict[str, list[str]]:
-    """Group names or templates by outline, in order."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(_outline(name), []).append(name)
-    return groups
 
 
 def _names(r: Rule, values: Mapping[str, str]) -> tuple[str, ...]:
