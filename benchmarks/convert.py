@@ -6,9 +6,10 @@ Writes a random checkpoint per size (make_checkpoint.py), then converts it npz -
 last file must hold the same bytes per tensor as the first. Models are ViT-B/16, L/16 and H/14 with 1000 classes.
 
 Time: every round runs ``cp``, ``cp`` and ``sync`` (a conversion ends with fsync, ``cp`` does not), the conversion of
-one file and the peer's script, one after the other, each first in its turn; the table has the medians. The file is read
-before each of them, so that it is in the page cache; outputs are new files; the interpreter is up with everything
-imported, and each has run once before. "CPU" is user and system time, which other work on the machine changes less.
+one file and the peer's script in another order; the table has the shortest of the rounds, since a virtual machine's
+host, which may have to find the memory first, makes any of them several times as long. The file is read before each of
+them, so that it is in the page cache; outputs are new files; the interpreter is up with everything imported, and each
+has run once before. "CPU" is user and system time, which other work on the machine changes less.
 
 The peer's script is the shortest that gives the same tensors (benchmarks/peers.py): timm's ``load_pretrained`` and
 ``safetensors.torch.save_file``; ``load_file``, renaming, ``from_pretrained`` and ``save_pretrained``; and
@@ -24,9 +25,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import resource
 import shutil
-import statistics
 import subprocess
 import tempfile
 import time
@@ -157,24 +158,23 @@ def run(conversions: list[Conversion], size: str, rounds: int) -> list[tuple[str
 
 
 def time_all(each: Conversion, size: str, turn: int) -> list[tuple[float, float]]:
-    """Wall and CPU seconds of ``cp``, of ``cp`` and ``sync``, of the conversion and of the peer's script.
-
-    Each is the first in one round of four: a virtual machine's host may have to find the memory for it again.
-    """
+    """Wall and CPU seconds of ``cp``, of ``cp`` and ``sync``, of the conversion and of the peer's script."""
     actions = (
         partial(time_copy, each.file, sync=False),
         partial(time_copy, each.file, sync=True),
         partial(time_conversion, each),
         partial(time_peer, each, size),
     )
-    found = {number % len(actions): actions[number % len(actions)]() for number in range(turn, turn + len(actions))}
+    # What runs first leaves its memory to the next.
+    order = random.Random(turn).sample(range(len(actions)), len(actions))
+    found = {number: actions[number]() for number in order}
     remove(beside(each.destination))
     return [found[number] for number in range(len(actions))]
 
 
 def row_of(each: Conversion, size: str, times: list[tuple[float, ...]]) -> tuple[str, ...]:
     """Make a row of the table; measure the memory, too."""
-    cp, cp_sync, convert, peer, *cpu = (statistics.median(column) for column in zip(*times, strict=True))
+    cp, cp_sync, convert, peer, *cpu = (min(column) for column in zip(*times, strict=True))
     ours, theirs = each.destination, beside(each.destination)
     task = {"source": str(each.source), "size": size, "peer": each.peer}
     other = measuring.once(__file__, {**task, "destination": str(theirs), "to": ""})
@@ -249,7 +249,7 @@ def main() -> None:
         ratios = ("convert / cp", "convert / (cp + sync)", "peer / convert")
         used = ("CPU: cp", "CPU: convert", "CPU: peer", "resident", "anonymous", "peer: resident")
         rows = [row for part, _ in measured for row in part]
-        lines += [f"Random values; medians of {given.rounds} rounds.", ""]
+        lines += [f"Random values; the shortest of {given.rounds} rounds.", ""]
         lines += [*report.table((*header, *ratios, *used), rows, left=2), "", *(line for _, line in measured)]
 
 
