@@ -252,7 +252,7 @@ def loading(size: str, plan: Plan, folder: Path | None, device: str, rate: float
                 measured[way].append(load.measure(way, size, files, device=device))
         weight = files["canonical"].stat().st_size
     for way, each in measured.items():
-        middle = load.medians(each)
+        middle = load.shortest(each)
         seconds = middle["seconds"] or nan
         own = seconds if way == LOADS[0] else own
         shown = (report.in_ms(seconds), f"{seconds / own:.2f}", f"{100 * weight / seconds / rate:.0f} %")

@@ -341,6 +341,14 @@ def test_what_no_rule_can_write_is_said() -> None:
     assert "vit.layer_2/packed" not in foreign
 
 
+def test_names_are_found_by_template_in_their_order() -> None:
+    names = Names(("a.1.w", "a.0.w", "a.0.w", "a.x.w", "a_1.w", "a.w"))
+    assert list(names) == ["a.1.w", "a.0.w", "a.x.w", "a_1.w", "a.w"]
+    assert names.matching("a.{i}.w") == names.matching("a.{i}.w") == ["a.1.w", "a.0.w"]
+    assert names.matching("a.w") == ["a.w"]
+    assert names.matching("b.{i}") == []
+
+
 def test_variables_are_literal_and_may_stand_for_several_names() -> None:
     table = Table((rule("a.{i}", "${root}x.{i}"),), (Drop("${root}drop", "so"),), {"root": "m(1).*"})
     names = Names(("m(1).*x.3", "m(1).*drop", "m(1)..x.3"))
