@@ -252,11 +252,11 @@ def loading(size: str, plan: Plan, folder: Path | None, device: str, rate: float
                 measured[way].append(load.measure(way, size, files, device=device))
         weight = files["canonical"].stat().st_size
     for way, each in measured.items():
-        middle = load.shortest(each)
-        seconds = middle["seconds"] or nan
+        best = load.shortest(each)
+        seconds = best["seconds"] or nan
         own = seconds if way == LOADS[0] else own
         shown = (report.in_ms(seconds), f"{seconds / own:.2f}", f"{100 * weight / seconds / rate:.0f} %")
-        found[(size, way[0], way[1])] = (*shown, report.in_mb(middle["peak"]))
+        found[(size, way[0], way[1])] = (*shown, report.in_mb(best["peak"]))
     return found
 
 
