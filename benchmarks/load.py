@@ -3,10 +3,10 @@
     python benchmarks/load.py --markdown benchmarks/load.md
 
 One random checkpoint per size (make_checkpoint.py), converted to all formats. Every measurement is a process of its
-own that imports what it needs, then loads once; the loaders take turns in every round, and the table has the shortest
-of the rounds, since a virtual machine's host, which may have to find the memory first, makes any of them several times
-as long. The file is read before each of them, so that it is in the page cache. "/ vit-hub" is the time divided by
-vit-hub's for the same file: above 1 vit-hub is faster.
+own that imports what it needs, then loads once; the loaders run in another order in every round, and the table has the
+shortest of the rounds, since a virtual machine's host, which may have to find the memory first, makes any of them
+several times as long. The file is read before each of them, so that it is in the page cache. "/ vit-hub" is the time
+divided by vit-hub's for the same file: above 1 vit-hub is faster.
 
 Memory is what was added to the process after its imports: "peak" the high-water mark of resident memory
 while loading (VmHWM, pages of mapped files included), "after" what is resident then, "after a pass" what is resident
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import tempfile
 import time
 from collections.abc import Callable
@@ -186,7 +187,8 @@ def main() -> None:
                 measured: dict[tuple[str, str], list[dict[str, float | None]]] = {case: [] for case in CASES}
                 for turn in range(given.rounds):
                     report.step(f"{size}: round {turn + 1} of {given.rounds}")
-                    for case in CASES:
+                    # What runs first leaves its memory to the next.
+                    for case in random.Random(turn).sample(CASES, len(CASES)):
                         measured[case].append(measure(case, size, files))
                 anonymous = measure(("canonical", BFLOAT16), size, files, anonymous=True)["anonymous"] or 0.0
             shapes = make_checkpoint.shapes(size, make_checkpoint.usual_patch(size), 224, 1000)
