@@ -99,7 +99,7 @@ def test_a_damaged_canonical_file_is_written_anew(pinned: Entry) -> None:
 
 
 def test_a_failed_conversion_leaves_nothing(pinned: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(array: object) -> None:
+    def interrupted(array: object, buffers: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
