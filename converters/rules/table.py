@@ -155,10 +155,14 @@ class Names:
             groups.setdefault(_outline(name), []).append(name)
         return groups
 
+    def alike(self, template: str) -> list[str]:
+        """Return those of a template and the few that only look like it, in order."""
+        return self._by_outline.get(_outline(template), [])
+
     def matching(self, template: str) -> list[str]:
         """Return those of a template, in order."""
         if template not in self._found:
-            alike = self._by_outline.get(_outline(template), [])
+            alike = self.alike(template)
             self._found[template] = [name for name in alike if _compile(template).fullmatch(name)]
         return self._found[template]
 
@@ -241,7 +245,7 @@ class Table:
         return {name: "rule" if name in ruled else "drop" for name in names if name in ruled or self.drop_reason(name)}
 
     def foreign_names(self) -> list[str]:
-        """Return every foreign name pattern, for near-miss messages."""
+        """Return the templates of all foreign names."""
         return [name for names in self._foreign for name in names]
 
     def read(
@@ -262,7 +266,7 @@ class Table:
         for r in self._rules:
             if r.unless and r.unless in foreign and r.canonical[0] not in wanted:
                 continue
-            for name in known.matching(r.foreign[0]):
+            for name in known.alike(r.foreign[0]):
                 indices = _match(r.foreign[0], name)
                 if indices is None or name in claimed:
                     continue
