@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["file_sha256"]
+__all__ = ["BLOCK_BYTES", "file_sha256"]
 
 # A block fits into a core's second-level cache, so that hashing it does not wait for memory again.
-_BLOCK = 1 << 19
+BLOCK_BYTES = 1 << 19
 
 
 def file_sha256(path: Path, advance: Callable[[int], None] | None = None) -> str:
@@ -22,7 +22,7 @@ def file_sha256(path: Path, advance: Callable[[int], None] | None = None) -> str
     Raises:
         OSError: it cannot be read.
     """
-    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK_BYTES))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(block):
             digest.update(block[:count])

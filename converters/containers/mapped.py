@@ -19,6 +19,7 @@ from weakref import finalize
 
 import numpy as np
 
+from vit_hub.converters.containers.hashing import BLOCK_BYTES
 from vit_hub.converters.tensors import Array
 from vit_hub.errors import CheckpointError
 
@@ -30,7 +31,6 @@ T = TypeVar("T")
 # after this many bytes; an old mapping lives as long as one of its arrays. Each costs a file handle, hence the limit.
 _GENERATION_BYTES = 32 << 20
 _MOST_GENERATIONS = 128
-_BLOCK_BYTES = 1 << 19  # fits into a core's second-level cache
 
 
 _OPENED: ContextVar[dict[Path, list[MappedFile]] | None] = ContextVar("_OPENED", default=None)
@@ -161,8 +161,8 @@ class MappedFile:
         They are not read through the mapping, whose pages would count as memory of the process.
         """
         self.check_unchanged()
-        for start in range(offset, offset + size, _BLOCK_BYTES):
-            count = min(_BLOCK_BYTES, offset + size - start)
+        for start in range(offset, offset + size, BLOCK_BYTES):
+            count = min(BLOCK_BYTES, offset + size - start)
             if hasattr(os, "pread"):
                 yield os.pread(self._file.fileno(), count, self._start + start)
             else:  # on Windows
