@@ -9,7 +9,7 @@ replayed. "of the peak" is the arithmetic of the model (vit_hub.model.flops.forw
 for all tokens, although vit-hub needs fewer of it) by the time and by the measured rate of a product of two bfloat16
 matrices of 8192 x 8192. Memory is what passes allocated on the GPU at their peak.
 
-Loading: processes of their own that import what they need and start CUDA first; files as in load.py, in the page cache.
+Loading: the shorter of two processes that import what they need and start CUDA first; files are cached, as in load.py.
 timm and transformers load to the host, then `.to("cuda")`. "of the bus" is the rate at which the file's bytes arrive by
 the measured rate of a copy from pinned memory. Memory is the host's: the rise of the high-water mark.
 

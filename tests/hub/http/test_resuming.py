@@ -34,16 +34,14 @@ SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
 TOTAL = len(WEIGHTS)
 FILE = "/weights.safetensors"
 GONE = Fault(status=404)
-FETCH = (
-    LISTEN
-    + """
+FETCH = f"""
+{LISTEN}
 import sys
 from pathlib import Path
 from vit_hub.hub.http.download import stream_to
 from vit_hub.registry import WeightSource
 stream_to(Path(sys.argv[1]), WeightSource(kind="https", format="", url=sys.argv[2]))
 """
-)
 QUARTERS = [TOTAL * quarter // 4 for quarter in range(4)]
 
 
