@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import json
 import os
 import subprocess
@@ -35,7 +34,6 @@ def reset_peak() -> None:
 
     What was freed goes back to the system first: what comes next shall not find it there.
     """
-    gc.collect()
     with suppress(AttributeError):  # not every C library has it
         ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):

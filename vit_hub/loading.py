@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 
 from vit_hub.conversion import open_checkpoint
 from vit_hub.converters.build import build
+from vit_hub.converters.collecting import no_collection
 from vit_hub.converters.formats import all_formats
 from vit_hub.converters.read import Checkpoint
 from vit_hub.converters.resize import resized_checkpoint
@@ -116,7 +115,7 @@ def load(
     )
     if mmap is None:
         mmap = all(is_cached(file) for file in ckpt.source.files)
-    with _no_collection():
+    with no_collection():
         for message in ckpt.warnings:
             warnings.warn(f"{ckpt.path}: {message}", stacklevel=2)
         ckpt = resized_checkpoint(ckpt, image_size, patch_size, resize=resize, pad=pad)
@@ -138,19 +137,3 @@ def load(
 
 from_pretrained = load
 """The name that :func:`load` has in other libraries."""
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector from traversing all of torch's objects while thousands of small ones are made.
-
-    One such traversal takes longer than all the rest of loading a canonical file.
-    """
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

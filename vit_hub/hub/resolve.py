@@ -199,6 +199,7 @@ def _open(
 ) -> Checkpoint:
     """Open a checkpoint as it is, or an adapter merged into its base model; see :func:`open_resolved`."""
     from vit_hub.converters.adapters import find_adapter, merged
+    from vit_hub.converters.collecting import no_collection
     from vit_hub.converters.containers import open_raw
     from vit_hub.converters.read import read_raw
     from vit_hub.converters.recognize import encoder_names
@@ -215,8 +216,9 @@ def _open(
         )
     source = resolved.weight_source
     with_sidecars = source is not None and not is_one_file(source, resolved.path)
-    raw = open_raw(resolved.path, with_sidecars=with_sidecars, select=encoder_names)
-    ckpt = read_raw(raw, hints=resolved.hints, **options)
+    with no_collection():
+        raw = open_raw(resolved.path, with_sidecars=with_sidecars, select=encoder_names)
+        ckpt = read_raw(raw, hints=resolved.hints, **options)
     passport = dataclasses.replace(ckpt.passport, converter=ckpt.passport.converter or __version__)
     entry = resolved.entry
     if entry is not None:
