@@ -86,9 +86,8 @@ _PARTS = {"model.weights.h5": ("task.weights.h5",)}
 PART = re.compile(r"([\w.-]+\.h5):(.+)")
 CUSTOMARY_WEIGHTS = (*(name for group in _WEIGHTS for name in group if "*" not in name), *ADAPTER_WEIGHTS)
 """Names of weights, in order of preference."""
-# Files of other names may lie in folders of unrelated things. ``model.fp16.safetensors`` is a variant of its folder's.
-_CUSTOMARY = (
-    *CUSTOMARY_WEIGHTS,
+# ``model.fp16.safetensors`` is a variant of its folder's. Files of other names may lie in folders of unrelated things.
+_VARIANTS = (
     "model.*.safetensors",
     "model.safetensors.index*.json",
     "pytorch_model.*.bin",
@@ -127,7 +126,7 @@ def looks_like_weights(name: str) -> bool:
 
 def is_customary(name: str) -> bool:
     """Return whether a file of this name is about the same model as the JSON files beside it."""
-    return any(fnmatchcase(name, pattern) for pattern in _CUSTOMARY)
+    return name in CUSTOMARY_WEIGHTS or any(fnmatchcase(name, pattern) for pattern in _VARIANTS)
 
 
 def listed(names: Iterable[str]) -> str:
