@@ -3,7 +3,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import torchvision_operators  # noqa: F401
+# Each worker of pytest-xdist, and what it starts, computes with its share of the processors. Read when torch is imported.
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+import torchvision_operators  # noqa: E402, F401
 
 # What the tests start in other processes finds the package in a clone that is not installed, too.
 ROOT = str(Path(__file__).resolve().parent.parent)
