@@ -23,6 +23,7 @@ SCRIPTS: dict[str, list[str]] = {
         *("--sizes", "tiny", "--batch-sizes", "1,2", "--dtypes", "float32", "--compile", ""),
         *("--processes", "1", "--rounds", "1"),
     ],
+    "memory.py": ["--sizes", "tiny", "--batch-size", "2", "--dtypes", "float32", "--rounds", "1"],
     "runtimes.py": [
         *("--sizes", "tiny", "--batch-sizes", "1,2", "--dtypes", "float32"),
         *("--processes", "1", "--rounds", "1", "--side", "64"),

@@ -1,4 +1,4 @@
-"""Time forward passes against timm and transformers with the same weights. Linux only.
+"""Time forward passes against timm and transformers with the same weights.
 
     python benchmarks/forward.py --markdown benchmarks/forward.md
 
@@ -9,9 +9,6 @@ all tokens before pooling. transformers runs its default attention: PyTorch's fu
 
 The models are ViT-Ti/16, S/16, B/16 and L/16 at 224 x 224 pixels with 1000 classes and random weights. "difference" is
 the largest absolute difference of a peer's result from vit-hub's.
-
-Memory: one more process for each size; the rise of resident memory at its high-water mark (VmHWM) during a pass, after
-a first one with one image.
 """
 
 from __future__ import annotations
@@ -29,7 +26,6 @@ import report
 
 OURS, PEERS = "vit-hub", ("timm", "transformers")
 SMALLER_BATCHES = {"L": [1, 8], "H": [1, 8]}
-MEMORY_BATCH = 8
 
 
 class Case(NamedTuple):
@@ -47,31 +43,12 @@ def measure_once(task: dict[str, Any]) -> Any:
     import torchvision_operators  # noqa: F401
 
     model = random_model.model(task["size"], dtype=getattr(torch, task["dtype"]))
-    if task["memory"]:
-        return memory_once(model)
     from vit_hub.benching import time_forward
 
     timings = time_forward(
         model, batch_sizes=task["batch_sizes"], rounds=task["rounds"], compile=task["compile"], tasks=task["tasks"]
     )
     return [asdict(timing) for timing in timings]
-
-
-def memory_once(model: Any) -> list[int]:
-    """Bytes at the peak, of one implementation after the other."""
-    import torch
-
-    from vit_hub.interop import timm_model, to_transformers
-
-    peaks, images = [], torch.zeros(MEMORY_BATCH, 3, 224, 224)
-    for made in (model, timm_model(model), to_transformers(model)):
-        with torch.inference_mode():
-            made(images[:1])
-            measuring.reset_peak()
-            before = measuring.memory("VmRSS")
-            made(images)
-        peaks.append(measuring.memory("VmHWM") - before)
-    return peaks
 
 
 def cases(given: argparse.Namespace) -> Iterator[Case]:
@@ -152,13 +129,9 @@ def main() -> None:
         for turn in range(given.processes):
             for index, case in enumerate(every):
                 report.step(f"process {turn + 1} of {given.processes}: {case}")
-                task = {**case._asdict(), "rounds": given.rounds, "tasks": given.tasks, "memory": False}
+                task = {**case._asdict(), "rounds": given.rounds, "tasks": given.tasks}
                 timings[index].append(measuring.once(__file__, task))
         rows = [row for index, case in enumerate(every) for row in rows_of(case, timings[index])]
-        memory = []
-        for size in given.sizes:
-            peaks = measuring.once(__file__, {"size": size, "dtype": "float32", "memory": True})
-            memory.append((size, str(MEMORY_BATCH), *map(report.in_mb, peaks)))
         header = ("size", "dtype", "mode", "task", "batch", OURS, *PEERS)
         ratios = (*(f"{name} / {OURS}" for name in PEERS), "difference")
         lines += [
@@ -169,10 +142,6 @@ def main() -> None:
             f"* Smallest ratio for logits of 12-layer models, eager: {least(rows, 'output', True)} "
             "(goal: at least 1.05).",
             f"* Smallest ratio for features, eager: {least(rows, 'features', False)} (goal: at least 0.98).",
-            "",
-            "Peak memory of a pass, float32, output, above weights and what the first pass left:",
-            "",
-            *report.table(("size", "batch", OURS, *PEERS), memory),
         ]
 
 

@@ -60,10 +60,10 @@ def anonymous_peak() -> Iterator[list[int]]:
         found[0] = max(found[0], memory("RssAnon") - start)
 
 
-def once(script: str, task: Mapping[str, Any]) -> Any:
-    """Run ``script --once TASK`` in a process of its own and return its last line of output."""
+def once(script: str, task: Mapping[str, Any], **variables: str) -> Any:
+    """Run ``script --once TASK`` in a process with more environment variables and return its last line of output."""
     command = [sys.executable, script, "--once", json.dumps(task)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **variables}
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{command} failed:\n{done.stderr}")

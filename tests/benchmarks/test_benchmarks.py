@@ -39,12 +39,10 @@ PROMISED: dict[str, tuple[list[str], list[str]]] = {
         ["memory that is no file's"],
     ),
     "forward.py": (
-        [
-            *(f"tiny float32 eager {task} {batch}" for task in ("output", "features") for batch in (1, 2)),
-            "tiny 8",
-        ],
+        [f"tiny float32 eager {task} {batch}" for task in ("output", "features") for batch in (1, 2)],
         ["Smallest ratio for logits", "Smallest ratio for features"],
     ),
+    "memory.py": (["tiny float32 2"], ["timm / vit-hub", "transformers / vit-hub"]),
     "runtimes.py": (
         [f"tiny float32 {batch}" for batch in (1, 2)],
         ["onnxruntime / vit-hub", "openvino / vit-hub", "of the peak"],
