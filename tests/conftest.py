@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Each worker of pytest-xdist, and what it starts, computes with its share of the processors. Read when torch is imported.
+# Each worker of pytest-xdist, and what it starts, computes with its share of the processors; torch reads it once.
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
