@@ -42,9 +42,9 @@ def measure_once(task: dict[str, Any]) -> Any:
     import torch
     import torchvision_operators  # noqa: F401
 
-    model = random_model.model(task["size"], dtype=getattr(torch, task["dtype"]))
     from vit_hub.benching import time_forward
 
+    model = random_model.model(task["size"], dtype=getattr(torch, task["dtype"]))
     timings = time_forward(
         model, batch_sizes=task["batch_sizes"], rounds=task["rounds"], compile=task["compile"], tasks=task["tasks"]
     )
