@@ -98,12 +98,7 @@ def least(rows: list[tuple[str, ...]], task: str, shallow: bool) -> str:
 
 def main() -> None:
     options = report.parser(__doc__, rounds=3)
-    options.add_argument(
-        "--sizes",
-        type=report.names,
-        default=["Ti", "S", "B", "L"],
-        help=f"of {', '.join(make_checkpoint.SIZES)}, separated by commas (default: Ti,S,B,L)",
-    )
+    report.add_sizes(options, make_checkpoint.SIZES, "Ti,S,B,L")
     options.add_argument(
         "--batch-sizes",
         type=lambda text: [int(part) for part in text.split(",")],

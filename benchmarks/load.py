@@ -183,12 +183,7 @@ def figures(
 
 def main() -> None:
     options = report.parser(__doc__, rounds=5)
-    options.add_argument(
-        "--sizes",
-        type=report.names,
-        default=["Ti", "B", "L", "H"],
-        help=f"of {', '.join(make_checkpoint.SIZES)}, separated by commas (default: Ti,B,L,H; H takes 12 GB of disk)",
-    )
+    report.add_sizes(options, make_checkpoint.SIZES, "Ti,B,L,H", "; H takes 12 GB of disk")
     given: argparse.Namespace = options.parse_args()
     if given.once:
         print(json.dumps(load_once(json.loads(given.once))))

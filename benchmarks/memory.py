@@ -47,12 +47,7 @@ def measure_once(task: dict[str, Any]) -> int:
 
 def main() -> None:
     options = report.parser(__doc__, rounds=3)
-    options.add_argument(
-        "--sizes",
-        type=report.names,
-        default=["Ti", "S", "B", "L"],
-        help=f"of {', '.join(make_checkpoint.SIZES)}, separated by commas (default: Ti,S,B,L)",
-    )
+    report.add_sizes(options, make_checkpoint.SIZES, "Ti,S,B,L")
     options.add_argument("--batch-size", type=int, default=8, help="images per pass (default: 8)")
     options.add_argument("--dtypes", type=report.names, default=["float32", "bfloat16"], help="(default: both)")
     given: argparse.Namespace = options.parse_args()

@@ -8,7 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,12 @@ def parser(doc: str | None, rounds: int) -> argparse.ArgumentParser:
 def names(text: str) -> list[str]:
     """Parse options such as ``--sizes Ti,B``."""
     return [name for name in text.split(",") if name]
+
+
+def add_sizes(options: argparse.ArgumentParser, known: Iterable[str], default: str, note: str = "") -> None:
+    """Add ``--sizes``, with what there is to say of some of them."""
+    said = f"of {', '.join(known)}, separated by commas (default: {default}{note})"
+    options.add_argument("--sizes", type=names, default=names(default), help=said)
 
 
 def step(text: str) -> None:

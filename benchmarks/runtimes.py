@@ -109,10 +109,7 @@ def problems(found: dict[Cell, Found]) -> list[str]:
 
 def main() -> None:
     options = report.parser(__doc__, rounds=5)
-    sizes = ", ".join(make_checkpoint.SIZES)
-    options.add_argument(
-        "--sizes", type=report.names, default=["S", "B"], help=f"of {sizes}, separated by commas (default: S,B)"
-    )
+    report.add_sizes(options, make_checkpoint.SIZES, "S,B")
     options.add_argument("--batch-sizes", type=numbers, default=[1, 8], help="separated by commas (default: 1,8)")
     options.add_argument("--dtypes", type=report.names, default=["float32", "bfloat16"], help="(default: both)")
     options.add_argument("--processes", type=int, default=2, help="of each kind (default: 2)")
